@@ -1,0 +1,131 @@
+#include "backend/backend.h"
+
+#include <utility>
+
+#include "base/error.h"
+
+namespace qiao {
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : backend_(std::exchange(other.backend_, nullptr)),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(backend_, other.backend_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (backend_ != nullptr) backend_->do_free(data_, bytes_);
+}
+
+Buffer Backend::allocate(size_t bytes) { return Buffer(this, do_allocate(bytes), bytes); }
+
+Weight::Weight(const WeightSource& source) : experts_(source.experts), columns_(source.columns) {
+  const size_t parts = source.parts.size() / static_cast<size_t>(source.experts);
+  for (size_t i = 0; i < parts; ++i) {
+    segments_.push_back({source.parts[i].dtype, rows_, source.parts[i].rows});
+    rows_ += source.parts[i].rows;
+  }
+}
+
+KvPages::KvPages(const KvPagesSpec& spec) : spec_(spec) {}
+
+namespace {
+
+bool may_be_weight(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 || traits(dtype).quantized;
+}
+
+}  // namespace
+
+std::unique_ptr<Weight> Backend::make_weight(const WeightSource& source) {
+  const auto refuse = [](const std::string& what) {
+    throw_error(ErrorKind::kInvalidInput, "make_weight: {}", what);
+  };
+  if (source.experts < 1 || source.columns < 1 || source.parts.empty() ||
+      source.parts.size() % static_cast<size_t>(source.experts) != 0) {
+    refuse(fmt::format("{} experts, {} columns and {} parts do not make a weight", source.experts,
+                       source.columns, source.parts.size()));
+  }
+  const size_t per_expert = source.parts.size() / static_cast<size_t>(source.experts);
+  for (size_t i = 0; i < source.parts.size(); ++i) {
+    const WeightPart& part = source.parts[i];
+    const WeightPart& first = source.parts[i % per_expert];
+    if (!may_be_weight(part.dtype)) refuse(fmt::format("part {} is {}", i, traits(part.dtype).name));
+    if (part.rows < 1 || part.bytes == nullptr) refuse(fmt::format("part {} has no rows", i));
+    if (source.columns % traits(part.dtype).block_elements != 0) {
+      refuse(fmt::format("part {}: {} columns are not a multiple of {}'s block of {}", i, source.columns,
+                         traits(part.dtype).name, traits(part.dtype).block_elements));
+    }
+    if (part.rows != first.rows || part.dtype != first.dtype)
+      refuse(fmt::format("part {}: experts differ", i));
+  }
+  return do_make_weight(source);
+}
+
+void Backend::read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) {
+  QIAO_ASSERT(expert >= 0 && expert < weight.experts() && segment < weight.segments().size());
+  do_read_weight(weight, expert, segment, bytes);
+}
+
+std::unique_ptr<KvPages> Backend::make_kv_pages(const KvPagesSpec& spec) {
+  const bool dtype_ok = spec.dtype == DType::kF32 || spec.dtype == DType::kF16 || spec.dtype == DType::kBF16;
+  if (!dtype_ok || spec.pages < 1 || spec.page_tokens < 1 || spec.kv_heads < 1 || spec.head_dim < 1 ||
+      spec.pages > INT32_MAX / spec.page_tokens) {
+    throw_error(ErrorKind::kInvalidInput,
+                "make_kv_pages: {} pages of {} tokens, {} heads of {} in {} cannot be kept", spec.pages,
+                spec.page_tokens, spec.kv_heads, spec.head_dim, traits(spec.dtype).name);
+  }
+  return do_make_kv_pages(spec);
+}
+
+namespace {
+
+template <typename Op>
+requires requires(const Op& op) { op.workspace; }
+void check_workspace(const Backend& backend, std::string_view name, const Op& op) {
+  const size_t needed = backend.workspace_bytes(op);
+  const auto given = static_cast<size_t>(op.workspace.bytes());
+  if (given < needed) {
+    throw_error(ErrorKind::kInvalidInput, "{}: workspace has {} bytes, expected {}", name, given, needed);
+  }
+}
+
+// Ops without a workspace.
+template <typename Op>
+requires(!requires(const Op& op) { op.workspace; }) void check_workspace(const Backend&, std::string_view,
+                                                                         const Op&) {}
+
+}  // namespace
+
+#define QIAO_OP(method, Arguments)                                                                \
+  void Backend::method(const Arguments& op) {                                                     \
+    op.check();                                                                                   \
+    check_workspace(*this, #method, op);                                                          \
+    do_##method(op);                                                                              \
+  }                                                                                               \
+  void Backend::do_##method(const Arguments&) {                                                   \
+    throw_error(ErrorKind::kUnsupported, "op " #method ": chip {} has no kernel for it", chip()); \
+  }
+QIAO_OP(gather, Gather)
+QIAO_OP(gather_rows, GatherRows)
+QIAO_OP(linear, Linear)
+QIAO_OP(grouped_linear, GroupedLinear)
+QIAO_OP(moe_route, MoeRoute)
+QIAO_OP(moe_permute, MoePermute)
+QIAO_OP(moe_combine, MoeCombine)
+QIAO_OP(add_rms_norm, AddRmsNorm)
+QIAO_OP(layer_norm, LayerNorm)
+QIAO_OP(rope, Rope)
+QIAO_OP(gated_activation, GatedActivation)
+QIAO_OP(kv_write, KvWrite)
+QIAO_OP(attention_paged, AttentionPaged)
+QIAO_OP(attention_varlen, AttentionVarlen)
+QIAO_OP(sample, Sample)
+#undef QIAO_OP
+
+}  // namespace qiao

@@ -1,0 +1,155 @@
+// The one boundary between Qiao and hardware. A chip is a folder beside this file that derives from Backend
+// and one line in registry/registry.cc. docs/port-a-chip.md tells how; `qiao conformance --backend NAME`
+// proves it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/ops/attention.h"
+#include "backend/ops/attention_varlen.h"
+#include "backend/ops/gated_activation.h"
+#include "backend/ops/gather.h"
+#include "backend/ops/layer_norm.h"
+#include "backend/ops/linear.h"
+#include "backend/ops/moe.h"
+#include "backend/ops/norm.h"
+#include "backend/ops/rope.h"
+#include "backend/ops/sample.h"
+#include "backend/weight.h"
+
+namespace qiao {
+
+struct DeviceInfo {
+  std::string name;           // "AMD EPYC, 2 threads, AVX-512 VNNI BF16"
+  uint64_t memory_bytes = 0;  // all of it
+  uint64_t free_bytes = 0;    // what an allocation may take now
+  int threads = 0;            // 0 where that says nothing
+};
+
+// Measured, not looked up: by the chip's own loops, a second or so. 0 where the chip has no such unit.
+struct DevicePeaks {
+  double read_bytes_per_second = 0;
+  double f32_flops = 0;  // two operations a multiply-add, as everywhere
+  double bf16_flops = 0;
+  double int8_ops = 0;
+};
+
+// What a chip has not written yet. Conformance fails on an op that neither passes nor is listed, and a chip
+// is green for a profile only when nothing is listed for it.
+struct MissingOp {
+  std::string_view op;       // "attention_paged"
+  std::string_view profile;  // "serve" or "train"
+  std::string_view reason;
+};
+
+class Backend;
+
+// Memory of a chip, 64-byte aligned at least; freed with this object. Not initialised.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Backend* backend, void* data, size_t bytes) : backend_(backend), data_(data), bytes_(bytes) {}
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Backend* backend_ = nullptr;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Calls are ordered: each sees what the ones before it wrote. One thread at a time uses a Backend. Public
+// methods check arguments (throwing Error(kInvalidInput) that names op, argument and both shapes), then call
+// the chip's hook; a hook may assume valid arguments. A hook that a chip has not written throws
+// Error(kUnsupported) "op X: chip Y has no …".
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view chip() const = 0;  // "cpu"
+  virtual DeviceInfo describe() const = 0;
+  virtual DevicePeaks measure_peaks() = 0;
+  // A table of the chip's own (<chip>/missing.cc); nothing is missing where a chip has none.
+  virtual std::span<const MissingOp> missing() const { return {}; }
+
+  // Memory. Throws Error(kTooLarge), with both sizes, where there is not enough.
+  Buffer allocate(size_t bytes);
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device,
+                        size_t bytes) = 0;  // waits for what was called before
+  virtual void synchronize() = 0;
+
+  // Weights and pages. make_weight checks that parts fit the source's description and each other.
+  std::unique_ptr<Weight> make_weight(const WeightSource& source);
+  // The bytes of one segment of one expert as the file had them.
+  void read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes);
+  std::unique_ptr<KvPages> make_kv_pages(const KvPagesSpec& spec);
+
+  // How much scratch memory an op needs for its shapes (data pointers are not read); monotone in T and S.
+  virtual size_t workspace_bytes(const Linear&) const { return 0; }
+  virtual size_t workspace_bytes(const GroupedLinear&) const { return 0; }
+  virtual size_t workspace_bytes(const AttentionPaged&) const { return 0; }
+  virtual size_t workspace_bytes(const AttentionVarlen&) const { return 0; }
+  virtual size_t workspace_bytes(const Sample&) const { return 0; }
+
+  // The ops.
+  void gather(const Gather& op);
+  void gather_rows(const GatherRows& op);
+  void linear(const Linear& op);
+  void grouped_linear(const GroupedLinear& op);
+  void moe_route(const MoeRoute& op);
+  void moe_permute(const MoePermute& op);
+  void moe_combine(const MoeCombine& op);
+  void add_rms_norm(const AddRmsNorm& op);
+  void layer_norm(const LayerNorm& op);
+  void rope(const Rope& op);
+  void gated_activation(const GatedActivation& op);
+  void kv_write(const KvWrite& op);
+  void attention_paged(const AttentionPaged& op);
+  void attention_varlen(const AttentionVarlen& op);
+  void sample(const Sample& op);
+
+ protected:
+  friend class Buffer;
+  virtual void* do_allocate(size_t bytes) = 0;
+  virtual void do_free(void* data, size_t bytes) = 0;
+  virtual std::unique_ptr<Weight> do_make_weight(const WeightSource& source) = 0;
+  virtual void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) = 0;
+  virtual std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) = 0;
+
+  virtual void do_gather(const Gather& op);
+  virtual void do_gather_rows(const GatherRows& op);
+  virtual void do_linear(const Linear& op);
+  virtual void do_grouped_linear(const GroupedLinear& op);
+  virtual void do_moe_route(const MoeRoute& op);
+  virtual void do_moe_permute(const MoePermute& op);
+  virtual void do_moe_combine(const MoeCombine& op);
+  virtual void do_add_rms_norm(const AddRmsNorm& op);
+  virtual void do_layer_norm(const LayerNorm& op);
+  virtual void do_rope(const Rope& op);
+  virtual void do_gated_activation(const GatedActivation& op);
+  virtual void do_kv_write(const KvWrite& op);
+  virtual void do_attention_paged(const AttentionPaged& op);
+  virtual void do_attention_varlen(const AttentionVarlen& op);
+  virtual void do_sample(const Sample& op);
+};
+
+struct BackendOptions {
+  int threads = 0;  // 0: as many as this process may use
+};
+
+// The chips built into this program, best first ("cpu", "reference").
+std::vector<std::string_view> chip_names();
+// "auto", "cpu", "reference", "cuda:0"… Error(kNotFound) for an unknown name, listing the known;
+// Error(kUnavailable) for a chip whose driver is missing.
+std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options = {});
+
+}  // namespace qiao

@@ -1,0 +1,372 @@
+// kv_write and attention_paged: each pages' dtype; mixed batches, windows, soft-caps, page sizes, placements.
+#include "backend/ops/attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "backend/conformance/harness.h"
+#include "backend/reference/exact.h"
+#include "tensor/half.h"
+
+namespace qiao::conformance {
+namespace {
+
+struct Pages {
+  KvPagesSpec spec;
+  std::unique_ptr<KvPages> chip, law;
+};
+
+Pages make_pages(Harness& h, const KvPagesSpec& spec) {
+  return {spec, h.chip().make_kv_pages(spec), h.law().make_kv_pages(spec)};
+}
+
+// Writes rows [begin, begin + slots.size()) of k and v at these slots, on both sides.
+void write(Harness& h, size_t line, const Pages& pages, const Guarded& k, const Guarded& v, int64_t begin,
+           const std::vector<int32_t>& slots) {
+  const auto count = static_cast<int64_t>(slots.size());
+  Guarded where(h, DType::kI32, {count});
+  for (int64_t i = 0; i < count; ++i) where.host_at<int32_t>(i) = slots[static_cast<size_t>(i)];
+  where.upload();
+  KvWrite op{k.device().slice(begin, count), v.device().slice(begin, count), where.device(),
+             pages.chip.get()};
+  h.chip().kv_write(op);
+  where.download(line, "slots", false);
+  op = {k.host().slice(begin, count), v.host().slice(begin, count), where.host(), pages.law.get()};
+  h.law().kv_write(op);
+}
+
+// NaN in every slot: a kernel that lets an unseen key weigh 0 instead of not at all shows.
+void poison(Harness& h, size_t line, const Pages& pages) {
+  const int64_t slots = pages.spec.pages * pages.spec.page_tokens;
+  Guarded nan(h, DType::kF32, {slots, pages.spec.kv_heads, pages.spec.head_dim});
+  std::vector<int32_t> all(static_cast<size_t>(slots));
+  std::iota(all.begin(), all.end(), 0);
+  write(h, line, pages, nan, nan, 0, all);  // Guarded's canary is a NaN
+}
+
+// A batch of sequences in pages of a random order.
+struct Batch {
+  std::vector<int64_t> lengths, queries;
+  std::vector<std::vector<int32_t>> tables;  // pages of each sequence
+  int64_t tokens() const { return std::accumulate(queries.begin(), queries.end(), int64_t{0}); }
+  std::vector<int32_t> slots(size_t sequence, int64_t page_tokens) const {
+    std::vector<int32_t> result;
+    for (int64_t j = 0; j < lengths[sequence]; ++j) {
+      const int32_t page = tables[sequence][static_cast<size_t>(j / page_tokens)];
+      result.push_back(static_cast<int32_t>(page * page_tokens + j % page_tokens));
+    }
+    return result;
+  }
+};
+
+// Gives each sequence pages; returns how many pages there must be.
+int64_t place(Harness& h, int64_t page_tokens, Batch* batch) {
+  int64_t count = 1;  // one that nobody owns
+  for (const int64_t length : batch->lengths) count += (length + page_tokens - 1) / page_tokens;
+  std::vector<int32_t> pages(static_cast<size_t>(count));
+  std::iota(pages.begin(), pages.end(), 0);
+  for (size_t i = pages.size(); i > 1; --i) {
+    std::swap(pages[i - 1], pages[static_cast<size_t>(h.between(0, static_cast<int64_t>(i) - 1))]);
+  }
+  size_t next = 0;
+  batch->tables.clear();
+  for (const int64_t length : batch->lengths) {
+    const auto owned = static_cast<size_t>((length + page_tokens - 1) / page_tokens);
+    batch->tables.emplace_back(pages.begin() + static_cast<std::ptrdiff_t>(next),
+                               pages.begin() + static_cast<std::ptrdiff_t>(next + owned));
+    next += owned;
+  }
+  return count;
+}
+
+// The op's index tensors on both sides.
+struct Indices {
+  Guarded table, lengths, starts;
+  Indices(Harness& h, const Batch& batch) {
+    const auto sequences = static_cast<int64_t>(batch.lengths.size());
+    size_t most = 1;
+    for (const auto& pages : batch.tables) most = std::max(most, pages.size());
+    table = Guarded(h, DType::kI32, {sequences, static_cast<int64_t>(most)}, h.between(0, 2));
+    lengths = Guarded(h, DType::kI32, {sequences});
+    starts = Guarded(h, DType::kI32, {sequences + 1});
+    int32_t start = 0;
+    for (int64_t s = 0; s < sequences; ++s) {
+      const auto& pages = batch.tables[static_cast<size_t>(s)];
+      for (size_t i = 0; i < pages.size(); ++i) {
+        table.host_at<int32_t>(s * static_cast<int64_t>(most) + static_cast<int64_t>(i)) = pages[i];
+      }
+      lengths.host_at<int32_t>(s) = static_cast<int32_t>(batch.lengths[static_cast<size_t>(s)]);
+      starts.host_at<int32_t>(s) = start;
+      start += static_cast<int32_t>(batch.queries[static_cast<size_t>(s)]);
+    }
+    starts.host_at<int32_t>(sequences) = start;
+    table.upload();
+    lengths.upload();
+    starts.upload();
+  }
+  void to(AttentionPaged* chip, AttentionPaged* law) const {
+    chip->page_table = table.device(), chip->lengths = lengths.device(), chip->query_starts = starts.device();
+    law->page_table = table.host(), law->lengths = lengths.host(), law->query_starts = starts.host();
+  }
+};
+
+// The contract's bound (ops/attention.h).
+double attention_bound(int64_t width, int64_t keys, double score, double magnitude) {
+  const double exponent = 2 * gamma(static_cast<double>(width) + 16) * score;
+  return (std::expm1(exponent) + gamma(2 * static_cast<double>(keys) + 16)) * magnitude + 0x1p-126;
+}
+
+void compare_attention(Harness& h, size_t line, const AttentionPaged& law, const Guarded& out) {
+  const reference::AttentionTerms terms = reference::exact_attention(law);
+  const int64_t heads = law.q.shape[1], width = law.q.shape[2];
+  for (int64_t i = 0; i < out.elements(); ++i) {
+    const auto at = static_cast<size_t>(i);
+    const int64_t row = i / width;
+    const double bound = attention_bound(width, terms.keys[static_cast<size_t>(row / heads)],
+                                         terms.score[static_cast<size_t>(row)], terms.magnitude[at]);
+    h.element(line, out.result_at(i), terms.out[at], bound, row, i % width);
+  }
+}
+
+struct Heads {
+  int64_t query, kv, width;
+};
+
+Heads random_heads(Harness& h) {
+  const int64_t kv = h.pick<int64_t>({1, 2, 3, 4});
+  return {kv * h.pick<int64_t>({1, 1, 2, 4, 7}), kv, h.pick<int64_t>({64, 64, 128, 80, 96, 256, 33, 8, 1})};
+}
+
+void random_rule(Harness& h, int64_t width, AttentionPaged* op) {
+  op->window = h.pick<int64_t>({0, 0, 1, 7, 33});
+  op->soft_cap = h.pick({0.0f, 0.0f, 2.0f, 50.0f});
+  op->scale = h.pick({1.0f / std::sqrt(static_cast<float>(width)), 1.0f, 0.0f, -0.3f});
+}
+
+void attention_case(Harness& h, size_t line, DType dtype) {
+  const Heads heads = random_heads(h);
+  Batch batch;
+  const int64_t longest = h.options().quick ? 70 : 300;
+  for (int64_t s = h.between(1, 5); s > 0; --s) {
+    batch.lengths.push_back(h.pick<int64_t>({1, 2, 15, 16, 17, 33, h.between(1, longest)}));
+    const int64_t length = batch.lengths.back();
+    batch.queries.push_back(h.pick<int64_t>({0, 1, 1, length, h.between(0, length)}));
+  }
+  KvPagesSpec spec;
+  spec.page_tokens = h.pick<int64_t>({1, 5, 16, 32});
+  spec.kv_heads = heads.kv;
+  spec.head_dim = heads.width;
+  spec.dtype = dtype;
+  spec.pages = place(h, spec.page_tokens, &batch);
+  const Pages pages = make_pages(h, spec);
+  poison(h, line, pages);
+  for (size_t s = 0; s < batch.lengths.size(); ++s) {
+    Guarded k(h, DType::kF32, {batch.lengths[s], heads.kv, heads.width}, h.between(0, 3));
+    Guarded v(h, DType::kF32, {batch.lengths[s], heads.kv, heads.width}, h.between(0, 3));
+    const float size = h.pick({0.0f, 1.0f, 1.0f, 30.0f});
+    k.fill([&] { return size * h.normal(); });
+    v.fill([&] { return h.normal(); });
+    write(h, line, pages, k, v, 0, batch.slots(s, spec.page_tokens));
+    k.download(line, "k", false);
+    v.download(line, "v", false);
+  }
+  Guarded q(h, DType::kF32, {batch.tokens(), heads.query, heads.width}, h.between(0, 3));
+  Guarded out(h, DType::kF32, {batch.tokens(), heads.query, heads.width}, h.between(0, 3));
+  q.fill([&] { return h.normal(); });
+  const Indices indices(h, batch);
+  AttentionPaged op, law;
+  random_rule(h, heads.width, &op);
+  law = op;
+  indices.to(&op, &law);
+  law.q = q.host(), law.out = out.host(), law.pages = pages.law.get();
+  op.q = q.device(), op.out = out.device(), op.pages = pages.chip.get();
+  const bool aliased = h.chance(0.3);
+  if (aliased) op.out = op.q;
+  h.give_workspace(&op);
+  h.chip().attention_paged(op);
+  (aliased ? q : out).download(line, "out");
+  if (!aliased) q.download(line, "q", false);
+  compare_attention(h, line, law, aliased ? q : out);
+}
+
+// One sequence of n tokens, computed in chunks as its keys arrive, beside `others` sequences; its outputs.
+std::vector<float> in_chunks(Harness& h, size_t line, const Guarded& q, const Guarded& k, const Guarded& v,
+                             const KvPagesSpec& shape, const AttentionPaged& rule, int64_t chunk,
+                             int64_t others) {
+  const int64_t length = q.host().shape[0];
+  Batch batch;
+  batch.lengths.assign(static_cast<size_t>(others + 1), length);
+  batch.queries.assign(batch.lengths.size(), 1);
+  KvPagesSpec spec = shape;
+  spec.pages = place(h, spec.page_tokens, &batch);
+  const Pages pages = make_pages(h, spec);
+  const auto mine = static_cast<size_t>(h.between(0, others));
+  for (size_t s = 0; s < batch.lengths.size(); ++s) {
+    if (s != mine) write(h, line, pages, v, k, 0, batch.slots(s, spec.page_tokens));
+  }
+  const std::vector<int32_t> slots = batch.slots(mine, spec.page_tokens);
+  std::vector<float> outputs;
+  for (int64_t begin = 0; begin < length; begin += chunk) {
+    const int64_t count = std::min(chunk, length - begin);
+    write(h, line, pages, k, v, begin, {slots.begin() + begin, slots.begin() + begin + count});
+    batch.lengths[mine] = begin + count;
+    for (size_t s = 0; s < batch.queries.size(); ++s) batch.queries[s] = s == mine ? count : h.between(0, 3);
+    const Indices indices(h, batch);
+    Guarded step_q(h, DType::kF32, {batch.tokens(), q.host().shape[1], q.host().shape[2]});
+    Guarded out(h, DType::kF32, {batch.tokens(), q.host().shape[1], q.host().shape[2]});
+    step_q.fill([&] { return h.normal(); });
+    const int64_t row = q.host().shape[1] * q.host().shape[2];
+    const int64_t first = indices.starts.host().as<int32_t>()[mine];
+    std::memcpy(&step_q.host_at(first * row), q.host().as<float>() + begin * row,
+                static_cast<size_t>(count * row) * sizeof(float));
+    step_q.upload();
+    AttentionPaged op = rule, unused;
+    indices.to(&op, &unused);
+    op.q = step_q.device(), op.out = out.device(), op.pages = pages.chip.get();
+    h.give_workspace(&op);
+    h.chip().attention_paged(op);
+    out.download(line, "out");
+    const float* result = out.result().as<float>() + first * row;
+    outputs.insert(outputs.end(), result, result + count * row);
+  }
+  return outputs;
+}
+
+// Chunks of 1, 7, 16 and all, page sizes and placements, alone and among others: the same bytes.
+void attention_invariance(Harness& h, size_t line, DType dtype, const Heads& heads, int64_t length) {
+  Guarded q(h, DType::kF32, {length, heads.query, heads.width});
+  Guarded k(h, DType::kF32, {length, heads.kv, heads.width}),
+      v(h, DType::kF32, {length, heads.kv, heads.width});
+  for (Guarded* tensor : {&q, &k, &v}) tensor->fill([&] { return h.normal(); });
+  KvPagesSpec spec{0, 16, heads.kv, heads.width, dtype};
+  AttentionPaged rule;
+  random_rule(h, heads.width, &rule);
+  const std::vector<float> whole = in_chunks(h, line, q, k, v, spec, rule, length, 0);
+  for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{16}, length}) {
+    spec.page_tokens = h.pick<int64_t>({1, 16, 32});
+    const int64_t others = h.between(0, 3);
+    const std::vector<float> pieces = in_chunks(h, line, q, k, v, spec, rule, chunk, others);
+    if (std::memcmp(pieces.data(), whole.data(), whole.size() * sizeof(float)) != 0) {
+      h.fail(
+          line,
+          fmt::format(
+              "{} tokens in chunks of {}, pages of {}, beside {} others, window {}: differs from all at once",
+              length, chunk, spec.page_tokens, others, rule.window));
+    }
+  }
+}
+
+void attention_bench(Harness& h, size_t line, DType dtype, int64_t sequences, int64_t length,
+                     int64_t queries) {
+  if (!h.benches()) return;
+  const Heads heads{12, 2, 128};
+  Batch batch;
+  batch.lengths.assign(static_cast<size_t>(sequences), length);
+  batch.queries.assign(batch.lengths.size(), queries);
+  KvPagesSpec spec{0, 32, heads.kv, heads.width, dtype};
+  spec.pages = place(h, spec.page_tokens, &batch);
+  const Pages pages = make_pages(h, spec);
+  Guarded kv(h, DType::kF32, {length, heads.kv, heads.width});
+  kv.fill([&] { return h.normal(); });
+  for (size_t s = 0; s < batch.lengths.size(); ++s)
+    write(h, line, pages, kv, kv, 0, batch.slots(s, spec.page_tokens));
+  Guarded q(h, DType::kF32, {batch.tokens(), heads.query, heads.width});
+  Guarded out(h, DType::kF32, {batch.tokens(), heads.query, heads.width});
+  q.fill([&] { return h.normal(); });
+  const Indices indices(h, batch);
+  AttentionPaged op, unused;
+  indices.to(&op, &unused);
+  op.scale = 0.088f;
+  op.q = q.device(), op.out = out.device(), op.pages = pages.chip.get();
+  h.give_workspace(&op);
+  const int64_t pairs = sequences * (queries * length - queries * (queries - 1) / 2);
+  h.bench(line, fmt::format("S={} length={} queries={} H=12 G=2 D=128", sequences, length, queries),
+          op.bytes(sequences * length), op.flops(pairs), Harness::Peak::kF32,
+          [&] { h.chip().attention_paged(op); });
+}
+
+float rounded(DType dtype, float value) {
+  if (dtype == DType::kF16) return f16_to_float(float_to_f16(value));
+  if (dtype == DType::kBF16) return bf16_to_float(float_to_bf16(value));
+  return value;
+}
+
+// A window of one key makes attention read back the value at a slot: 16 u is far finer than the pages' dtype.
+void kv_write_case(Harness& h, size_t line, DType dtype) {
+  const int64_t heads = h.between(1, 3), width = h.pick<int64_t>({1, 3, 16, 33, 64}),
+                length = h.between(1, 40);
+  Batch batch;
+  batch.lengths = {length};
+  batch.queries = {length};
+  KvPagesSpec spec{0, h.pick<int64_t>({1, 5, 16, 32}), heads, width, dtype};
+  spec.pages = place(h, spec.page_tokens, &batch);
+  const Pages pages = make_pages(h, spec);
+  Guarded k(h, DType::kF32, {length, heads, width}),
+      v(h, DType::kF32, {length, heads, width}, h.between(0, 3));
+  Guarded q(h, DType::kF32, {length, heads, width}), out(h, DType::kF32, {length, heads, width});
+  k.fill([&] { return h.normal(); });
+  q.fill([&] { return h.normal(); });
+  // Ties of rounding, zeros, the largest F16.
+  v.fill([&] {
+    return h.pick(
+        {h.normal(), 1 + 0x1p-11f, 1 + 3 * 0x1p-11f, 1 + 0x1p-8f, 0.0f, -65504.0f, 1e-4f * h.normal()});
+  });
+  write(h, line, pages, k, v, 0, batch.slots(0, spec.page_tokens));
+  const Indices indices(h, batch);
+  AttentionPaged op, unused;
+  indices.to(&op, &unused);
+  op.window = 1;
+  op.q = q.device(), op.out = out.device(), op.pages = pages.chip.get();
+  h.give_workspace(&op);
+  h.chip().attention_paged(op);
+  out.download(line, "out");
+  for (int64_t i = 0; i < out.elements(); ++i) {
+    const double expected = rounded(dtype, v.host_at(i));
+    h.element(line, out.result_at(i), expected, 16 * kUnit * std::abs(expected), i / width, i % width);
+  }
+}
+
+void kv_write_bench(Harness& h, size_t line, DType dtype) {
+  if (!h.benches()) return;
+  const int64_t tokens = 512;
+  const Pages pages = make_pages(h, {tokens / 32, 32, 8, 128, dtype});
+  Guarded k(h, DType::kF32, {tokens, 8, 128}), slots(h, DType::kI32, {tokens});
+  k.fill([&] { return h.normal(); });
+  for (int64_t i = 0; i < tokens; ++i) slots.host_at<int32_t>(i) = static_cast<int32_t>(i);
+  slots.upload();
+  const KvWrite op{k.device(), k.device(), slots.device(), pages.chip.get()};
+  h.bench(line, "T=512 G=8 D=128", op.bytes(), 0, Harness::Peak::kNone, [&] { h.chip().kv_write(op); });
+}
+
+constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+
+}  // namespace
+
+void conform_kv_write(Harness& h) {
+  for (const DType dtype : kPageDTypes) {
+    const size_t line = h.line("kv_write", traits(dtype).name);
+    for (int i = 0; i < (h.options().quick ? 6 : 40); ++i)
+      h.run_case(line, [&] { kv_write_case(h, line, dtype); });
+    h.run_case(line, [&] { kv_write_bench(h, line, dtype); });
+  }
+}
+
+void conform_attention_paged(Harness& h) {
+  for (const DType dtype : kPageDTypes) {
+    const size_t line = h.line("attention_paged", traits(dtype).name);
+    const bool quick = h.options().quick;
+    for (int i = 0; i < (quick ? 12 : 80); ++i) h.run_case(line, [&] { attention_case(h, line, dtype); });
+    for (int i = 0; i < (quick ? 2 : 8); ++i) {
+      h.run_case(line, [&] {
+        attention_invariance(h, line, dtype, random_heads(h), h.between(20, quick ? 40 : 150));
+      });
+    }
+    h.run_case(line, [&] {
+      attention_bench(h, line, dtype, 32, 2048, 1);  // more than a last-level cache holds
+      attention_bench(h, line, dtype, 1, 512, 512);
+    });
+  }
+}
+
+}  // namespace qiao::conformance

@@ -1,0 +1,82 @@
+#include "backend/conformance/conformance.h"
+
+#include <algorithm>
+
+#include "backend/conformance/harness.h"
+#include "base/error.h"
+
+namespace qiao::conformance {
+namespace {
+
+struct Table {
+  std::string_view op;
+  void (*conform)(Harness&);
+};
+
+constexpr Table kTables[] = {
+    {"gather", conform_gather},
+    {"gather_rows", conform_gather_rows},
+    {"linear", conform_linear},
+    {"grouped_linear", conform_grouped_linear},
+    {"moe_route", conform_moe_route},
+    {"moe_permute", conform_moe_permute},
+    {"moe_combine", conform_moe_combine},
+    {"add_rms_norm", conform_add_rms_norm},
+    {"layer_norm", conform_layer_norm},
+    {"rope", conform_rope},
+    {"gated_activation", conform_gated_activation},
+    {"kv_write", conform_kv_write},
+    {"attention_paged", conform_attention_paged},
+    {"attention_varlen", conform_attention_varlen},
+    {"sample", conform_sample},
+};
+
+// What is wrong with an op's lines, given what the chip says it lacks.
+void judge(std::string_view op, Report* report) {
+  bool passed = true, missing = false;
+  for (const Line& line : report->lines) {
+    if (line.op != op) continue;
+    passed = passed && line.passed();
+    missing = missing || line.missing;
+  }
+  const bool listed = std::any_of(report->missing.begin(), report->missing.end(),
+                                  [&](const MissingOp& m) { return m.op == op; });
+  if (missing && !listed) report->faults.push_back(fmt::format("{}: missing, and not listed as missing", op));
+  if (passed && listed) report->faults.push_back(fmt::format("{}: listed as missing, but passes", op));
+  if (!passed && !missing) report->faults.push_back(fmt::format("{}: fails", op));
+}
+
+}  // namespace
+
+std::vector<std::string_view> op_names() {
+  std::vector<std::string_view> names;
+  for (const Table& table : kTables) names.push_back(table.op);
+  return names;
+}
+
+Report run(Backend& chip, const Options& options) {
+  Report report;
+  report.chip = chip.chip();
+  report.op = options.op;
+  report.seed = options.seed;
+  const std::span<const MissingOp> missing = chip.missing();
+  report.missing.assign(missing.begin(), missing.end());
+  bool known = false;
+  for (const Table& table : kTables) {
+    if (!options.op.empty() && options.op != table.op) continue;
+    known = true;
+    Harness harness(chip, options, &report);
+    table.conform(harness);
+    judge(table.op, &report);
+  }
+  if (!known) {
+    throw_error(ErrorKind::kNotFound, "--op {}: no such op; the ops are {}", options.op,
+                fmt::join(op_names(), ", "));
+  }
+  const bool lacks = std::any_of(report.missing.begin(), report.missing.end(),
+                                 [](const MissingOp& m) { return m.profile == "serve"; });
+  report.green = report.faults.empty() && !lacks;
+  return report;
+}
+
+}  // namespace qiao::conformance

@@ -1,0 +1,149 @@
+// What the case tables of ops share: random values, guarded memory on the chip, weights on both sides,
+// recording and timing.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <functional>
+#include <random>
+#include <span>
+#include <string_view>
+
+#include "backend/conformance/conformance.h"
+
+namespace qiao::conformance {
+
+class Harness {
+ public:
+  Harness(Backend& chip, const Options& options, Report* report);
+
+  Backend& chip() { return chip_; }
+  Backend& law() { return *law_; }
+  const Options& options() const { return options_; }
+
+  // The line of the table with this name, made on first use.
+  size_t line(std::string_view op, std::string_view variant);
+  // Runs one case: counts it and turns what it throws into a failure (kUnsupported: missing) of the line.
+  void run_case(size_t line, const std::function<void()>& body);
+  void fail(size_t line, std::string what);
+  // compare(), recorded in the line.
+  void element(size_t line, double actual, double expected, double bound, int64_t row, int64_t column);
+
+  // Times `call`, its least of several runs, where benches are asked for. `peak` is the arithmetic it uses.
+  enum class Peak { kNone, kF32, kBF16, kInt8 };
+  void bench(size_t line, std::string shape, double bytes, double flops, Peak peak,
+             const std::function<void()>& call);
+  bool benches() const { return options_.bench; }
+
+  // Random values; the same seed gives the same cases.
+  int64_t between(int64_t low, int64_t high);  // both included
+  bool chance(double probability);
+  float normal();
+  template <typename T>
+  T pick(std::initializer_list<T> values) {
+    return values.begin()[between(0, static_cast<int64_t>(values.size()) - 1)];
+  }
+
+  // A workspace of what the chip asks for `op`, set in it, until the next call.
+  template <typename Op>
+  void give_workspace(Op* op) {
+    op->workspace = workspace_of(chip_.workspace_bytes(*op));
+  }
+
+ private:
+  Tensor workspace_of(size_t bytes);
+  double measured(Peak peak) const;
+
+  Backend& chip_;
+  std::unique_ptr<Backend> law_;
+  Options options_;
+  Report* report_;
+  std::mt19937_64 random_;
+  Buffer workspace_;
+  bool peaks_measured_ = false;
+};
+
+// A tensor on both sides: host() in plain memory for the law, device() on the chip, inside guard bytes. Rows
+// may be padded apart. All that is no element holds a canary.
+class Guarded {
+ public:
+  Guarded() = default;
+  // gap: elements between rows (runs of the last dimension).
+  Guarded(Harness& harness, DType dtype, std::initializer_list<int64_t> shape, int64_t gap = 0);
+
+  const Tensor& host() const { return host_; }
+  const Tensor& device() const { return device_; }
+  // What the chip wrote, with host()'s strides; after download().
+  const Tensor& result() const { return result_; }
+  int64_t elements() const { return host_.elements(); }
+
+  void upload();
+  // Fetches what the chip left and checks the guards; with `changed` false the elements too. Failures are
+  // recorded.
+  void download(size_t line, std::string_view name, bool changed = true);
+
+  // Element of the flat (row-major) index.
+  template <typename T = float>
+  T& host_at(int64_t index) {
+    return *reinterpret_cast<T*>(expected_.data() + byte_offset(index));
+  }
+  template <typename T = float>
+  T result_at(int64_t index) const {
+    return *reinterpret_cast<const T*>(got_.data() + byte_offset(index));
+  }
+  // Every element from make().
+  template <typename Make>
+  void fill(Make make) {
+    for (int64_t i = 0; i < elements(); ++i) host_at<std::decay_t<decltype(make())>>(i) = make();
+    upload();
+  }
+
+ private:
+  size_t byte_offset(int64_t index) const;
+
+  Harness* harness_ = nullptr;
+  Buffer buffer_;
+  std::vector<std::byte> expected_, got_;
+  Tensor host_, device_, result_;
+};
+
+// The same random weight on the chip and for the law. Blocks are random bytes with scales of ordinary size.
+struct WeightPair {
+  std::unique_ptr<Weight> chip, law;
+};
+struct SegmentSpec {
+  DType dtype;
+  int64_t rows;
+};
+WeightPair make_weights(Harness& harness, std::span<const SegmentSpec> segments, int64_t columns,
+                        int64_t experts = 1);
+// Random rows in this format.
+std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, int64_t columns);
+
+// Activations: rows of ordinary size, and now and then one of zeros, subnormals, large values or one outlier.
+void fill_activations(Harness& harness, Guarded* x, float huge = 1e12f);
+
+// The weight formats, and the compute kinds that take each.
+std::span<const DType> weight_dtypes();
+std::vector<Compute> computes_of(DType dtype);
+std::string_view name(Compute compute);
+Harness::Peak peak_of(Compute compute);
+
+// The case tables, one file an op.
+void conform_gather(Harness& harness);
+void conform_gather_rows(Harness& harness);
+void conform_linear(Harness& harness);
+void conform_grouped_linear(Harness& harness);
+void conform_moe_route(Harness& harness);
+void conform_moe_permute(Harness& harness);
+void conform_moe_combine(Harness& harness);
+void conform_add_rms_norm(Harness& harness);
+void conform_layer_norm(Harness& harness);
+void conform_rope(Harness& harness);
+void conform_gated_activation(Harness& harness);
+void conform_kv_write(Harness& harness);
+void conform_attention_paged(Harness& harness);
+void conform_attention_varlen(Harness& harness);
+void conform_sample(Harness& harness);
+
+}  // namespace qiao::conformance

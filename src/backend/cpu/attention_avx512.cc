@@ -1,0 +1,10 @@
+#include "backend/cpu/attention_inl.h"
+#include "backend/cpu/simd_avx512.h"
+
+namespace qiao::cpu {
+
+using Kernel = AttentionKernel<avx512::Simd>;
+const AttentionKernels kAttentionAvx512 = {Kernel::add<float>, Kernel::add<Half>, Kernel::add<Brain>,
+                                           Kernel::merge, Kernel::finish};
+
+}  // namespace qiao::cpu

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/dtype.h"
+
+namespace qiao::cpu {
+
+inline constexpr int64_t kBlockKeys = 64;  // the online softmax's step, aligned to key 0
+inline constexpr int64_t kBlockGroups = kBlockKeys / 16;
+
+// What attention has so far of some rows (a row: one query of one head). A row without keys yet has sum 0.
+struct AttentionRows {
+  float* largest;  // [rows]: of its scores
+  float* sum;      // [rows]: of exp(score - largest)
+  float* out;      // [rows, pitch]: of exp(score - largest) * value, pitch a multiple of 16
+};
+
+// Where the groups of 16 keys of a block lie.
+struct AttentionGroups {
+  const void* keys[kBlockGroups];    // each group's [D][16]
+  const void* values[kBlockGroups];  // each group's [16][pitch]
+};
+
+// One block of keys, met by some rows that all see its keys [first, end) and no others.
+struct AttentionBlock {
+  AttentionGroups here;
+  AttentionGroups next;  // fetched into L2 meanwhile: those of the next block, or here again
+  int64_t first, end;    // in [0, 64]; groups without such a key are not read
+  const float* q;        // [rows, D]
+  int64_t rows, dim, pitch;
+  float scale, soft_cap;
+  float* scores;  // scratch: [rows, 64] and one more a row
+};
+
+struct AttentionKernels {
+  // Adds a block to what the rows have.
+  void (*add_f32)(const AttentionBlock& block, const AttentionRows& rows);
+  void (*add_f16)(const AttentionBlock& block, const AttentionRows& rows);
+  void (*add_bf16)(const AttentionBlock& block, const AttentionRows& rows);
+  // Adds what later keys gave, `more`, to what earlier ones gave.
+  void (*merge)(const AttentionRows& rows, const AttentionRows& more, int64_t count, int64_t pitch);
+  // out[0, dim) = rows' row / its sum.
+  void (*finish)(const AttentionRows& rows, int64_t row, int64_t pitch, int64_t dim, float* out);
+};
+extern const AttentionKernels kAttentionGeneric, kAttentionAvx2, kAttentionAvx512;
+
+}  // namespace qiao::cpu

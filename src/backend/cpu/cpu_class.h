@@ -1,0 +1,58 @@
+// The CPU chip. Each op's kernel and its launch live in one file named after the op; SIMD code of one
+// instruction set in <op>_avx2.cc, <op>_avx512.cc …, compiled with that set's flags (module.cmake) and
+// reached through a table of function pointers chosen once by active_isa().
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cpu/isa.h"
+#include "backend/cpu/memory.h"
+#include "base/thread_pool.h"
+
+namespace qiao::cpu {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options);
+  std::string_view chip() const override { return "cpu"; }
+  DeviceInfo describe() const override;
+  DevicePeaks measure_peaks() override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void synchronize() override {}
+  size_t workspace_bytes(const Linear& op) const override;
+  size_t workspace_bytes(const GroupedLinear& op) const override;
+  size_t workspace_bytes(const AttentionPaged& op) const override;
+  size_t workspace_bytes(const AttentionVarlen& op) const override;
+  size_t workspace_bytes(const Sample& op) const override;
+
+ protected:
+  void* do_allocate(size_t bytes) override;
+  void do_free(void* data, size_t bytes) override;
+  std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;
+  void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override;
+  std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
+
+  void do_gather(const Gather& op) override;
+  void do_gather_rows(const GatherRows& op) override;
+  void do_linear(const Linear& op) override;
+  void do_grouped_linear(const GroupedLinear& op) override;
+  void do_moe_route(const MoeRoute& op) override;
+  void do_moe_permute(const MoePermute& op) override;
+  void do_moe_combine(const MoeCombine& op) override;
+  void do_add_rms_norm(const AddRmsNorm& op) override;
+  void do_layer_norm(const LayerNorm& op) override;
+  void do_rope(const Rope& op) override;
+  void do_gated_activation(const GatedActivation& op) override;
+  void do_kv_write(const KvWrite& op) override;
+  void do_attention_paged(const AttentionPaged& op) override;
+  void do_attention_varlen(const AttentionVarlen& op) override;
+  void do_sample(const Sample& op) override;
+
+ private:
+  ThreadPool pool_;
+  Slabs slabs_;  // of weights
+};
+
+}  // namespace qiao::cpu

@@ -1,0 +1,26 @@
+// Sixteen-bit floats as types of their own, so that a kernel's loads choose their conversion by type.
+#pragma once
+
+#include <cstdint>
+
+namespace qiao::cpu {
+
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
+
+// Sanitizers take minutes to compile the full tiles; results do not depend on a tile's shape.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSmallTiles = true;
+#else
+inline constexpr bool kSmallTiles = false;
+#endif
+
+inline constexpr double kTwoOverPi = 0.63661977236758134308;
+inline constexpr double kHalfPiHigh = 1.57079632679489655800;  // and what it lacks:
+inline constexpr double kHalfPiLow = 6.12323399573676603587e-17;
+
+}  // namespace qiao::cpu

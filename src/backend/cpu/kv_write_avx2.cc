@@ -1,0 +1,9 @@
+#include "backend/cpu/kv_write_inl.h"
+#include "backend/cpu/simd_avx2.h"
+
+namespace qiao::cpu {
+
+using Kernel = KvWriteKernel<avx2::Simd>;
+const KvWriteKernels kKvWriteAvx2 = {Kernel::tokens<float>, Kernel::tokens<Half>, Kernel::tokens<Brain>};
+
+}  // namespace qiao::cpu

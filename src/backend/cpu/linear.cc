@@ -1,0 +1,88 @@
+// y = x W^T over all formats. Plan: the columns of y go in pairs of groups (32) to the threads, each pair
+// unpacked chunk by chunk and multiplied with a block of rows of x that stays in the L2 cache; weights are
+// streamed once a block of rows, so once in all for up to kRowBlock rows. The kernels and their limits are in
+// linear_micro_inl.h.
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cpu/choose.h"
+#include "backend/cpu/cpu_class.h"
+#include "backend/cpu/gated_activation_kernels.h"
+#include "backend/cpu/matmul.h"
+
+namespace qiao::cpu {
+namespace {
+
+void write(const Linear& op, const GatedActivationKernels& activations, const float* sums, int64_t row,
+           int64_t rows, int64_t column, int64_t columns) {
+  const float* bias = op.bias.present() ? op.bias.as<float>() + column : nullptr;
+  for (int64_t t = 0; t < rows; ++t, sums += kPair * 16) {
+    float* y = op.y.as<float>() + (row + t) * op.y.stride[0] + column;
+    const float* residual = op.residual.present()
+                                ? op.residual.as<float>() + (row + t) * op.residual.stride[0] + column
+                                : nullptr;
+    if (bias == nullptr && op.activation == Activation::kNone) {
+      for (int64_t n = 0; n < columns; ++n) y[n] = residual == nullptr ? sums[n] : sums[n] + residual[n];
+      continue;
+    }
+    float values[kPair * 16];
+    for (int64_t n = 0; n < columns; ++n) values[n] = bias == nullptr ? sums[n] : sums[n] + bias[n];
+    if (op.activation == Activation::kSoftCap) {
+      for (int64_t n = 0; n < columns; ++n) values[n] = op.soft_cap * std::tanh(values[n] / op.soft_cap);
+    } else if (op.activation != Activation::kNone) {
+      activations.activate(op.activation, values, columns);
+    }
+    for (int64_t n = 0; n < columns; ++n) y[n] = residual == nullptr ? values[n] : values[n] + residual[n];
+  }
+}
+
+// Rows of x a block: their quants should stay in about half of a 1 MB L2 cache.
+int64_t row_block(int64_t rows, int64_t columns, Compute compute) {
+  const int64_t row = columns * (compute == Compute::kQ8 ? 2 : 4);
+  const int64_t fitting = std::clamp<int64_t>(786432 / row / 4 * 4, 32, kRowBlock);
+  const int64_t blocks = (rows + fitting - 1) / fitting;
+  return std::min(fitting, ((rows + blocks - 1) / blocks + 3) / 4 * 4);
+}
+
+}  // namespace
+
+size_t linear_workspace_bytes(const Linear& op, int threads) {
+  return matmul_workspace_bytes(op.x.shape[0], op.x.shape[1], op.compute, threads);
+}
+
+void run_linear(const Linear& op, const LinearKernels& kernels, ThreadPool& pool) {
+  const int64_t rows = op.x.shape[0], columns = op.x.shape[1];
+  if (rows == 0) return;
+  const auto& weight = static_cast<const CpuWeight&>(*op.weight);
+  auto* workspace = op.workspace.as<std::byte>();
+  const Activations activations = prepare(op.x, weight, op.compute, kernels, pool, workspace);
+  MatmulScratch* scratch = scratches(rows, columns, op.compute, workspace);
+
+  const GatedActivationKernels& activate =
+      choose(kGatedActivationGeneric, kGatedActivationAvx2, kGatedActivationAvx512);
+  const int64_t pairs = pair_count(weight);
+  const int64_t block = row_block(rows, columns, op.compute);
+  const int64_t blocks = (rows + block - 1) / block;
+  // Few rows: long runs of memory for the prefetchers. Many: small chunks for balance.
+  const int64_t pair_bytes = std::max<int64_t>(1, static_cast<int64_t>(weight.bytes()) / pairs);
+  const int64_t fair = std::max<int64_t>(1, pairs * blocks / (pool.size() * 8));
+  const int64_t grain = std::min(fair, rows <= 16 ? std::max<int64_t>(1, 262144 / pair_bytes) : 4);
+  pool.parallel_for(pairs * blocks, grain, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; ++i) {
+      const PairOfGroups pair = find_pair(weight, i % pairs);
+      const int64_t row = i / pairs * block;
+      const int64_t count = std::min(block, rows - row);
+      multiply_pair(kernels, *pair.panels, panels_of(weight, 0, pair), pair.groups, activations, row, count,
+                    scratch[worker]);
+      write(op, activate, scratch[worker].sums.data(), row, count, pair.column(), pair.columns());
+    }
+  });
+}
+
+size_t CpuBackend::workspace_bytes(const Linear& op) const {
+  return linear_workspace_bytes(op, pool_.size());
+}
+
+void CpuBackend::do_linear(const Linear& op) { run_linear(op, linear_kernels(active_isa()), pool_); }
+
+}  // namespace qiao::cpu

@@ -1,0 +1,8 @@
+#include "backend/cpu/moe_inl.h"
+#include "backend/cpu/simd_avx2.h"
+
+namespace qiao::cpu {
+
+const MoeKernels kMoeAvx2 = {MoeKernel<avx2::Simd>::combine};
+
+}  // namespace qiao::cpu

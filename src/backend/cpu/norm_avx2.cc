@@ -1,0 +1,8 @@
+#include "backend/cpu/norm_inl.h"
+#include "backend/cpu/simd_avx2.h"
+
+namespace qiao::cpu {
+
+const NormKernels kNormAvx2 = {NormKernel<avx2::Simd>::rows};
+
+}  // namespace qiao::cpu

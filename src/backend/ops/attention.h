@@ -1,0 +1,51 @@
+#pragma once
+
+#include "backend/ops/common.h"
+
+namespace qiao {
+
+// Stores keys and values at their slots, rounded to the pages' dtype (nearest even). Slots of one call are
+// distinct.
+struct KvWrite {
+  Tensor k, v;   // F32 [T, G, D], last dimension contiguous
+  Tensor slots;  // I32 [T], each in [0, P * page_tokens): the producer's duty
+  KvPages* pages = nullptr;
+
+  void check() const;
+  double flops() const { return 0; }
+  double bytes() const;
+};
+
+// Causal attention of new tokens over paged keys and values (prefill chunk, decode, mixed batches; GQA).
+// Sequence s owns queries [query_starts[s], query_starts[s+1]); they are its last ones: query i of n has
+// position p = lengths[s] - n + i and sees keys j in (p - window, p] (window 0: all of [0, p]). Token j of s
+// lies in page page_table[s, j / page_tokens] at offset j mod page_tokens; its key is already written.
+//   score_j = soft_cap(scale * q·k_j);  out = sum_j exp(score_j - max) v_j / sum_j exp(score_j - max)
+// Query head h reads key/value head h / (H / G). Accumulation is F32, in an order that depends on p, window
+// and the head alone (never on the chunk, batch or page placement): keys in ascending blocks of a fixed size
+// aligned to j = 0. Bound: (exp(2 gamma_(D+16) * B) - 1 + gamma_(2n+16)) * sum_j p_j |v_j|, where
+// B = max_j |scale| (|q|·|k_j|), n the keys seen, p_j their probabilities. Derivation: a score errs by
+// gamma_D B from its dot product, 1 u from the scale, 6 u from the soft-cap, 2 u from subtracting the maximum
+// and 4 u from a change to base 2 (D + 13, taken as D + 16), which moves exp and, through the sum, the
+// quotient by twice that in the exponent; summing n terms and rescaling a running sum at most each second
+// key, by factors of a few u, is gamma_2n; 16 u for exponentials and the division. At most 2^-126 more where
+// a unit flushes.
+struct AttentionPaged {
+  Tensor q;  // F32 [T, H, D], last dimension contiguous
+  const KvPages* pages = nullptr;
+  Tensor page_table;    // I32 [S, M], unused entries any value
+  Tensor lengths;       // I32 [S]: tokens of s in the cache, this step's included
+  Tensor query_starts;  // I32 [S + 1], ascending from 0 to T
+  int64_t window = 0;   // 0: unlimited
+  float scale = 1.0f;
+  float soft_cap = 0.0f;  // 0: none
+  Tensor out;             // F32 [T, H, D], last dimension contiguous; may alias q exactly
+  Tensor workspace;
+
+  void check() const;
+  // Contexts lie on the device: the caller tells the (query, key) pairs, for benches.
+  double flops(int64_t pairs) const;
+  double bytes(int64_t keys) const;
+};
+
+}  // namespace qiao

@@ -1,0 +1,37 @@
+// What the argument structs of ops share.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/weight.h"
+#include "tensor/tensor.h"
+
+namespace qiao {
+
+// How a product of activations and weights is computed. Follows from the file's dtype and the user's flags,
+// never from timing (docs/design.md, "Compute policy").
+enum class Compute : uint8_t {
+  // Weights are dequantized exactly to F32 and multiplied with F32 activations, accumulated in F32.
+  kF32,
+  // Activations are rounded to BF16 (nearest even), F32 accumulation. BF16 weights only, as they are.
+  kBF16,
+  // Activations are quantized for each row in blocks of kQ8Block: scale = max|x| / 127 (F32 division),
+  // inverse = 127 / max|x|, both 0 where max|x| < kQ8Smallest (the inverse would overflow), and
+  // q = round_half_even(x * inverse), all in F32. Integer dot products inside a block are exact, blocks
+  // accumulate in F32. Weights of a block format only.
+  kQ8,
+};
+
+inline constexpr int64_t kQ8Block = 32;
+inline constexpr float kQ8Smallest = 0x1p-100f;
+
+// y = f(x); for gated kinds y = f(gate) * up.
+enum class Activation : uint8_t {
+  kNone,
+  kSilu,      // x / (1 + exp(-x))
+  kGelu,      // x * Phi(x), with erf
+  kGeluTanh,  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+  kSoftCap,   // c * tanh(x / c)
+};
+
+}  // namespace qiao

@@ -1,0 +1,55 @@
+#pragma once
+
+#include "backend/ops/common.h"
+
+namespace qiao {
+
+// y[t, n] = activation(sum_k x[t, k] * W[n, k] + bias[n]) + residual[t, n].
+//
+// The sum runs over k in ascending order for each (t, n), in the accumulator's format, with fused or separate
+// rounding but always the same one: a row's result depends on that row alone, never on T (batch invariance).
+// Dequantized weights: F32, F16 and BF16 exactly; block formats as the format's home defines them
+// (ggml-quants.c, dequantize_row_*): scale times quant and the minimum, both exact in F32, and their sum
+// rounded to F32 for kF32, not rounded for kQ8. Bound, element by element, with u = 2^-24 and
+// gamma_m = m*u / (1 - m*u):
+//   sum:        gamma_m * (M + |bias|) + 2^-126 * (m + sum_k |x'| + sum_k |w'|)
+//   activation: 1.13 (1 without one or with kSoftCap; the largest slope) * that
+//               + 16 u * (|sum + bias| + |activation|), as in gated_activation.h
+//   y:          that + u * (|y| + |residual|)
+// x' and w' are the operands after the compute kind's rounding. M = sum_k |x'·w'|; for kQ8
+// sum_k |x'| * (|scale part of w'| + |minimum part|), because the two are summed apart and may cancel. m is
+// the additions on the longest path: K + 2 for kF32 and kBF16, 3 * (K / 32) + 4 for kQ8 (a block's integer
+// sum is exact; its conversion, scales, minimum and addition round). The term of 2^-126 lets a unit flush
+// subnormal operands and results. y may alias residual exactly; nothing else overlaps.
+struct Linear {
+  Tensor x;                        // F32 [T, K], rows contiguous
+  const Weight* weight = nullptr;  // [N, K], one expert
+  Tensor bias;                     // F32 [N] or absent
+  Tensor residual;                 // F32 [T, N], rows contiguous, or absent
+  Activation activation = Activation::kNone;
+  float soft_cap = 0.0f;  // of kSoftCap, > 0
+  Compute compute = Compute::kF32;
+  Tensor y;          // F32 [T, N], rows contiguous
+  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)], 64-byte aligned; absent where that is 0
+
+  void check() const;
+  double flops() const;
+  double bytes() const;
+};
+
+// Mixture of experts: rows of x are sorted by expert; counts[e] of them belong to expert e.
+// y[t, n] = sum_k x[t, k] * W[e(t), n, k]. Order and bound as Linear's.
+struct GroupedLinear {
+  Tensor x;                        // F32 [T', K], rows contiguous
+  const Weight* weight = nullptr;  // [E, N, K]
+  Tensor counts;                   // I32 [E], each >= 0, their sum T': the producer's duty
+  Compute compute = Compute::kF32;
+  Tensor y;  // F32 [T', N], rows contiguous
+  Tensor workspace;
+
+  void check() const;
+  double flops() const;
+  double bytes() const;  // counts every expert's weight once
+};
+
+}  // namespace qiao

@@ -1,0 +1,50 @@
+#include "backend/ops/norm.h"
+
+#include <cmath>
+
+#include "backend/ops/check.h"
+
+namespace qiao {
+namespace {
+
+void as_x(std::string_view op, std::string_view name, const Tensor& tensor, const Tensor& x) {
+  if (x.rank == 2) {
+    check::rows(op, name, tensor, DType::kF32, {x.shape[0], x.shape[1]});
+  } else {
+    check::rows(op, name, tensor, DType::kF32, {x.shape[0], x.shape[1], x.shape[2]});
+  }
+}
+
+}  // namespace
+
+void AddRmsNorm::check() const {
+  constexpr std::string_view op = "add_rms_norm";
+  if (x.rank != 3) check::rank(op, "x", x, 2);
+  as_x(op, "x", x, x);
+  as_x(op, "y", y, x);
+  const int64_t width = x.shape[static_cast<size_t>(x.rank - 1)];
+  if (width < 1)
+    check::refuse(op, fmt::format("x is {}, expected rows of one element or more", to_string(x)));
+  if (residual.present()) as_x(op, "residual", residual, x);
+  if (residual_out.present()) as_x(op, "residual_out", residual_out, x);
+  if (gamma.present()) check::dense(op, "gamma", gamma, DType::kF32, {width});
+  if (!(epsilon > 0) || !std::isfinite(epsilon)) {
+    check::refuse(op, fmt::format("epsilon is {}, expected it above 0", epsilon));
+  }
+  if (!std::isfinite(gamma_offset)) check::refuse(op, "gamma_offset is not finite");
+  check::same_or_distinct(op, "y", y, "x", x);
+  check::distinct(op, "y", y, "residual", residual);
+  check::distinct(op, "y", y, "gamma", gamma);
+  check::distinct(op, "y", y, "residual_out", residual_out);
+  check::same_or_distinct(op, "residual_out", residual_out, "x", x);
+  check::same_or_distinct(op, "residual_out", residual_out, "residual", residual);
+  check::distinct(op, "residual_out", residual_out, "gamma", gamma);
+}
+
+double AddRmsNorm::flops() const { return 4.0 * static_cast<double>(x.elements()); }
+
+double AddRmsNorm::bytes() const {
+  return static_cast<double>(x.bytes() + residual.bytes() + gamma.bytes() + y.bytes() + residual_out.bytes());
+}
+
+}  // namespace qiao

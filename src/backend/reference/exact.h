@@ -1,0 +1,89 @@
+// The law's results before their last rounding, in float64, with the magnitudes from which conformance
+// derives its bounds. Arguments are host tensors, weights and pages the reference's own.
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace qiao::reference {
+
+// The sums of a product, row-major [T, N], before bias, activation and residual.
+struct Products {
+  std::vector<double> sum;        // sum_k x' w'
+  std::vector<double> magnitude;  // sum_k |x'| (|scale part of w'| + |minimum part|) for kQ8, else |x' w'|
+  std::vector<double> x_sum;      // [T]: sum_k |x'|
+  std::vector<double> w_sum;      // [E, N]: sum_k |w'|, for rows that some token met
+};
+Products exact_products(const Tensor& x, const Weight& weight, const Compute compute,
+                        const std::vector<int64_t>& expert_of_row);
+std::vector<double> exact_linear(const Linear& op, const Products& products);
+// The expert of each row of x.
+std::vector<int64_t> experts_of_rows(const GroupedLinear& op);
+
+// Activations of a row after the compute kind's rounding (ops/common.h).
+void round_activations(Compute compute, const float* x, int64_t count, double* out);
+
+double activate(Activation activation, double soft_cap, double x);
+
+struct AttentionTerms {
+  std::vector<double> out;        // [T, H, D]
+  std::vector<double> magnitude;  // [T, H, D]: sum_j p_j |v_j|
+  std::vector<double> score;      // [T, H]: max_j |scale| (|q|·|k_j|)
+  std::vector<int64_t> keys;      // [T]: keys seen
+};
+AttentionTerms exact_attention(const AttentionPaged& op);
+AttentionTerms exact_attention_varlen(const AttentionVarlen& op);
+
+struct NormTerms {
+  std::vector<double> y, h;  // as x, without gaps
+};
+NormTerms exact_norm(const AddRmsNorm& op);
+
+struct LayerNormTerms {
+  std::vector<double> d, y;  // [T, C]
+  std::vector<double> root;  // [T]: sqrt(mean(d^2) + epsilon)
+};
+LayerNormTerms exact_layer_norm(const LayerNorm& op);
+
+// Rotates `heads` [T, H, D] (q or k of op); the result without gaps.
+std::vector<double> exact_rope(const Rope& op, const Tensor& heads);
+std::vector<double> exact_gated_activation(const GatedActivation& op);
+
+// Scores of all experts [T, E], before normalisation: softmax or sigmoid.
+std::vector<double> exact_scores(const MoeRoute& op);
+// The weights [T, k] of given picks.
+std::vector<double> exact_route_weights(const MoeRoute& op, const std::vector<double>& scores,
+                                        const int32_t* ids);
+std::vector<double> exact_combine(const MoeCombine& op);
+
+// One row of Sample after steps 1 and 2, and what step 3 keeps with its Gumbel score.
+struct SampleTerms {
+  struct Candidate {
+    int32_t id;
+    float z;             // after temperature (greedy: l)
+    double probability;  // softmax over what top-k kept
+    double score;        // z + g (greedy: l)
+  };
+  std::vector<float> l;                  // [V]
+  std::vector<Candidate> by_z;           // all of finite l, largest z first, smaller id of equals first
+  size_t kept = 0;                       // how many of by_z stay
+  size_t kept_least = 0, kept_most = 0;  // the same where sums err by kSampleSlack to either side
+  int32_t id = -1;
+  std::vector<double> log_softmax;  // [V], of the logits as given
+};
+SampleTerms exact_sample(const Sample& op, int64_t row);
+
+// Element [i, j…] of an F32 tensor.
+inline float at(const Tensor& t, int64_t i) { return t.as<float>()[i * t.stride[0]]; }
+inline float& at(const Tensor& t, int64_t i, int64_t j) {
+  return t.as<float>()[i * t.stride[0] + j * t.stride[1]];
+}
+inline float& at(const Tensor& t, int64_t i, int64_t j, int64_t k) {
+  return t.as<float>()[i * t.stride[0] + j * t.stride[1] + k * t.stride[2]];
+}
+inline int32_t& int_at(const Tensor& t, int64_t i, int64_t j = 0) {
+  return t.as<int32_t>()[i * t.stride[0] + j * t.stride[1]];
+}
+
+}  // namespace qiao::reference

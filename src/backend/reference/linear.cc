@@ -1,0 +1,137 @@
+// Part of the law (reference_class.h): products of activations and weights.
+#include <cmath>
+
+#include "backend/reference/exact.h"
+#include "backend/reference/memory.h"
+#include "backend/reference/reference_class.h"
+#include "tensor/half.h"
+
+namespace qiao::reference {
+
+void round_activations(Compute compute, const float* x, int64_t count, double* out) {
+  if (compute == Compute::kF32) {
+    for (int64_t i = 0; i < count; ++i) out[i] = x[i];
+  } else if (compute == Compute::kBF16) {
+    for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(float_to_bf16(x[i]));
+  } else {
+    for (int64_t block = 0; block < count; block += kQ8Block) {
+      float largest = 0;
+      for (int64_t i = block; i < block + kQ8Block; ++i) largest = std::max(largest, std::abs(x[i]));
+      const bool zero = largest < kQ8Smallest;
+      const float scale = zero ? 0.0f : largest / 127.0f;
+      const float inverse = zero ? 0.0f : 127.0f / largest;
+      for (int64_t i = block; i < block + kQ8Block; ++i) {
+        const float quant = std::nearbyint(x[i] * inverse);  // the default rounding: half to even
+        out[i] = static_cast<double>(scale) * static_cast<double>(quant);
+      }
+    }
+  }
+}
+
+double activate(Activation activation, double soft_cap, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kGelu:
+      return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
+    case Activation::kGeluTanh: {
+      const double inner = std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x);
+      return 0.5 * x * (1.0 + std::tanh(inner));
+    }
+    case Activation::kSoftCap:
+      return soft_cap * std::tanh(x / soft_cap);
+  }
+  return x;
+}
+
+Products exact_products(const Tensor& x, const Weight& weight, const Compute compute,
+                        const std::vector<int64_t>& expert_of_row) {
+  const auto& w = static_cast<const ReferenceWeight&>(weight);
+  const int64_t tokens = x.shape[0], width = weight.columns(), rows = weight.rows();
+  std::vector<double> rounded(static_cast<size_t>(tokens * width));
+  Products result;
+  result.x_sum.resize(static_cast<size_t>(tokens));
+  for (int64_t t = 0; t < tokens; ++t) {
+    double* row = rounded.data() + t * width;
+    round_activations(compute, x.as<float>() + t * x.stride[0], width, row);
+    for (int64_t k = 0; k < width; ++k) result.x_sum[static_cast<size_t>(t)] += std::abs(row[k]);
+  }
+  result.sum.resize(static_cast<size_t>(tokens * rows));
+  result.magnitude.resize(result.sum.size());
+  result.w_sum.resize(static_cast<size_t>(weight.experts() * rows));
+  std::vector<Term> terms(static_cast<size_t>(width));
+  for (int64_t expert = 0; expert < weight.experts(); ++expert) {
+    for (int64_t n = 0; n < rows; ++n) {
+      bool unpacked = false;
+      for (int64_t t = 0; t < tokens; ++t) {
+        if (expert_of_row[static_cast<size_t>(t)] != expert) continue;
+        if (!unpacked) {
+          w.row_terms(expert, n, terms.data());
+          double& w_sum = result.w_sum[static_cast<size_t>(expert * rows + n)];
+          for (const Term& term : terms) w_sum += std::abs(term.value());
+          unpacked = true;
+        }
+        double sum = 0, magnitude = 0;
+        for (int64_t k = 0; k < width; ++k) {
+          const double a = rounded[static_cast<size_t>(t * width + k)];
+          const Term& term = terms[static_cast<size_t>(k)];
+          if (compute == Compute::kQ8) {  // scale and minimum are multiplied apart, so w' is not rounded
+            sum += a * (static_cast<double>(term.product) + static_cast<double>(term.minimum));
+            magnitude += std::abs(a) * (std::abs(term.product) + std::abs(term.minimum));
+          } else {
+            sum += a * static_cast<double>(term.value());
+            magnitude += std::abs(a * static_cast<double>(term.value()));
+          }
+        }
+        result.sum[static_cast<size_t>(t * rows + n)] = sum;
+        result.magnitude[static_cast<size_t>(t * rows + n)] = magnitude;
+      }
+    }
+  }
+  return result;
+}
+
+std::vector<double> exact_linear(const Linear& op, const Products& products) {
+  const int64_t rows = op.weight->rows();
+  std::vector<double> y(products.sum.size());
+  for (int64_t t = 0; t < op.x.shape[0]; ++t) {
+    for (int64_t n = 0; n < rows; ++n) {
+      const auto i = static_cast<size_t>(t * rows + n);
+      const double sum = products.sum[i] + (op.bias.present() ? op.bias.as<float>()[n] : 0.0f);
+      y[i] = activate(op.activation, op.soft_cap, sum);
+      if (op.residual.present()) y[i] += at(op.residual, t, n);
+    }
+  }
+  return y;
+}
+
+std::vector<int64_t> experts_of_rows(const GroupedLinear& op) {
+  std::vector<int64_t> experts;
+  for (int64_t e = 0; e < op.weight->experts(); ++e) {
+    experts.insert(experts.end(), static_cast<size_t>(op.counts.as<int32_t>()[e]), e);
+  }
+  return experts;
+}
+
+void ReferenceBackend::do_linear(const Linear& op) {
+  const std::vector<int64_t> experts(static_cast<size_t>(op.x.shape[0]), 0);
+  const std::vector<double> y = exact_linear(op, exact_products(op.x, *op.weight, op.compute, experts));
+  for (int64_t t = 0; t < op.y.shape[0]; ++t) {
+    for (int64_t n = 0; n < op.y.shape[1]; ++n) {
+      at(op.y, t, n) = static_cast<float>(y[static_cast<size_t>(t * op.y.shape[1] + n)]);
+    }
+  }
+}
+
+void ReferenceBackend::do_grouped_linear(const GroupedLinear& op) {
+  const Products products = exact_products(op.x, *op.weight, op.compute, experts_of_rows(op));
+  for (int64_t t = 0; t < op.y.shape[0]; ++t) {
+    for (int64_t n = 0; n < op.y.shape[1]; ++n) {
+      at(op.y, t, n) = static_cast<float>(products.sum[static_cast<size_t>(t * op.y.shape[1] + n)]);
+    }
+  }
+}
+
+}  // namespace qiao::reference

@@ -1,0 +1,60 @@
+// Part of the law (reference_class.h).
+#include "backend/reference/memory.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/error.h"
+
+namespace qiao::reference {
+
+ReferenceWeight::ReferenceWeight(const WeightSource& source) : Weight(source) {
+  for (const WeightPart& part : source.parts) {
+    const auto bytes = static_cast<size_t>(part.rows * row_bytes(part.dtype, source.columns));
+    parts_.emplace_back(part.bytes, part.bytes + bytes);
+  }
+}
+
+size_t ReferenceWeight::bytes() const {
+  size_t sum = 0;
+  for (const auto& part : parts_) sum += part.size();
+  return sum;
+}
+
+const std::vector<std::byte>& ReferenceWeight::part(int64_t expert, size_t segment) const {
+  return parts_[static_cast<size_t>(expert) * segments().size() + segment];
+}
+
+void ReferenceWeight::row_terms(int64_t expert, int64_t row, Term* out) const {
+  for (size_t i = 0; i < segments().size(); ++i) {
+    const Segment& segment = segments()[i];
+    if (row < segment.first_row || row >= segment.first_row + segment.rows) continue;
+    const int64_t offset = (row - segment.first_row) * row_bytes(segment.dtype, columns());
+    dequantize_terms(segment.dtype, part(expert, i).data() + offset, columns(), out);
+    return;
+  }
+  QIAO_ASSERT(false && "row of a weight");
+}
+
+ReferencePages::ReferencePages(const KvPagesSpec& spec) : KvPages(spec) {
+  // Contents are undefined until written: NaN shows who reads them.
+  const auto count = static_cast<size_t>(spec.pages * spec.page_tokens * spec.kv_heads * spec.head_dim);
+  keys_.assign(count, std::numeric_limits<float>::quiet_NaN());
+  values_ = keys_;
+}
+
+size_t ReferencePages::bytes() const { return 2 * keys_.size() * sizeof(float); }
+
+float* ReferencePages::keys(int64_t slot) { return keys_.data() + slot * spec().kv_heads * spec().head_dim; }
+float* ReferencePages::values(int64_t slot) {
+  return values_.data() + slot * spec().kv_heads * spec().head_dim;
+}
+const float* ReferencePages::keys(int64_t slot) const {
+  return keys_.data() + slot * spec().kv_heads * spec().head_dim;
+}
+const float* ReferencePages::values(int64_t slot) const {
+  return values_.data() + slot * spec().kv_heads * spec().head_dim;
+}
+
+}  // namespace qiao::reference

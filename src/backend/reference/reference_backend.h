@@ -1,0 +1,11 @@
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace qiao {
+
+std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options);
+
+}  // namespace qiao

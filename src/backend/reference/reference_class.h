@@ -1,0 +1,45 @@
+// The law: plainest loops, float64 accumulation, one thread. Slow and obviously right; never optimised, never
+// asked for speed. Every other chip is compared with it (docs/port-a-chip.md).
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace qiao::reference {
+
+class ReferenceBackend final : public Backend {
+ public:
+  explicit ReferenceBackend(const BackendOptions& options);
+  std::string_view chip() const override { return "reference"; }
+  DeviceInfo describe() const override;
+  DevicePeaks measure_peaks() override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void synchronize() override {}
+
+ protected:
+  void* do_allocate(size_t bytes) override;
+  void do_free(void* data, size_t bytes) override;
+  std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;
+  void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override;
+  std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
+
+  void do_gather(const Gather& op) override;
+  void do_gather_rows(const GatherRows& op) override;
+  void do_linear(const Linear& op) override;
+  void do_grouped_linear(const GroupedLinear& op) override;
+  void do_moe_route(const MoeRoute& op) override;
+  void do_moe_permute(const MoePermute& op) override;
+  void do_moe_combine(const MoeCombine& op) override;
+  void do_add_rms_norm(const AddRmsNorm& op) override;
+  void do_layer_norm(const LayerNorm& op) override;
+  void do_rope(const Rope& op) override;
+  void do_gated_activation(const GatedActivation& op) override;
+  void do_kv_write(const KvWrite& op) override;
+  void do_attention_paged(const AttentionPaged& op) override;
+  void do_attention_varlen(const AttentionVarlen& op) override;
+  void do_sample(const Sample& op) override;
+};
+
+}  // namespace qiao::reference

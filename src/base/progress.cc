@@ -1,0 +1,93 @@
+#include "base/progress.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace qiao {
+namespace {
+
+constexpr std::chrono::milliseconds kRedraw{100};
+
+std::string format_time(double seconds) {
+  const auto whole = static_cast<uint64_t>(std::clamp(seconds, 0.0, 359999.0));
+  if (whole >= 3600) return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+  return fmt::format("{}:{:02}", whole / 60, whole % 60);
+}
+
+}  // namespace
+
+Progress::Style Progress::style_of_stderr() {
+  return ::isatty(STDERR_FILENO) != 0 ? Style::kTerminal : Style::kLines;
+}
+
+Progress::Progress(std::string label, uint64_t total, Style style, std::FILE* out)
+    : label_(std::move(label)),
+      total_(total),
+      style_(style),
+      out_(out),
+      begin_(Clock::now()),
+      last_drawn_(begin_) {}
+
+Progress::~Progress() {
+  if (style_ == Style::kTerminal && started_ && !finished_) {
+    fmt::print(out_, "\r\x1b[K");
+    std::fflush(out_);
+  }
+}
+
+void Progress::update(uint64_t done) {
+  const Clock::time_point now = Clock::now();
+  if (!started_) {
+    started_ = true;
+    before_ = done;
+    begin_ = now;
+    last_drawn_ = now - kRedraw;
+    if (total_ > 0) last_tenth_ = static_cast<int>(std::min(done, total_) * 10 / total_);
+  }
+  done_ = done;
+  if (style_ == Style::kTerminal) {
+    if (now - last_drawn_ >= kRedraw) draw(done, now);
+  } else if (style_ == Style::kLines && total_ > 0) {
+    const int tenth = static_cast<int>(std::min(done, total_) * 10 / total_);
+    if (tenth > last_tenth_) {
+      last_tenth_ = tenth;
+      fmt::print(out_, "{}: {}% of {}\n", label_, tenth * 10, format_bytes(total_));
+      std::fflush(out_);
+    }
+  }
+}
+
+void Progress::draw(uint64_t done, Clock::time_point now) {
+  last_drawn_ = now;
+  const double seconds = std::chrono::duration<double>(now - begin_).count();
+  const double speed = seconds > 0.3 && done > before_ ? static_cast<double>(done - before_) / seconds : 0;
+  std::string line = label_ + ": ";
+  if (total_ > 0) {
+    constexpr int kWidth = 24;
+    const double share = static_cast<double>(std::min(done, total_)) / static_cast<double>(total_);
+    const int filled = static_cast<int>(share * kWidth);
+    line += fmt::format("[{:=<{}}{: <{}}] {:3}%  {} of {}", "", filled, "", kWidth - filled,
+                        static_cast<int>(share * 100), format_bytes(std::min(done, total_)),
+                        format_bytes(total_));
+  } else {
+    line += format_bytes(done);
+  }
+  if (speed > 0) line += fmt::format("  {}/s", format_bytes(static_cast<uint64_t>(speed)));
+  if (speed > 0 && total_ > done) line += "  ETA " + format_time(static_cast<double>(total_ - done) / speed);
+  fmt::print(out_, "\r{}\x1b[K", line);
+  std::fflush(out_);
+}
+
+void Progress::finish() {
+  finished_ = true;
+  if (style_ == Style::kSilent) return;
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
+  fmt::print(out_, "{}{}: {} in {:.{}f} s\n", style_ == Style::kTerminal ? "\r\x1b[K" : "", label_,
+             format_bytes(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0);
+  std::fflush(out_);
+}
+
+}  // namespace qiao

@@ -1,0 +1,199 @@
+#include "cli/model_flags.h"
+
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdio>
+
+#include "base/error.h"
+#include "cli/model_argument.h"
+
+namespace qiao::cli {
+namespace {
+
+DecoderOptions::Policy policy(const std::string& name) {
+  using Policy = DecoderOptions::Policy;
+  if (name == "f32") return Policy::kF32;
+  if (name == "bf16") return Policy::kBF16;
+  if (name == "q8") return Policy::kQ8;
+  return Policy::kAuto;
+}
+
+std::pair<TokenId, float> parse_bias(const std::string& text) {
+  TokenId id = 0;
+  const char* const end = text.data() + text.size();
+  const auto [after, problem] = std::from_chars(text.data(), end, id);
+  float bias = 0.0f;
+  const char* const number = after != end && *after == '+' ? after + 1 : after;  // from_chars takes no '+'
+  if (problem == std::errc() && after != end && (*after == '+' || *after == '-')) {
+    const auto [rest, trouble] = std::from_chars(number, end, bias);
+    if (trouble == std::errc() && rest == end) return {id, bias};
+  }
+  throw_error(ErrorKind::kInvalidInput, "--logit-bias {}: expected TOKEN+BIAS or TOKEN-BIAS, as in 15043-100",
+              text);
+}
+
+}  // namespace
+
+void add_model_flags(CLI::App& command, ModelFlags& flags) {
+  command.add_option("-m,--model", flags.model, kModelHelp)->type_name("MODEL");
+  command.add_option("-t,--threads", flags.threads, "Threads; 0: as many as this process may use")
+      ->check(CLI::Range(0, 1024))
+      ->type_name("N");
+  command.add_option("-c,--ctx-size", flags.context, "Context in tokens; 0: the model's, at most 8192")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->type_name("N");
+  command.add_option("-b,--batch-size", flags.batch, "Tokens that one step computes at most")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      .add_option(
+          "--lookup", flags.lookup,
+          "Draft up to N tokens a step by looking the last ones up in the text so far; 0: off. Answers "
+          "stay the same bytes")
+      ->check(CLI::Range(int64_t{0}, int64_t{31}))
+      ->capture_default_str()
+      ->type_name("N");
+  command.add_option("--device", flags.device, "Chip to run on: auto, cpu, reference")
+      ->capture_default_str()
+      ->type_name("CHIP");
+  command
+      .add_option("--compute", flags.compute,
+                  "Numerics of matrix products: auto (by the file's dtype), f32 (exact weights, float32 "
+                  "activations), "
+                  "bf16, q8")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "q8"}))
+      ->capture_default_str()
+      ->type_name("POLICY");
+  command.add_option("--kv-type", flags.kv_type, "Type of cached keys and values: f16, bf16, f32")
+      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->capture_default_str()
+      ->type_name("TYPE");
+  command
+      .add_option("--chat-template-file", flags.chat_template_file,
+                  "Jinja file in place of the model's template")
+      ->type_name("FILE");
+  command.add_flag("--no-pull", flags.no_pull, "Fail rather than fetch a model that is not here");
+  command.add_flag("-q,--quiet", flags.quiet, "No progress and no statistics on stderr");
+}
+
+namespace {
+
+template <typename Model>
+std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::path& path) {
+  LanguageModelOptions options;
+  options.device = flags.device;
+  options.threads = flags.threads;
+  options.chat_template_file = flags.chat_template_file;
+  options.decoder.compute = policy(flags.compute);
+  options.decoder.context = flags.context;
+  const bool show = !flags.quiet && ::isatty(STDERR_FILENO) != 0;
+  int shown = -1;
+  if (show) {
+    options.decoder.progress = [&](uint64_t done, uint64_t total) {
+      const int percent = total == 0 ? 100 : static_cast<int>(done * 100 / total);
+      if (percent == shown) return;
+      shown = percent;
+      std::fprintf(stderr, "\rLoading %s: %d%%", path.filename().c_str(), percent);
+    };
+  }
+  std::shared_ptr<Model> model = Model::load(path, options);
+  if (show) std::fprintf(stderr, "\r\033[K");
+  return model;
+}
+
+}  // namespace
+
+std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags) {
+  return load_at<LanguageModel>(flags, resolve_model(flags.model, !flags.no_pull));
+}
+
+std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
+                                                     const std::filesystem::path& path) {
+  return load_at<EmbeddingModel>(flags, path);
+}
+
+EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {
+  EngineOptions options;
+  options.context = flags.context;
+  options.slots = slots;
+  options.batch_tokens = flags.batch;
+  options.lookup = flags.lookup;
+  options.kv_dtype = *dtype_named(flags.kv_type);
+  return options;
+}
+
+void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
+  constexpr const char* kGroup = "Sampling";
+  command
+      .add_option("-n,--predict", flags.max_tokens,
+                  "Most tokens to generate; -1: until the model ends or the context is full")
+      ->check(CLI::Range(int64_t{-1}, int64_t{1} << 24))
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      .add_option("--temp", flags.temperature,
+                  "Temperature; 0: always the likeliest token (0.8, or as the model recommends)")
+      ->type_name("X")
+      ->group(kGroup);
+  command.add_option("--top-k", flags.top_k, "Keep the K likeliest tokens; 0: off (40)")
+      ->type_name("K")
+      ->group(kGroup);
+  command
+      .add_option("--top-p", flags.top_p, "Keep the likeliest tokens that together reach P; 1: off (0.95)")
+      ->type_name("P")
+      ->group(kGroup);
+  command
+      .add_option("--min-p", flags.min_p,
+                  "Keep tokens at least P times as likely as the likeliest; 0: off (0.05)")
+      ->type_name("P")
+      ->group(kGroup);
+  command
+      .add_option("--repeat-penalty", flags.repetition_penalty,
+                  "Divide the logits of tokens seen before; 1: off")
+      ->type_name("X")
+      ->group(kGroup);
+  command
+      .add_option("--frequency-penalty", flags.frequency_penalty,
+                  "Lower a token's logit each time it was generated; 0: off")
+      ->type_name("X")
+      ->group(kGroup);
+  command
+      .add_option("--presence-penalty", flags.presence_penalty,
+                  "Lower the logit of every token generated before; 0: off")
+      ->type_name("X")
+      ->group(kGroup);
+  command
+      .add_option("--logit-bias", flags.logit_bias,
+                  "Add to a token's logit: TOKEN+BIAS or TOKEN-BIAS; may be repeated")
+      ->type_name("T±B")
+      ->group(kGroup);
+  command.add_option("-s,--seed", flags.seed, "Seed of the draws; without it every run differs")
+      ->type_name("N")
+      ->group(kGroup);
+  command.add_option("--stop", flags.stop, "End before this text; may be repeated")
+      ->type_name("TEXT")
+      ->group(kGroup);
+  command.add_flag("--ignore-eos", flags.ignore_eos, "Go on past the model's end token")->group(kGroup);
+}
+
+SamplingOptions sampling_options(const SamplingFlags& flags, const LanguageModel& model) {
+  SamplingOptions options = model.recommended_sampling();
+  const auto take = [](const auto& flag, auto& value) {
+    if (flag) value = *flag;
+  };
+  take(flags.temperature, options.temperature);
+  take(flags.top_k, options.top_k);
+  take(flags.top_p, options.top_p);
+  take(flags.min_p, options.min_p);
+  take(flags.repetition_penalty, options.repetition_penalty);
+  take(flags.frequency_penalty, options.frequency_penalty);
+  take(flags.presence_penalty, options.presence_penalty);
+  for (const std::string& bias : flags.logit_bias) options.logit_bias.push_back(parse_bias(bias));
+  options.seed = flags.seed ? *flags.seed : random_seed();
+  options.validate(model.decoder().config().vocabulary_size);
+  return options;
+}
+
+}  // namespace qiao::cli

@@ -1,0 +1,56 @@
+// Flags that several commands share: which model and machine, how tokens are drawn. Names are llama.cpp's
+// where they mean the same.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "infer/embedding_model.h"
+#include "infer/engine.h"
+#include "infer/language_model.h"
+#include "infer/sampling.h"
+
+namespace qiao::cli {
+
+struct ModelFlags {
+  std::string model;
+  std::string device = "auto";
+  int threads = 0;
+  int64_t context = 0;
+  int64_t batch = 512;
+  int64_t lookup = 0;
+  std::string compute = "auto";
+  std::string kv_type = "f16";
+  std::string chat_template_file;
+  bool no_pull = false;
+  bool quiet = false;
+};
+
+void add_model_flags(CLI::App& command, ModelFlags& flags);
+
+// Finds (pulling it if need be) and loads the model, with a progress line on a terminal's stderr.
+std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags);
+// The same for an encoder at `path`.
+std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
+                                                     const std::filesystem::path& path);
+EngineOptions engine_options(const ModelFlags& flags, int64_t slots);
+
+struct SamplingFlags {
+  std::optional<float> temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
+  std::optional<int32_t> top_k;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> logit_bias;  // "ID+BIAS" or "ID-BIAS"
+  int64_t max_tokens = -1;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+};
+
+void add_sampling_flags(CLI::App& command, SamplingFlags& flags);
+// The model's recommendation with the flags over it; a seed is drawn where none is given. Validated.
+SamplingOptions sampling_options(const SamplingFlags& flags, const LanguageModel& model);
+
+}  // namespace qiao::cli

@@ -1,0 +1,154 @@
+#include "cli/program.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/suggest.h"
+#include "cli/commands.h"
+
+namespace qiao::cli {
+namespace {
+
+void print_first_screen(const CLI::App& app) {
+  fmt::print("{}\n\nTry:\n", app.get_description());
+  fmt::print("  qiao chat \"Why is the sky blue?\"        the first time it fetches a small model\n");
+  fmt::print("  qiao chat -m qwen2.5-coder-1.5b         a conversation with one that knows more\n");
+  fmt::print("  qiao serve                              OpenAI-compatible server and a page to chat on\n");
+  fmt::print("\nCommands:\n");
+  for (const CLI::App* command : commands_of(app)) {
+    fmt::print("  {:<12}  {}\n", command->get_name(), command->get_description());
+  }
+  fmt::print("\n`qiao COMMAND --help` shows what a command takes, with an example.\n");
+}
+
+int complain(const std::string& line) {
+  fmt::print(stderr, "qiao: {}\n", line);
+  return kExitUsage;
+}
+
+// The command that was being parsed, and how a person calls it.
+const CLI::App& parsed_command(const CLI::App& app) {
+  const CLI::App* current = &app;
+  while (!current->get_subcommands().empty()) current = current->get_subcommands().back();
+  return *current;
+}
+
+int explain_usage(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App& command = parsed_command(app);
+  const std::string name = &command == &app ? "" : command.get_name() + ": ";
+  const std::string see =
+      fmt::format("`qiao {}{}--help` shows what it takes", &command == &app ? "" : command.get_name(),
+                  &command == &app ? "" : " ");
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    const std::vector<std::string> extras = app.remaining(true);
+    const std::string extra = extras.empty() ? "" : extras.front();
+    if (extra.starts_with("-")) {
+      std::vector<std::string> names;
+      for (const OptionNames& option : options_of(command)) {
+        names.insert(names.end(), option.names.begin(), option.names.end());
+      }
+      const std::string meant = did_you_mean(extra.substr(0, extra.find('=')), names);
+      return complain(
+          fmt::format("{}unknown option '{}'{}", name, extra, meant.empty() ? "; " + see : meant));
+    }
+    return complain(fmt::format("{}'{}' is one argument too many; {}", name, extra, see));
+  }
+  std::string what = error.what();
+  std::replace(what.begin(), what.end(), '\n', ' ');
+  while (what.ends_with(' ')) what.pop_back();
+  return complain(fmt::format("{}{}; {}", name, what, see));
+}
+
+int parse(CLI::App& app, std::vector<std::string> arguments) {
+  // llama.cpp's short names of several letters, which CLI11 would take apart.
+  for (std::string& argument : arguments) {
+    if (argument == "--") break;
+    if (argument == "-np") argument = "--parallel";
+    if (argument == "-sys") argument = "--system-prompt";
+  }
+  try {
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
+    app.parse(std::move(arguments));
+    return 0;
+  } catch (const CLI::RuntimeError& e) {  // a command's own exit code
+    return e.get_exit_code();
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() != 0) return explain_usage(app, e);
+    std::ostringstream text;  // --help, --version
+    app.exit(e, text, text);
+    std::string help = text.str();
+    while (help.ends_with('\n')) help.pop_back();
+    fmt::print("{}\n", help);
+    return 0;
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "qiao: {}\n", e.what());
+    return kExitFailure;
+  }
+}
+
+}  // namespace
+
+std::vector<OptionNames> options_of(const CLI::App& command) {
+  std::vector<OptionNames> result;
+  for (const CLI::Option* option : command.get_options()) {
+    OptionNames names;
+    for (const std::string& name : option->get_snames()) names.names.push_back("-" + name);
+    for (const std::string& name : option->get_lnames()) names.names.push_back("--" + name);
+    if (names.names.empty()) continue;
+    names.takes_value = option->get_items_expected_max() > 0;
+    names.description = option->get_description();
+    // CLI11 writes "TYPE:{one,other}" where the value must be one of a set.
+    const std::string type = option->get_type_name();
+    names.type = type.substr(0, type.find(':'));
+    const size_t open = type.find('{'), close = type.find('}');
+    if (open != std::string::npos && close != std::string::npos && open < close) {
+      names.choices = CLI::detail::split(type.substr(open + 1, close - open - 1), ',');
+    }
+    result.push_back(std::move(names));
+  }
+  return result;
+}
+
+std::string positional_type_of(const CLI::App& command) {
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->get_positional()) {
+      const std::string type = option->get_type_name();
+      return type.substr(0, type.find(':'));
+    }
+  }
+  return "";
+}
+
+std::vector<const CLI::App*> commands_of(const CLI::App& app) {
+  return app.get_subcommands([](const CLI::App* command) { return !command->get_name().empty(); });
+}
+
+int run_program(CLI::App& app, int argc, const char* const* argv) {
+  std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+  if (arguments.empty()) {
+    print_first_screen(app);
+    return 0;
+  }
+  std::vector<std::string> names;
+  for (const CLI::App* command : commands_of(app)) names.push_back(command->get_name());
+  if (arguments[0] == "help") {
+    arguments.erase(arguments.begin());
+    arguments.resize(std::min<size_t>(arguments.size(), 1));
+    arguments.emplace_back("--help");
+  }
+  const auto named = std::find_if(arguments.begin(), arguments.end(),
+                                  [](const std::string& argument) { return !argument.starts_with("-"); });
+  if (named != arguments.end() && std::find(names.begin(), names.end(), *named) == names.end()) {
+    const std::string meant = did_you_mean(*named, names);
+    return complain(
+        fmt::format("unknown command '{}'{}", *named, meant.empty() ? "; `qiao` lists them" : meant));
+  }
+  return parse(app, std::move(arguments));
+}
+
+}  // namespace qiao::cli

@@ -1,0 +1,28 @@
+#include <fmt/format.h>
+
+#include "base/version.h"
+#include "cli/commands.h"
+#include "cli/program.h"
+
+namespace qiao::cli {
+namespace {
+
+// One line a command, in the order in which `qiao --help` lists them.
+constexpr AddCommand kCommands[] = {
+    add_chat_command,        add_generate_command, add_serve_command,      add_embed_command,
+    add_pull_command,        add_list_command,     add_rm_command,         add_inspect_command,
+    add_tokenize_command,    add_template_command, add_constrain_command,  add_bench_command,
+    add_conformance_command, add_devices_command,  add_completion_command,
+};
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  CLI::App app("Qiao (桥): talk to, serve and measure language models on the machine at hand.", "qiao");
+  app.set_version_flag("--version", fmt::format("qiao {}", version()), "Print the version and exit");
+  app.set_help_all_flag("--help-all", "Help of every command");
+  for (const AddCommand add : kCommands) add(app);
+  return run_program(app, argc, argv);
+}
+
+}  // namespace qiao::cli

@@ -1,0 +1,182 @@
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+#include <thread>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "cli/commands.h"
+#include "cli/model_argument.h"
+#include "cli/model_flags.h"
+#include "serve/server.h"
+
+namespace qiao::cli {
+namespace {
+
+struct ServeFlags {
+  ModelFlags model;
+  serve::ServerOptions server;
+  int64_t slots = 32;
+  int64_t kv_pages = 0, page_tokens = 32, max_queued = 1024;
+  bool share_prefixes = false, no_prefix_cache = false;
+  int64_t max_body_mib = 64;
+  int drain_seconds = 30;
+  std::string api_key_file;
+};
+
+// One key a line; empty lines and those that start with # do not count.
+void read_keys(const std::string& path, std::vector<std::string>& keys) {
+  std::istringstream lines(read_file(path, 1 << 20));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.ends_with('\r')) line.pop_back();
+    if (!line.empty() && !line.starts_with('#')) keys.push_back(line);
+  }
+  if (keys.empty()) throw_error(ErrorKind::kInvalidInput, "{}: holds no key", path);
+}
+
+// What a client names the model: the argument where it is a name, else the file's stem.
+std::string served_name(const std::string& argument) {
+  if (argument.empty()) return kDefaultModel;
+  const bool is_path = argument.find('/') != std::string::npos || argument.ends_with(".gguf");
+  return is_path && !argument.starts_with("hf:") && !argument.starts_with("ms:") ? "" : argument;
+}
+
+// Until a signal asks for the end; then what runs may finish.
+void wait_and_drain(const ServeFlags& flags, const sigset_t& signals, serve::Server& server) {
+  if (flags.server.http.host != "127.0.0.1" && flags.server.http.host != "localhost" &&
+      flags.server.http.host != "::1" && flags.server.api_keys.empty()) {
+    std::fprintf(stderr, "Anybody who reaches this address can use it: set --api-key to ask for one.\n");
+  }
+  int signal = 0;
+  sigwait(&signals, &signal);
+  std::fprintf(stderr, "\nFinishing what runs (at most %d s; once more stops at once)\n",
+               flags.drain_seconds);
+  std::thread([signals] {
+    int again = 0;
+    sigwait(&signals, &again);
+    std::_Exit(130);
+  }).detach();
+  server.drain(flags.drain_seconds);
+}
+
+void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const sigset_t& signals) {
+  const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
+  EncoderEngine engine(model);
+  serve::Server server(engine, flags.server);
+  std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
+               (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
+               flags.server.http.host.c_str(), server.port(),
+               model->is_cross_encoder() ? "reranking" : "embeddings",
+               static_cast<long long>(model->max_tokens()));
+  wait_and_drain(flags, signals, server);
+}
+
+void serve_model(ServeFlags flags) {
+  if (!flags.api_key_file.empty()) read_keys(flags.api_key_file, flags.server.api_keys);
+  if (const char* key = std::getenv("QIAO_API_KEY"); key != nullptr && *key != '\0')
+    flags.server.api_keys.emplace_back(key);
+  if (flags.server.model_name.empty()) flags.server.model_name = served_name(flags.model.model);
+  flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
+
+  // Blocked before any thread starts, so that only the wait below gets them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) throw_error(ErrorKind::kIo, "cannot block signals");
+  std::signal(SIGPIPE, SIG_IGN);
+
+  const std::filesystem::path path = resolve_model(flags.model.model, !flags.model.no_pull);
+  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, signals);
+  const std::shared_ptr<LanguageModel> model = load_model(flags.model);
+  EngineOptions wished = engine_options(flags.model, flags.slots);
+  wished.pages = flags.kv_pages;
+  wished.page_tokens = flags.page_tokens;
+  wished.max_queued = flags.max_queued;
+  wished.prefix_cache = !flags.no_prefix_cache;
+  wished.share_across_tenants = flags.share_prefixes;
+  Engine engine(model, wished);
+  serve::Server server(model, engine, flags.server);
+  const EngineOptions& options = engine.options();
+  std::fprintf(stderr,
+               "Serving %s at http://%s:%d (contexts of %lld tokens, %lld requests at once; Ctrl-C stops)\n",
+               (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
+               flags.server.http.host.c_str(), server.port(), static_cast<long long>(options.context),
+               static_cast<long long>(options.slots));
+  std::fprintf(stderr, "Key/value cache: %lld pages of %lld tokens, %s, %.2f GiB\n",
+               static_cast<long long>(options.pages), static_cast<long long>(options.page_tokens),
+               flags.model.kv_type.c_str(), static_cast<double>(engine.cache_bytes()) / 0x1p30);
+  wait_and_drain(flags, signals, server);
+}
+
+}  // namespace
+
+void add_serve_command(CLI::App& app) {
+  const auto flags = std::make_shared<ServeFlags>();
+  CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP: OpenAI's API and a chat page");
+  add_model_flags(*command, flags->model);
+  command
+      ->add_option("--host", flags->server.http.host, "Address to listen on; 0.0.0.0: all of this machine's")
+      ->capture_default_str()
+      ->type_name("ADDRESS");
+  command
+      ->add_option("--port", flags->server.http.port,
+                   "Port to listen on; 0: any free one, printed at the start")
+      ->capture_default_str()
+      ->type_name("PORT");
+  command->add_option("--parallel", flags->slots, "Most requests that run at once (-np too); others wait")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--max-queued", flags->max_queued, "Most requests that wait; more are refused with 429")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--kv-pages", flags->kv_pages,
+                   "Pages of the key/value cache; 0: half of the free memory, at most what -np contexts need")
+      ->check(CLI::Range(int64_t{0}, int64_t{INT32_MAX}))
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--page-tokens", flags->page_tokens, "Tokens of a page: prompts are shared by whole pages")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--no-prefix-cache", flags->no_prefix_cache, "Compute every prompt from its first token");
+  command->add_flag("--share-prefix-cache", flags->share_prefixes,
+                    "Share cached prompts between API keys (timing then tells what others asked)");
+  command->add_option("-a,--alias", flags->server.model_name, "Name of the model in the API")
+      ->type_name("NAME");
+  command
+      ->add_option("--api-key", flags->server.api_keys,
+                   "Key that clients must send; may be repeated (QIAO_API_KEY too)")
+      ->type_name("KEY");
+  command->add_option("--api-key-file", flags->api_key_file, "File with one key a line")->type_name("FILE");
+  command
+      ->add_option("--cors-origin", flags->server.cors_origins,
+                   "Origin whose pages may call this server, or '*'; may be repeated")
+      ->type_name("ORIGIN");
+  command->add_option("--max-body", flags->max_body_mib, "Largest request body in MiB")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->type_name("MIB");
+  command
+      ->add_option("--drain-seconds", flags->drain_seconds, "How long SIGTERM lets running requests finish")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str()
+      ->type_name("S");
+  command->footer(
+      "Paths: /v1/chat/completions /v1/completions /v1/embeddings /v1/rerank /v1/models /tokenize "
+      "/detokenize /health "
+      "/metrics,\n"
+      "and / for a chat page.\n"
+      "Examples:\n"
+      "  qiao serve -m smollm2 --port 8080\n"
+      "  qiao serve -m minilm                      # /v1/embeddings\n"
+      "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret");
+  command->callback([flags] { serve_model(*flags); });
+}
+
+}  // namespace qiao::cli

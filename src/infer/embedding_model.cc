@@ -1,0 +1,65 @@
+#include "infer/embedding_model.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace qiao {
+
+bool EmbeddingModel::is_at(const std::filesystem::path& path) { return is_encoder(*ModelFiles::open(path)); }
+
+std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path& path,
+                                                     const LanguageModelOptions& options) {
+  const std::shared_ptr<ModelFiles> files = ModelFiles::open(path);
+  const std::shared_ptr<EmbeddingModel> model(new EmbeddingModel);
+  const std::filesystem::path clean = std::filesystem::absolute(path / "").lexically_normal().parent_path();
+  model->path_ = path;
+  model->name_ = clean.extension() == ".gguf" ? clean.stem().string() : clean.filename().string();
+  model->tokenizer_ = Tokenizer::from_model(*files);
+  model->backend_ = make_backend(options.device, {.threads = options.threads});
+  model->encoder_ = Encoder::load(*files, *model->backend_, options.decoder);
+  model->pooling_ = read_pooling(*files, model->encoder_->config());
+  const int64_t vocabulary = model->encoder_->config().vocabulary_size;
+  if (model->tokenizer_->vocabulary_size() > vocabulary) {
+    throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
+                model->tokenizer_->vocabulary_size(), vocabulary);
+  }
+  const std::vector<TokenId> frame = model->tokenizer_->encode("", {.add_special = true});
+  model->special_at_end_ = frame.empty() ? 0 : frame.size() - 1;  // the first of them stands in front
+  if (files->kind() == ModelFiles::Kind::kHuggingFace && model->pooling_.scores) {
+    const Json& json = files->tokenizer_json();
+    const auto processor = json.find("post_processor");
+    model->pair_frame_ = parse_pair_frame(processor == json.end() ? Json() : *processor, vocabulary,
+                                          (path / "tokenizer.json").string());
+  }
+  return model;
+}
+
+EncoderInput EmbeddingModel::encode(std::string_view text) const {
+  return {tokenizer_->encode(text, {.add_special = true, .parse_special = true}), {}};
+}
+
+void EmbeddingModel::truncate(EncoderInput& input, int64_t max_tokens) const {
+  const auto most = static_cast<size_t>(max_tokens);
+  if (input.tokens.size() <= most) return;
+  const auto kept = static_cast<std::ptrdiff_t>(std::min(special_at_end_, most));
+  std::copy(input.tokens.end() - kept, input.tokens.end(),
+            input.tokens.begin() + static_cast<std::ptrdiff_t>(most) - kept);
+  input.tokens.resize(most);
+}
+
+std::vector<TokenId> EmbeddingModel::encode_plain(std::string_view text) const {
+  return tokenizer_->encode(text, {.parse_special = true});
+}
+
+EncoderInput EmbeddingModel::encode_pair(std::vector<TokenId> first, std::vector<TokenId> second,
+                                         int64_t max_tokens) const {
+  if (!pair_frame_) {
+    throw_error(ErrorKind::kUnsupported, "{}: the model does not say how two texts are put together",
+                path_.string());
+  }
+  PairFrame::Encoded pair = pair_frame_->join(std::move(first), std::move(second), max_tokens);
+  return {std::move(pair.tokens), std::move(pair.types)};
+}
+
+}  // namespace qiao

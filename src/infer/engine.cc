@@ -1,0 +1,275 @@
+#include "infer/engine.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "base/error.h"
+#include "infer/scheduler.h"
+#include "infer/sequence.h"
+#include "infer/step_runner.h"
+
+namespace qiao {
+namespace {
+
+constexpr double kCacheShare = 0.5;  // of the free memory: the rest is the machine's
+
+double gib(uint64_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
+
+Sequence& as_sequence(Job& job) { return static_cast<Sequence&>(job); }
+const Sequence& as_sequence(const Job& job) { return static_cast<const Sequence&>(job); }
+
+// The options with the defaults filled in, checked against the model and the memory.
+EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options) {
+  EngineOptions o = options;
+  const DecoderConfig& config = model.decoder().config();
+  const int64_t trained = config.max_position_embeddings;
+  if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
+  constexpr int64_t kMost = INT32_MAX;  // slots of the cache have 31 bits
+  const auto within = [](int64_t value, int64_t least) { return value >= least && value <= kMost; };
+  if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
+      !within(o.lookup, 0) || !within(o.context, 2)) {
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "engine: context {}, slots {}, page tokens {}, pages {}, batch tokens {} and lookup {} must be "
+        "positive and fit 31 bits",
+        o.context, o.slots, o.page_tokens, o.pages, o.batch_tokens, o.lookup);
+  }
+  const uint64_t page_bytes = KvCache::bytes_per_page(config, o.page_tokens, o.kv_dtype);
+  const uint64_t free = model.backend().describe().free_bytes;
+  const bool asked = o.pages > 0;
+  if (!asked) {
+    const int64_t one = (o.context + o.page_tokens - 1) / o.page_tokens;
+    const auto fit = static_cast<int64_t>(static_cast<double>(free) * kCacheShare /
+                                          static_cast<double>(std::max<uint64_t>(page_bytes, 1)));
+    o.pages = std::min({one * o.slots, std::max(fit, one), std::max(kMost / o.page_tokens, one)});
+  }
+  if (o.pages > kMost / o.page_tokens) {
+    throw_error(ErrorKind::kTooLarge, "{} pages of {} tokens are more than a cache can hold ({} tokens)",
+                o.pages, o.page_tokens, kMost);
+  }
+  const uint64_t need = page_bytes * static_cast<uint64_t>(o.pages);
+  if (need > free) {
+    throw_error(ErrorKind::kTooLarge,
+                "the cache of {} pages of {} tokens takes {:.1f} GiB, and {:.1f} GiB of memory are free; "
+                "lower {}",
+                o.pages, o.page_tokens, gib(need), gib(free), asked ? "--kv-pages" : "-c (context)");
+  }
+  o.context = std::min(o.context, o.pages * o.page_tokens);
+  return o;
+}
+
+}  // namespace
+
+struct Engine::State {
+  State(std::shared_ptr<LanguageModel> served, const EngineOptions& wished)
+      : model(std::move(served)),
+        options(complete_options(*model, wished)),
+        cache(model->backend(), model->decoder().config(), options.pages, options.page_tokens,
+              options.kv_dtype),
+        pool(options.pages),
+        tree(pool, options.page_tokens),
+        scheduler(pool, tree,
+                  {.slots = options.slots,
+                   .batch_tokens = options.batch_tokens,
+                   .wanted_rows = StepRunner::kPromptLogprobRows,
+                   .prefix_cache = options.prefix_cache,
+                   .draft_tokens = options.lookup}),
+        runner(*model, cache, options.slots,
+               (options.context + options.page_tokens - 1) / options.page_tokens,
+               std::max(options.batch_tokens, options.slots)) {}
+
+  const std::shared_ptr<LanguageModel> model;
+  const EngineOptions options;
+
+  // Of the engine's thread.
+  KvCache cache;
+  PagePool pool;
+  PrefixTree tree;
+  Scheduler scheduler;
+  StepRunner runner;
+
+  // Shared, under `mutex`.
+  std::mutex mutex;
+  std::condition_variable wake, idle;
+  std::vector<std::shared_ptr<Sequence>> arrived;  // the scheduler has not seen them yet
+  bool busy = false;                               // the scheduler has work
+  bool draining = false, stopping = false;
+  EngineStats totals;
+
+  std::thread thread;
+
+  void loop();
+  void step();
+  void publish();
+  template <typename Predicate>
+  void cancel_if(Predicate gone);
+};
+
+// Makes the scheduler's numbers known to other threads. Required: the mutex is held.
+void Engine::State::publish() {
+  const SchedulerStats stats = scheduler.stats();
+  busy = !scheduler.idle();
+  totals.running = stats.running;
+  totals.waiting = stats.waiting;
+  totals.preemptions = stats.preemptions;
+  totals.prefix_queries = stats.prefix_queries;
+  totals.prefix_hits = stats.prefix_hits;
+  totals.drafts = runner.drafts();
+  totals.drafted_tokens = runner.drafted_tokens();
+  totals.accepted_tokens = runner.accepted_tokens();
+  totals.pages_total = pool.total();
+  totals.pages_used = pool.used();
+  totals.pages_cached = pool.cached();
+}
+
+template <typename Predicate>
+void Engine::State::cancel_if(Predicate gone) {
+  for (const std::shared_ptr<Job>& job : scheduler.remove_if(gone))
+    as_sequence(*job).finish(FinishReason::kCancelled);
+}
+
+void Engine::State::step() {
+  const std::vector<StepEntry>& plan = scheduler.plan();
+  if (plan.empty()) return;
+  {
+    const std::lock_guard lock(mutex);
+    publish();
+  }
+  bool prefill = false;
+  for (const StepEntry& entry : plan) {
+    as_sequence(*entry.job).started();
+    prefill |= !entry.job->decodes();
+  }
+  const Clock::time_point begin = Clock::now();
+  try {
+    runner.run(plan);
+    scheduler.settle();
+  } catch (const std::exception& e) {
+    for (const StepEntry& entry : plan) {
+      if (!entry.job->finished) as_sequence(*entry.job).finish(FinishReason::kError, e.what());
+    }
+    scheduler.abandon();
+  }
+  const double took = std::chrono::duration<double>(Clock::now() - begin).count();
+  const std::lock_guard lock(mutex);
+  ++totals.steps;
+  (prefill ? totals.prefill_seconds : totals.decode_seconds) += took;
+}
+
+void Engine::State::loop() {
+  std::vector<std::shared_ptr<Sequence>> fresh;
+  while (true) {
+    {
+      std::unique_lock lock(mutex);
+      publish();
+      if (!busy && arrived.empty()) idle.notify_all();
+      wake.wait(lock, [&] { return stopping || busy || !arrived.empty(); });
+      if (stopping) break;
+      fresh.swap(arrived);
+      totals.waiting += static_cast<int64_t>(fresh.size());
+      busy = true;
+    }
+    for (std::shared_ptr<Sequence>& sequence : fresh) scheduler.enqueue(std::move(sequence));
+    fresh.clear();
+    cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled(); });
+    step();
+  }
+  cancel_if([](const Job&) { return true; });
+  for (const auto& sequence : arrived) sequence->finish(FinishReason::kCancelled);
+}
+
+Engine::Engine(std::shared_ptr<LanguageModel> model, const EngineOptions& options)
+    : state_(std::make_unique<State>(std::move(model), options)) {
+  state_->publish();
+  state_->thread = std::thread([this] { state_->loop(); });
+}
+
+Engine::~Engine() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
+  }
+  state_->wake.notify_all();
+  state_->thread.join();
+}
+
+std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on_event) {
+  State& state = *state_;
+  const EngineOptions& options = state.options;
+  const int64_t vocabulary = state.model->decoder().config().vocabulary_size;
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  if (prompt_tokens == 0)
+    throw_error(ErrorKind::kInvalidInput, "prompt: has no tokens; at least one is needed");
+  const int64_t most = options.context - (request.embedding || request.max_tokens == 0 ? 0 : 1);
+  if (prompt_tokens > most) {
+    throw_error(ErrorKind::kInvalidInput,
+                "prompt: {} tokens do not fit the context of {} (the cache has {} pages of {} tokens)",
+                prompt_tokens, options.context, options.pages, options.page_tokens);
+  }
+  for (const TokenId id : request.prompt) {
+    if (id < 0 || id >= vocabulary) {
+      throw_error(ErrorKind::kInvalidInput, "prompt: token id {} is not in the vocabulary of {}", id,
+                  vocabulary);
+    }
+  }
+  if (request.top_logprobs < 0 || request.top_logprobs > 20) {
+    throw_error(ErrorKind::kInvalidInput, "top_logprobs: {} is out of range; allowed: 0 to 20",
+                request.top_logprobs);
+  }
+  request.sampling.validate(vocabulary);
+  if (options.share_across_tenants) request.tenant.clear();
+  const auto account = [this, inner = std::move(on_event)](const GenerationEvent& event) {
+    if (event.finish != FinishReason::kNone) {
+      const std::lock_guard lock(state_->mutex);
+      EngineStats& totals = state_->totals;
+      ++(event.finish == FinishReason::kCancelled ? totals.cancelled
+         : event.finish == FinishReason::kError   ? totals.failed
+                                                  : totals.finished);
+      totals.prompt_tokens += event.prompt_tokens;
+      totals.cached_tokens += event.cached_tokens;
+      totals.completion_tokens += event.completion_tokens;
+    }
+    inner(event);
+  };
+  auto sequence = std::make_shared<Sequence>(std::move(request), account, *state.model, options.context);
+  const std::shared_ptr<Generation> generation = sequence->generation();
+  {
+    const std::lock_guard lock(state.mutex);
+    if (state.draining || state.stopping) throw_error(ErrorKind::kUnavailable, "the server is shutting down");
+    const int64_t places = options.max_queued + options.slots - state.totals.running;
+    if (state.totals.waiting + static_cast<int64_t>(state.arrived.size()) >= places) {
+      throw QueueFull(ErrorKind::kUnavailable,
+                      fmt::format("the queue of {} requests is full; try again later", options.max_queued));
+    }
+    state.arrived.push_back(std::move(sequence));
+    ++state.totals.requests;
+  }
+  state.wake.notify_all();
+  return generation;
+}
+
+void Engine::drain() {
+  std::unique_lock lock(state_->mutex);
+  state_->draining = true;
+  state_->idle.wait(lock, [&] { return !state_->busy && state_->arrived.empty(); });
+}
+
+const EngineOptions& Engine::options() const { return state_->options; }
+const LanguageModel& Engine::model() const { return *state_->model; }
+
+uint64_t Engine::cache_bytes() const {
+  const EngineOptions& o = state_->options;
+  return KvCache::bytes_per_page(model().decoder().config(), o.page_tokens, o.kv_dtype) *
+         static_cast<uint64_t>(o.pages);
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(state_->mutex);
+  EngineStats stats = state_->totals;
+  stats.waiting += static_cast<int64_t>(state_->arrived.size());
+  return stats;
+}
+
+}  // namespace qiao

@@ -1,0 +1,135 @@
+// Runs requests on a model: packs each step with one token of every running request, then with prompt tokens
+// up to a budget; keeps keys and values in pages that requests of one tenant share (scheduler.h). One thread
+// of its own calls the decoder; submit and cancel are safe from any thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "infer/language_model.h"
+#include "infer/sampling.h"
+
+namespace qiao {
+
+enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
+
+struct TokenLogprobs {
+  float logprob = 0.0f;  // of the token itself, natural logarithm, before any sampling option
+  std::vector<std::pair<TokenId, float>> top;  // the most likely ones, descending
+};
+
+struct GenerationRequest {
+  std::vector<TokenId> prompt;  // 1 or more, fewer than the context
+  SamplingOptions sampling;
+  int64_t max_tokens = -1;  // -1: until the context is full; 0: only the prompt is computed
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  int32_t choice = 0;  // index among the choices of one API request: part of the random stream
+  bool logprobs = false;
+  int32_t top_logprobs = 0;  // 0 to 20
+  bool prompt_logprobs =
+      false;               // each prompt token's, given its predecessors, in one event before the first token
+  bool embedding = false;  // no tokens: the mean of the last hidden states of the prompt, in one event
+  std::string tenant;      // requests of different tenants never share cached prompts
+};
+
+// What a request's callback is given, in order; the last one has finish != kNone and is the only one that
+// does.
+struct GenerationEvent {
+  bool has_token = false;
+  TokenId token = 0;
+  std::string text;        // newly decided text: may be empty, may be held back over several tokens
+  TokenLogprobs logprobs;  // of this token, where asked for
+  std::vector<TokenLogprobs> prompt_logprobs;  // [prompt.size() - 1]: entry i is of prompt token i + 1
+  std::vector<float> embedding;                // [C]
+  FinishReason finish = FinishReason::kNone;
+  std::string stop_text;  // the stop string that ended it, if one did
+  std::string error;      // with kError
+  // With the last event:
+  int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
+};
+
+// A submitted request. Dropping the handle does not cancel.
+class Generation {
+ public:
+  // Stops costing compute within one step. The callback still gets its last event (kCancelled).
+  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<bool> cancelled_{false};
+};
+
+struct EngineOptions {
+  // Tokens a sequence may have; 0: the model's, at most 8192. Never more than the cache's pages hold.
+  int64_t context = 0;
+  int64_t slots = 1;  // most sequences in a step
+  int64_t page_tokens = 32;
+  // Of the cache; 0: as many as the slots' contexts need, or as half of the free memory holds, if those are
+  // fewer, but at least one context.
+  int64_t pages = 0;
+  DType kv_dtype = DType::kF16;
+  int64_t batch_tokens = 512;  // budget of a step
+  int64_t max_queued = 1024;
+  // Tokens drafted for a request in a step by looking its last ones up in what precedes them; 0: none. No
+  // answer changes; a request whose drafts are not taken goes on without.
+  int64_t lookup = 0;
+  bool prefix_cache = true;           // requests start from pages that earlier ones of their tenant filled
+  bool share_across_tenants = false;  // and of other tenants: their answers' timing tells what was asked
+};
+
+// Totals since the start, and what is going on now. For /metrics.
+struct EngineStats {
+  int64_t requests = 0, finished = 0, cancelled = 0, failed = 0;
+  int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // of requests that have ended
+  int64_t running = 0, waiting = 0;
+  int64_t preemptions = 0;
+  int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens that were looked for and found in the cache
+  int64_t pages_total = 0;
+  int64_t pages_used = 0;    // by running requests
+  int64_t pages_cached = 0;  // in the prefix cache, in use or not
+  int64_t drafts = 0, drafted_tokens = 0, accepted_tokens = 0;
+  int64_t steps = 0;
+  double prefill_seconds = 0, decode_seconds = 0;  // of steps with and without prompt tokens
+};
+
+// submit() refused a request because the queue is full: a moment later it may not be.
+class QueueFull : public Error {
+ public:
+  using Error::Error;
+};
+
+class Engine {
+ public:
+  using OnEvent = std::function<void(const GenerationEvent&)>;
+
+  // Throws Error(kTooLarge), with both sizes, where the cache does not fit in memory.
+  Engine(std::shared_ptr<LanguageModel> model, const EngineOptions& options);
+  ~Engine();  // cancels what runs
+
+  // Checks the request (Error(kInvalidInput) naming the field; QueueFull, which is kUnavailable;
+  // Error(kUnavailable) after drain) and queues it. on_event is called on the engine's thread and must return
+  // quickly.
+  std::shared_ptr<Generation> submit(GenerationRequest request, OnEvent on_event);
+
+  // Takes no more requests; returns when those taken have finished.
+  void drain();
+
+  const EngineOptions& options() const;  // with the defaults filled in
+  uint64_t cache_bytes() const;
+  const LanguageModel& model() const;
+  EngineStats stats() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace qiao

@@ -1,0 +1,62 @@
+// A model ready to talk: files, tokenizer, chat template, decoder and the chip it runs on.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "infer/sampling.h"
+#include "models/decoder.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace qiao {
+
+struct LanguageModelOptions {
+  std::string device = "auto";
+  int threads = 0;  // 0: as many as this process may use
+  DecoderOptions decoder;
+  std::string chat_template_file;  // in place of the model's own
+};
+
+// Immutable after loading, but for the backend, which one engine at a time uses.
+class LanguageModel {
+ public:
+  static std::shared_ptr<LanguageModel> load(const std::filesystem::path& path,
+                                             const LanguageModelOptions& options);
+
+  const std::filesystem::path& path() const { return path_; }
+  const std::string& name() const {
+    return name_;
+  }  // what /v1/models shows by default: the file's or folder's stem
+  Backend& backend() const { return *backend_; }
+  const Decoder& decoder() const { return *decoder_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
+  const SamplingOptions& recommended_sampling() const { return sampling_; }
+  bool ends_generation(TokenId id) const;
+
+  // `variables` as ChatTemplate::render takes them (messages, tools, add_generation_prompt…); bos_token and
+  // eos_token are added. Throws Error(kUnsupported) where the model has no chat template.
+  std::string render_chat(Json variables) const;
+  // Token ids of a rendered chat (special tokens parsed; BOS added only where the template did not write it).
+  std::vector<TokenId> encode_chat(Json variables) const;
+  // Token ids of a plain prompt, with BOS where the model wants it.
+  std::vector<TokenId> encode_prompt(std::string_view text) const;
+
+ private:
+  LanguageModel() = default;
+  std::filesystem::path path_;
+  std::string name_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> chat_template_;
+  std::unique_ptr<Decoder> decoder_;  // before backend_ is destroyed: declared after it
+  SamplingOptions sampling_;
+  std::vector<TokenId> end_of_generation_;
+};
+
+}  // namespace qiao

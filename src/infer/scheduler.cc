@@ -1,0 +1,200 @@
+#include "infer/scheduler.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace qiao {
+
+Scheduler::Scheduler(PagePool& pool, PrefixTree& tree, const SchedulerOptions& options)
+    : pool_(pool), tree_(tree), options_(options) {}
+
+void Scheduler::enqueue(std::shared_ptr<Job> job) {
+  QIAO_ASSERT(pages_for(static_cast<int64_t>(job->tokens.size())) <= pool_.total());
+  waiting_.push_back(std::move(job));
+}
+
+int64_t Scheduler::pages_for(int64_t tokens) const {
+  return (tokens + tree_.page_tokens() - 1) / tree_.page_tokens();
+}
+
+// Pages for the job's first `tokens` tokens; false, and nothing changed, where there are not enough.
+bool Scheduler::extend(Job& job, int64_t tokens) {
+  const auto pages = static_cast<size_t>(pages_for(tokens));
+  if (pages <= job.pages.size()) return true;
+  if (static_cast<int64_t>(pages - job.pages.size()) > pool_.available()) return false;
+  while (job.pages.size() < pages) {
+    if (pool_.free() == 0) tree_.evict();
+    job.pages.push_back(pool_.allocate());
+  }
+  return true;
+}
+
+void Scheduler::release(Job& job) {
+  tree_.release(job.pages);
+  job.pages.clear();
+  job.computed = job.shared_pages = 0;
+}
+
+// Takes what the tree knows of the job's tokens in place of computing them. The last token is always
+// computed: its logits are needed.
+void Scheduler::look_up(Job& job) {
+  if (!options_.prefix_cache) return;
+  const auto size = static_cast<int64_t>(job.tokens.size());
+  const int64_t most =
+      std::min(size - 1, job.outputs_had < job.outputs_wanted ? job.outputs_had : int64_t{INT32_MAX});
+  std::vector<int32_t> known(job.pages.begin(), job.pages.begin() + job.shared_pages);
+  tree_.match(job.tenant, std::span(job.tokens).first(static_cast<size_t>(most)), known);
+  const auto found = static_cast<int64_t>(known.size());
+  if (found == job.shared_pages) return;
+  for (int64_t i = job.shared_pages; i < found; ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (at < job.pages.size()) {
+      pool_.unref(std::exchange(job.pages[at], known[at]));  // the job's own is not in the tree
+    } else {
+      job.pages.push_back(known[at]);
+    }
+  }
+  const int64_t computed = found * tree_.page_tokens();
+  QIAO_ASSERT(computed > job.computed);
+  if (job.preemptions == 0) {
+    job.cached_tokens += computed - job.computed;
+    totals_.prefix_hits += computed - job.computed;
+  }
+  job.shared_pages = found;
+  job.computed = computed;
+}
+
+bool Scheduler::admit(Job& job) {
+  const int64_t hits = totals_.prefix_hits, cached = job.cached_tokens;
+  look_up(job);
+  // The watermark: a page for each running job, which will need it soon.
+  const auto tokens = static_cast<int64_t>(job.tokens.size());
+  const int64_t need = pages_for(tokens) - static_cast<int64_t>(job.pages.size());
+  if (need + static_cast<int64_t>(running_.size()) > pool_.available()) {
+    release(job);
+    totals_.prefix_hits = hits;
+    job.cached_tokens = cached;
+    return false;
+  }
+  const bool fits = extend(job, tokens);
+  QIAO_ASSERT(fits);
+  if (job.preemptions == 0 && job.outputs_wanted == 0 && options_.prefix_cache)
+    totals_.prefix_queries += job.prompt_tokens;
+  return true;
+}
+
+void Scheduler::preempt_youngest() {
+  const std::shared_ptr<Job> job = std::move(running_.back());
+  running_.pop_back();
+  release(*job);
+  ++job->preemptions;
+  ++totals_.preemptions;
+  preempted_now_ = true;
+  waiting_.push_front(job);
+}
+
+// The oldest first, at the cost of the youngest. The oldest always finds room: the pool holds any one job.
+void Scheduler::make_room_for_decoding() {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    const std::shared_ptr<Job> job = running_[i];
+    if (!job->decodes()) continue;
+    while (!extend(*job, job->computed + 1)) {
+      const bool itself = running_.back() == job;
+      preempt_youngest();
+      if (itself) break;
+    }
+  }
+}
+
+void Scheduler::admit_waiting() {
+  // Strictly in order: whoever is passed by for its size would wait as long as smaller ones come.
+  while (!preempted_now_ && !waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.slots) {
+    if (!admit(*waiting_.front())) break;
+    running_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
+}
+
+void Scheduler::plan_prompts(int64_t budget) {
+  int64_t rows = options_.wanted_rows;
+  for (const std::shared_ptr<Job>& job : running_) {
+    if (budget <= 0) return;
+    if (job->decodes() || job->embedding != embedding_turn_) continue;
+    look_up(*job);  // another request may have computed the same since
+    int64_t count = std::min(job->pending(), budget);
+    if (!job->embedding && job->outputs_had < job->outputs_wanted) {
+      count = std::min(count, rows);
+      rows -= count;
+    }
+    if (count <= 0) continue;
+    plan_.push_back({job.get(), count});
+    budget -= count;
+  }
+}
+
+void Scheduler::plan_drafts() {
+  int64_t budget = std::min(kDraftStepTokens, options_.batch_tokens);
+  for (const StepEntry& entry : plan_) budget -= entry.count;
+  for (StepEntry& entry : plan_) {
+    Job& job = *entry.job;
+    if (!job.decodes()) return;  // those that decode come first
+    job.draft.clear();
+    if (options_.draft_tokens <= 0 || budget <= 0) continue;
+    job.propose(std::min(options_.draft_tokens, budget));
+    if (!extend(job, job.computed + 1 +
+                         static_cast<int64_t>(job.draft.size()))) {  // no draft is worth a preemption
+      const auto room = static_cast<int64_t>(job.pages.size()) * tree_.page_tokens() - job.computed - 1;
+      job.draft.resize(static_cast<size_t>(room));
+    }
+    entry.count += static_cast<int64_t>(job.draft.size());
+    budget -= static_cast<int64_t>(job.draft.size());
+  }
+}
+
+const std::vector<StepEntry>& Scheduler::plan() {
+  plan_.clear();
+  preempted_now_ = false;
+  make_room_for_decoding();
+  admit_waiting();
+  bool embeds = false, others = false;
+  for (const std::shared_ptr<Job>& job : running_) (job->embedding ? embeds : others) = true;
+  embedding_turn_ = embeds && (!others || !embedding_turn_);
+  if (!embedding_turn_) {
+    for (const std::shared_ptr<Job>& job : running_) {
+      if (job->decodes()) plan_.push_back({job.get(), 1});
+    }
+  }
+  // However many decode, prompts get on.
+  plan_prompts(std::max<int64_t>(1, options_.batch_tokens - static_cast<int64_t>(plan_.size())));
+  plan_drafts();
+  return plan_;
+}
+
+void Scheduler::settle() {
+  for (const StepEntry& entry : plan_) {
+    Job& job = *entry.job;
+    const int64_t full = job.computed / tree_.page_tokens();
+    if (!options_.prefix_cache || full <= job.shared_pages) continue;
+    tree_.insert(job.tenant, std::span(job.tokens).first(static_cast<size_t>(job.computed)),
+                 std::span(job.pages).first(static_cast<size_t>(full)), job.shared_pages);
+    job.shared_pages = full;
+  }
+  plan_.clear();
+  remove_if([](const Job& job) { return job.finished; });
+}
+
+void Scheduler::abandon() {
+  for (const StepEntry& entry : plan_) entry.job->finished = true;
+  plan_.clear();
+  remove_if([](const Job& job) { return job.finished; });
+}
+
+SchedulerStats Scheduler::stats() const {
+  SchedulerStats stats = totals_;
+  stats.running = static_cast<int64_t>(running_.size());
+  stats.waiting = static_cast<int64_t>(waiting_.size());
+  return stats;
+}
+
+}  // namespace qiao

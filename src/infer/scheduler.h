@@ -1,0 +1,137 @@
+// What runs in the next step: which requests are admitted to the cache, which are preempted, and how many
+// tokens of each go through the model. Knows pages and tokens, but no model: it is tested without one.
+// Continuous batching as in Orca (Yu et al. 2022), paged memory and preemption by recomputation as in vLLM
+// (Kwon et al. 2023), chunked prefill as in Sarathi-Serve (Agrawal et al. 2024).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "infer/page_pool.h"
+#include "infer/prefix_tree.h"
+#include "text/tokenizer.h"
+
+namespace qiao {
+
+// A request as the scheduler sees it.
+struct Job {
+  virtual ~Job() = default;
+
+  // The prompt, then what was generated: grows between steps.
+  std::vector<TokenId> tokens;
+  int64_t prompt_tokens = 0;
+  std::string tenant;      // shares cached pages with its own requests only
+  bool embedding = false;  // wants hidden states: runs in steps without those that do not
+  // The outputs of that many leading positions are wanted (a prompt's log-probabilities, embeddings), and of
+  // so many of them are had: a cached page does not give them.
+  int64_t outputs_wanted = 0, outputs_had = 0;
+  bool finished = false;  // set while its step runs; it leaves in settle()
+
+  // Guesses of the tokens that follow, to be computed with them. They are in no page once the step is over.
+  std::vector<TokenId> draft;
+  // Guesses at most that many, into `draft`; the default is to guess none.
+  virtual void propose(int64_t most) { (void)most; }
+
+  // The first `computed` tokens have their keys and values in `pages`. Whoever runs the step advances it.
+  int64_t computed = 0;
+  std::vector<int32_t> pages;
+  int64_t shared_pages = 0;   // so many of them, from the first, are in the prefix tree
+  int64_t cached_tokens = 0;  // of the prompt, found there
+  int64_t preemptions = 0;
+
+  int64_t pending() const { return static_cast<int64_t>(tokens.size()) - computed; }
+  // One token a step from here on; else a prompt, or what is computed again after a preemption.
+  bool decodes() const { return pending() == 1 && computed >= prompt_tokens && !embedding; }
+};
+
+struct StepEntry {
+  Job* job;
+  int64_t count;  // of its pending tokens, 1 or more; the draft's with them
+};
+
+struct SchedulerOptions {
+  int64_t slots = 1;         // most sequences in a step
+  int64_t batch_tokens = 1;  // budget of a step; a step of as many decoding sequences may exceed it
+  int64_t wanted_rows = 32;  // most outputs of prompt positions in a step (embeddings do not count)
+  bool prefix_cache = true;
+  int64_t draft_tokens = 0;  // of one job in one step
+};
+
+struct SchedulerStats {
+  int64_t running = 0, waiting = 0, preemptions = 0;
+  int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens looked for, and found
+};
+
+// One thread's.
+class Scheduler {
+ public:
+  // Drafts go only into steps of fewer tokens: beyond, a chip computes no token for free.
+  static constexpr int64_t kDraftStepTokens = 32;
+
+  // Required of every job: the pages hold as many tokens as it can ever have.
+  Scheduler(PagePool& pool, PrefixTree& tree, const SchedulerOptions& options);
+
+  void enqueue(std::shared_ptr<Job> job);
+
+  // The next step: one token of each decoding job, then prompts, first come, first served, as the budget
+  // goes, then drafts. Takes pages for it; where they run out, the youngest jobs give theirs back and wait at
+  // the head of the queue. Empty only where nothing is queued and nothing runs. Valid until the next call of
+  // any member.
+  const std::vector<StepEntry>& plan();
+
+  // The step that was planned has run: pages that it filled are shared, finished jobs give theirs back.
+  void settle();
+  // The planned step failed: its jobs leave; what it wrote is in no shared page.
+  void abandon();
+
+  // Removes the jobs, queued or running, for which `gone` is true, and returns them.
+  template <typename Predicate>
+  std::vector<std::shared_ptr<Job>> remove_if(Predicate gone);
+
+  bool idle() const { return running_.empty() && waiting_.empty(); }
+  SchedulerStats stats() const;
+
+ private:
+  int64_t pages_for(int64_t tokens) const;
+  bool extend(Job& job, int64_t tokens);
+  bool admit(Job& job);
+  void look_up(Job& job);
+  void release(Job& job);
+  void preempt_youngest();
+  void make_room_for_decoding();
+  void admit_waiting();
+  void plan_prompts(int64_t budget);
+  void plan_drafts();
+
+  PagePool& pool_;
+  PrefixTree& tree_;
+  const SchedulerOptions options_;
+  std::deque<std::shared_ptr<Job>> waiting_;
+  std::vector<std::shared_ptr<Job>> running_;  // in order of arrival
+  std::vector<StepEntry> plan_;
+  bool embedding_turn_ = false, preempted_now_ = false;
+  SchedulerStats totals_;
+};
+
+template <typename Predicate>
+std::vector<std::shared_ptr<Job>> Scheduler::remove_if(Predicate gone) {
+  std::vector<std::shared_ptr<Job>> removed;
+  const auto take = [&](auto& list, bool has_pages) {
+    std::erase_if(list, [&](const std::shared_ptr<Job>& job) {
+      if (!gone(std::as_const(*job))) return false;
+      if (has_pages) release(*job);
+      removed.push_back(job);
+      return true;
+    });
+  };
+  take(running_, true);
+  take(waiting_, false);
+  return removed;
+}
+
+}  // namespace qiao

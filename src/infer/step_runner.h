@@ -1,0 +1,68 @@
+// One step of the engine: packs tokens of several sequences into a batch, runs the decoder, draws tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "infer/sequence.h"
+#include "models/decoder.h"
+
+namespace qiao {
+
+class StepRunner {
+ public:
+  // Memory for steps of at most `sequences` sequences of `pages_per_sequence` pages and `tokens` tokens is
+  // planned here.
+  StepRunner(const LanguageModel& model, KvCache& cache, int64_t sequences, int64_t pages_per_sequence,
+             int64_t tokens);
+
+  // Computes the next pending tokens of each entry's job, which is a Sequence with pages for them, and draws
+  // where that reaches the end. Sequences advance (computed, accept) and may finish. All embed, or none.
+  // A draft is computed as if it had been drawn, and a token is drawn behind each of its tokens, with the
+  // seed, position and history it would have: a drafted token stays if it is the one drawn in its place, and
+  // what was drawn behind the first that is not is dropped. So no draft changes any answer.
+  void run(std::span<const StepEntry> entries);
+
+  int64_t drafts() const { return drafts_; }
+  int64_t drafted_tokens() const { return drafted_; }
+  int64_t accepted_tokens() const { return accepted_; }
+
+  // The most prompt tokens whose log-probabilities one step can give.
+  static constexpr int64_t kPromptLogprobRows = 32;
+
+ private:
+  struct Output {
+    Sequence* sequence;
+    int64_t ahead;  // tokens of the draft before what is drawn
+    bool draws;     // else: the log-probability of `target`
+    TokenId target;
+  };
+  void pack(const StepEntry& entry, bool embed);
+  void add_history(const Output& output);
+  void draw(const Tensor& logits);
+  void settle_draft(Sequence& sequence);
+  void take_hidden(const Tensor& hidden);
+
+  const LanguageModel& model_;
+  Backend& backend_;
+  KvCache& cache_;
+  int64_t pages_per_sequence_, vocabulary_;
+  std::unique_ptr<Decoder::Workspace> workspace_;
+  int64_t drafts_ = 0, drafted_ = 0, accepted_ = 0;
+
+  std::vector<int32_t> tokens_, positions_, slots_, page_table_, lengths_, query_starts_, output_rows_;
+  std::vector<Output> outputs_;
+  std::vector<SampleRow> rows_;
+  std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
+  std::vector<float> bias_values_;
+  std::vector<int32_t> drawn_, top_ids_;
+  std::vector<float> logprobs_, top_logprobs_, hidden_;
+  // The same on the chip, grown when a step needs more.
+  Buffer device_[12];
+  Tensor upload(int index, const void* host, DType dtype, int64_t count);
+  Tensor device(int index, DType dtype, int64_t rows, int64_t columns);
+};
+
+}  // namespace qiao

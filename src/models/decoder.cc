@@ -1,0 +1,274 @@
+#include "models/decoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "models/decoder_work.h"
+#include "models/weights.h"
+
+namespace qiao {
+
+KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens,
+                 DType dtype)
+    : pages_(pages), page_tokens_(page_tokens) {
+  const KvPagesSpec spec = {pages, page_tokens, config.num_key_value_heads, config.head_dim, dtype};
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    layers_.push_back(backend.make_kv_pages(spec));
+}
+
+uint64_t KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
+  const int64_t values = 2 * config.num_key_value_heads * config.head_dim;
+  return static_cast<uint64_t>(config.num_hidden_layers * page_tokens * row_bytes(dtype, values));
+}
+
+struct Decoder::Parts {
+  DecoderConfig config;
+  Backend* backend = nullptr;
+  DecoderWeights weights;
+};
+
+namespace {
+
+// A step's indices, all in one block: filled on the host, copied to the chip in one go.
+class IndexBlock {
+ public:
+  IndexBlock(Backend& backend, const Decoder::Limits& limits)
+      : host_(static_cast<size_t>(3 * limits.tokens + limits.sequences * (limits.pages_per_sequence + 2) + 1 +
+                                  limits.outputs)),
+        device_(backend.allocate(host_.size() * sizeof(int32_t))) {}
+
+  void clear() { used_ = 0; }
+  Tensor add(std::span<const int32_t> values) {
+    QIAO_ASSERT(values.size() <= host_.size() - used_);
+    int32_t* place = static_cast<int32_t*>(device_.data()) + used_;
+    if (!values.empty()) std::memcpy(host_.data() + used_, values.data(), values.size_bytes());
+    used_ += values.size();
+    return Tensor(place, DType::kI32, {static_cast<int64_t>(values.size())});
+  }
+  void upload(Backend& backend) { backend.upload(device_.data(), host_.data(), used_ * sizeof(int32_t)); }
+  size_t bytes() const { return device_.bytes(); }
+
+ private:
+  std::vector<int32_t> host_;
+  Buffer device_;
+  size_t used_ = 0;
+};
+
+class StepMemory final : public Decoder::Workspace {
+ public:
+  StepMemory(Backend& backend, const Decoder::Limits& step_limits, size_t scratch_bytes)
+      : limits(step_limits), indices(backend, step_limits), scratch(backend.allocate(scratch_bytes)) {}
+  size_t bytes() const override { return indices.bytes() + scratch.bytes(); }
+
+  Decoder::Limits limits;
+  IndexBlock indices;
+  Buffer scratch;
+};
+
+struct StepTensors {
+  Tensor tokens;
+  nn::StepIndices step;
+  Tensor output_rows;  // [O], or absent where every row is wanted
+  int64_t outputs = 0;
+};
+
+[[noreturn]] void refuse_step(const std::string& what) {
+  throw_error(ErrorKind::kInvalidInput, "decoder step: {}", what);
+}
+
+void check_range(std::span<const int32_t> values, int64_t limit, std::string_view what) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i] < 0 || values[i] >= limit)
+      refuse_step(fmt::format("{} {} is {}; 0 to {} was expected", what, i, values[i], limit - 1));
+  }
+}
+
+void check_count(size_t count, int64_t limit, std::string_view what) {
+  if (static_cast<int64_t>(count) > limit)
+    refuse_step(fmt::format("{} {}; the workspace is for {}", count, what, limit));
+}
+
+void check_sequences(const StepBatch& batch, const KvCache& cache) {
+  const size_t sequences = batch.lengths.size();
+  const size_t pages = batch.page_table.size() / sequences;
+  for (size_t s = 0; s < sequences; ++s) {
+    const int64_t queries = int64_t{batch.query_starts[s + 1]} - batch.query_starts[s];
+    const int64_t length = batch.lengths[s];
+    if (queries < 0 || queries > length || length > static_cast<int64_t>(pages) * cache.page_tokens()) {
+      refuse_step(fmt::format("sequence {}: {} new tokens of {} in {} pages of {}", s, queries, length, pages,
+                              cache.page_tokens()));
+    }
+    const auto used = static_cast<size_t>((length + cache.page_tokens() - 1) / cache.page_tokens());
+    check_range(batch.page_table.subspan(s * pages, used), cache.pages(), "page table entry");
+  }
+}
+
+void check_step(const StepBatch& batch, const KvCache& cache, const DecoderConfig& config,
+                const Decoder::Limits& limits, bool want_logits) {
+  const size_t tokens = batch.tokens.size(), sequences = batch.lengths.size();
+  if (tokens == 0 || sequences == 0) refuse_step("no tokens");
+  check_count(tokens, limits.tokens, "tokens");
+  check_count(sequences, limits.sequences, "sequences");
+  check_count(batch.output_rows.size(), want_logits ? limits.logits : limits.outputs, "outputs");
+  if (batch.positions.size() != tokens || batch.slots.size() != tokens ||
+      batch.query_starts.size() != sequences + 1 || batch.page_table.size() % sequences != 0) {
+    refuse_step(
+        fmt::format("{} tokens with {} positions and {} slots, {} sequences with {} starts and {} table "
+                    "entries do not fit",
+                    tokens, batch.positions.size(), batch.slots.size(), sequences, batch.query_starts.size(),
+                    batch.page_table.size()));
+  }
+  check_count(batch.page_table.size() / sequences, limits.pages_per_sequence, "pages of a sequence");
+  check_range(batch.tokens, config.vocabulary_size, "token");
+  check_range(batch.positions, INT32_MAX, "position");
+  check_range(batch.slots, cache.pages() * cache.page_tokens(), "slot");
+  check_range(batch.output_rows, static_cast<int64_t>(tokens), "output row");
+  for (size_t i = 1; i < batch.output_rows.size(); ++i)
+    if (batch.output_rows[i] <= batch.output_rows[i - 1]) refuse_step("output rows do not ascend");
+  if (batch.query_starts.front() != 0 || batch.query_starts.back() != static_cast<int32_t>(tokens))
+    refuse_step(fmt::format("query starts do not run from 0 to {}", tokens));
+  check_sequences(batch, cache);
+}
+
+StepTensors place_step(const StepBatch& batch, IndexBlock& indices) {
+  indices.clear();
+  StepTensors step;
+  const auto sequences = static_cast<int64_t>(batch.lengths.size());
+  step.tokens = indices.add(batch.tokens);
+  step.step.positions = indices.add(batch.positions);
+  step.step.slots = indices.add(batch.slots);
+  const Tensor table = indices.add(batch.page_table);
+  step.step.page_table = Tensor(table.data, DType::kI32, {sequences, table.shape[0] / sequences});
+  step.step.lengths = indices.add(batch.lengths);
+  step.step.query_starts = indices.add(batch.query_starts);
+  step.outputs = static_cast<int64_t>(batch.output_rows.size());
+  if (batch.output_rows.size() != batch.tokens.size()) step.output_rows = indices.add(batch.output_rows);
+  return step;
+}
+
+// The step of the largest size, for measuring: shapes without memory.
+StepTensors largest_step(const Decoder::Limits& limits, int64_t outputs) {
+  alignas(64) static int32_t nothing = 0;
+  const auto shape = [](std::initializer_list<int64_t> dimensions) {
+    return Tensor(&nothing, DType::kI32, dimensions);
+  };
+  StepTensors step;
+  step.tokens = shape({limits.tokens});
+  step.step = {shape({limits.tokens}), shape({limits.tokens}),
+               shape({limits.sequences, limits.pages_per_sequence}), shape({limits.sequences}),
+               shape({limits.sequences + 1})};
+  step.outputs = outputs;
+  step.output_rows = shape({outputs});
+  return step;
+}
+
+Tensor gather_rows(nn::Context& context, const Tensor& x, const Tensor& rows) {
+  GatherRows op;
+  op.x = x;
+  op.rows = rows;
+  op.out = context.take(DType::kF32, {rows.shape[0], x.shape[1]});
+  context.gather_rows(op);
+  return op.out;
+}
+
+// Two tensors go from layer to layer: `residual`, the stream, and `update`, the last block's output that is
+// not in it yet: the next norm adds it, in one op.
+Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const DecoderConfig& config,
+                     const StepTensors& step, KvCache& cache, bool want_logits) {
+  Decoder::Outputs outputs;
+  const int64_t tokens = step.tokens.shape[0], width = config.hidden_size;
+  if (step.outputs > 0) {
+    outputs.hidden = context.take(DType::kF32, {step.outputs, width});
+    if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, config.vocabulary_size});
+  }
+  Tensor residual = context.take(DType::kF32, {tokens, width});
+  Tensor update = context.take(DType::kF32, {tokens, width});
+  weights.embedding.forward(context, step.tokens, residual);
+  bool is_updated = false;  // `update` holds something
+  for (const DecoderLayer& layer : weights.layers) {
+    const bool is_last = &layer == &weights.layers.back();
+    KvPages& pages = cache.layer(&layer - weights.layers.data());
+    if (is_updated) {
+      layer.attention_norm.forward(context, update, update, residual, residual);
+    } else {
+      layer.attention_norm.forward(context, residual, update);
+    }
+    const nn::Context::Scope scope(context);
+    const Tensor qkv = layer.attention.project(context, update, step.step, pages);
+    if (is_last && step.outputs == 0) return outputs;
+    Tensor heads = layer.attention.attend(context, qkv, step.step, pages);
+    if (is_last && step.output_rows.present()) {
+      // Past the last keys and values only the wanted rows matter.
+      heads = gather_rows(context, heads, step.output_rows);
+      residual = gather_rows(context, residual, step.output_rows);
+      update = update.slice(0, step.outputs);
+    }
+    layer.attention.output.forward(context, heads, update);
+    if (config.post_norms) layer.post_attention_norm.forward(context, update, update);
+    layer.ffn_norm.forward(context, update, update, residual, residual);
+    if (layer.is_moe) {
+      layer.moe.forward(context, update, update);
+    } else {
+      layer.mlp.forward(context, update, update);
+    }
+    if (config.post_norms) layer.post_ffn_norm.forward(context, update, update);
+    is_updated = true;
+    if (is_last) weights.final_norm.forward(context, update, outputs.hidden, residual);
+  }
+  if (want_logits) {
+    const float cap = config.final_logit_softcapping;
+    weights.head.forward(context, outputs.hidden, outputs.logits, {},
+                         cap > 0 ? Activation::kSoftCap : Activation::kNone, cap);
+  }
+  return outputs;
+}
+
+}  // namespace
+
+Decoder::Decoder(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Decoder::~Decoder() = default;
+const DecoderConfig& Decoder::config() const { return parts_->config; }
+Backend& Decoder::backend() const { return *parts_->backend; }
+uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
+DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
+
+std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend,
+                                       const DecoderOptions& options) {
+  auto parts = std::make_unique<Parts>();
+  parts->config = read_decoder_config(files, options.context);
+  parts->backend = &backend;
+  parts->weights = load_weights(files, backend, parts->config, options);
+  return std::unique_ptr<Decoder>(new Decoder(std::move(parts)));
+}
+
+std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted,
+                                                            const KvCache& cache) const {
+  Limits limits = wanted;
+  if (limits.logits < 0) limits.logits = limits.outputs;
+  if (limits.tokens < 1 || limits.sequences < 1 || limits.pages_per_sequence < 1 || limits.outputs < 0 ||
+      limits.logits > limits.outputs) {
+    throw_error(ErrorKind::kInvalidInput,
+                "workspace of {} tokens, {} sequences of {} pages, {} outputs and {} logits", limits.tokens,
+                limits.sequences, limits.pages_per_sequence, limits.outputs, limits.logits);
+  }
+  // Measuring reads the pages' shapes only.
+  auto& pages = const_cast<KvCache&>(cache);
+  nn::Context measure(backend());
+  run(measure, parts_->weights, config(), largest_step(limits, limits.outputs), pages, false);
+  nn::Context with_logits(backend());
+  run(with_logits, parts_->weights, config(), largest_step(limits, limits.logits), pages, true);
+  return std::make_unique<StepMemory>(backend(), limits, std::max(measure.peak(), with_logits.peak()));
+}
+
+Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
+                                  bool want_logits) const {
+  auto& memory = static_cast<StepMemory&>(workspace);
+  check_step(batch, cache, config(), memory.limits, want_logits);
+  const StepTensors step = place_step(batch, memory.indices);
+  memory.indices.upload(backend());
+  nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
+  return run(context, parts_->weights, config(), step, cache, want_logits);
+}
+
+}  // namespace qiao

@@ -1,0 +1,104 @@
+// The one decoder: every language-model family, run from its DecoderConfig.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "formats/model_files.h"
+#include "models/config.h"
+
+namespace qiao {
+
+struct DecoderOptions {
+  enum class Policy { kAuto, kF32, kBF16, kQ8 };
+  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8.
+  Policy compute = Policy::kAuto;
+  int64_t context = 0;  // see read_decoder_config
+  // Called as tensors are laid out, with bytes done and bytes in all; may throw to stop loading.
+  std::function<void(uint64_t done, uint64_t total)> progress;
+};
+
+// Pages of every layer: page p of each layer belongs together, one page table serves all.
+class KvCache {
+ public:
+  KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens, DType dtype);
+  KvPages& layer(int64_t index) { return *layers_[static_cast<size_t>(index)]; }
+  int64_t pages() const { return pages_; }
+  int64_t page_tokens() const { return page_tokens_; }
+  // Bytes that one page takes over all layers: to plan by before making a cache.
+  static uint64_t bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype);
+
+ private:
+  int64_t pages_, page_tokens_;
+  std::vector<std::unique_ptr<KvPages>> layers_;
+};
+
+// One step's work, in host memory. Sequence s owns tokens [query_starts[s], query_starts[s+1]); see
+// AttentionPaged.
+struct StepBatch {
+  std::span<const int32_t> tokens;        // [T], each in [0, V): checked
+  std::span<const int32_t> positions;     // [T]
+  std::span<const int32_t> slots;         // [T]
+  std::span<const int32_t> page_table;    // [S, M] row-major
+  std::span<const int32_t> lengths;       // [S]
+  std::span<const int32_t> query_starts;  // [S + 1]
+  std::span<const int32_t> output_rows;   // [O] rows of T whose outputs are wanted, ascending
+};
+
+// What a step costs at the least: benches take shares of the machine from it.
+struct DecoderWork {
+  Compute compute = Compute::kF32;   // of the layers' matrices
+  double layer_flops_per_token = 0;  // matrix products of all layers, active experts only, without the logits
+  double logits_flops_per_row = 0;
+  double bytes_per_step = 0;  // of weights that a step of one token reads: active experts, logits
+};
+
+class Decoder {
+ public:
+  // Reads, checks and lays out every tensor, releasing the file's pages one by one. Throws
+  // Error(kInvalidInput) naming a missing or misshapen tensor, with both shapes; Error(kTooLarge) before
+  // loading where memory will not do.
+  static std::unique_ptr<Decoder> load(const ModelFiles& files, Backend& backend,
+                                       const DecoderOptions& options = {});
+  ~Decoder();
+
+  const DecoderConfig& config() const;
+  Backend& backend() const;
+  uint64_t weight_bytes() const;
+  DecoderWork work() const;
+
+  // Memory that a step of at most T tokens, S sequences of M pages and O outputs needs; made once, reused
+  // each step.
+  struct Limits {
+    int64_t tokens = 512, sequences = 1, pages_per_sequence = 1;
+    int64_t outputs = 1;  // rows of hidden, where logits are not wanted
+    int64_t logits = -1;  // rows of both, where they are: at most outputs; -1: as many
+  };
+  class Workspace;
+  std::unique_ptr<Workspace> make_workspace(const Limits& limits, const KvCache& cache) const;
+
+  // Runs one step. Returns views in the chip's memory, valid until the workspace's next use:
+  struct Outputs {
+    Tensor hidden;  // F32 [O, C]: after the final norm
+    Tensor logits;  // F32 [O, V]; absent where want_logits is false
+  };
+  Outputs forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
+                  bool want_logits = true) const;
+
+ private:
+  struct Parts;
+  explicit Decoder(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+class Decoder::Workspace {
+ public:
+  virtual ~Workspace() = default;
+  virtual size_t bytes() const = 0;
+};
+
+}  // namespace qiao

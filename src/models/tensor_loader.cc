@@ -1,0 +1,242 @@
+#include "models/tensor_loader.h"
+
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <functional>
+
+#include "base/error.h"
+#include "base/quote.h"
+#include "base/units.h"
+#include "tensor/half.h"
+
+namespace qiao {
+namespace {
+
+// Where language models lie in a checkpoint: alone, or beside a vision tower.
+constexpr std::array<std::string_view, 4> kRoots = {"model.", "language_model.model.",
+                                                    "model.language_model.", ""};
+
+std::string shape_text(const TensorInfo& tensor) {
+  return fmt::format("{}[{}]", tensor.type_name(), fmt::join(tensor.shape, ", "));
+}
+
+bool is_dense(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
+
+// Parts of these two may lie in one weight.
+bool may_share(DType a, DType b) { return a == b || (traits(a).quantized && traits(b).quantized); }
+
+}  // namespace
+
+TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options)
+    : files_(files), backend_(backend), options_(options) {
+  if (files.kind() == ModelFiles::Kind::kGguf) return;
+  root_ = kRoots.front();
+  for (const std::string_view root : kRoots) {
+    if (files.find(fmt::format("{}embed_tokens.weight", root)) == nullptr) continue;
+    root_ = root;
+    break;
+  }
+}
+
+TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options,
+                           std::string root, std::string_view layers)
+    : files_(files), backend_(backend), options_(options), root_(std::move(root)), layers_(layers) {}
+
+std::string TensorLoader::name(std::string_view stem, int64_t layer, int64_t expert) const {
+  // The output matrix stands beside the decoder, not in it.
+  std::string text;
+  if (stem == "lm_head") {
+    text = root_ == "language_model.model." ? "language_model.lm_head" : "lm_head";
+  } else {
+    text = fmt::format("{}{}", root_, stem);
+  }
+  for (const int64_t index : {layer, expert}) {
+    const size_t place = text.find("{}");
+    if (place != std::string::npos) text.replace(place, 2, fmt::to_string(index));
+  }
+  return text;
+}
+
+// A stacked tensor of Transformers is a parameter, not a module: its name may end without ".weight".
+bool TensorLoader::has(const std::string& stem, std::string_view suffix) const {
+  return files_.find(fmt::format("{}{}", stem, suffix)) != nullptr;
+}
+
+const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<int64_t>& shape) {
+  const TensorInfo* tensor = files_.find(name);
+  if (tensor == nullptr) {
+    throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is missing; [{}] was expected",
+                files_.path().string(), name, fmt::join(shape, ", "));
+  }
+  if (tensor->shape != shape) {
+    throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected", files_.path().string(),
+                name, shape_text(*tensor), fmt::join(shape, ", "));
+  }
+  if (!tensor->unsupported.empty() || (!is_dense(tensor->dtype) && !traits(tensor->dtype).quantized)) {
+    throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected",
+                files_.path().string(), name, shape_text(*tensor));
+  }
+  if (checking_ && used_.insert(name).second) total_ += tensor->bytes;
+  return *tensor;
+}
+
+TensorLoader::Segment TensorLoader::segment(const std::string& stem, int64_t rows, int64_t columns) {
+  return {{&need(stem + ".weight", {rows, columns})}, rows};
+}
+
+TensorLoader::Segment TensorLoader::stacked(const std::string& stem, int64_t experts, int64_t rows,
+                                            int64_t columns) {
+  const std::string name = has(stem, "") ? stem : stem + ".weight";
+  return {{&need(name, {experts, rows, columns})}, rows};
+}
+
+Compute TensorLoader::compute_for(DType dtype) const {
+  using Policy = DecoderOptions::Policy;
+  if (options_.compute == Policy::kF32) return Compute::kF32;
+  if (dtype == DType::kBF16) return Compute::kBF16;
+  if (traits(dtype).quantized && options_.compute != Policy::kBF16) return Compute::kQ8;
+  return Compute::kF32;
+}
+
+std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& segments, int64_t experts,
+                                                  int64_t columns) {
+  const auto check_dtypes = [&](const Segment& segment) {
+    const TensorInfo& first = *segment.tensors.front();
+    for (const TensorInfo* tensor : segment.tensors) {
+      if (tensor->dtype == first.dtype) continue;
+      throw_error(ErrorKind::kUnsupported, "{}: tensors {} and {} are {} and {}; one type was expected",
+                  files_.path().string(), first.name, tensor->name, first.type_name(), tensor->type_name());
+    }
+    if (columns % traits(first.dtype).block_elements != 0) {
+      throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; rows of whole blocks of {} were expected",
+                  files_.path().string(), first.name, shape_text(first), traits(first.dtype).block_elements);
+    }
+  };
+  std::vector<nn::WeightPiece> pieces;
+  int64_t first_row = 0;
+  for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
+    const DType dtype = segments[begin].tensors.front()->dtype;
+    for (end = begin; end < segments.size(); ++end) {
+      check_dtypes(segments[end]);
+      const DType next = segments[end].tensors.front()->dtype;
+      if (!may_share(dtype, next) || compute_for(dtype) != compute_for(next)) break;
+    }
+    if (checking_) continue;
+    WeightSource source{.experts = experts, .columns = columns, .parts = {}};
+    source.done_with = [this](const std::byte* bytes, int64_t count) { release_bytes(bytes, count); };
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      for (size_t i = begin; i < end; ++i) {
+        const Segment& segment = segments[i];
+        const bool one_by_one = static_cast<int64_t>(segment.tensors.size()) == experts;
+        const TensorInfo& tensor = *segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0];
+        const int64_t bytes = segment.rows * row_bytes(tensor.dtype, columns);
+        source.parts.push_back(
+            {tensor.dtype, segment.rows, files_.bytes(tensor).data() + (one_by_one ? 0 : expert * bytes)});
+      }
+    }
+    nn::WeightPiece piece{backend_.make_weight(source), compute_for(dtype), first_row};
+    first_row += piece.weight->rows();
+    laid_out_ += piece.weight->bytes();
+    pieces.push_back(std::move(piece));
+    for (size_t i = begin; i < end; ++i)
+      for (const TensorInfo* tensor : segments[i].tensors) done_with(*tensor);
+  }
+  return pieces;
+}
+
+std::vector<float> TensorLoader::floats(const TensorInfo& tensor) {
+  if (!is_dense(tensor.dtype)) {
+    throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; F32, F16 or BF16 was expected",
+                files_.path().string(), tensor.name, shape_text(tensor));
+  }
+  if (checking_) return {};
+  size_t count = 1;
+  for (const int64_t size : tensor.shape) count *= static_cast<size_t>(size);
+  std::vector<float> values(count);
+  const std::byte* bytes = files_.bytes(tensor).data();
+  if (tensor.dtype == DType::kF32) {
+    std::memcpy(values.data(), bytes, values.size() * sizeof(float));
+  } else {
+    for (size_t i = 0; i < values.size(); ++i) {
+      uint16_t half;
+      std::memcpy(&half, bytes + i * sizeof(half), sizeof(half));
+      values[i] = tensor.dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
+    }
+  }
+  done_with(tensor);
+  return values;
+}
+
+std::vector<float> TensorLoader::matrix(const std::string& stem, int64_t rows, int64_t columns) {
+  return floats(need(stem + ".weight", {rows, columns}));
+}
+
+nn::Parameter TensorLoader::parameter(const std::string& stem, std::string_view suffix, int64_t count) {
+  return joined_parameter({{stem, count}}, suffix);
+}
+
+nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::string, int64_t>>& stems,
+                                             std::string_view suffix) {
+  std::vector<float> values;
+  for (const auto& [stem, count] : stems) {
+    const std::vector<float> part = floats(need(fmt::format("{}{}", stem, suffix), {count}));
+    values.insert(values.end(), part.begin(), part.end());
+  }
+  if (checking_) return {};
+  laid_out_ += values.size() * sizeof(float);
+  return nn::Parameter::upload(backend_, values);
+}
+
+void TensorLoader::done_with(const TensorInfo& tensor) {
+  files_.release(tensor);
+  done_ += tensor.bytes;
+  if (options_.progress) options_.progress(done_, total_);
+}
+
+void TensorLoader::release_bytes(const std::byte* bytes, int64_t count) const {
+  for (const MappedFile& file : files_.files()) {
+    const std::byte* start = file.bytes().data();
+    if (std::less<>()(bytes, start) || !std::less<>()(bytes, start + file.size())) continue;  // or a copy
+    file.release(static_cast<size_t>(bytes - start), static_cast<size_t>(count));
+  }
+}
+
+void TensorLoader::start_loading() {
+  checking_ = false;
+  const uint64_t free = backend_.describe().free_bytes;
+  if (free != 0 && total_ > free) {
+    throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free", files_.path().string(),
+                format_bytes(total_), backend_.chip(), format_bytes(free));
+  }
+}
+
+int64_t TensorLoader::layer_of(std::string_view tensor) const {
+  for (const std::string& start : {fmt::format("{}{}", root_, layers_), std::string("blk.")}) {
+    if (!tensor.starts_with(start)) continue;
+    int64_t layer = -1;
+    const std::string_view rest = tensor.substr(start.size());
+    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
+    if (error == std::errc() && end != rest.data() + rest.size() && *end == '.') return layer;
+  }
+  return -1;
+}
+
+void TensorLoader::will_need_layer(int64_t layer) const {
+  for (const TensorInfo& tensor : files_.tensors())
+    if (layer_of(tensor.name) == layer) files_.will_need(tensor);
+}
+
+void TensorLoader::refuse_unknown(int64_t layers) const {
+  for (const TensorInfo& tensor : files_.tensors()) {
+    const int64_t layer = layer_of(tensor.name);
+    if (layer < 0 || layer >= layers || used_.contains(tensor.name)) continue;
+    // Rotary frequencies that older checkpoints saved; the configuration has them.
+    if (tensor.name.ends_with("rotary_emb.inv_freq") || tensor.name.ends_with("attn_rot_embd.weight"))
+      continue;
+    throw_error(ErrorKind::kUnsupported, "{}: tensor {} ({}) belongs to no model of this architecture",
+                files_.path().string(), quote_text(tensor.name), shape_text(tensor));
+  }
+}
+
+}  // namespace qiao

@@ -1,0 +1,75 @@
+// Turns named tensors of a file into layers: checks dtypes and shapes, groups parts that may share a weight,
+// releases the file's pages. Runs twice over the same model: a checking pass that lays out nothing, then the
+// real one.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "models/decoder.h"
+#include "nn/layers.h"
+
+namespace qiao {
+
+class TensorLoader {
+ public:
+  // `root` stands before the stems of layers, embedding and final norm.
+  TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options);
+  // With a root that the caller has found, and what the stems of layers begin with after it.
+  TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options, std::string root,
+               std::string_view layers);
+
+  bool checking() const { return checking_; }
+  // Ends the checking pass: refuses a model that does not fit in the chip's memory.
+  void start_loading();
+
+  // A stem with its indices filled in, and the file's prefix where it has one.
+  std::string name(std::string_view stem, int64_t layer = 0, int64_t expert = 0) const;
+  bool has(const std::string& stem, std::string_view suffix = ".weight") const;
+
+  // One run of rows of a stacked weight; the same segment of every expert.
+  struct Segment {
+    std::vector<const TensorInfo*> tensors;  // one for each expert, or one that holds them all
+    int64_t rows;                            // of one expert
+  };
+  Segment segment(const std::string& stem, int64_t rows, int64_t columns);
+  // Experts stacked in one tensor [E, rows, columns].
+  Segment stacked(const std::string& stem, int64_t experts, int64_t rows, int64_t columns);
+
+  std::vector<nn::WeightPiece> pieces(const std::vector<Segment>& segments, int64_t experts, int64_t columns);
+  nn::Parameter parameter(const std::string& stem, std::string_view suffix, int64_t count);
+  nn::Parameter joined_parameter(const std::vector<std::pair<std::string, int64_t>>& stems,
+                                 std::string_view suffix);
+  // A float tensor [rows, columns] in host memory; empty while checking.
+  std::vector<float> matrix(const std::string& stem, int64_t rows, int64_t columns);
+
+  // Hints that these tensors come soon.
+  void will_need_layer(int64_t layer) const;
+  // Throws for a tensor of the first `layers` layers that nothing asked for: the family does not have it.
+  void refuse_unknown(int64_t layers) const;
+  uint64_t laid_out_bytes() const { return laid_out_; }
+
+ private:
+  const TensorInfo& need(const std::string& name, const std::vector<int64_t>& shape);
+  std::vector<float> floats(const TensorInfo& tensor);
+  void done_with(const TensorInfo& tensor);
+  // Gives back the file pages of a part of a tensor.
+  void release_bytes(const std::byte* bytes, int64_t count) const;
+  Compute compute_for(DType dtype) const;
+  // The layer that a tensor belongs to; -1: none.
+  int64_t layer_of(std::string_view tensor) const;
+
+  const ModelFiles& files_;
+  Backend& backend_;
+  const DecoderOptions& options_;
+  std::string root_;
+  std::string_view layers_ = "layers.";
+  bool checking_ = true;
+  std::set<std::string, std::less<>> used_;
+  uint64_t total_ = 0, done_ = 0, laid_out_ = 0;
+};
+
+}  // namespace qiao

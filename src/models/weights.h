@@ -1,0 +1,35 @@
+// Reads a decoder's tensors and lays them out on a chip.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "models/config.h"
+#include "models/decoder.h"
+#include "nn/layers.h"
+
+namespace qiao {
+
+struct DecoderLayer {
+  nn::RmsNormLayer attention_norm, ffn_norm;
+  nn::RmsNormLayer post_attention_norm, post_ffn_norm;  // where config.post_norms
+  nn::AttentionLayer attention;
+  nn::MlpLayer mlp;  // one of the two has weights
+  nn::MoeLayer moe;
+  bool is_moe = false;
+};
+
+struct DecoderWeights {
+  nn::EmbeddingLayer embedding;
+  std::vector<DecoderLayer> layers;
+  nn::RmsNormLayer final_norm;
+  nn::LinearLayer head;                                   // shares the embedding's weight where they are tied
+  std::unique_ptr<nn::RotaryTable> rotary, local_rotary;  // local: of sliding layers, or absent
+  uint64_t bytes = 0;
+};
+
+// See Decoder::load. Every tensor's name, dtype and shape is checked before the first is laid out.
+DecoderWeights load_weights(const ModelFiles& files, Backend& backend, const DecoderConfig& config,
+                            const DecoderOptions& options);
+
+}  // namespace qiao

@@ -1,0 +1,69 @@
+// What layers call ops through: a backend and scratch memory for one step. In training a tape will record
+// here; layers know nothing of it.
+#pragma once
+
+#include <cstddef>
+#include <initializer_list>
+
+#include "backend/backend.h"
+
+namespace qiao::nn {
+
+// One step's memory is taken from a block that is planned beforehand: running the same layers on a measuring
+// context tells how much. Nothing here allocates.
+class Context {
+ public:
+  // Measures: ops are skipped, peak() tells the scratch memory they would have taken.
+  explicit Context(Backend& backend);
+  // Runs ops at once. `scratch` is memory of the backend's chip, 64-byte aligned; taking more than it holds
+  // is an assertion.
+  Context(Backend& backend, void* scratch, size_t bytes);
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  Backend& backend() const { return backend_; }
+  bool measuring() const { return measuring_; }
+  size_t peak() const { return peak_; }
+
+  // Contiguous, not initialised, valid until the enclosing Scope ends.
+  Tensor take(DType dtype, std::initializer_list<int64_t> dimensions);
+
+  // Gives back what was taken since it was made.
+  class Scope {
+   public:
+    explicit Scope(Context& context) : context_(context), mark_(context.used_) {}
+    ~Scope() { context_.used_ = mark_; }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Context& context_;
+    size_t mark_;
+  };
+
+  // The ops of Backend; workspaces are taken from the scratch memory.
+  void gather(const Gather& op);
+  void gather_rows(const GatherRows& op);
+  void linear(Linear op);
+  void grouped_linear(GroupedLinear op);
+  void moe_route(const MoeRoute& op);
+  void moe_permute(const MoePermute& op);
+  void moe_combine(const MoeCombine& op);
+  void add_rms_norm(const AddRmsNorm& op);
+  void layer_norm(const LayerNorm& op);
+  void rope(const Rope& op);
+  void gated_activation(const GatedActivation& op);
+  void kv_write(const KvWrite& op);
+  void attention_paged(AttentionPaged op);
+  void attention_varlen(AttentionVarlen op);
+
+ private:
+  Tensor workspace(size_t bytes);
+
+  Backend& backend_;
+  bool measuring_;
+  std::byte* base_;
+  size_t bytes_, used_ = 0, peak_ = 0;
+};
+
+}  // namespace qiao::nn

@@ -1,0 +1,182 @@
+#include "nn/layers.h"
+
+#include "base/error.h"
+
+namespace qiao::nn {
+
+Parameter Parameter::upload(Backend& backend, const std::vector<float>& values) {
+  Parameter parameter;
+  const size_t bytes = values.size() * sizeof(float);
+  parameter.buffer = backend.allocate(bytes);
+  backend.upload(parameter.buffer.data(), values.data(), bytes);
+  parameter.tensor = Tensor(parameter.buffer.data(), DType::kF32, {static_cast<int64_t>(values.size())});
+  return parameter;
+}
+
+int64_t LinearLayer::rows() const { return pieces.back().first_row + pieces.back().weight->rows(); }
+int64_t GroupedLinearLayer::rows() const { return pieces.back().first_row + pieces.back().weight->rows(); }
+
+void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
+                          Activation activation, float soft_cap) const {
+  for (const WeightPiece& piece : pieces) {
+    const int64_t rows = piece.weight->rows();
+    Linear op;
+    op.x = x;
+    op.weight = piece.weight.get();
+    if (bias.tensor.present()) op.bias = bias.tensor.slice(piece.first_row, rows);
+    if (residual.present()) op.residual = residual.narrow(1, piece.first_row, rows);
+    op.activation = activation;
+    op.soft_cap = soft_cap;
+    op.compute = piece.compute;
+    op.y = y.narrow(1, piece.first_row, rows);
+    context.linear(op);
+  }
+}
+
+void GroupedLinearLayer::forward(Context& context, const Tensor& x, const Tensor& counts,
+                                 const Tensor& y) const {
+  for (const WeightPiece& piece : pieces) {
+    GroupedLinear op;
+    op.x = x;
+    op.weight = piece.weight.get();
+    op.counts = counts;
+    op.compute = piece.compute;
+    op.y = y.narrow(1, piece.first_row, piece.weight->rows());
+    context.grouped_linear(op);
+  }
+}
+
+void EmbeddingLayer::forward(Context& context, const Tensor& ids, const Tensor& y) const {
+  Gather op;
+  op.table = table.get();
+  op.ids = ids;
+  op.scale = scale;
+  op.out = y;
+  context.gather(op);
+}
+
+void RmsNormLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
+                           const Tensor& residual_out) const {
+  AddRmsNorm op;
+  op.x = x;
+  op.residual = residual;
+  op.gamma = gamma.tensor;
+  op.gamma_offset = gamma_offset;
+  op.epsilon = epsilon;
+  op.y = y;
+  op.residual_out = residual_out;
+  context.add_rms_norm(op);
+}
+
+Tensor AttentionLayer::project(Context& context, const Tensor& x, const StepIndices& step,
+                               KvPages& pages) const {
+  const Tensor rows = context.take(DType::kF32, {x.shape[0], (heads + 2 * kv_heads) * head_dim});
+  qkv.forward(context, x, rows);
+  const Tensor q = rows.narrow(1, 0, heads * head_dim).split_last(heads);
+  const Tensor k = rows.narrow(1, heads * head_dim, kv_heads * head_dim).split_last(kv_heads);
+  const Tensor v = rows.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim).split_last(kv_heads);
+  const auto normalize = [&] {
+    q_norm.forward(context, q, q);
+    k_norm.forward(context, k, k);
+  };
+  if (qk_norm == QkNorm::kBeforeRope) normalize();
+  if (rotary != nullptr) {
+    Rope op;
+    op.q = q;
+    op.k = k;
+    op.positions = step.positions;
+    op.inverse_frequencies = rotary->inverse_frequencies.tensor;
+    op.layout = rotary->layout;
+    op.scale = rotary->scale;
+    context.rope(op);
+  }
+  if (qk_norm == QkNorm::kAfterRope) normalize();
+  KvWrite write;
+  write.k = k;
+  write.v = v;
+  write.slots = step.slots;
+  write.pages = &pages;
+  context.kv_write(write);
+  return rows;
+}
+
+Tensor AttentionLayer::attend(Context& context, const Tensor& qkv_rows, const StepIndices& step,
+                              const KvPages& pages) const {
+  const Tensor out = context.take(DType::kF32, {qkv_rows.shape[0], heads * head_dim});
+  AttentionPaged op;
+  op.q = qkv_rows.narrow(1, 0, heads * head_dim).split_last(heads);
+  op.pages = &pages;
+  op.page_table = step.page_table;
+  op.lengths = step.lengths;
+  op.query_starts = step.query_starts;
+  op.window = window;
+  op.scale = scale;
+  op.soft_cap = soft_cap;
+  op.out = out.split_last(heads);
+  context.attention_paged(op);
+  return out;
+}
+
+void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual) const {
+  const Context::Scope scope(context);
+  const int64_t rows = x.shape[0];
+  const Tensor both = context.take(DType::kF32, {rows, gate_up.rows()});
+  const Tensor inner = context.take(DType::kF32, {rows, gate_up.rows() / 2});
+  gate_up.forward(context, x, both);
+  GatedActivation op;
+  op.x = both;
+  op.activation = activation;
+  op.y = inner;
+  context.gated_activation(op);
+  down.forward(context, inner, y, residual);
+}
+
+void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const {
+  const Context::Scope scope(context);
+  const int64_t tokens = x.shape[0], width = x.shape[1], places = tokens * experts_per_token;
+  const Tensor logits = context.take(DType::kF32, {tokens, experts});
+  router.forward(context, x, logits);
+  MoeRoute route;
+  route.logits = logits;
+  route.kind = kind;
+  route.normalize = normalize;
+  route.scale = scale;
+  route.ids = context.take(DType::kI32, {tokens, experts_per_token});
+  route.weights = context.take(DType::kF32, {tokens, experts_per_token});
+  context.moe_route(route);
+
+  MoePermute permute;
+  permute.x = x;
+  permute.ids = route.ids;
+  permute.sorted = context.take(DType::kF32, {places, width});
+  permute.counts = context.take(DType::kI32, {experts});
+  permute.places = context.take(DType::kI32, {tokens, experts_per_token});
+  context.moe_permute(permute);
+
+  Tensor always;  // of the shared expert
+  if (!shared.down.pieces.empty()) {
+    always = context.take(DType::kF32, {tokens, width});
+    shared.forward(context, x, always);
+  }
+  {
+    const Context::Scope inside(context);
+    const Tensor both = context.take(DType::kF32, {places, gate_up.rows()});
+    const Tensor inner = context.take(DType::kF32, {places, gate_up.rows() / 2});
+    gate_up.forward(context, permute.sorted, permute.counts, both);
+    GatedActivation gated;
+    gated.x = both;
+    gated.activation = activation;
+    gated.y = inner;
+    context.gated_activation(gated);
+    down.forward(context, inner, permute.counts, permute.sorted);
+  }
+  MoeCombine combine;
+  combine.sorted = permute.sorted;
+  combine.places = permute.places;
+  combine.weights = route.weights;
+  combine.residual = always;
+  combine.y = y;
+  context.moe_combine(combine);
+}
+
+}  // namespace qiao::nn

@@ -1,0 +1,116 @@
+// Layers, written once from ops. Each owns its weights, is made by whoever reads them (models/weights.cc) and
+// runs through a Context. All activations are F32.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "nn/context.h"
+
+namespace qiao::nn {
+
+// A small F32 tensor on the chip: a norm's gamma, a bias, rotary frequencies. Absent where default-made.
+struct Parameter {
+  Buffer buffer;
+  Tensor tensor;
+  // Copies `values` to the chip.
+  static Parameter upload(Backend& backend, const std::vector<float>& values);
+};
+
+// A weight, or one expert-wise weight, and how it computes. Rows [first_row, first_row + weight->rows()).
+struct WeightPiece {
+  std::shared_ptr<Weight> weight;
+  Compute compute = Compute::kF32;
+  int64_t first_row = 0;
+};
+
+// y = x W^T + bias. One piece where the compute policy lets its parts share a handle (a fused QKV), else one
+// for each.
+struct LinearLayer {
+  std::vector<WeightPiece> pieces;
+  Parameter bias;  // [N]
+  int64_t rows() const;
+
+  // residual may be absent, and y may alias it.
+  void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
+               Activation activation = Activation::kNone, float soft_cap = 0.0f) const;
+};
+
+// W[E, N, K]: rows of x sorted by expert.
+struct GroupedLinearLayer {
+  std::vector<WeightPiece> pieces;
+  int64_t rows() const;
+  void forward(Context& context, const Tensor& x, const Tensor& counts, const Tensor& y) const;
+};
+
+struct EmbeddingLayer {
+  std::shared_ptr<Weight> table;  // [V, C]
+  float scale = 1.0f;
+  void forward(Context& context, const Tensor& ids, const Tensor& y) const;
+};
+
+struct RmsNormLayer {
+  Parameter gamma;
+  float gamma_offset = 0.0f;
+  float epsilon = 1e-6f;
+  // y = norm(x + residual), residual_out = x + residual; both may be absent. y may alias x.
+  void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
+               const Tensor& residual_out = {}) const;
+};
+
+// A step's indices on the chip; see AttentionPaged.
+struct StepIndices {
+  Tensor positions, slots, page_table, lengths, query_starts;
+};
+
+// Rotary frequencies on the chip, shared by layers; absent (no rotation) where default-made.
+struct RotaryTable {
+  Parameter inverse_frequencies;  // [R / 2]
+  float scale = 1.0f;
+  Rope::Layout layout = Rope::Layout::kHalf;
+};
+
+struct AttentionLayer {
+  LinearLayer qkv;     // [(H + 2G) * D, C]: query, key, value
+  LinearLayer output;  // [C, H * D]
+  enum class QkNorm : uint8_t { kNone, kBeforeRope, kAfterRope };
+  QkNorm qk_norm = QkNorm::kNone;
+  RmsNormLayer q_norm, k_norm;          // [D]
+  const RotaryTable* rotary = nullptr;  // nullptr: none
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t window = 0;  // 0: unlimited
+  float scale = 1.0f, soft_cap = 0.0f;
+
+  // Projects x [T, C], writes keys and values to the pages. Returns the projections [T, (H + 2G) * D], taken
+  // from the context's scratch memory.
+  Tensor project(Context& context, const Tensor& x, const StepIndices& step, KvPages& pages) const;
+  // Attends with the queries of project()'s result. Returns [T, H * D], over the queries' memory or new.
+  Tensor attend(Context& context, const Tensor& qkv_rows, const StepIndices& step,
+                const KvPages& pages) const;
+};
+
+// down(activation(gate x) * (up x))
+struct MlpLayer {
+  LinearLayer gate_up;  // [2F, C]
+  LinearLayer down;     // [C, F]
+  Activation activation = Activation::kSilu;
+  // y may alias x, not residual's memory otherwise.
+  void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {}) const;
+};
+
+// Mixture of experts, with an always-on expert where `shared` has weights.
+struct MoeLayer {
+  LinearLayer router;          // [E, C]
+  GroupedLinearLayer gate_up;  // [E, 2F, C]
+  GroupedLinearLayer down;     // [E, C, F]
+  MlpLayer shared;
+  int64_t experts = 0, experts_per_token = 0;
+  MoeRoute::Kind kind = MoeRoute::Kind::kSoftmax;
+  bool normalize = false;
+  float scale = 1.0f;
+  Activation activation = Activation::kSilu;
+  // y may alias x.
+  void forward(Context& context, const Tensor& x, const Tensor& y) const;
+};
+
+}  // namespace qiao::nn

@@ -1,0 +1,349 @@
+#include "serve/server.h"
+
+#include <openssl/crypto.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "serve/generation_fields.h"
+
+namespace qiao::serve {
+
+CommonContext::CommonContext(const std::string& name)
+    : metrics(name), model_name(name), started(unix_seconds()) {}
+
+std::string_view api_key_of(const HttpRequest& request) {
+  const std::string_view key = request.header("authorization");
+  if (key.size() > 7 && (key.starts_with("Bearer ") || key.starts_with("bearer "))) return key.substr(7);
+  return request.header("x-api-key");
+}
+
+Json parse_body(const HttpRequest& request) {
+  try {
+    Json body = parse_json(request.body, "body", {.max_bytes = size_t{64} << 20, .max_depth = 64});
+    if (!body.is_object())
+      throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
+    return body;
+  } catch (const Error& e) {
+    throw ApiError(400, e.what(), "", "invalid_json");
+  }
+}
+
+void check_model(const CommonContext& context, Fields& fields) {
+  const std::optional<std::string> name = fields.text("model");
+  if (!name || *name == context.model_name) return;
+  throw ApiError(
+      404, fmt::format("model: '{}' is not served here; '{}' is", name->substr(0, 200), context.model_name),
+      "model", "model_not_found");
+}
+
+void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json) {
+  exchange->send(200, "application/json", dump_json(json));
+}
+
+std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, const std::string& field,
+                                bool special) {
+  if (entry.is_string()) {
+    const Tokenizer& tokenizer = context.model->tokenizer();
+    std::vector<TokenId> ids =
+        tokenizer.encode(entry.get_ref<const std::string&>(), {.add_special = special});
+    if (ids.empty() && tokenizer.bos())
+      ids.push_back(*tokenizer.bos());  // an empty text still starts somewhere
+    if (ids.empty()) throw_bad_field(field, "is empty");
+    return ids;
+  }
+  return token_ids(entry, field, context.model->decoder().config().vocabulary_size);
+}
+
+std::vector<TokenId> token_ids(const Json& entry, const std::string& field, int64_t vocabulary) {
+  if (!entry.is_array())
+    throw_bad_field(field, "expected a string or a list of token ids, got {}", entry.type_name());
+  if (entry.empty()) throw_bad_field(field, "is empty");
+  std::vector<TokenId> ids;
+  ids.reserve(entry.size());
+  for (const Json& id : entry) {
+    if (!id.is_number_integer() ||
+        (id.is_number_unsigned() && id.get<uint64_t>() >= static_cast<uint64_t>(vocabulary)) ||
+        id.get<int64_t>() < 0 || id.get<int64_t>() >= vocabulary) {
+      throw_bad_field(field, "{} is not a token id from 0 to {}", dump_json(id).substr(0, 40),
+                      vocabulary - 1);
+    }
+    ids.push_back(id.get<TokenId>());
+  }
+  return ids;
+}
+
+std::vector<std::vector<TokenId>> prompt_list(const ServeContext& context, const Json& value,
+                                              const std::string& field, size_t most) {
+  const bool several = value.is_array() && !value.empty() && (value[0].is_string() || value[0].is_array());
+  if (!several) return {prompt_ids(context, value, field, true)};
+  if (value.size() > most)
+    throw_bad_field(field, "has {} entries; at most {} are allowed", value.size(), most);
+  std::vector<std::vector<TokenId>> list;
+  for (size_t i = 0; i < value.size(); ++i) {
+    list.push_back(prompt_ids(context, value[i], fmt::format("{}[{}]", field, i), true));
+  }
+  return list;
+}
+
+namespace {
+
+bool equal_in_constant_time(std::string_view a, std::string_view b) {
+  return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+void send_models(const CommonContext& context, int64_t longest,
+                 const std::shared_ptr<HttpExchange>& exchange) {
+  Json model = {{"id", context.model_name},
+                {"object", "model"},
+                {"created", context.started},
+                {"owned_by", "qiao"},
+                {"max_model_len", longest}};
+  send_json(exchange, {{"object", "list"}, {"data", Json::array({std::move(model)})}});
+}
+
+void list_models(ServeContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  send_models(context, context.engine.options().context, exchange);
+}
+
+void list_models(EncoderContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  send_models(context, context.model.max_tokens(), exchange);
+}
+
+template <typename Context>
+void health(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  if (context.draining) throw ApiError(503, "the server is shutting down");
+  send_json(exchange, {{"status", "ok"}});
+}
+
+template <typename Context>
+void metrics(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  exchange->send(200, "text/plain; version=0.0.4; charset=utf-8",
+                 context.metrics.text(context.engine.stats()));
+}
+
+template <typename Context>
+void page(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  exchange->send(
+      200, "text/html; charset=utf-8", std::string(page_html()),
+      {{"content-security-policy",
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+       {"x-content-type-options", "nosniff"},
+       {"referrer-policy", "no-referrer"}});
+}
+
+void send_error(const ApiError& error, HttpExchange& exchange) {
+  HttpHeaders headers;
+  if (error.status() == 401) headers.emplace_back("www-authenticate", "Bearer");
+  // A place in the queue is free as soon as any request has ended; clients back off further by themselves.
+  if (error.status() == 429 || error.status() == 503) headers.emplace_back("retry-after", "1");
+  exchange.send(error.status(), "application/json", dump_json(error.to_json()), headers);
+}
+
+template <typename Context>
+struct Route {
+  std::string_view method, path;
+  void (*endpoint)(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+  bool open;  // needs no key
+};
+
+constexpr Route<ServeContext> kRoutes[] = {
+    {"POST", "/v1/chat/completions", chat_completions, false},
+    {"POST", "/v1/completions", completions, false},
+    {"POST", "/v1/embeddings", embeddings, false},
+    {"POST", "/v1/rerank", rerank, false},
+    {"POST", "/rerank", rerank, false},
+    {"GET", "/v1/models", list_models, false},
+    {"POST", "/tokenize", tokenize, false},
+    {"POST", "/detokenize", detokenize, false},
+    {"GET", "/health", health, true},
+    {"GET", "/metrics", metrics, false},
+    {"GET", "/", page, true},
+};
+
+constexpr Route<EncoderContext> kEncoderRoutes[] = {
+    {"POST", "/v1/embeddings", encoder_embeddings, false},
+    {"POST", "/v1/rerank", encoder_rerank, false},
+    {"POST", "/rerank", encoder_rerank, false},
+    {"GET", "/v1/models", list_models, false},
+    {"POST", "/tokenize", encoder_tokenize, false},
+    {"POST", "/detokenize", encoder_detokenize, false},
+    {"GET", "/health", health, true},
+    {"GET", "/metrics", metrics, false},
+    {"GET", "/", page, true},
+};
+
+// The path's route for this method, or null with `path_exists`.
+template <typename Context, size_t kCount>
+const Route<Context>* find_route(const Route<Context> (&routes)[kCount], const HttpRequest& request,
+                                 bool& path_exists) {
+  const Route<Context>* found = nullptr;
+  for (const Route<Context>& route : routes) {
+    if (route.path != request.path) continue;
+    path_exists = true;
+    if (route.method == request.method || (request.method == "HEAD" && route.method == "GET")) found = &route;
+  }
+  return found;
+}
+
+// Adds to every answer of one request: CORS headers, and its count.
+class CountedExchange final : public HttpExchange {
+ public:
+  CountedExchange(std::shared_ptr<HttpExchange> inner, CommonContext& context, std::string path,
+                  HttpHeaders extra)
+      : inner_(std::move(inner)), context_(context), path_(std::move(path)), extra_(std::move(extra)) {}
+  void send(int status, std::string_view type, std::string body, const HttpHeaders& headers) override {
+    context_.metrics.count_request(path_, status);
+    inner_->send(status, type, std::move(body), joined(headers));
+  }
+  void begin(int status, std::string_view type, const HttpHeaders& headers) override {
+    context_.metrics.count_request(path_, status);
+    inner_->begin(status, type, joined(headers));
+  }
+  void write(std::string_view bytes) override { inner_->write(bytes); }
+  void end() override { inner_->end(); }
+  bool closed() const override { return inner_->closed(); }
+  void on_close(std::function<void()> callback) override { inner_->on_close(std::move(callback)); }
+
+ private:
+  HttpHeaders joined(const HttpHeaders& headers) const {
+    HttpHeaders all = headers;
+    all.insert(all.end(), extra_.begin(), extra_.end());
+    return all;
+  }
+  std::shared_ptr<HttpExchange> inner_;
+  CommonContext& context_;
+  std::string path_;
+  HttpHeaders extra_;
+};
+
+}  // namespace
+
+struct Server::State {
+  std::unique_ptr<ServeContext> decoder;  // one of these two
+  std::unique_ptr<EncoderContext> encoder;
+  CommonContext& context;
+  ServerOptions options;
+  std::unique_ptr<HttpServer> http;  // last: it is gone before what its handlers use
+
+  State(std::shared_ptr<LanguageModel> model, Engine& engine, const ServerOptions& o, const std::string& name)
+      : decoder(std::make_unique<ServeContext>(name, std::move(model), engine)),
+        context(*decoder),
+        options(o) {}
+  State(EncoderEngine& engine, const ServerOptions& o, const std::string& name)
+      : encoder(std::make_unique<EncoderContext>(name, engine)), context(*encoder), options(o) {}
+
+  void handle(const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange);
+  void route(const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange);
+  bool allowed_origin(std::string_view origin, std::string_view host) const;
+};
+
+bool Server::State::allowed_origin(std::string_view origin, std::string_view host) const {
+  const bool same = origin == fmt::format("http://{}", host) || origin == fmt::format("https://{}", host);
+  return same || std::any_of(options.cors_origins.begin(), options.cors_origins.end(),
+                             [&](const std::string& allowed) { return allowed == "*" || allowed == origin; });
+}
+
+void Server::State::route(const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {
+  bool path_exists = false;
+  const Route<ServeContext>* known = find_route(kRoutes, request, path_exists);
+  const Route<EncoderContext>* encoders = nullptr;
+  if (encoder != nullptr) encoders = find_route(kEncoderRoutes, request, path_exists);
+  const bool open =
+      encoder != nullptr ? encoders != nullptr && encoders->open : known != nullptr && known->open;
+  if (!open) {  // who has no key does not learn which paths there are
+    if (!options.api_keys.empty()) {
+      const std::string_view key = api_key_of(request);
+      bool known = false;
+      for (const std::string& allowed : options.api_keys) known |= equal_in_constant_time(key, allowed);
+      if (!known) {
+        throw ApiError(401,
+                       key.empty() ? "no API key; send one as \"Authorization: Bearer KEY\""
+                                   : "the API key is not valid here",
+                       "", "invalid_api_key");
+      }
+    }
+  }
+  if (encoder != nullptr && encoders != nullptr) return encoders->endpoint(*encoder, request, exchange);
+  if (encoder != nullptr && known != nullptr) {
+    throw ApiError(400,
+                   fmt::format("'{}' is an embedding model: it answers /v1/embeddings (a cross-encoder "
+                               "/v1/rerank); {} needs a language model",
+                               context.model_name, request.path),
+                   "model", "model_not_supported");
+  }
+  if (known == nullptr && path_exists) {
+    throw ApiError(405, fmt::format("{} is not allowed on {}", request.method, request.path));
+  }
+  if (known == nullptr) throw ApiError(404, fmt::format("no such path: {}", request.path.substr(0, 200)));
+  known->endpoint(*decoder, request, exchange);
+}
+
+void Server::State::handle(const HttpRequest& request, const std::shared_ptr<HttpExchange>& plain) {
+  const std::string_view origin = request.header("origin");
+  HttpHeaders extra;
+  const bool allowed = origin.empty() || allowed_origin(origin, request.header("host"));
+  if (!origin.empty() && allowed && !options.cors_origins.empty()) {
+    extra = {{"access-control-allow-origin", std::string(origin)},
+             {"access-control-expose-headers", "x-request-id"},
+             {"vary", "origin"}};
+  }
+  const bool known = std::any_of(std::begin(kRoutes), std::end(kRoutes),
+                                 [&](const auto& route) { return route.path == request.path; });
+  const auto exchange =
+      std::make_shared<CountedExchange>(plain, context, known ? request.path : "other", extra);
+  try {
+    // A page of another origin may not spend this machine's compute: even answers it cannot read cost.
+    if (!allowed)
+      throw ApiError(403, fmt::format("origin {} is not allowed; see --cors-origin", origin.substr(0, 200)));
+    if (request.method == "OPTIONS" && !origin.empty()) {
+      exchange->send(
+          204, "text/plain", "",
+          {{"access-control-allow-methods", "GET, POST, OPTIONS"},
+           {"access-control-allow-headers", "authorization, content-type, x-api-key, x-request-id"},
+           {"access-control-max-age", "600"}});
+      return;
+    }
+    route(request, exchange);
+  } catch (const ApiError& e) {
+    send_error(e, *exchange);
+  } catch (const Error& e) {
+    send_error(to_api_error(e), *exchange);
+  }
+}
+
+Server::Server(std::shared_ptr<LanguageModel> model, Engine& engine, const ServerOptions& options) {
+  const std::string name = options.model_name.empty() ? model->name() : options.model_name;
+  state_ = std::make_unique<State>(std::move(model), engine, options, name);
+  start(options);
+}
+
+Server::Server(EncoderEngine& engine, const ServerOptions& options) {
+  const std::string name = options.model_name.empty() ? engine.model().name() : options.model_name;
+  state_ = std::make_unique<State>(engine, options, name);
+  start(options);
+}
+
+void Server::start(const ServerOptions& options) {
+  HttpServerOptions http = options.http;
+  http.error_body = [](int status, std::string_view message) {
+    return dump_json(error_json(status, message));
+  };
+  state_->http = std::make_unique<HttpServer>(
+      http,
+      [state = state_.get()](const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {
+        state->handle(request, exchange);
+      });
+}
+
+Server::~Server() = default;
+
+uint16_t Server::port() const { return state_->http->port(); }
+
+void Server::drain(int seconds) {
+  state_->context.draining = true;
+  state_->http->stop(seconds);
+}
+
+}  // namespace qiao::serve

@@ -1,0 +1,102 @@
+// The OpenAI-compatible server: routes, keys, and what an endpoint needs.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "infer/encoder_engine.h"
+#include "infer/engine.h"
+#include "serve/fields.h"
+#include "serve/http_server.h"
+#include "serve/metrics.h"
+
+namespace qiao::serve {
+
+struct ServerOptions {
+  HttpServerOptions http;
+  std::string model_name;                 // what /v1/models shows; empty: the model's own
+  std::vector<std::string> api_keys;      // none: open
+  std::vector<std::string> cors_origins;  // exact origins, or "*"; none: pages of other origins are refused
+};
+
+// What endpoints share, whatever the model. Lives as long as the server.
+struct CommonContext {
+  explicit CommonContext(const std::string& name);
+  Metrics metrics;
+  std::string model_name;
+  int64_t started = 0;  // seconds since 1970
+  std::atomic<bool> draining{false};
+};
+
+// Of a server with a language model.
+struct ServeContext : CommonContext {
+  ServeContext(const std::string& name, std::shared_ptr<LanguageModel> language_model, Engine& its_engine)
+      : CommonContext(name), model(std::move(language_model)), engine(its_engine) {}
+  std::shared_ptr<LanguageModel> model;
+  Engine& engine;
+};
+
+// Of a server with an encoder: embeddings, or the scores of a cross-encoder.
+struct EncoderContext : CommonContext {
+  EncoderContext(const std::string& name, EncoderEngine& its_engine)
+      : CommonContext(name), model(its_engine.model()), engine(its_engine) {}
+  const EmbeddingModel& model;
+  EncoderEngine& engine;
+};
+
+using Endpoint = void (*)(ServeContext& context, const HttpRequest& request,
+                          const std::shared_ptr<HttpExchange>& exchange);
+
+void chat_completions(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void completions(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void rerank(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void embeddings(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void tokenize(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void detokenize(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+
+using EncoderEndpoint = void (*)(EncoderContext& context, const HttpRequest& request,
+                                 const std::shared_ptr<HttpExchange>& exchange);
+
+void encoder_embeddings(EncoderContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void encoder_rerank(EncoderContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void encoder_tokenize(EncoderContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void encoder_detokenize(EncoderContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+
+// The key that a client sent; empty where it sent none. Also the tenant of its requests: other keys share no
+// cached prompts with it.
+std::string_view api_key_of(const HttpRequest& request);
+// The body as a JSON object; ApiError 400 otherwise.
+Json parse_body(const HttpRequest& request);
+// ApiError 404 where the request names a model that is not served.
+void check_model(const CommonContext& context, Fields& fields);
+void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json);
+// A prompt field's entry: a text or a list of token ids.
+std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, const std::string& field,
+                                bool special);
+// A list of token ids, each in [0, vocabulary).
+std::vector<TokenId> token_ids(const Json& entry, const std::string& field, int64_t vocabulary);
+// The prompts of "prompt" or "input": a text, texts, ids or lists of ids. At most `most` of them.
+std::vector<std::vector<TokenId>> prompt_list(const ServeContext& context, const Json& value,
+                                              const std::string& field, size_t most);
+
+// The chat page.
+std::string_view page_html();
+
+class Server {
+ public:
+  Server(std::shared_ptr<LanguageModel> model, Engine& engine, const ServerOptions& options);
+  Server(EncoderEngine& engine, const ServerOptions& options);
+  ~Server();
+  uint16_t port() const;
+  // Takes no more work (503), lets what runs finish for at most `seconds`, then closes.
+  void drain(int seconds);
+
+ private:
+  void start(const ServerOptions& options);
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace qiao::serve

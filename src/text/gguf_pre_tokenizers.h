@@ -1,0 +1,29 @@
+// The pre-tokenizers that GGUF files name (tokenizer.ggml.pre), as of October 2026.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "text/pre_tokenizer.h"
+
+namespace qiao::tokenization {
+
+struct GgufPreTokenizer {
+  enum Flag : int {
+    kIgnoreMerges = 1,
+    kAddBos = 2,         // where the file does not say
+    kEscapedSpaces = 4,  // " " is "▁", characters are themselves: no byte alphabet
+    kWhitespace = 8,     // white space only separates; no byte alphabet
+  };
+  std::unique_ptr<PreTokenizer> splitter;
+  int flags = 0;
+};
+
+// Throws Error(kUnsupported) that names an unknown `name` and lists the known ones.
+GgufPreTokenizer make_gguf_pre_tokenizer(std::string_view name, std::string_view where);
+
+std::vector<std::string_view> gguf_pre_tokenizer_names();
+
+}  // namespace qiao::tokenization

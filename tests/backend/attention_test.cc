@@ -1,0 +1,127 @@
+#include "backend/ops/attention.h"
+
+#include <cmath>
+
+#include "backend/op_test.h"
+
+namespace qiao {
+namespace {
+
+// Four keys of one sequence in two pages of two slots, in the order of pages 2 and 0; D = 2, one key head.
+class AttentionTest : public ::testing::Test {
+ protected:
+  AttentionTest() {
+    write_ = {k_, v_, slots_, pages_.get()};
+    op_.q = q_, op_.pages = pages_.get(), op_.page_table = table_, op_.lengths = lengths_;
+    op_.query_starts = starts_, op_.out = out_;
+  }
+  std::unique_ptr<Backend> chip_ = reference_chip();
+  std::unique_ptr<KvPages> pages_ = chip_->make_kv_pages({3, 2, 1, 2, DType::kF16});
+  const float ln3_ = std::log(3.0f);
+  Floats k_{{4, 1, 2}, {0, 0, 1, 0, 0, 1, 0, 0}};
+  Floats v_{{4, 1, 2}, {1, 10, 2, 20, 3, 30, 4, 40}};
+  Ints slots_{{4}, {4, 5, 0, 1}};
+  Floats q_{{2, 2, 2}, {0, 0, ln3_, 0, 0, 0, 0, ln3_}};
+  Ints table_{{1, 2}, {2, 0}};
+  Ints lengths_{{1}, std::vector<int32_t>{4}};
+  Ints starts_{{2}, {0, 2}};
+  Floats out_{{2, 2, 2}};
+  KvWrite write_;
+  AttentionPaged op_;
+};
+
+TEST_F(AttentionTest, AnExampleByHand) {
+  chip_->kv_write(write_);
+  chip_->attention_paged(op_);
+  const std::vector<float> out = out_.list();
+  // Query 0 is at position 2: its first head sees three equal keys, its second weighs them 1, 3, 1.
+  EXPECT_FLOAT_EQ(out[0], 2);
+  EXPECT_FLOAT_EQ(out[1], 20);
+  EXPECT_FLOAT_EQ(out[2], (1 + 3 * 2 + 3) / 5.0f);
+  // Query 1 sees all four: equal, then 1, 1, 3, 1.
+  EXPECT_FLOAT_EQ(out[4], 2.5f);
+  EXPECT_FLOAT_EQ(out[6], (1 + 2 + 9 + 4) / 6.0f);
+}
+
+TEST_F(AttentionTest, TheWindowHidesOldKeys) {
+  chip_->kv_write(write_);
+  op_.window = 2;
+  chip_->attention_paged(op_);
+  EXPECT_FLOAT_EQ(out_.data()[0], 2.5f);                // keys 1 and 2
+  EXPECT_FLOAT_EQ(out_.data()[6], (3 * 3 + 4) / 4.0f);  // keys 2 and 3
+}
+
+TEST_F(AttentionTest, TheSoftCapBoundsScores) {
+  chip_->kv_write(write_);
+  op_.soft_cap = 0.5f;
+  chip_->attention_paged(op_);
+  const double weight = std::exp(0.5 * std::tanh(std::log(3.0) / 0.5));
+  EXPECT_NEAR(out_.data()[2], (1 + weight * 2 + 3) / (2 + weight), 1e-6);
+}
+
+TEST_F(AttentionTest, PagesRoundToNearestEven) {
+  v_.data()[0] = 2049;  // F16 has 11 bits: between 2048 and 2050
+  v_.data()[1] = 2051;
+  chip_->kv_write(write_);
+  op_.lengths.data = starts_.data() + 1;  // [2]: the queries stand at 0 and 1
+  chip_->attention_paged(op_);
+  EXPECT_EQ(out_.data()[0], 2048);
+  EXPECT_EQ(out_.data()[1], 2052);
+}
+
+TEST_F(AttentionTest, CountsItsWork) {
+  EXPECT_EQ(op_.flops(7), 4 * 7 * 4);
+  EXPECT_EQ(op_.bytes(4), 4 * 8 + 2 * 32);
+}
+
+TEST_F(AttentionTest, WriteRefuses) {
+  EXPECT_EQ(refusal(write_), "");
+  KvWrite op = write_;
+  op.pages = nullptr;
+  EXPECT_EQ(refusal(op), "kv_write: pages are absent");
+  op = write_, op.k = reshaped(k_, {4, 2, 1});
+  EXPECT_EQ(refusal(op), "kv_write: k is F32[4, 2, 1], expected F32[4, 1, 2]");
+  op = write_, op.v.dtype = DType::kF16;
+  EXPECT_EQ(refusal(op), "kv_write: v is F16[4, 1, 2], expected F32[4, 1, 2]");
+  op = write_, op.slots = reshaped(slots_, {2, 2});
+  EXPECT_EQ(refusal(op), "kv_write: slots is I32[2, 2], expected 1 dimensions");
+}
+
+TEST_F(AttentionTest, Refuses) {
+  EXPECT_EQ(refusal(op_), "");
+  AttentionPaged op = op_;
+  op.pages = nullptr;
+  EXPECT_EQ(refusal(op), "attention_paged: pages are absent");
+  op = op_, op.q = reshaped(q_, {2, 1, 4});
+  EXPECT_EQ(refusal(op), "attention_paged: q is F32[2, 1, 4], expected F32[2, 1, 2]");
+  op = op_, op.out = reshaped(out_, {4, 1, 2});
+  EXPECT_EQ(refusal(op), "attention_paged: out is F32[4, 1, 2], expected F32[2, 2, 2]");
+  op = op_, op.page_table = reshaped(table_, {2});
+  EXPECT_EQ(refusal(op), "attention_paged: page_table is I32[2], expected 2 dimensions");
+  op = op_, op.lengths = reshaped(starts_, {2});
+  EXPECT_EQ(refusal(op), "attention_paged: lengths is I32[2], expected I32[1]");
+  op = op_, op.query_starts = reshaped(starts_, {1});
+  EXPECT_EQ(refusal(op), "attention_paged: query_starts is I32[1], expected I32[2]");
+  op = op_, op.window = -1;
+  EXPECT_EQ(refusal(op), "attention_paged: window is -1, expected 0 (unlimited) or more");
+  op = op_, op.soft_cap = -1;
+  EXPECT_EQ(refusal(op), "attention_paged: soft_cap is -1, expected 0 (none) or more");
+  op = op_, op.scale = INFINITY;
+  EXPECT_EQ(refusal(op), "attention_paged: scale is not finite");
+  op = op_, op.out = reshaped(q_, {2, 2, 2});
+  EXPECT_EQ(refusal(op), "");
+  op.out = op.out.slice(1, 1), op.q = op.q.slice(0, 1);
+  EXPECT_EQ(refusal(op), "");
+  Floats memory({10});
+  op = op_, op.q = reshaped(memory, {2, 2, 2}), op.out = op.q, op.out.data = memory.data() + 2;
+  EXPECT_EQ(refusal(op), "attention_paged: out F32[2, 2, 2] overlaps q F32[2, 2, 2] without being it");
+}
+
+TEST_F(AttentionTest, RefusesHeadsThatDoNotShareEvenly) {
+  const auto pages = chip_->make_kv_pages({3, 2, 3, 2, DType::kF16});
+  op_.pages = pages.get();
+  EXPECT_EQ(refusal(op_), "attention_paged: q is F32[2, 2, 2], expected a multiple of the pages' 3 heads");
+}
+
+}  // namespace
+}  // namespace qiao

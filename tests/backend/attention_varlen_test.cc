@@ -1,0 +1,68 @@
+#include "backend/ops/attention_varlen.h"
+
+#include <cmath>
+
+#include "backend/op_test.h"
+
+namespace qiao {
+namespace {
+
+// Sequences of two tokens, none and one; two query heads share a key head; D = 2.
+class AttentionVarlenTest : public ::testing::Test {
+ protected:
+  AttentionVarlenTest() { op_.q = q_, op_.k = k_, op_.v = v_, op_.starts = starts_, op_.out = out_; }
+  std::unique_ptr<Backend> chip_ = reference_chip();
+  const float ln3_ = std::log(3.0f);
+  Floats q_{{3, 2, 2}, {0, 0, ln3_, 0, 0, ln3_, 0, 0, 5, 5, 5, 5}};
+  Floats k_{{3, 1, 2}, {1, 0, 0, 1, 9, 9}};
+  Floats v_{{3, 1, 2}, {1, 10, 5, 50, 7, 70}};
+  Ints starts_{{4}, {0, 2, 2, 3}};
+  Floats out_{{3, 2, 2}};
+  AttentionVarlen op_;
+};
+
+TEST_F(AttentionVarlenTest, AnExampleByHand) {
+  chip_->attention_varlen(op_);
+  const std::vector<float> out = out_.list();
+  EXPECT_FLOAT_EQ(out[0], 3);  // equal weights
+  EXPECT_FLOAT_EQ(out[1], 30);
+  EXPECT_FLOAT_EQ(out[2], (3 * 1 + 5) / 4.0f);  // 3 : 1; sees the key after it
+  EXPECT_FLOAT_EQ(out[4], (1 + 3 * 5) / 4.0f);  // 1 : 3; and the one before
+  EXPECT_FLOAT_EQ(out[8], 7);                   // alone
+  EXPECT_FLOAT_EQ(out[11], 70);
+  op_.scale = -1;
+  chip_->attention_varlen(op_);
+  EXPECT_FLOAT_EQ(out_.data()[2], (1 + 3 * 5) / 4.0f);
+}
+
+TEST_F(AttentionVarlenTest, CountsItsWork) {
+  EXPECT_EQ(op_.flops(5), 4 * 5 * 4);
+  EXPECT_EQ(op_.bytes(), 4 * (12 + 6 + 6 + 12 + 4));
+}
+
+TEST_F(AttentionVarlenTest, Refuses) {
+  EXPECT_EQ(refusal(op_), "");
+  AttentionVarlen op = op_;
+  op.q = reshaped(q_, {3, 4});
+  EXPECT_EQ(refusal(op), "attention_varlen: q is F32[3, 4], expected 3 dimensions");
+  op = op_, op.k = reshaped(k_, {2, 1, 3});
+  EXPECT_EQ(refusal(op), "attention_varlen: k is F32[2, 1, 3], expected F32[3, 1, 2]");
+  op = op_, op.v = reshaped(v_, {3, 2, 1});
+  EXPECT_EQ(refusal(op), "attention_varlen: v is F32[3, 2, 1], expected F32[3, 1, 2]");
+  op = op_, op.out = reshaped(out_, {3, 1, 4});
+  EXPECT_EQ(refusal(op), "attention_varlen: out is F32[3, 1, 4], expected F32[3, 2, 2]");
+  Floats three({3, 3, 2});
+  op = op_, op.k = three, op.v = three;
+  EXPECT_EQ(refusal(op), "attention_varlen: q is F32[3, 2, 2], expected a multiple of k's 3 heads");
+  op = op_, op.starts = reshaped(starts_, {0});
+  EXPECT_EQ(refusal(op), "attention_varlen: starts are empty, expected one more than sequences");
+  op = op_, op.starts = reshaped(starts_, {2, 2});
+  EXPECT_EQ(refusal(op), "attention_varlen: starts is I32[2, 2], expected 1 dimensions");
+  op = op_, op.scale = NAN;
+  EXPECT_EQ(refusal(op), "attention_varlen: scale is not finite");
+  op = op_, op.out = q_;
+  EXPECT_EQ(refusal(op), "attention_varlen: out F32[3, 2, 2] overlaps q F32[3, 2, 2]");
+}
+
+}  // namespace
+}  // namespace qiao

@@ -1,0 +1,244 @@
+// The chips of this program pass; a chip that is wrong in any of many ways does not.
+#include "backend/conformance/conformance.h"
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "backend/op_test.h"
+
+namespace qiao::conformance {
+namespace {
+
+Options quick(std::string op = "") {
+  Options options;
+  options.op = std::move(op);
+  options.quick = true;
+  options.bench = false;
+  return options;
+}
+
+using ChipAndOp = std::tuple<std::string_view, std::string_view>;
+class ChipConformanceTest : public ::testing::TestWithParam<ChipAndOp> {};
+
+TEST_P(ChipConformanceTest, IsGreenForServe) {
+  const auto& [name, op] = GetParam();
+  const std::unique_ptr<Backend> chip = make_backend(name, BackendOptions{2});
+  const Report report = run(*chip, quick(std::string(op)));
+  EXPECT_TRUE(report.green) << to_table(report);
+}
+
+INSTANTIATE_TEST_SUITE_P(Chips, ChipConformanceTest,
+                         ::testing::Combine(::testing::ValuesIn(chip_names()),
+                                            ::testing::ValuesIn(op_names())),
+                         [](const auto& info) {
+                           return fmt::format("{}_{}", std::get<0>(info.param), std::get<1>(info.param));
+                         });
+
+// The reference, with something done to what an op wrote (or instead of it).
+class MeddledChip final : public Backend {
+ public:
+  using Meddle = std::function<void(const Tensor& out)>;
+  MeddledChip(std::string op, Meddle meddle) : op_(std::move(op)), meddle_(std::move(meddle)) {}
+
+  std::string_view chip() const override { return "meddled"; }
+  DeviceInfo describe() const override { return law_->describe(); }
+  DevicePeaks measure_peaks() override { return {}; }
+  std::span<const MissingOp> missing() const override { return listed; }
+  void upload(void* device, const void* host, size_t bytes) override { law_->upload(device, host, bytes); }
+  void download(void* host, const void* device, size_t bytes) override {
+    law_->download(host, device, bytes);
+  }
+  void synchronize() override {}
+
+  std::vector<MissingOp> listed;
+
+ protected:
+  void* do_allocate(size_t bytes) override { return ::operator new (bytes, std::align_val_t{64}); }
+  void do_free(void* data, size_t) override { ::operator delete (data, std::align_val_t{64}); }
+  std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override {
+    return law_->make_weight(source);
+  }
+  void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override {
+    law_->read_weight(weight, expert, segment, bytes);
+    if (op_ == "read_weight") bytes[0] ^= std::byte{1};
+  }
+  std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override {
+    return law_->make_kv_pages(spec);
+  }
+
+  void do_gather(const Gather& op) override { law_->gather(op), meddle("gather", op.out); }
+  void do_gather_rows(const GatherRows& op) override { law_->gather_rows(op), meddle("gather_rows", op.out); }
+  void do_linear(const Linear& op) override { law_->linear(op), meddle("linear", op.y); }
+  void do_grouped_linear(const GroupedLinear& op) override {
+    law_->grouped_linear(op), meddle("grouped_linear", op.y);
+  }
+  void do_moe_route(const MoeRoute& op) override { law_->moe_route(op), meddle("moe_route", op.weights); }
+  void do_moe_permute(const MoePermute& op) override {
+    law_->moe_permute(op), meddle("moe_permute", op.sorted);
+  }
+  void do_moe_combine(const MoeCombine& op) override { law_->moe_combine(op), meddle("moe_combine", op.y); }
+  void do_add_rms_norm(const AddRmsNorm& op) override {
+    law_->add_rms_norm(op), meddle("add_rms_norm", op.y);
+  }
+  void do_layer_norm(const LayerNorm& op) override { law_->layer_norm(op), meddle("layer_norm", op.y); }
+  void do_rope(const Rope& op) override { law_->rope(op), meddle("rope", op.q); }
+  void do_gated_activation(const GatedActivation& op) override {
+    law_->gated_activation(op), meddle("gated_activation", op.y);
+  }
+  void do_kv_write(const KvWrite& op) override {
+    law_->kv_write(op);
+    // Its output is opaque: rows of v are written to each other's slots instead.
+    if (op_ == "kv_write" && op.v.shape[0] > 1) {
+      KvWrite wrong = op;
+      wrong.v = op.v.slice(0, 1), wrong.k = op.k.slice(0, 1), wrong.slots = op.slots.slice(1, 1);
+      law_->kv_write(wrong);
+    }
+  }
+  void do_attention_paged(const AttentionPaged& op) override {
+    law_->attention_paged(op), meddle("attention_paged", op.out);
+  }
+  void do_attention_varlen(const AttentionVarlen& op) override {
+    law_->attention_varlen(op), meddle("attention_varlen", op.out);
+  }
+  void do_sample(const Sample& op) override {
+    if (op_ == "sample missing") return Backend::do_sample(op);
+    law_->sample(op);
+    if (op_ == "sample" && op.ids.elements() > 0) op.ids.as<int32_t>()[0] = 0;
+  }
+
+ private:
+  void meddle(std::string_view op, const Tensor& out) {
+    if (op == op_ && out.elements() > 0) meddle_(out);
+  }
+  std::unique_ptr<Backend> law_ = reference_chip();
+  std::string op_;
+  Meddle meddle_;
+};
+
+// Every element of a tensor of any strides.
+void each(const Tensor& out, const std::function<void(float&)>& change) {
+  for (int64_t i = 0; i < out.elements(); ++i) {
+    int64_t offset = 0, index = i;
+    for (int axis = out.rank - 1; axis >= 0; --axis) {
+      offset += index % out.shape[static_cast<size_t>(axis)] * out.stride[static_cast<size_t>(axis)];
+      index /= out.shape[static_cast<size_t>(axis)];
+    }
+    change(out.as<float>()[offset]);
+  }
+}
+
+struct Wrong {
+  const char* name;
+  MeddledChip::Meddle meddle;
+};
+
+const std::vector<Wrong>& wrongs() {
+  static const std::vector<Wrong> all = {
+      {"Zero", [](const Tensor& out) { each(out, [](float& v) { v = 0; }); }},
+      {"Nan", [](const Tensor& out) { *out.as<float>() = NAN; }},
+      {"Sign", [](const Tensor& out) { each(out, [](float& v) { v = -v; }); }},
+      {"SwappedRow",
+       [](const Tensor& out) {
+         if (out.shape[0] < 2) return;
+         const Tensor first = out.slice(0, 1), second = out.slice(1, 1);
+         std::vector<float> kept;
+         each(first, [&](float& v) { kept.push_back(v); });
+         each(second, [&, i = size_t{0}](float& v) mutable { std::swap(v, kept[i++]); });
+         each(first, [&, i = size_t{0}](float& v) mutable { v = kept[i++]; });
+       }},
+      {"Overrun",
+       [](const Tensor& out) {
+         const auto last = static_cast<size_t>(out.rank - 1);
+         int64_t end = 0;
+         for (size_t i = 0; i <= last; ++i) end += (out.shape[i] - 1) * out.stride[i];
+         out.as<float>()[end + 40] = 0;  // beyond any gap between rows
+       }},
+      {"Slightly", [](const Tensor& out) { each(out, [](float& v) { v *= 1.01f; }); }},
+  };
+  return all;
+}
+
+class WrongChipTest : public ::testing::TestWithParam<std::tuple<const char*, size_t>> {};
+
+TEST_P(WrongChipTest, IsNotGreen) {
+  const auto& [op, wrong] = GetParam();
+  MeddledChip chip(op, wrongs()[wrong].meddle);
+  const Report report = run(chip, quick(op));
+  EXPECT_FALSE(report.green) << to_table(report);
+  for (const Line& line : report.lines) EXPECT_FALSE(line.passed()) << line.variant;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, WrongChipTest,
+                         ::testing::Combine(::testing::Values("gather", "gather_rows", "grouped_linear",
+                                                              "moe_route", "moe_permute", "moe_combine",
+                                                              "add_rms_norm", "rope", "gated_activation",
+                                                              "attention_paged", "layer_norm",
+                                                              "attention_varlen"),
+                                            ::testing::Range(size_t{0}, wrongs().size())),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" +
+                                  wrongs()[std::get<1>(info.param)].name;
+                         });
+INSTANTIATE_TEST_SUITE_P(Linear, WrongChipTest,
+                         ::testing::Combine(::testing::Values("linear"),
+                                            ::testing::Range(size_t{0}, wrongs().size())),
+                         [](const auto& info) {
+                           return std::string(wrongs()[std::get<1>(info.param)].name);
+                         });
+
+TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
+  for (const char* op : {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation",
+                         "rope", "layer_norm", "attention_varlen"}) {
+    MeddledChip chip(op, [](const Tensor& out) {
+      if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
+    });
+    EXPECT_FALSE(run(chip, quick(op)).green) << op;
+  }
+}
+
+TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {
+  MeddledChip chip("kv_write", {});
+  EXPECT_FALSE(run(chip, quick("kv_write")).green);
+}
+
+TEST(ConformanceTest, AWrongTokenFails) {
+  MeddledChip chip("sample", {});
+  EXPECT_FALSE(run(chip, quick("sample")).green);
+}
+
+TEST(ConformanceTest, AWeightThatDoesNotComeBackFails) {
+  MeddledChip chip("read_weight", {});
+  EXPECT_FALSE(run(chip, quick("gather")).green);
+}
+
+TEST(ConformanceTest, AMissingOpMustBeListedAndIsNotGreen) {
+  MeddledChip chip("sample missing", {});
+  Report report = run(chip, quick("sample"));
+  EXPECT_THAT(report.faults, ::testing::ElementsAre("sample: missing, and not listed as missing"));
+  chip.listed = {{"sample", "serve", "not written yet"}};
+  report = run(chip, quick("sample"));
+  EXPECT_TRUE(report.faults.empty());
+  EXPECT_FALSE(report.green);
+  EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is NOT green for profile serve"));
+}
+
+TEST(ConformanceTest, AListedOpThatPassesIsAFault) {
+  MeddledChip chip("", {});
+  chip.listed = {{"sample", "train", "not written yet"}};
+  EXPECT_THAT(run(chip, quick("sample")).faults,
+              ::testing::ElementsAre("sample: listed as missing, but passes"));
+}
+
+TEST(ConformanceTest, AnUnknownOpIsNamed) {
+  const std::unique_ptr<Backend> chip = reference_chip();
+  EXPECT_THROW(run(*chip, quick("liner")), Error);
+}
+
+TEST(ConformanceTest, TheSameSeedGivesTheSameReport) {
+  const std::unique_ptr<Backend> chip = reference_chip();
+  EXPECT_EQ(to_json(run(*chip, quick("rope"))), to_json(run(*chip, quick("rope"))));
+}
+
+}  // namespace
+}  // namespace qiao::conformance

@@ -1,0 +1,91 @@
+#include "base/progress.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <thread>
+
+namespace qiao {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// What a Progress writes.
+class Output {
+ public:
+  Output() : file_(::open_memstream(&text_, &size_)) {}
+  ~Output() {
+    std::fclose(file_);
+    ::free(text_);
+  }
+  Output(const Output&) = delete;
+  Output& operator=(const Output&) = delete;
+  std::FILE* file() { return file_; }
+  std::string text() {
+    std::fflush(file_);
+    return {text_, size_};
+  }
+
+ private:
+  char* text_ = nullptr;
+  size_t size_ = 0;
+  std::FILE* file_;
+};
+
+TEST(ProgressTest, FormatsBytesInThreeDigits) {
+  EXPECT_EQ(format_bytes(0), "0 B");
+  EXPECT_EQ(format_bytes(999), "999 B");
+  EXPECT_EQ(format_bytes(1000), "1.00 kB");
+  EXPECT_EQ(format_bytes(98362432), "98.4 MB");
+  EXPECT_EQ(format_bytes(999999), "1.00 MB");
+  EXPECT_EQ(format_bytes(1117320768), "1.12 GB");
+  EXPECT_EQ(format_bytes(UINT64_MAX), "18.4 EB");
+}
+
+TEST(ProgressTest, WritesALineEachTenthWhereThereIsNoTerminal) {
+  Output output;
+  Progress progress("x", 1000, Progress::Style::kLines, output.file());
+  for (uint64_t done = 0; done <= 1000; done += 50) progress.update(done);
+  EXPECT_THAT(output.text(), StartsWith("x: 10% of 1.00 kB\nx: 20% of 1.00 kB\n"));
+  EXPECT_THAT(output.text(), HasSubstr("x: 100% of 1.00 kB\n"));
+  progress.finish();
+  EXPECT_THAT(output.text(), HasSubstr("x: 1.00 kB in 0.0 s\n"));
+}
+
+TEST(ProgressTest, DoesNotTellAgainWhatWasThereBefore) {
+  Output output;
+  Progress progress("x", 1000, Progress::Style::kLines, output.file());
+  progress.update(550);
+  EXPECT_EQ(output.text(), "");
+  progress.update(600);
+  EXPECT_EQ(output.text(), "x: 60% of 1.00 kB\n");
+}
+
+TEST(ProgressTest, RewritesOneLineOnATerminal) {
+  Output output;
+  {
+    Progress progress("x", 1000, Progress::Style::kTerminal, output.file());
+    progress.update(0);
+    EXPECT_EQ(output.text(), "\rx: [                        ]   0%  0 B of 1.00 kB\x1b[K");
+    progress.update(100);  // too soon to draw
+    std::this_thread::sleep_for(std::chrono::milliseconds(120));
+    progress.update(500);
+    EXPECT_THAT(output.text(), HasSubstr("[============            ]  50%  500 B of 1.00 kB"));
+    EXPECT_EQ(output.text().find('\n'), std::string::npos);
+  }
+  EXPECT_TRUE(output.text().ends_with("\r\x1b[K")) << "a line that is not finished is cleared";
+}
+
+TEST(ProgressTest, IsSilentWhereAsked) {
+  Output output;
+  Progress progress("x", 1000, Progress::Style::kSilent, output.file());
+  progress.update(0);
+  progress.update(1000);
+  progress.finish();
+  EXPECT_EQ(output.text(), "");
+}
+
+}  // namespace
+}  // namespace qiao

@@ -1,0 +1,102 @@
+// Constraints made to hurt: each is refused with one clear line, or handled, at once: some 10 ms, and ten
+// times the promised 100 ms even on a machine that does other things.
+#include <gtest/gtest.h>
+
+#include <ctime>
+
+#include "constrain_support.h"
+#include "support/expect_error.h"
+
+namespace qiao {
+namespace {
+
+using constrain::compile_grammar;
+using constrain::compile_regex;
+
+// Sanitizers slow everything down; the promise is about a release build.
+class HostileConstraintTest : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    const double taken = 1000.0 * static_cast<double>(std::clock() - begin_) / CLOCKS_PER_SEC;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    EXPECT_LT(taken, 1000 * parts_);
+#else
+    (void)taken;
+#endif
+  }
+  int parts_ = 1;
+
+ private:
+  std::clock_t begin_ = std::clock();  // of this process: the machine may be busy
+};
+
+TEST_F(HostileConstraintTest, ExponentialRepetition) {
+  parts_ = 3;
+  EXPECT_QIAO_ERROR(compile_regex("(a{1000}){1000}", "regex"), kTooLarge, "repeat");
+  EXPECT_QIAO_ERROR(compile_regex("((((a{99}){99}){99}){99}){99}", "regex"), kTooLarge, "repeat");
+  EXPECT_QIAO_ERROR(compile_regex("a{99999999999999999999}", "regex"), kTooLarge, "repetition");
+}
+
+TEST_F(HostileConstraintTest, AMegabyteOfExpression) {
+  EXPECT_QIAO_ERROR(compile_regex(std::string(1 << 20, 'a'), "regex"), kTooLarge, "1048576");
+}
+
+TEST_F(HostileConstraintTest, GroupsWithoutEnd) {
+  EXPECT_QIAO_ERROR(compile_regex(std::string(10'000, '('), "regex"), kTooLarge, "nested");
+  EXPECT_QIAO_ERROR(compile_grammar("root ::= " + std::string(10'000, '('), "grammar"), kTooLarge, "nested");
+}
+
+TEST_F(HostileConstraintTest, SubsetsThatDouble) {
+  // 2^20 states if they were all made: only those that the text visits are.
+  const auto grammar = compile_regex("(a|b)*a(a|b){20}", "regex");
+  EXPECT_TRUE(testing::accepts(grammar, "bbabababababababababababa" + std::string(20, 'a')));
+}
+
+TEST_F(HostileConstraintTest, TenThousandLevels) {
+  std::string deep;
+  for (int i = 0; i < 10'000; ++i) deep += R"({"items":)";
+  deep += "{}" + std::string(10'000, '}');
+  EXPECT_QIAO_ERROR(testing::schema_of(deep), kInvalidInput, "nested deeper");
+}
+
+TEST_F(HostileConstraintTest, AChainAndACycleOfReferences) {
+  parts_ = 2;
+  std::string chain = R"({"$defs":{)";
+  for (int i = 0; i < 5000; ++i) chain += fmt::format(R"("d{}":{{"$ref":"#/$defs/d{}"}},)", i, i + 1);
+  chain += R"("d5000":{}},"$ref":"#/$defs/d0"})";
+  EXPECT_QIAO_ERROR(testing::schema_of(chain), kTooLarge, "deeper");
+  EXPECT_QIAO_ERROR(
+      testing::schema_of(
+          R"({"$defs":{"a":{"anyOf":[{"$ref":"#/$defs/b"}]},"b":{"not":{"$ref":"#/$defs/a"}}},"$ref":"#/$defs/a"})"),
+      kInvalidInput, "cycle");
+}
+
+TEST_F(HostileConstraintTest, AProductOfAlternatives) {
+  std::string schema = R"({"allOf":[)";
+  for (int i = 0; i < 12; ++i) {
+    schema += i == 0 ? "" : ",";
+    schema += fmt::format(
+        R"({{"anyOf":[{{"required":["a{0}"]}},{{"required":["b{0}"]}},{{"required":["c{0}"]}},{{"required":["d{0}"]}}]}})",
+        i);
+  }
+  EXPECT_QIAO_ERROR(testing::schema_of(schema + "]}"), kTooLarge, "alternatives");
+}
+
+TEST_F(HostileConstraintTest, AHugeEnum) {
+  std::string schema = R"({"enum":[)";
+  for (int i = 0; i < 10'000; ++i) schema += fmt::format(R"("value number {}",)", i);
+  const auto grammar = testing::schema_of(schema + R"("last"]})");
+  EXPECT_TRUE(testing::accepts(grammar, R"("value number 9999")"));
+  EXPECT_EQ(testing::judge(grammar, R"("value number x")"), "rejected at byte 14");
+}
+
+TEST_F(HostileConstraintTest, NestedTexts) {
+  const auto grammar = constrain::compile_json_object();
+  constrain::ConstraintState state(grammar);
+  const std::string deep = R"({"a":)" + std::string(100'000, '[');
+  EXPECT_QIAO_ERROR(state.accept_bytes(deep), kTooLarge, "nested deeper");
+  EXPECT_EQ(state.accept_bytes("{}"), 2u);  // unchanged by the error
+}
+
+}  // namespace
+}  // namespace qiao

@@ -1,0 +1,164 @@
+// Verdicts as JSON Schema defines them; tests/constrain/schema_differential.py compares thousands more with
+// the jsonschema wheel.
+#include <gtest/gtest.h>
+
+#include "constrain_support.h"
+#include "support/expect_error.h"
+
+namespace qiao {
+namespace {
+
+using testing::accepts;
+using testing::judge;
+using testing::schema_of;
+
+TEST(JsonSchemaTest, TakesPropertiesInAnyOrderAndAnyWhitespace) {
+  const auto grammar = schema_of(
+      R"({"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer"}},
+          "required":["name"],"additionalProperties":false})");
+  EXPECT_TRUE(accepts(grammar, R"({"name":"Ada","age":36})"));
+  EXPECT_TRUE(accepts(grammar, " {\n\t\"age\" : 36 ,\"name\": \"Ada\" }\r\n"));
+  EXPECT_TRUE(accepts(grammar, R"({"name":""})"));
+  EXPECT_EQ(judge(grammar, R"({"age":36})"), "rejected at byte 9");
+  EXPECT_EQ(judge(grammar, R"({"name":"x","name":"y"})"), "rejected at byte 13");
+  EXPECT_EQ(judge(grammar, R"({"name":"x","other":1})"), "rejected at byte 13");
+  EXPECT_EQ(judge(grammar, R"({"name":1})"), "rejected at byte 8");
+  EXPECT_EQ(judge(grammar, R"({"name":"x")"), "rejected at byte 11");
+  EXPECT_EQ(judge(grammar, ""), "rejected at byte 0");
+}
+
+TEST(JsonSchemaTest, EscapesAreTheCharactersThatTheyStandFor) {
+  const auto grammar = schema_of(R"({"properties":{"a":{"enum":["é","\n"]}},"additionalProperties":false})");
+  EXPECT_TRUE(accepts(grammar, "{\"a\":\"\u00e9\"}"));
+  EXPECT_TRUE(accepts(grammar, R"({"\u0061":"\u00E9"})"));
+  EXPECT_TRUE(accepts(grammar, R"({"a":"\n"})"));
+  EXPECT_TRUE(accepts(grammar, R"({"a":"\u000a"})"));
+  EXPECT_FALSE(accepts(grammar, R"({"\u0062":"\n"})"));
+  EXPECT_FALSE(accepts(grammar, "{\"a\":\"\n\"}"));  // a control must be escaped
+  const auto length = schema_of(R"({"type":"string","minLength":2,"maxLength":2})");
+  EXPECT_TRUE(accepts(length, R"("\u0061\ud83d\ude42")"));
+  EXPECT_TRUE(accepts(length, "\"a\U0001F642\""));
+  EXPECT_FALSE(accepts(length, R"("\u0061")"));
+  EXPECT_FALSE(accepts(length, "\"abc\""));
+  EXPECT_FALSE(accepts(length, R"("\ud83d")"));        // half a pair
+  EXPECT_FALSE(accepts(length, "\"a\xED\xA0\x80\""));  // a surrogate in UTF-8
+  EXPECT_FALSE(accepts(length, "\"a\xC0\x80\""));      // overlong
+}
+
+TEST(JsonSchemaTest, Numbers) {
+  const auto range = schema_of(R"({"type":"number","minimum":-1.5,"exclusiveMaximum":120})");
+  for (const char* good : {"-1.5", "-1.50", "0", "-0", "119.999", "7", "3.25"})
+    EXPECT_TRUE(accepts(range, good)) << good;
+  for (const char* bad : {"-1.51", "120", "120.0", "1200", "-2", "01", ".5", "1.", "+1"}) {
+    EXPECT_FALSE(accepts(range, bad)) << bad;
+  }
+  const auto integer = schema_of(R"({"type":"integer"})");
+  for (const char* good : {"0", "-12", "3.0", "3e2", "12E+1"}) EXPECT_TRUE(accepts(integer, good)) << good;
+  for (const char* bad : {"1.5", "3e-2", "\"1\""}) EXPECT_FALSE(accepts(integer, bad)) << bad;
+  const auto multiple = schema_of(R"({"type":"integer","multipleOf":12,"minimum":30,"maximum":60})");
+  for (const char* good : {"36", "48", "60", "36.0"}) EXPECT_TRUE(accepts(multiple, good)) << good;
+  for (const char* bad : {"24", "37", "72", "40"}) EXPECT_FALSE(accepts(multiple, bad)) << bad;
+  const auto cents = schema_of(R"({"multipleOf":0.25})");
+  for (const char* good : {"0.5", "1", "-2.75", "1.250"}) EXPECT_TRUE(accepts(cents, good)) << good;
+  for (const char* bad : {"0.3", "1.26", "1.125"}) EXPECT_FALSE(accepts(cents, bad)) << bad;
+  EXPECT_EQ(judge(schema_of(R"({"type":"integer","maximum":9,"minimum":0})"), "10"), "rejected at byte 1");
+}
+
+TEST(JsonSchemaTest, ArraysAndTuples) {
+  const auto grammar = schema_of(
+      R"({"type":"array","prefixItems":[{"type":"string"},{"type":"number"}],"items":{"type":"boolean"},"minItems":1,"maxItems":3})");
+  for (const char* good : {R"(["a"])", R"(["a",1])", R"([ "a" , 1 , true ])"})
+    EXPECT_TRUE(accepts(grammar, good)) << good;
+  for (const char* bad : {"[]", "[1]", R"(["a",1,2])", R"(["a",1,true,true])", R"(["a",])"}) {
+    EXPECT_FALSE(accepts(grammar, bad)) << bad;
+  }
+  const auto contains = schema_of(R"({"type":"array","contains":{"const":7},"maxItems":2})");
+  for (const char* good : {"[7]", "[1,7]", "[7,\"x\"]"}) EXPECT_TRUE(accepts(contains, good)) << good;
+  EXPECT_FALSE(accepts(contains, "[]"));
+  EXPECT_EQ(judge(contains, "[1,8]"), "rejected at byte 3");
+}
+
+TEST(JsonSchemaTest, CombinesSchemas) {
+  const auto merged = schema_of(
+      R"({"allOf":[{"properties":{"a":{"type":"string"}},"required":["a"]},{"properties":{"a":{"maxLength":2}}}]})");
+  EXPECT_TRUE(accepts(merged, R"({"a":"xy","z":[1,{"q":null}]})"));
+  EXPECT_FALSE(accepts(merged, R"({"a":"xyz"})"));
+  EXPECT_FALSE(accepts(merged, "{}"));
+  EXPECT_TRUE(accepts(merged, "{\"a\":\"\\n\\t\"}"));
+  const auto one = schema_of(R"({"oneOf":[{"type":"number","multipleOf":1},{"type":"number","minimum":2}]})");
+  for (const char* good : {"1", "2.5", "-3"}) EXPECT_TRUE(accepts(one, good)) << good;
+  for (const char* bad : {"2", "3", "1.5", "\"x\""}) EXPECT_FALSE(accepts(one, bad)) << bad;
+  const auto no = schema_of(R"({"not":{"type":["string","null"]}})");
+  EXPECT_TRUE(accepts(no, "[null]"));
+  EXPECT_FALSE(accepts(no, "null"));
+  const auto condition = schema_of(
+      R"({"type":"object","properties":{"kind":{"enum":["a","b"]}},"required":["kind"],
+          "if":{"properties":{"kind":{"const":"a"}}},"then":{"required":["x"]},"else":{"required":["y"]}})");
+  EXPECT_TRUE(accepts(condition, R"({"x":1,"kind":"a"})"));
+  EXPECT_TRUE(accepts(condition, R"({"kind":"b","y":1})"));
+  EXPECT_FALSE(accepts(condition, R"({"kind":"b","x":1})"));
+}
+
+TEST(JsonSchemaTest, Recursion) {
+  const auto tree = schema_of(
+      R"({"$defs":{"node":{"type":"object","properties":{"v":{"type":"integer"},"kids":{"type":"array","items":{"$ref":"#/$defs/node"}}},
+          "required":["v"],"additionalProperties":false}},"$ref":"#/$defs/node"})");
+  EXPECT_TRUE(accepts(tree, R"({"v":1,"kids":[{"kids":[],"v":2},{"v":3}]})"));
+  EXPECT_FALSE(accepts(tree, R"({"v":1,"kids":[{"kids":[]}]})"));
+}
+
+TEST(JsonSchemaTest, PatternsOfKeysAndStrings) {
+  const auto keys = schema_of(
+      R"({"patternProperties":{"^x-":{"type":"string"},"y$":{"maxLength":1}},"additionalProperties":{"type":"integer"}})");
+  EXPECT_TRUE(accepts(keys, R"({"x-a":"long","n":3})"));
+  EXPECT_TRUE(accepts(keys, R"({"x-y":"s","y":[]})"));
+  EXPECT_FALSE(accepts(keys, R"({"x-y":"ss"})"));
+  EXPECT_FALSE(accepts(keys, R"({"x-a":1})"));
+  EXPECT_FALSE(accepts(keys, R"({"n":"s"})"));
+  const auto names = schema_of(R"({"propertyNames":{"pattern":"^[a-z]+$","maxLength":3}})");
+  EXPECT_TRUE(accepts(names, R"({"abc":1})"));
+  EXPECT_FALSE(accepts(names, R"({"abcd":1})"));
+  EXPECT_FALSE(accepts(names, R"({"A":1})"));
+  const auto found = schema_of(R"({"type":"string","pattern":"b+c","maxLength":4})");
+  EXPECT_TRUE(accepts(found, "\"abcd\""));
+  EXPECT_EQ(judge(found, "\"aaab"), "rejected at byte 3");  // no room for bc any more
+  const auto date = schema_of(R"({"type":"string","format":"date"})");
+  EXPECT_TRUE(accepts(date, "\"2024-02-29\""));
+  EXPECT_FALSE(accepts(date, "\"2023-02-29\""));
+}
+
+TEST(JsonSchemaTest, NamesWhatItCannotHoldTo) {
+  EXPECT_QIAO_ERROR(schema_of(R"({"properties":{"a":{"uniqueItems":true}}})"), kUnsupported, "uniqueItems",
+                    "#/properties/a");
+  EXPECT_QIAO_ERROR(schema_of(R"({"unevaluatedProperties":false})"), kUnsupported, "unevaluatedProperties");
+  EXPECT_QIAO_ERROR(schema_of(R"({"minlength":3})"), kUnsupported, "minlength", "minLength");
+  EXPECT_QIAO_ERROR(schema_of(R"({"$ref":"https://example.org/x.json"})"), kUnsupported, "$ref");
+  EXPECT_QIAO_ERROR(schema_of(R"({"format":"iri"})"), kUnsupported, "format", "iri");
+  EXPECT_QIAO_ERROR(schema_of(R"({"minProperties":2})"), kUnsupported, "minProperties");
+  EXPECT_QIAO_ERROR(schema_of(R"({"type":"strin"})"), kInvalidInput, "type");
+  EXPECT_QIAO_ERROR(schema_of(R"~({"pattern":"(?=a)"})~"), kUnsupported, "look-ahead");
+  EXPECT_QIAO_ERROR(schema_of(R"({"$ref":"#"})"), kInvalidInput, "cycle");
+  EXPECT_QIAO_ERROR(schema_of(R"({"allOf":[{"type":"string"},{"type":"number"}]})"), kInvalidInput,
+                    "no JSON value");
+  EXPECT_QIAO_ERROR(schema_of(R"({"properties":{"next":{"$ref":"#"}},"required":["next"],"type":"object"})"),
+                    kInvalidInput, "no JSON value");
+}
+
+TEST(JsonSchemaTest, GenerationStyleForcesWhatItCan) {
+  const auto grammar =
+      schema_of(R"({"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer"}},
+                                     "required":["name","age"],"additionalProperties":false})",
+                constrain::JsonStyle::generation());
+  constrain::ConstraintState state(grammar);
+  EXPECT_EQ(state.forced_bytes(), R"({"name": ")");
+  EXPECT_EQ(state.accept_bytes(R"({"name": "Ada")"), 14u);
+  EXPECT_EQ(state.forced_bytes(), R"(, "age": )");
+  EXPECT_EQ(state.accept_bytes(R"(, "age": 3)"), 10u);
+  EXPECT_EQ(state.forced_bytes(), "");
+  EXPECT_EQ(state.accept_bytes("6}"), 2u);
+  EXPECT_TRUE(state.can_end());
+  EXPECT_TRUE(state.must_end());
+}
+
+}  // namespace
+}  // namespace qiao

@@ -1,0 +1,81 @@
+// Runs requests on an engine over the tiny golden chat model, and waits for their answers.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "infer/engine.h"
+
+namespace qiao::testing {
+
+inline std::shared_ptr<LanguageModel> load_chat_model(int threads = 1, const std::string& device = "cpu") {
+  LanguageModelOptions options;
+  options.device = device;
+  options.threads = threads;
+  return LanguageModel::load(std::filesystem::path(QIAO_TEST_DATA) / "golden" / "chat", options);
+}
+
+struct Answer {
+  std::string text;
+  std::vector<TokenId> tokens;
+  std::vector<TokenLogprobs> logprobs, prompt_logprobs;
+  GenerationEvent last;
+  int last_events = 0;
+};
+
+// One request under way. Destroy only after wait().
+class Pending {
+ public:
+  Pending(Engine& engine, GenerationRequest request) {
+    const bool logprobs = request.logprobs;
+    generation = engine.submit(std::move(request), [this, logprobs](const GenerationEvent& event) {
+      const std::lock_guard lock(mutex_);
+      if (event.has_token) {
+        answer_.tokens.push_back(event.token);
+        if (logprobs) answer_.logprobs.push_back(event.logprobs);
+      }
+      if (!event.prompt_logprobs.empty()) answer_.prompt_logprobs = event.prompt_logprobs;
+      answer_.text += event.text;
+      if (event.finish != FinishReason::kNone) {
+        answer_.last = event;
+        ++answer_.last_events;
+      }
+      changed_.notify_all();
+    });
+  }
+
+  Answer wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return answer_.last_events > 0; });
+    return answer_;
+  }
+  void wait_for_tokens(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return answer_.tokens.size() >= count || answer_.last_events > 0; });
+  }
+
+  std::shared_ptr<Generation> generation;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Answer answer_;
+};
+
+inline Answer run(Engine& engine, GenerationRequest request) {
+  return Pending(engine, std::move(request)).wait();
+}
+
+inline GenerationRequest greedy(const LanguageModel& model, std::string_view text, int64_t max_tokens = 24) {
+  GenerationRequest request;
+  request.prompt = model.tokenizer().encode(text);
+  request.sampling.temperature = 0.0f;
+  request.max_tokens = max_tokens;
+  request.ignore_eos = true;
+  return request;
+}
+
+}  // namespace qiao::testing

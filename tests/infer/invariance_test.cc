@@ -1,0 +1,188 @@
+// A request's tokens are the same bytes alone, in company, at any chunk size, page size and number of
+// threads.
+#include <gtest/gtest.h>
+
+#include <random>
+#include <thread>
+
+#include "infer/engine_harness.h"
+
+namespace qiao::testing {
+namespace {
+
+// Requests of many lengths, greedy and drawn, some sharing their beginnings.
+std::vector<GenerationRequest> requests(const LanguageModel& model, uint64_t seed, size_t count) {
+  std::mt19937_64 random(seed);
+  std::vector<GenerationRequest> list;
+  const std::vector<TokenId> shared =
+      model.tokenizer().encode("A bridge carries people over a river; this one carries words.");
+  for (size_t i = 0; i < count; ++i) {
+    GenerationRequest request;
+    if (random() % 2 == 0)
+      request.prompt.assign(shared.begin(),
+                            shared.begin() + 1 + static_cast<std::ptrdiff_t>(random() % shared.size()));
+    const size_t more = 1 + random() % 60;
+    for (size_t t = 0; t < more; ++t) request.prompt.push_back(static_cast<TokenId>(3 + random() % 300));
+    request.max_tokens = static_cast<int64_t>(1 + random() % 30);
+    request.ignore_eos = true;
+    request.sampling.temperature = random() % 2 == 0 ? 0.0f : 1.2f;
+    request.sampling.seed = random();
+    request.sampling.frequency_penalty = random() % 3 == 0 ? 0.5f : 0.0f;
+    request.logprobs = true;
+    list.push_back(std::move(request));
+  }
+  return list;
+}
+
+void expect_same(const std::vector<TokenLogprobs>& got, const std::vector<TokenLogprobs>& expected,
+                 const std::string& where) {
+  ASSERT_EQ(got.size(), expected.size()) << where;
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_EQ(got[i].logprob, expected[i].logprob) << where << ", token " << i;  // the same bits
+    EXPECT_EQ(got[i].top, expected[i].top) << where << ", token " << i;
+  }
+}
+
+void expect_same(const Answer& got, const Answer& expected, const std::string& where) {
+  EXPECT_EQ(got.tokens, expected.tokens) << where;
+  EXPECT_EQ(got.text, expected.text) << where;
+  EXPECT_EQ(got.last.finish, expected.last.finish) << where;
+  EXPECT_EQ(got.last.embedding, expected.last.embedding) << where;
+  expect_same(got.logprobs, expected.logprobs, where);
+  expect_same(got.prompt_logprobs, expected.prompt_logprobs, where);
+}
+
+struct Setting {
+  const char* name;
+  int threads;
+  EngineOptions engine;
+};
+
+class InvarianceTest : public ::testing::TestWithParam<Setting> {};
+
+TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
+  constexpr uint64_t kSeed = 20261123;
+  constexpr size_t kCount = 24;
+  const auto model = load_chat_model(1);
+  const std::vector<GenerationRequest> list = requests(*model, kSeed, kCount);
+  std::vector<Answer> alone;
+  {
+    Engine engine(model, {.context = 160, .slots = 1});
+    for (const GenerationRequest& request : list) {
+      GenerationRequest fresh = request;
+      fresh.tenant = std::to_string(alone.size());  // nothing cached
+      alone.push_back(run(engine, fresh));
+    }
+  }
+  const Setting& setting = GetParam();
+  const auto other = load_chat_model(setting.threads);
+  Engine engine(other, setting.engine);
+  std::mt19937_64 random(kSeed + 1);
+  std::vector<std::unique_ptr<Pending>> pending;
+  for (const GenerationRequest& request : list) {
+    pending.push_back(std::make_unique<Pending>(engine, request));
+    if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+  }
+  for (size_t i = 0; i < list.size(); ++i) {
+    const Answer answer = pending[i]->wait();
+    expect_same(answer, alone[i], fmt::format("request {}, seed {}", i, kSeed));
+  }
+}
+
+// Requests come at random times, some are cancelled, and the pages are so few that others must give theirs
+// back; whatever the schedule, every answer is the one given alone.
+TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
+  constexpr uint64_t kSeed = 20261126;
+  constexpr size_t kCount = 16;
+  std::mt19937_64 random(kSeed);
+  const auto from_to = [&](int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
+  };
+  std::vector<std::shared_ptr<LanguageModel>> models;
+  for (int threads = 1; threads <= 2; ++threads) models.push_back(load_chat_model(threads));
+  std::vector<GenerationRequest> list = requests(*models[0], kSeed, kCount);
+  for (size_t i = 0; i < kCount; ++i) {
+    list[i].sampling.repetition_penalty = i % 4 == 0 ? 1.3f : 1.0f;
+    list[i].prompt_logprobs = i % 5 == 0;
+    list[i].top_logprobs = i % 3 == 0 ? 2 : 0;
+    list[i].choice = static_cast<int32_t>(i % 2);
+    if (i % 4 < 2) continue;  // these repeat themselves: there is something to look up
+    list[i].prompt.resize(12, 70);
+    const std::vector<TokenId> phrase = list[i].prompt;
+    for (int times = 0; times < 3; ++times)
+      list[i].prompt.insert(list[i].prompt.end(), phrase.begin(), phrase.end());
+    list[i].sampling.logit_bias = {{65, 50.0f}, {66, 50.0f}};
+    if (i % 8 < 4) list[i].sampling.temperature = 1.0f;
+    list[i].max_tokens = 50;
+  }
+  GenerationRequest embedding = list[0];
+  embedding.embedding = true;
+  embedding.prompt_logprobs = false;
+  list.push_back(embedding);
+  std::vector<Answer> alone;
+  {
+    Engine engine(models[0], {.context = 160, .slots = 1, .prefix_cache = false});
+    for (const GenerationRequest& request : list) alone.push_back(run(engine, request));
+  }
+  int64_t preemptions = 0, hits = 0, accepted = 0, drafted = 0;
+  for (int round = 0; round < 12; ++round) {
+    EngineOptions options;
+    options.context = 160;
+    options.slots = from_to(2, 20);
+    options.page_tokens = from_to(1, 40);
+    const int64_t least = (options.context + options.page_tokens - 1) / options.page_tokens;
+    options.pages = from_to(least, least * 2);
+    options.batch_tokens = from_to(1, 100);
+    options.prefix_cache = random() % 4 != 0;
+    options.lookup = round % 2 == 0 ? from_to(1, 9) : 0;
+    Engine engine(models[static_cast<size_t>(from_to(0, 1))], options);
+    const std::string where =
+        fmt::format("seed {}, round {}: slots {}, pages {} of {}, batch {}, prefix cache {}, lookup {}",
+                    kSeed, round, options.slots, options.pages, options.page_tokens, options.batch_tokens,
+                    options.prefix_cache, options.lookup);
+    std::vector<std::unique_ptr<Pending>> pending;
+    std::vector<bool> cancelled(list.size());
+    for (size_t i = 0; i < list.size(); ++i) {
+      GenerationRequest request = list[i];
+      request.tenant = random() % 4 == 0 ? "other" : "";
+      pending.push_back(std::make_unique<Pending>(engine, request));
+      if (random() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+      if (random() % 8 == 0) {
+        const size_t victim = random() % (i + 1);
+        cancelled[victim] = true;
+        pending[victim]->generation->cancel();
+      }
+    }
+    for (size_t i = 0; i < list.size(); ++i) {
+      const Answer answer = pending[i]->wait();
+      EXPECT_EQ(answer.last_events, 1);
+      if (cancelled[i] && answer.last.finish == FinishReason::kCancelled) continue;
+      expect_same(answer, alone[i], fmt::format("{}, request {}", where, i));
+    }
+    engine.drain();
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.pages_used, 0) << where;
+    preemptions += stats.preemptions;
+    hits += stats.prefix_hits;
+    accepted += stats.accepted_tokens;
+    drafted += stats.drafted_tokens;
+  }
+  EXPECT_GT(accepted, 0);
+  EXPECT_GT(drafted, accepted);  // right drafts and wrong ones
+  EXPECT_GT(preemptions, 0);
+  EXPECT_GT(hits, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, InvarianceTest,
+    ::testing::Values(
+        Setting{"Company", 1, {.context = 160, .slots = 32}},
+        Setting{"ChunksOfOne", 1, {.context = 160, .slots = 4, .batch_tokens = 1}},
+        Setting{"ChunksOfSeven", 2, {.context = 160, .slots = 8, .batch_tokens = 7}},
+        Setting{"PagesOfOne", 1, {.context = 160, .slots = 8, .page_tokens = 1, .batch_tokens = 50}},
+        Setting{"PagesOfSeven", 3, {.context = 160, .slots = 3, .page_tokens = 7}},
+        Setting{"FewSlots", 2, {.context = 160, .slots = 2, .page_tokens = 64, .batch_tokens = 33}}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace qiao::testing

@@ -1,0 +1,266 @@
+// The scheduler with a model of three lines: what a cached position holds is a hash of all tokens up to it,
+// and so is the token that is drawn. Whatever the schedule, every request must say what it says alone.
+#include "infer/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+
+namespace qiao::testing {
+namespace {
+
+uint64_t extend_hash(uint64_t hash, TokenId token) {
+  return (hash ^ static_cast<uint64_t>(token)) * 0x9e3779b97f4a7c15u + (hash >> 29);
+}
+
+TokenId draw(uint64_t hash) { return static_cast<TokenId>((hash >> 33) % 3); }
+
+std::vector<TokenId> generated_alone(const std::vector<TokenId>& prompt, int64_t wanted) {
+  std::vector<TokenId> tokens = prompt;
+  uint64_t hash = 0;
+  for (const TokenId token : prompt) hash = extend_hash(hash, token);
+  for (int64_t i = 0; i < wanted; ++i) {
+    tokens.push_back(draw(hash));
+    hash = extend_hash(hash, tokens.back());
+  }
+  return tokens;
+}
+
+struct ToyJob final : Job {
+  int64_t wanted = 0;  // tokens to generate
+  bool cancelled = false;
+  int64_t outputs = 0;  // given by steps
+  std::mt19937_64* guesses = nullptr;
+
+  void propose(int64_t most) override {
+    if (guesses == nullptr) return;
+    most = std::min(most, prompt_tokens + wanted - static_cast<int64_t>(tokens.size()) - 1);
+    const std::vector<TokenId> right =
+        generated_alone({tokens.begin(), tokens.begin() + prompt_tokens}, wanted);
+    for (int64_t i = 0; i < most; ++i)
+      draft.push_back((*guesses)() % 3 == 0 ? 1 : right[tokens.size() + static_cast<size_t>(i)]);
+  }
+};
+
+struct Machine {
+  SchedulerOptions options;
+  int64_t pages, page_tokens;
+  PagePool pool{pages};
+  PrefixTree tree{pool, page_tokens};
+  Scheduler scheduler{pool, tree, options};
+  int64_t accepted = 0;  // tokens of drafts
+  std::vector<uint64_t> memory = std::vector<uint64_t>(static_cast<size_t>(pages * page_tokens));
+
+  uint64_t& at(const Job& job, int64_t position) {
+    const int32_t page = job.pages.at(static_cast<size_t>(position / page_tokens));
+    return memory[static_cast<size_t>(page * page_tokens + position % page_tokens)];
+  }
+
+  void compute(ToyJob& job, int64_t count) {
+    const auto known = static_cast<int64_t>(job.tokens.size()), end = job.computed + count;
+    std::vector<TokenId> tokens = job.tokens;
+    tokens.insert(tokens.end(), job.draft.begin(), job.draft.end());
+    std::vector<uint64_t> hashes;
+    for (int64_t i = 0; i < end; ++i) {
+      hashes.push_back(extend_hash(i == 0 ? 0 : hashes.back(), tokens[static_cast<size_t>(i)]));
+      if (i < job.computed) {
+        ASSERT_EQ(at(job, i), hashes.back()) << "position " << i << " holds something else";
+      } else {
+        ASSERT_EQ(pool.refs(job.pages.at(static_cast<size_t>(i / page_tokens))), 1)
+            << "a shared page is written";
+        at(job, i) = hashes.back();
+        if (i == job.outputs_had && i < job.outputs_wanted) ++job.outputs_had, ++job.outputs;
+      }
+    }
+    job.computed = std::min(end, known);
+    if (end < known) return;
+    const int64_t last = job.prompt_tokens + job.wanted;
+    for (size_t i = 0; i <= job.draft.size() && static_cast<int64_t>(job.tokens.size()) < last; ++i) {
+      job.tokens.push_back(draw(hashes[static_cast<size_t>(known) - 1 + i]));
+      if (i == job.draft.size() || job.draft[i] != job.tokens.back()) break;
+      ++job.computed;
+      ++accepted;
+    }
+    job.draft.clear();
+    job.finished = static_cast<int64_t>(job.tokens.size()) == last;
+  }
+
+  void step() {
+    const std::vector<StepEntry>& plan = scheduler.plan();
+    std::set<Job*> jobs;
+    int64_t prompt_tokens = 0, decoding = 0, rows = 0, drafted = 0, all = 0;
+    bool embeds = false, others = false;
+    for (const StepEntry& entry : plan) {
+      ASSERT_TRUE(jobs.insert(entry.job).second);
+      ASSERT_TRUE(entry.count >= 1 &&
+                  entry.count <= entry.job->pending() + static_cast<int64_t>(entry.job->draft.size()));
+      all += entry.count;
+      drafted += static_cast<int64_t>(entry.job->draft.size());
+      ASSERT_LE(entry.job->computed + entry.count,
+                static_cast<int64_t>(entry.job->pages.size()) * page_tokens);
+      entry.job->decodes() ? ++decoding : prompt_tokens += entry.count;
+      (entry.job->embedding ? embeds : others) = true;
+      if (!entry.job->embedding && entry.job->outputs_had < entry.job->outputs_wanted) rows += entry.count;
+    }
+    ASSERT_FALSE(plan.empty());
+    ASSERT_FALSE(embeds && others);
+    ASSERT_LE(static_cast<int64_t>(plan.size()), options.slots);
+    ASSERT_LE(prompt_tokens, std::max<int64_t>(1, options.batch_tokens - decoding));
+    ASSERT_LE(rows, options.wanted_rows);
+    if (drafted > 0) {
+      ASSERT_LE(all, std::min(options.batch_tokens, Scheduler::kDraftStepTokens));
+    }
+    for (const StepEntry& entry : plan)
+      ASSERT_NO_FATAL_FAILURE(compute(static_cast<ToyJob&>(*entry.job), entry.count));
+    scheduler.settle();
+  }
+};
+
+std::shared_ptr<ToyJob> toy_job(std::vector<TokenId> prompt, int64_t wanted) {
+  const auto job = std::make_shared<ToyJob>();
+  job->tokens = std::move(prompt);
+  job->prompt_tokens = static_cast<int64_t>(job->tokens.size());
+  job->wanted = wanted;
+  return job;
+}
+
+TEST(SchedulerTest, DecodesFirstAndGivesTheRestOfTheBudgetToPromptsInOrder) {
+  Machine machine{{.slots = 8, .batch_tokens = 10}, 64, 4};
+  const auto first = toy_job(std::vector<TokenId>(6, 7), 9);
+  machine.scheduler.enqueue(first);
+  machine.step();
+  ASSERT_TRUE(first->decodes());
+  const auto second = toy_job(std::vector<TokenId>(7, 8), 1), third = toy_job(std::vector<TokenId>(7, 9), 1);
+  machine.scheduler.enqueue(second);
+  machine.scheduler.enqueue(third);
+  const std::vector<StepEntry>& plan = machine.scheduler.plan();
+  ASSERT_EQ(plan.size(), 3u);
+  EXPECT_EQ(plan[0].job, first.get());
+  EXPECT_EQ(plan[0].count, 1);
+  EXPECT_EQ(plan[1].job, second.get());
+  EXPECT_EQ(plan[1].count, 7);
+  EXPECT_EQ(plan[2].job, third.get());
+  EXPECT_EQ(plan[2].count, 2);
+}
+
+TEST(SchedulerTest, TheYoungestGivesItsPagesBackAndComesFirstAgain) {
+  Machine machine{{.slots = 8, .batch_tokens = 100, .prefix_cache = false}, 8, 4};
+  const auto oldest = toy_job(std::vector<TokenId>(12, 1), 20),
+             youngest = toy_job(std::vector<TokenId>(12, 2), 2);
+  const auto waiting = toy_job(std::vector<TokenId>(4, 3), 1);
+  machine.scheduler.enqueue(oldest);
+  machine.step();
+  youngest->wanted = 12;
+  machine.scheduler.enqueue(youngest);
+  machine.step();
+  machine.scheduler.enqueue(waiting);  // 3 + 4 pages are in use, and each of two wants a spare one
+  while (youngest->preemptions == 0) ASSERT_NO_FATAL_FAILURE(machine.step());
+  EXPECT_EQ(oldest->preemptions, 0);
+  EXPECT_TRUE(youngest->pages.empty());
+  EXPECT_EQ(machine.scheduler.stats().preemptions, 1);
+  while (!machine.scheduler.idle()) {
+    EXPECT_FALSE(waiting->finished && !youngest->finished && youngest->pages.empty()) << "was passed by";
+    ASSERT_NO_FATAL_FAILURE(machine.step());
+  }
+  EXPECT_EQ(youngest->tokens, generated_alone(std::vector<TokenId>(12, 2), 12));
+  EXPECT_EQ(oldest->tokens, generated_alone(std::vector<TokenId>(12, 1), 20));
+}
+
+TEST(SchedulerTest, ARequestStartsFromPagesThatAnotherIsStillFilling) {
+  Machine machine{{.slots = 2, .batch_tokens = 8}, 32, 4};
+  std::vector<TokenId> prompt(20);
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<TokenId>(i % 7);
+  const auto first = toy_job(prompt, 4), second = toy_job(prompt, 4);
+  machine.scheduler.enqueue(first);
+  machine.scheduler.enqueue(second);
+  while (!machine.scheduler.idle()) ASSERT_NO_FATAL_FAILURE(machine.step());
+  EXPECT_EQ(first->cached_tokens, 0);
+  EXPECT_EQ(second->cached_tokens, 16);  // the last token is always computed, so the fifth page is too
+  EXPECT_EQ(second->tokens, first->tokens);
+  const SchedulerStats stats = machine.scheduler.stats();
+  EXPECT_EQ(stats.prefix_queries, 40);
+  EXPECT_EQ(stats.prefix_hits, 16);
+}
+
+TEST(SchedulerTest, AFailedStepLeavesNothingInTheCache) {
+  Machine machine{{.slots = 2, .batch_tokens = 100}, 16, 4};
+  machine.scheduler.enqueue(toy_job(std::vector<TokenId>(20, 1), 4));
+  EXPECT_EQ(machine.scheduler.plan().size(), 1u);
+  machine.scheduler.abandon();
+  EXPECT_TRUE(machine.scheduler.idle());
+  EXPECT_EQ(machine.pool.free(), 16);
+}
+
+class SchedulerPropertyTest : public ::testing::TestWithParam<uint64_t> {};
+
+TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
+  const uint64_t seed = GetParam();
+  std::mt19937_64 random(seed);
+  const auto from_to = [&](int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
+  };
+  int64_t preemptions = 0, accepted = 0;
+  for (int round = 0; round < 40; ++round) {
+    constexpr int64_t kLongest = 40;  // tokens of a request, its answer included
+    const int64_t page_tokens = from_to(1, 9);
+    const int64_t least = (kLongest + page_tokens - 1) / page_tokens;
+    Machine machine{{.slots = from_to(1, 9),
+                     .batch_tokens = from_to(1, 40),
+                     .wanted_rows = from_to(1, 8),
+                     .prefix_cache = random() % 4 != 0,
+                     .draft_tokens = round % 2 == 0 ? from_to(1, 6) : 0},
+                    from_to(least, least * 3),
+                    page_tokens};
+    std::vector<std::shared_ptr<ToyJob>> jobs;
+    std::vector<std::vector<TokenId>> expected;
+    int64_t to_come = 30;
+    for (int step = 0; to_come > 0 || !machine.scheduler.idle(); ++step) {
+      ASSERT_LT(step, 20'000) << "no progress, seed " << seed << ", round " << round;
+      while (to_come > 0 && (machine.scheduler.idle() || random() % 4 == 0)) {
+        --to_come;
+        std::vector<TokenId> prompt(static_cast<size_t>(from_to(1, 30)));
+        for (TokenId& token : prompt) token = static_cast<TokenId>(random() % 8 == 0);
+        const auto job = toy_job(prompt, from_to(0, 10));
+        job->guesses = &random;
+        job->tenant = random() % 4 == 0 ? "other" : "";
+        job->embedding = random() % 8 == 0;
+        if (job->embedding) job->wanted = 0;
+        if (job->embedding || random() % 8 == 0)
+          job->outputs_wanted = job->prompt_tokens - (job->embedding ? 0 : 1);
+        expected.push_back(generated_alone(prompt, job->wanted));
+        jobs.push_back(job);
+        machine.scheduler.enqueue(job);
+      }
+      if (random() % 16 == 0) {
+        ToyJob& job = *jobs[random() % jobs.size()];
+        job.cancelled = !job.finished;
+        machine.scheduler.remove_if([](const Job& j) { return static_cast<const ToyJob&>(j).cancelled; });
+        if (machine.scheduler.idle()) continue;
+      }
+      ASSERT_NO_FATAL_FAILURE(machine.step()) << "seed " << seed << ", round " << round;
+    }
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      if (jobs[i]->cancelled) continue;
+      EXPECT_TRUE(jobs[i]->finished);
+      EXPECT_EQ(jobs[i]->tokens, expected[i]) << "seed " << seed << ", round " << round;
+      EXPECT_EQ(jobs[i]->outputs, jobs[i]->outputs_wanted);
+      EXPECT_LT(jobs[i]->cached_tokens, jobs[i]->prompt_tokens);
+      if (jobs[i]->outputs_wanted > 0) {
+        EXPECT_EQ(jobs[i]->cached_tokens, 0);
+      }
+    }
+    EXPECT_EQ(machine.pool.used(), 0);
+    machine.tree.clear();
+    EXPECT_EQ(machine.pool.free(), machine.pool.total());
+    preemptions += machine.scheduler.stats().preemptions;
+    accepted += machine.accepted;
+  }
+  EXPECT_GT(accepted, 0);
+  EXPECT_GT(preemptions, 0);  // or the pools were not small enough to test anything
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerPropertyTest, ::testing::Values(1, 2, 3, 4));
+
+}  // namespace
+}  // namespace qiao::testing

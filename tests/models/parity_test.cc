@@ -1,0 +1,115 @@
+// Every family against Transformers: tiny random models, the logits of each position of a prompt longer than
+// any window (tests/golden/make_models.py).
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "backend/backend.h"
+#include "models/model_folder.h"
+#include "models/step_driver.h"
+
+namespace qiao {
+namespace {
+
+using testing::golden_models;
+using testing::ModelFolder;
+using testing::StepDriver;
+
+struct Case {
+  std::string name, folder, config, gguf, expected, chip;
+  std::vector<int32_t> prompt;
+  int64_t context = 0;
+};
+
+void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  const Json list = parse_json(read_file(golden_models() / "cases.json"), "cases.json");
+  for (const Json& entry : list) {
+    Case test;
+    test.folder = entry.at("folder").get<std::string>();
+    test.config = entry.at("config").get<std::string>();
+    test.expected = entry.at("expected").get<std::string>();
+    test.prompt = entry.at("prompt").get<std::vector<int32_t>>();
+    test.context = entry.at("context").get<int64_t>();
+    for (const std::string chip : {"reference", "cpu"}) {
+      test.chip = chip;
+      test.gguf.clear();
+      test.name = entry.at("name").get<std::string>() + "-directory-" + chip;
+      cases.push_back(test);
+      if (!entry.contains("gguf")) continue;
+      test.gguf = entry.at("gguf").get<std::string>();
+      test.name = entry.at("name").get<std::string>() + "-gguf-" + chip;
+      cases.push_back(test);
+    }
+  }
+  return cases;
+}
+
+std::vector<float> read_floats(const std::filesystem::path& path) {
+  const std::string bytes = read_file(path);
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+// Largest |difference| over largest |logit| of the worst position. Infinite where either holds a NaN.
+double worst_position(const std::vector<float>& expected, const std::vector<float>& got, size_t vocabulary) {
+  double worst = 0;
+  for (size_t row = 0; row < expected.size() / vocabulary; ++row) {
+    double difference = 0, largest = 0;
+    for (size_t i = row * vocabulary; i < (row + 1) * vocabulary; ++i) {
+      const double apart = std::abs(static_cast<double>(expected[i]) - got[i]);
+      if (std::isnan(apart)) return INFINITY;
+      difference = std::max(difference, apart);
+      largest = std::max(largest, std::abs(static_cast<double>(expected[i])));
+    }
+    worst = std::max(worst, difference / largest);
+  }
+  return worst;
+}
+
+class ParityTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(ParityTest, LogitsAreTransformers) {
+  const Case& test = GetParam();
+  const ModelFolder folder(test.folder, test.config);
+  const auto files =
+      test.gguf.empty() ? folder.open() : ModelFiles::open(golden_models() / test.folder / test.gguf);
+  const auto backend = make_backend(test.chip, {.threads = 1});
+  const auto decoder =
+      Decoder::load(*files, *backend, {.compute = DecoderOptions::Policy::kF32, .context = test.context});
+  const auto expected = read_floats(golden_models() / test.folder / test.expected);
+  const auto vocabulary = static_cast<size_t>(decoder->config().vocabulary_size);
+  ASSERT_EQ(expected.size(), test.prompt.size() * vocabulary);
+  const auto tokens = static_cast<int64_t>(test.prompt.size());
+  std::vector<float> whole;
+  for (const size_t chunk : {test.prompt.size(), size_t{1}, size_t{3}, size_t{7}}) {
+    const auto got = StepDriver(*decoder, tokens).feed_in_chunks(test.prompt, chunk);
+    ASSERT_EQ(got.size(), expected.size());
+    EXPECT_LE(worst_position(expected, got, vocabulary), 1e-4) << "in chunks of " << chunk;
+    if (whole.empty()) whole = got;
+    // Batch invariance: chunks change no bit.
+    EXPECT_EQ(std::memcmp(whole.data(), got.data(), got.size() * sizeof(float)), 0) << "chunks of " << chunk;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, ParityTest, ::testing::ValuesIn(all_cases()), [](const auto& param) {
+  std::string name = param.param.name;
+  std::ranges::replace(name, '-', '_');
+  return name;
+});
+
+// The measure of the tests above must catch what it is for.
+TEST(ParityMeasureTest, SeesZerosNansAndSwappedRows) {
+  const std::vector<float> rows = {1, -2, 3, 4, 5, -6};
+  EXPECT_EQ(worst_position(rows, rows, 3), 0.0);
+  EXPECT_GT(worst_position(rows, {0, 0, 0, 0, 0, 0}, 3), 0.5);
+  EXPECT_GT(worst_position(rows, {4, 5, -6, 1, -2, 3}, 3), 0.5);
+  EXPECT_GT(worst_position(rows, {1, -2, 3, 4, NAN, -6}, 3), 0.5);
+}
+
+}  // namespace
+}  // namespace qiao

@@ -1,0 +1,70 @@
+// Runs one sequence through a decoder and gives back the logits of every position.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "models/decoder.h"
+
+namespace qiao::testing {
+
+class StepDriver {
+ public:
+  StepDriver(const Decoder& decoder, int64_t tokens, int64_t page_tokens = 4)
+      : decoder_(decoder),
+        page_tokens_(page_tokens),
+        pages_((tokens + page_tokens - 1) / page_tokens + 1),
+        cache_(decoder.backend(), decoder.config(), pages_, page_tokens, DType::kF32),
+        workspace_(decoder.make_workspace({tokens, 1, pages_, tokens}, cache_)),
+        table_(static_cast<size_t>(pages_)) {
+    // Pages in no order, so that a slot taken for a position shows.
+    for (int64_t i = 0; i < pages_; ++i)
+      table_[static_cast<size_t>(i)] = static_cast<int32_t>((i * 7 + 3) % pages_);
+    if (pages_ % 7 == 0) std::iota(table_.rbegin(), table_.rend(), 0);
+  }
+
+  // Feeds the next tokens; returns logits [count of rows, V], rows being indices into `tokens`.
+  std::vector<float> feed(std::span<const int32_t> tokens, std::span<const int32_t> rows) {
+    const auto count = static_cast<int32_t>(tokens.size());
+    std::vector<int32_t> positions, slots;
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t position = length_ + i;
+      const auto page = static_cast<size_t>(position / page_tokens_);
+      positions.push_back(position);
+      slots.push_back(static_cast<int32_t>(table_[page] * page_tokens_ + position % page_tokens_));
+    }
+    length_ += count;
+    const int32_t starts[] = {0, count};
+    const StepBatch batch = {tokens, positions, slots, table_, {&length_, 1}, starts, rows};
+    const Decoder::Outputs outputs = decoder_.forward(batch, cache_, *workspace_);
+    std::vector<float> logits(rows.size() * static_cast<size_t>(decoder_.config().vocabulary_size));
+    if (!rows.empty())
+      decoder_.backend().download(logits.data(), outputs.logits.data, logits.size() * sizeof(float));
+    return logits;
+  }
+
+  // The whole prompt in chunks, every row wanted.
+  std::vector<float> feed_in_chunks(std::span<const int32_t> tokens, size_t chunk) {
+    std::vector<float> all;
+    for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
+      const auto part = tokens.subspan(begin, std::min(chunk, tokens.size() - begin));
+      std::vector<int32_t> rows(part.size());
+      std::iota(rows.begin(), rows.end(), 0);
+      const std::vector<float> logits = feed(part, rows);
+      all.insert(all.end(), logits.begin(), logits.end());
+    }
+    return all;
+  }
+
+ private:
+  const Decoder& decoder_;
+  int64_t page_tokens_, pages_;
+  KvCache cache_;
+  std::unique_ptr<Decoder::Workspace> workspace_;
+  std::vector<int32_t> table_;
+  int32_t length_ = 0;
+};
+
+}  // namespace qiao::testing

@@ -1,0 +1,249 @@
+#include "serve/http_server.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <thread>
+
+#include "base/error.h"
+
+namespace qiao::serve {
+namespace {
+
+// A client of raw bytes: what is tested is what goes over the wire.
+class RawClient {
+ public:
+  explicit RawClient(uint16_t port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(::connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    timeval limit{10, 0};
+    ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  }
+  ~RawClient() { hang_up(); }
+  void hang_up() {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+  }
+  void send(std::string_view text) {
+    EXPECT_EQ(::send(fd_, text.data(), text.size(), MSG_NOSIGNAL), ssize_t(text.size()));
+  }
+  // Reads until the text has come, or the peer closes, or 10 s pass.
+  std::string read_until(std::string_view end) {
+    char bytes[4096];
+    while (text_.find(end) == std::string::npos) {
+      const ssize_t n = ::recv(fd_, bytes, sizeof bytes, 0);
+      if (n <= 0) break;
+      text_.append(bytes, static_cast<size_t>(n));
+    }
+    const size_t at = text_.find(end);
+    std::string got = text_.substr(0, at == std::string::npos ? at : at + end.size());
+    text_.erase(0, got.size());
+    return got;
+  }
+  std::string read_all() { return read_until(std::string_view("\0never", 6)); }
+
+ private:
+  int fd_;
+  std::string text_;
+};
+
+HttpServerOptions quick() {
+  HttpServerOptions options;
+  options.port = 0;
+  options.max_body_bytes = 1000;
+  options.max_header_bytes = 2000;
+  options.request_seconds = 1;
+  return options;
+}
+
+using ExchangePointer = std::shared_ptr<HttpExchange>;
+
+TEST(HttpServerTest, AnswersWithLengthIdAndBody) {
+  HttpServer server(quick(), [](const HttpRequest& request, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain",
+                   request.method + " " + request.path + " " + request.query + " " + request.body);
+  });
+  RawClient client(server.port());
+  client.send("POST /a/b?c=d HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nContent-Length: 2\r\n\r\nhi");
+  const std::string answer = client.read_until("POST /a/b c=d hi");
+  EXPECT_NE(answer.find("HTTP/1.1 200 OK\r\n"), std::string::npos) << answer;
+  EXPECT_NE(answer.find("x-request-id: mine\r\n"), std::string::npos) << answer;
+  EXPECT_NE(answer.find("Content-Length: 16\r\n"), std::string::npos) << answer;
+}
+
+TEST(HttpServerTest, KeepsTheConnectionForPipelinedRequests) {
+  HttpServer server(quick(), [](const HttpRequest& request, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "<" + request.path + ">");
+  });
+  RawClient client(server.port());
+  client.send("GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  const std::string both = client.read_all();
+  EXPECT_LT(both.find("</1>"), both.find("</2>"));
+  EXPECT_NE(both.find("</2>"), std::string::npos) << both;
+}
+
+TEST(HttpServerTest, StreamsInChunksFromAnotherThread) {
+  std::thread writer;
+  HttpServer server(quick(), [&](const HttpRequest&, const ExchangePointer& exchange) {
+    writer = std::thread([exchange] {
+      exchange->begin(200, "text/event-stream");
+      exchange->write("one");
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      exchange->write("two");
+      exchange->end();
+    });
+  });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  const std::string answer = client.read_until("0\r\n\r\n");
+  EXPECT_NE(answer.find("Transfer-Encoding: chunked\r\n"), std::string::npos) << answer;
+  EXPECT_NE(answer.find("3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"), std::string::npos) << answer;
+  writer.join();
+}
+
+TEST(HttpServerTest, TellsTheHandlerThatThePeerHungUp) {
+  std::atomic<bool> closed{false}, begun{false};
+  HttpServer server(quick(), [&](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->on_close([&] { closed = true; });
+    exchange->begin(200, "text/plain");
+    begun = true;
+  });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  client.read_until("\r\n\r\n");
+  EXPECT_FALSE(closed);
+  client.hang_up();
+  for (int i = 0; i < 1000 && !closed; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_TRUE(closed);
+}
+
+TEST(HttpServerTest, ClosesAReaderThatFallsTooFarBehind) {
+  HttpServerOptions options = quick();
+  options.max_unsent_bytes = 100'000;
+  std::atomic<bool> closed{false};
+  std::promise<ExchangePointer> taken;
+  HttpServer server(options, [&](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->on_close([&] { closed = true; });
+    taken.set_value(exchange);
+  });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  std::thread writer([&closed, exchange = taken.get_future().get()] {
+    exchange->begin(200, "text/plain");
+    for (int i = 0; i < 100'000 && !closed; ++i) exchange->write(std::string(10'000, 'x'));
+  });
+  for (int i = 0; i < 2000 && !closed; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_TRUE(closed);
+  writer.join();
+}
+
+// What the server refuses by itself, each with a status and a body that says why.
+struct Refusal {
+  const char* name;
+  std::string request;
+  const char* status;
+};
+
+void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.name; }
+
+class HttpRefusalTest : public testing::TestWithParam<Refusal> {};
+
+TEST_P(HttpRefusalTest, IsAnsweredAndTheServerGoesOn) {
+  HttpServerOptions options = quick();
+  options.error_body = [](int status, std::string_view message) {
+    return fmt::format("<{}: {}>", status, message);
+  };
+  HttpServer server(options, [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "fine");
+  });
+  {
+    RawClient client(server.port());
+    client.send(GetParam().request);
+    const std::string answer = client.read_all();
+    EXPECT_NE(answer.find(std::string("HTTP/1.1 ") + GetParam().status), std::string::npos) << answer;
+    EXPECT_NE(answer.find(std::string("<") + GetParam().status), std::string::npos) << answer;
+  }
+  RawClient next(server.port());
+  next.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_NE(next.read_until("fine").find("fine"), std::string::npos);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, HttpRefusalTest,
+    testing::Values(
+        Refusal{"BodyOverTheLimit", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n", "413"},
+        Refusal{"ChunkedBodyOverTheLimit",
+                "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n" +
+                    std::string(0x400, 'x') + "\r\n0\r\n\r\n",
+                "413"},
+        Refusal{"HeadersOverTheLimit",
+                "GET / HTTP/1.1\r\nHost: x\r\nA: " + std::string(3000, 'a') + "\r\n\r\n", "431"},
+        Refusal{"NotHttp", "hello there\r\n\r\n", "400"},
+        Refusal{"BadLength", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -4\r\n\r\n", "400"},
+        Refusal{"TwoLengths",
+                "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400"},
+        Refusal{"BadChunk", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "400"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(HttpServerTest, AHandlerThatThrowsIsAnError500) {
+  HttpServer server(quick(),
+                    [](const HttpRequest&, const ExchangePointer&) { throw std::runtime_error("secret"); });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  const std::string answer = client.read_all();
+  EXPECT_NE(answer.find("HTTP/1.1 500"), std::string::npos) << answer;
+  EXPECT_EQ(answer.find("secret"), std::string::npos);
+}
+
+TEST(HttpServerTest, ASlowRequestIsDroppedAndTheServerGoesOn) {
+  HttpServer server(quick(), [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "fine");
+  });
+  RawClient slow(server.port());
+  slow.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Le");
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_NE(client.read_until("fine").find("200"), std::string::npos);
+  EXPECT_EQ(slow.read_all(), "");  // closed after request_seconds
+}
+
+TEST(HttpServerTest, StopWaitsForTheAnswerInWork) {
+  std::thread writer;
+  HttpServer server(quick(), [&](const HttpRequest&, const ExchangePointer& exchange) {
+    writer = std::thread([exchange] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      exchange->send(200, "text/plain", "late");
+    });
+  });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  server.stop(10);
+  EXPECT_NE(client.read_until("late").find("late"), std::string::npos);
+  writer.join();
+}
+
+TEST(HttpServerTest, ATakenPortIsAnErrorThatNamesIt) {
+  HttpServer first(quick(), [](const HttpRequest&, const ExchangePointer&) {});
+  HttpServerOptions options = quick();
+  options.port = first.port();
+  try {
+    HttpServer second(options, [](const HttpRequest&, const ExchangePointer&) {});
+    FAIL() << "not refused";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::kIo);
+    EXPECT_NE(std::string(e.what()).find(std::to_string(first.port())), std::string::npos) << e.what();
+  }
+}
+
+}  // namespace
+}  // namespace qiao::serve
