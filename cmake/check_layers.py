@@ -17,6 +17,7 @@ LAYERS = [
     ["backend/conformance"],
     ["text", "vision", "formats", "hub"],
     ["constrain"],
+    ["chat"],
     ["nn", "models"],
     ["infer", "train", "recommend", "batch"],
     ["serve", "cli"],

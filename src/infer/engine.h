@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "constrain/constraint.h"
 #include "infer/language_model.h"
 #include "infer/sampling.h"
 
@@ -37,6 +38,10 @@ struct GenerationRequest {
       false;               // each prompt token's, given its predecessors, in one event before the first token
   bool embedding = false;  // no tokens: the mean of the last hidden states of the prompt, in one event
   std::string tenant;      // requests of different tenants never share cached prompts
+  // What the answer must look like; null: anything.
+  std::shared_ptr<constrain::CompiledGrammar> grammar;
+  bool special_text = false;  // control tokens show as text: calls of tools are written with them
+  std::string adapter;        // name of a LoRA adapter that the engine was given; empty: none
 };
 
 // What a request's callback is given, in order; the last one has finish != kNone and is the only one that
