@@ -6,12 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 
 namespace qiao {
@@ -120,32 +120,9 @@ std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
 }
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes) {
-  static std::atomic<uint64_t> serial{0};  // two threads may write the same path at once
-  std::filesystem::path beside = path;
-  beside += fmt::format(".tmp.{}.{}", ::getpid(), serial++);
-  const auto fail = [&](const char* action) {
-    const int code = errno;
-    ::unlink(beside.c_str());
-    errno = code;
-    throw_errno(path, action);
-  };
-  {
-    // O_NOFOLLOW: in a directory that others may write to, the name could lead anywhere.
-    const int flags = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW;
-    const Descriptor fd(::open(beside.c_str(), flags, 0644));
-    if (fd.get() < 0) throw_errno(beside, "create");
-    while (!bytes.empty()) {
-      const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail("write");
-      bytes.remove_prefix(static_cast<size_t>(n));
-    }
-    if (::fsync(fd.get()) != 0) fail("sync");
-  }
-  if (::rename(beside.c_str(), path.c_str()) != 0) fail("rename into place");
-  const Descriptor directory(
-      ::open(path.has_parent_path() ? path.parent_path().c_str() : ".", O_RDONLY | O_CLOEXEC));
-  if (directory.get() >= 0) ::fsync(directory.get());
+  AtomicFile file(path);
+  file.write(bytes);
+  file.commit();
 }
 
 std::filesystem::path qiao_home() {

@@ -117,10 +117,17 @@ Json to_json(const Rates& rates) {
 }
 
 void bench(const BenchFlags& flags) {
+  if (flags.model.lookup > 0 || !flags.model.draft.empty()) {
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "{}: drafts depend on the text, and qiao bench feeds random tokens; time them with qiao generate or "
+        "bench/serve_load.py",
+        flags.model.lookup > 0 ? "--lookup" : "--draft");
+  }
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
   const Decoder& decoder = model->decoder();
   const int64_t context = flags.depth + std::max(flags.prompt_tokens, flags.decode_tokens);
-  Runner runner(*model, context, std::min(flags.model.batch, context), *dtype_named(flags.model.kv_type));
+  Runner runner(*model, context, std::min(flags.model.batch, context), kv_dtype(flags.model));
   std::vector<double> prefill, decode;
   for (int round = -1; round < flags.repetitions; ++round) {  // the first is a warm-up
     if (flags.prompt_tokens > 0) {

@@ -55,6 +55,15 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->check(CLI::Range(int64_t{0}, int64_t{31}))
       ->capture_default_str()
       ->type_name("N");
+  command
+      .add_option("--draft,--model-draft", flags.draft,
+                  "Smaller model with the same tokenizer that drafts tokens. Answers stay the "
+                  "same bytes")
+      ->type_name("MODEL");
+  command.add_option("--draft-max", flags.draft_max, "Tokens that the draft model guesses in a step at most")
+      ->check(CLI::Range(int64_t{1}, int64_t{31}))
+      ->capture_default_str()
+      ->type_name("N");
   command.add_option("--device", flags.device, "Chip to run on: auto, cpu, reference")
       ->capture_default_str()
       ->type_name("CHIP");
@@ -66,9 +75,21 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->check(CLI::IsMember({"auto", "f32", "bf16", "q8"}))
       ->capture_default_str()
       ->type_name("POLICY");
-  command.add_option("--kv-type", flags.kv_type, "Type of cached keys and values: f16, bf16, f32")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+  const auto types = CLI::IsMember({"f16", "bf16", "f32", "q8_0"});
+  command
+      .add_option("--kv-type", flags.kv_type,
+                  "Type of cached keys and values: f16, bf16, f32, or q8_0 (half of f16's memory)")
+      ->check(types)
       ->capture_default_str()
+      ->type_name("TYPE");
+  command
+      .add_option("--cache-type-k", flags.key_type, "llama.cpp's name (-ctk too): as -ctv, the type of both")
+      ->check(types)
+      ->type_name("TYPE");
+  command
+      .add_option("--cache-type-v", flags.value_type,
+                  "llama.cpp's name (-ctv too): as -ctk, the type of both")
+      ->check(types)
       ->type_name("TYPE");
   command
       .add_option("--chat-template-file", flags.chat_template_file,
@@ -114,13 +135,31 @@ std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
   return load_at<EmbeddingModel>(flags, path);
 }
 
+DType kv_dtype(const ModelFlags& flags) {
+  if (flags.key_type != flags.value_type) {
+    const auto shown = [](const std::string& type) { return type.empty() ? "(not given)" : type; };
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "--cache-type-k {} and --cache-type-v {}: keys and values are kept in one type; give both the same, "
+        "or --kv-type",
+        shown(flags.key_type), shown(flags.value_type));
+  }
+  return *dtype_named(flags.key_type.empty() ? flags.kv_type : flags.key_type);
+}
+
 EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {
   EngineOptions options;
   options.context = flags.context;
   options.slots = slots;
   options.batch_tokens = flags.batch;
   options.lookup = flags.lookup;
-  options.kv_dtype = *dtype_named(flags.kv_type);
+  options.draft_max = flags.draft_max;
+  if (!flags.draft.empty()) {
+    ModelFlags draft = flags;
+    draft.chat_template_file.clear();
+    options.draft = load_at<LanguageModel>(draft, resolve_model(flags.draft, !flags.no_pull));
+  }
+  options.kv_dtype = kv_dtype(flags);
   return options;
 }
 

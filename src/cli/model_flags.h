@@ -23,8 +23,10 @@ struct ModelFlags {
   int64_t context = 0;
   int64_t batch = 512;
   int64_t lookup = 0;
+  std::string draft;
+  int64_t draft_max = 8;
   std::string compute = "auto";
-  std::string kv_type = "f16";
+  std::string kv_type = "f16", key_type, value_type;
   std::string chat_template_file;
   bool no_pull = false;
   bool quiet = false;
@@ -37,6 +39,9 @@ std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags);
 // The same for an encoder at `path`.
 std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
                                                      const std::filesystem::path& path);
+// Of the cache. Throws Error(kInvalidInput) where keys and values were asked for in different types.
+DType kv_dtype(const ModelFlags& flags);
+// Loads the draft model too, where one is asked for.
 EngineOptions engine_options(const ModelFlags& flags, int64_t slots);
 
 struct SamplingFlags {

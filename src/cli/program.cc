@@ -69,6 +69,9 @@ int parse(CLI::App& app, std::vector<std::string> arguments) {
   for (std::string& argument : arguments) {
     if (argument == "--") break;
     if (argument == "-np") argument = "--parallel";
+    if (argument == "-md") argument = "--draft";
+    if (argument == "-ctk") argument = "--cache-type-k";
+    if (argument == "-ctv") argument = "--cache-type-v";
     if (argument == "-sys") argument = "--system-prompt";
   }
   try {

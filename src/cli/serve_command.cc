@@ -1,6 +1,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <sstream>
 #include <thread>
 
@@ -22,8 +23,14 @@ struct ServeFlags {
   bool share_prefixes = false, no_prefix_cache = false;
   int64_t max_body_mib = 64;
   int drain_seconds = 30;
+  std::string cache_directory;
+  double cache_directory_gib = 8;
   std::string api_key_file;
 };
+
+void say(const std::string& line) {
+  if (!line.empty()) std::fprintf(stderr, "%s\n", line.c_str());
+}
 
 // One key a line; empty lines and those that start with # do not count.
 void read_keys(const std::string& path, std::vector<std::string>& keys) {
@@ -42,22 +49,24 @@ std::string served_name(const std::string& argument) {
   return is_path && !argument.starts_with("hf:") && !argument.starts_with("ms:") ? "" : argument;
 }
 
-// Until a signal asks for the end; then what runs may finish.
-void wait_and_drain(const ServeFlags& flags, const sigset_t& signals, serve::Server& server) {
+// Until a signal asks for the end; then what runs may finish. SIGUSR1 asks for a save.
+void wait_and_drain(const ServeFlags& flags, const sigset_t& signals, serve::Server& server,
+                    const std::function<std::string()>& save) {
   if (flags.server.http.host != "127.0.0.1" && flags.server.http.host != "localhost" &&
       flags.server.http.host != "::1" && flags.server.api_keys.empty()) {
     std::fprintf(stderr, "Anybody who reaches this address can use it: set --api-key to ask for one.\n");
   }
   int signal = 0;
-  sigwait(&signals, &signal);
+  while (sigwait(&signals, &signal) == 0 && signal == SIGUSR1) say(save());
   std::fprintf(stderr, "\nFinishing what runs (at most %d s; once more stops at once)\n",
                flags.drain_seconds);
   std::thread([signals] {
-    int again = 0;
-    sigwait(&signals, &again);
+    int again = SIGUSR1;
+    while (again == SIGUSR1) sigwait(&signals, &again);
     std::_Exit(130);
   }).detach();
   server.drain(flags.drain_seconds);
+  say(save());
 }
 
 void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const sigset_t& signals) {
@@ -69,7 +78,7 @@ void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, c
                flags.server.http.host.c_str(), server.port(),
                model->is_cross_encoder() ? "reranking" : "embeddings",
                static_cast<long long>(model->max_tokens()));
-  wait_and_drain(flags, signals, server);
+  wait_and_drain(flags, signals, server, [] { return std::string(); });
 }
 
 void serve_model(ServeFlags flags) {
@@ -84,6 +93,7 @@ void serve_model(ServeFlags flags) {
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGUSR1);
   if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) throw_error(ErrorKind::kIo, "cannot block signals");
   std::signal(SIGPIPE, SIG_IGN);
 
@@ -96,6 +106,8 @@ void serve_model(ServeFlags flags) {
   wished.max_queued = flags.max_queued;
   wished.prefix_cache = !flags.no_prefix_cache;
   wished.share_across_tenants = flags.share_prefixes;
+  wished.cache_directory = flags.cache_directory;
+  wished.cache_directory_bytes = static_cast<uint64_t>(flags.cache_directory_gib * 0x1p30);
   Engine engine(model, wished);
   serve::Server server(model, engine, flags.server);
   const EngineOptions& options = engine.options();
@@ -106,8 +118,10 @@ void serve_model(ServeFlags flags) {
                static_cast<long long>(options.slots));
   std::fprintf(stderr, "Key/value cache: %lld pages of %lld tokens, %s, %.2f GiB\n",
                static_cast<long long>(options.pages), static_cast<long long>(options.page_tokens),
-               flags.model.kv_type.c_str(), static_cast<double>(engine.cache_bytes()) / 0x1p30);
-  wait_and_drain(flags, signals, server);
+               std::string(traits(options.kv_dtype).name).c_str(),
+               static_cast<double>(engine.cache_bytes()) / 0x1p30);
+  say(engine.restored());
+  wait_and_drain(flags, signals, server, [&] { return engine.save_cache(); });
 }
 
 }  // namespace
@@ -144,9 +158,22 @@ void add_serve_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))
       ->capture_default_str()
       ->type_name("N");
-  command->add_flag("--no-prefix-cache", flags->no_prefix_cache, "Compute every prompt from its first token");
+  CLI::Option* const no_prefix_cache = command->add_flag("--no-prefix-cache", flags->no_prefix_cache,
+                                                         "Compute every prompt from its first token");
   command->add_flag("--share-prefix-cache", flags->share_prefixes,
                     "Share cached prompts between API keys (timing then tells what others asked)");
+  command
+      ->add_option(
+          "--kv-cache-dir", flags->cache_directory,
+          "Keep cached prompts in files of this folder: written at the end and on SIGUSR1, read at the start")
+      ->excludes(no_prefix_cache)
+      ->type_name("DIR");
+  command
+      ->add_option("--kv-cache-dir-size", flags->cache_directory_gib,
+                   "Most GiB that those files take together")
+      ->check(CLI::Range(0.001, 1048576.0))
+      ->capture_default_str()
+      ->type_name("GIB");
   command->add_option("-a,--alias", flags->server.model_name, "Name of the model in the API")
       ->type_name("NAME");
   command

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/error.h"
+#include "infer/draft_model.h"
+#include "infer/saved_pages.h"
 #include "infer/scheduler.h"
 #include "infer/sequence.h"
 #include "infer/step_runner.h"
@@ -20,6 +23,26 @@ double gib(uint64_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
 Sequence& as_sequence(Job& job) { return static_cast<Sequence&>(job); }
 const Sequence& as_sequence(const Job& job) { return static_cast<const Sequence&>(job); }
 
+// Of both models, over all layers.
+uint64_t bytes_per_page(const LanguageModel& model, const EngineOptions& o) {
+  uint64_t bytes = KvCache::bytes_per_page(model.decoder().config(), o.page_tokens, o.kv_dtype);
+  if (o.draft) bytes += KvCache::bytes_per_page(o.draft->decoder().config(), o.page_tokens, o.kv_dtype);
+  return bytes;
+}
+
+int64_t pages_per_sequence(const EngineOptions& o) { return (o.context + o.page_tokens - 1) / o.page_tokens; }
+int64_t most_step_tokens(const EngineOptions& o) { return std::max(o.batch_tokens, o.slots); }
+
+std::unique_ptr<DraftModel> make_draft(const LanguageModel& model, const EngineOptions& o) {
+  if (!o.draft) return nullptr;
+  return std::make_unique<DraftModel>(o.draft, model, o.kv_dtype,
+                                      DraftModel::Limits{.pages = o.pages,
+                                                         .page_tokens = o.page_tokens,
+                                                         .sequences = o.slots,
+                                                         .pages_per_sequence = pages_per_sequence(o),
+                                                         .tokens = most_step_tokens(o)});
+}
+
 // The options with the defaults filled in, checked against the model and the memory.
 EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options) {
   EngineOptions o = options;
@@ -29,14 +52,15 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   constexpr int64_t kMost = INT32_MAX;  // slots of the cache have 31 bits
   const auto within = [](int64_t value, int64_t least) { return value >= least && value <= kMost; };
   if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
-      !within(o.lookup, 0) || !within(o.context, 2)) {
-    throw_error(
-        ErrorKind::kInvalidInput,
-        "engine: context {}, slots {}, page tokens {}, pages {}, batch tokens {} and lookup {} must be "
-        "positive and fit 31 bits",
-        o.context, o.slots, o.page_tokens, o.pages, o.batch_tokens, o.lookup);
+      !within(o.lookup, 0) || !within(o.draft_max, 0) || !within(o.context, 2)) {
+    throw_error(ErrorKind::kInvalidInput,
+                "engine: context {}, slots {}, page tokens {}, pages {}, batch tokens {}, lookup {} and "
+                "draft tokens {} "
+                "must be positive and fit 31 bits",
+                o.context, o.slots, o.page_tokens, o.pages, o.batch_tokens, o.lookup, o.draft_max);
   }
-  const uint64_t page_bytes = KvCache::bytes_per_page(config, o.page_tokens, o.kv_dtype);
+  if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
+  const uint64_t page_bytes = bytes_per_page(model, o);
   const uint64_t free = model.backend().describe().free_bytes;
   const bool asked = o.pages > 0;
   if (!asked) {
@@ -76,9 +100,12 @@ struct Engine::State {
                    .wanted_rows = StepRunner::kPromptLogprobRows,
                    .prefix_cache = options.prefix_cache,
                    .draft_tokens = options.lookup}),
-        runner(*model, cache, options.slots,
-               (options.context + options.page_tokens - 1) / options.page_tokens,
-               std::max(options.batch_tokens, options.slots)) {}
+        runner(*model, cache, options.slots, pages_per_sequence(options), most_step_tokens(options)),
+        drafter(make_draft(*model, options)) {
+    if (options.cache_directory.empty() || !options.prefix_cache) return;
+    saved.emplace(*model, cache, pool, tree, options.cache_directory, options.cache_directory_bytes);
+    restored = saved->restore();
+  }
 
   const std::shared_ptr<LanguageModel> model;
   const EngineOptions options;
@@ -89,6 +116,9 @@ struct Engine::State {
   PrefixTree tree;
   Scheduler scheduler;
   StepRunner runner;
+  std::unique_ptr<DraftModel> drafter;  // or null
+  std::optional<SavedPages> saved;
+  std::string restored;
 
   // Shared, under `mutex`.
   std::mutex mutex;
@@ -96,6 +126,8 @@ struct Engine::State {
   std::vector<std::shared_ptr<Sequence>> arrived;  // the scheduler has not seen them yet
   bool busy = false;                               // the scheduler has work
   bool draining = false, stopping = false;
+  int saves_wanted = 0, saves_done = 0;
+  std::string save_line;
   EngineStats totals;
 
   std::thread thread;
@@ -103,6 +135,7 @@ struct Engine::State {
   void loop();
   void step();
   void publish();
+  void save();
   template <typename Predicate>
   void cancel_if(Predicate gone);
 };
@@ -144,6 +177,7 @@ void Engine::State::step() {
   }
   const Clock::time_point begin = Clock::now();
   try {
+    if (drafter) scheduler.draft(*drafter, options.draft_max);
     runner.run(plan);
     scheduler.settle();
   } catch (const std::exception& e) {
@@ -158,19 +192,31 @@ void Engine::State::step() {
   (prefill ? totals.prefill_seconds : totals.decode_seconds) += took;
 }
 
+// Does what save_cache() waits for.
+void Engine::State::save() {
+  std::string line = saved->save();
+  const std::lock_guard lock(mutex);
+  save_line = std::move(line);
+  ++saves_done;
+  idle.notify_all();
+}
+
 void Engine::State::loop() {
   std::vector<std::shared_ptr<Sequence>> fresh;
   while (true) {
+    bool wants_save = false;
     {
       std::unique_lock lock(mutex);
       publish();
       if (!busy && arrived.empty()) idle.notify_all();
-      wake.wait(lock, [&] { return stopping || busy || !arrived.empty(); });
+      wake.wait(lock, [&] { return stopping || busy || !arrived.empty() || saves_wanted > saves_done; });
       if (stopping) break;
+      wants_save = saves_wanted > saves_done;
       fresh.swap(arrived);
       totals.waiting += static_cast<int64_t>(fresh.size());
       busy = true;
     }
+    if (wants_save) save();
     for (std::shared_ptr<Sequence>& sequence : fresh) scheduler.enqueue(std::move(sequence));
     fresh.clear();
     cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled(); });
@@ -220,6 +266,7 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
   }
   request.sampling.validate(vocabulary);
   if (options.share_across_tenants) request.tenant.clear();
+  if (state.saved) request.tenant = state.saved->tenant_name(request.tenant);
   const auto account = [this, inner = std::move(on_event)](const GenerationEvent& event) {
     if (event.finish != FinishReason::kNone) {
       const std::lock_guard lock(state_->mutex);
@@ -256,13 +303,21 @@ void Engine::drain() {
   state_->idle.wait(lock, [&] { return !state_->busy && state_->arrived.empty(); });
 }
 
+std::string Engine::save_cache() {
+  if (!state_->saved) return "";
+  std::unique_lock lock(state_->mutex);
+  const int mine = ++state_->saves_wanted;
+  state_->wake.notify_all();
+  state_->idle.wait(lock, [&] { return state_->saves_done >= mine; });
+  return state_->save_line;
+}
+
+const std::string& Engine::restored() const { return state_->restored; }
 const EngineOptions& Engine::options() const { return state_->options; }
 const LanguageModel& Engine::model() const { return *state_->model; }
 
 uint64_t Engine::cache_bytes() const {
-  const EngineOptions& o = state_->options;
-  return KvCache::bytes_per_page(model().decoder().config(), o.page_tokens, o.kv_dtype) *
-         static_cast<uint64_t>(o.pages);
+  return bytes_per_page(model(), state_->options) * static_cast<uint64_t>(state_->options.pages);
 }
 
 EngineStats Engine::stats() const {

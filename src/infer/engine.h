@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -86,8 +87,15 @@ struct EngineOptions {
   // Tokens drafted for a request in a step by looking its last ones up in what precedes them; 0: none. No
   // answer changes; a request whose drafts are not taken goes on without.
   int64_t lookup = 0;
+  // A smaller model with the same tokenizer that drafts up to draft_max tokens for a request in a step, where
+  // look-up finds none; null: none. No answer changes; a request for which drafts do not pay goes on without.
+  std::shared_ptr<LanguageModel> draft;
+  int64_t draft_max = 8;
   bool prefix_cache = true;           // requests start from pages that earlier ones of their tenant filled
   bool share_across_tenants = false;  // and of other tenants: their answers' timing tells what was asked
+  // Where cached prompts are kept across restarts, and how many bytes that may take; empty: nowhere.
+  std::filesystem::path cache_directory;
+  uint64_t cache_directory_bytes = uint64_t{8} << 30;
 };
 
 // Totals since the start, and what is going on now. For /metrics.
@@ -115,7 +123,8 @@ class Engine {
  public:
   using OnEvent = std::function<void(const GenerationEvent&)>;
 
-  // Throws Error(kTooLarge), with both sizes, where the cache does not fit in memory.
+  // Throws Error(kTooLarge), with both sizes, where the cache does not fit in memory; Error(kInvalidInput)
+  // where the draft model's tokenizer is another.
   Engine(std::shared_ptr<LanguageModel> model, const EngineOptions& options);
   ~Engine();  // cancels what runs
 
@@ -126,6 +135,12 @@ class Engine {
 
   // Takes no more requests; returns when those taken have finished.
   void drain();
+
+  // Writes cached prompts to the cache directory, between two steps, and returns a line that says how that
+  // went; empty where there is no directory. Waits for it.
+  std::string save_cache();
+  // The line about what was restored at the start; empty where nothing was.
+  const std::string& restored() const;
 
   const EngineOptions& options() const;  // with the defaults filled in
   uint64_t cache_bytes() const;

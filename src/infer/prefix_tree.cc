@@ -1,6 +1,7 @@
 #include "infer/prefix_tree.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 #include "base/error.h"
@@ -94,19 +95,54 @@ void PrefixTree::insert(std::string_view tenant, std::span<const TokenId> tokens
       pool_.unref(std::exchange(pages[at], parent->page));
       continue;
     }
-    auto node = std::make_unique<Node>();
-    node->tokens.assign(key.begin(), key.end());
-    node->page = pages[at];
-    node->parent = parent;
-    node->root = &top;
-    pool_.ref(node->page);
-    pool_.set_cached(node->page, true);
-    nodes_[static_cast<size_t>(node->page)] = node.get();
-    touch(*node);
-    parent = node.get();
-    const std::span<const TokenId> own = node->tokens;
-    children.emplace(own, std::move(node));
+    parent = &grow(top, parent, key, pages[at]);
   }
+}
+
+// A node more, the most recently used, with a reference of its own. Required: there is none of these tokens.
+PrefixTree::Node& PrefixTree::grow(Root& top, Node* parent, std::span<const TokenId> tokens, int32_t page) {
+  auto node = std::make_unique<Node>();
+  node->tokens.assign(tokens.begin(), tokens.end());
+  node->page = page;
+  node->parent = parent;
+  node->root = &top;
+  pool_.ref(page);
+  pool_.set_cached(page, true);
+  nodes_[static_cast<size_t>(page)] = node.get();
+  touch(*node);
+  Node& grown = *node;
+  (parent == nullptr ? top.children : parent->children).emplace(grown.tokens, std::move(node));
+  return grown;
+}
+
+bool PrefixTree::add(std::string_view tenant, int32_t parent_page, std::span<const TokenId> tokens,
+                     int32_t page) {
+  QIAO_ASSERT(std::ssize(tokens) == page_tokens_);
+  Node* const parent = parent_page < 0 ? nullptr : nodes_[static_cast<size_t>(parent_page)];
+  QIAO_ASSERT(parent_page < 0 || parent != nullptr);
+  Root& top = parent == nullptr ? root(tenant) : *parent->root;
+  if ((parent == nullptr ? top.children : parent->children).contains(tokens)) return false;
+  grow(top, parent, tokens, page);
+  return true;
+}
+
+std::vector<PrefixTree::Entry> PrefixTree::newest(size_t most) const {
+  std::vector<Entry> entries;
+  std::unordered_map<const Node*, int64_t> index;
+  std::vector<const Node*> path;
+  for (const Node* last = newest_; last != nullptr; last = last->older) {
+    path.clear();
+    for (const Node* node = last; node != nullptr && !index.contains(node); node = node->parent)
+      path.push_back(node);
+    if (entries.size() + path.size() > most) return entries;
+    for (; !path.empty(); path.pop_back()) {  // from the root
+      const Node* const node = path.back();
+      index.emplace(node, std::ssize(entries));
+      const int64_t parent = node->parent == nullptr ? -1 : index.at(node->parent);
+      entries.push_back({node->page, parent, node->root->tenant, node->tokens});
+    }
+  }
+  return entries;
 }
 
 void PrefixTree::unlink(Node& node) {

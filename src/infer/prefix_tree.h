@@ -45,6 +45,21 @@ class PrefixTree {
 
   int64_t page_tokens() const { return page_tokens_; }
 
+  // For saving and restoring. A page of the tree, and where in the list the page that it follows is (-1: it
+  // is the first of a prompt). Views hold until the tree changes.
+  struct Entry {
+    int32_t page;
+    int64_t parent;
+    std::string_view tenant;
+    std::span<const TokenId> tokens;
+  };
+  // At most `most` pages, the most recently used first, but each behind the one that it follows.
+  std::vector<Entry> newest(size_t most) const;
+  // Adds a page of page_tokens() tokens behind `parent_page` (-1: the first of a prompt), which is the
+  // tenant's. The caller keeps its reference. False, and nothing changed, where there is a page of these
+  // tokens.
+  bool add(std::string_view tenant, int32_t parent_page, std::span<const TokenId> tokens, int32_t page);
+
  private:
   struct Node;
   // Keys are views of the children's own tokens; ordered, so that no choice of tokens makes it slow.
@@ -57,6 +72,7 @@ class PrefixTree {
   Root& root(std::string_view tenant);
   Children* children_after(std::string_view tenant, std::span<const int32_t> pages);
   std::span<const TokenId> tokens_of(std::span<const TokenId> tokens, size_t page) const;
+  Node& grow(Root& top, Node* parent, std::span<const TokenId> tokens, int32_t page);
   void touch(Node& node);
   void unlink(Node& node);
 

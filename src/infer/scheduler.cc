@@ -133,23 +133,48 @@ void Scheduler::plan_prompts(int64_t budget) {
   }
 }
 
-void Scheduler::plan_drafts() {
+int64_t Scheduler::draft_budget() const {
   int64_t budget = std::min(kDraftStepTokens, options_.batch_tokens);
   for (const StepEntry& entry : plan_) budget -= entry.count;
+  return budget;
+}
+
+// So many of `wish` tokens behind the pending one find pages: no draft is worth a preemption.
+int64_t Scheduler::room_for_draft(Job& job, int64_t wish) {
+  if (extend(job, job.computed + 1 + wish)) return wish;
+  return std::min(wish, static_cast<int64_t>(job.pages.size()) * tree_.page_tokens() - job.computed - 1);
+}
+
+void Scheduler::plan_drafts() {
+  int64_t budget = draft_budget();
   for (StepEntry& entry : plan_) {
     Job& job = *entry.job;
     if (!job.decodes()) return;  // those that decode come first
     job.draft.clear();
     if (options_.draft_tokens <= 0 || budget <= 0) continue;
     job.propose(std::min(options_.draft_tokens, budget));
-    if (!extend(job, job.computed + 1 +
-                         static_cast<int64_t>(job.draft.size()))) {  // no draft is worth a preemption
-      const auto room = static_cast<int64_t>(job.pages.size()) * tree_.page_tokens() - job.computed - 1;
-      job.draft.resize(static_cast<size_t>(room));
-    }
-    entry.count += static_cast<int64_t>(job.draft.size());
-    budget -= static_cast<int64_t>(job.draft.size());
+    job.draft.resize(static_cast<size_t>(room_for_draft(job, std::ssize(job.draft))));
+    entry.count += std::ssize(job.draft);
+    budget -= std::ssize(job.draft);
   }
+}
+
+void Scheduler::draft(Drafter& drafter, int64_t most) {
+  draft_tasks_.clear();
+  for (const StepEntry& entry : plan_) {
+    if (entry.job->decodes() && entry.job->draft.empty()) draft_tasks_.push_back({entry.job, 0});
+  }
+  int64_t budget = draft_budget(), left = std::ssize(draft_tasks_);
+  for (DraftTask& task : draft_tasks_) {
+    const int64_t share = task.job->draft_room(std::min(most, (budget + left - 1) / left));
+    --left;
+    task.most = share > 0 ? room_for_draft(*task.job, share) : 0;
+    budget -= task.most;
+  }
+  std::erase_if(draft_tasks_, [](const DraftTask& task) { return task.most <= 0; });
+  if (draft_tasks_.empty()) return;
+  drafter.propose(draft_tasks_);
+  for (StepEntry& entry : plan_) entry.count += entry.count == 1 ? std::ssize(entry.job->draft) : 0;
 }
 
 const std::vector<StepEntry>& Scheduler::plan() {

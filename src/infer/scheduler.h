@@ -36,6 +36,8 @@ struct Job {
   std::vector<TokenId> draft;
   // Guesses at most that many, into `draft`; the default is to guess none.
   virtual void propose(int64_t most) { (void)most; }
+  // How many guesses, at most `most`, can be of use before the job ends.
+  virtual int64_t draft_room(int64_t most) const { return most; }
 
   // The first `computed` tokens have their keys and values in `pages`. Whoever runs the step advances it.
   int64_t computed = 0;
@@ -47,6 +49,17 @@ struct Job {
   int64_t pending() const { return static_cast<int64_t>(tokens.size()) - computed; }
   // One token a step from here on; else a prompt, or what is computed again after a preemption.
   bool decodes() const { return pending() == 1 && computed >= prompt_tokens && !embedding; }
+};
+
+// Guesses the tokens that follow for several jobs together, by what these have so far.
+struct DraftTask {
+  Job* job;
+  int64_t most;
+};
+struct Drafter {
+  virtual ~Drafter() = default;
+  // Adds at most `most` guesses to each job's draft, which is empty; there are pages for them.
+  virtual void propose(std::span<const DraftTask> tasks) = 0;
 };
 
 struct StepEntry {
@@ -84,6 +97,9 @@ class Scheduler {
   // any member.
   const std::vector<StepEntry>& plan();
 
+  // Adds to the planned step guesses of `drafter` for the decoding jobs that have none, at most `most` each.
+  void draft(Drafter& drafter, int64_t most);
+
   // The step that was planned has run: pages that it filled are shared, finished jobs give theirs back.
   void settle();
   // The planned step failed: its jobs leave; what it wrote is in no shared page.
@@ -107,6 +123,8 @@ class Scheduler {
   void admit_waiting();
   void plan_prompts(int64_t budget);
   void plan_drafts();
+  int64_t draft_budget() const;
+  int64_t room_for_draft(Job& job, int64_t wish);
 
   PagePool& pool_;
   PrefixTree& tree_;
@@ -114,6 +132,7 @@ class Scheduler {
   std::deque<std::shared_ptr<Job>> waiting_;
   std::vector<std::shared_ptr<Job>> running_;  // in order of arrival
   std::vector<StepEntry> plan_;
+  std::vector<DraftTask> draft_tasks_;
   bool embedding_turn_ = false, preempted_now_ = false;
   SchedulerStats totals_;
 };

@@ -37,16 +37,28 @@ bool Sequence::keeps_history() const {
          sampling.presence_penalty != 0.0f;
 }
 
-void Sequence::propose(int64_t most) {
-  const auto size = static_cast<int64_t>(tokens.size());
-  most = std::min(most, context_ - size - 1);  // of what is drawn the last token is never computed
+int64_t Sequence::draft_room(int64_t most) const {
+  // Of what is drawn the last token is never computed.
+  most = std::min(most, context_ - static_cast<int64_t>(tokens.size()) - 1);
   if (request_.max_tokens >= 0) most = std::min(most, request_.max_tokens - completion_tokens_ - 1);
+  return most;
+}
+
+void Sequence::propose(int64_t most) {
   draft_accepted = 0;
-  lookup_.propose(tokens, most, draft);
+  drafted_by_model_ = false;
+  lookup_.propose(tokens, draft_room(most), draft);
+}
+
+int64_t Sequence::wish_of_model(int64_t most, double cost) {
+  draft_accepted = 0;
+  drafted_by_model_ = true;
+  return pace_.wish(static_cast<int64_t>(tokens.size()), draft_room(most), cost);
 }
 
 void Sequence::judge_draft() {
-  lookup_.judge(static_cast<int64_t>(draft.size()), draft_accepted);
+  const auto drafted = static_cast<int64_t>(draft.size());
+  drafted_by_model_ ? pace_.judge(drafted, draft_accepted) : lookup_.judge(drafted, draft_accepted);
   draft.clear();
 }
 

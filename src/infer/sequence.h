@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "infer/draft_pace.h"
 #include "infer/engine.h"
 #include "infer/prompt_lookup.h"
 #include "infer/scheduler.h"
@@ -31,6 +32,9 @@ class Sequence final : public Job {
   bool draws() const { return !request_.embedding && request_.max_tokens != 0; }
 
   void propose(int64_t most) override;
+  int64_t draft_room(int64_t most) const override;
+  // How many tokens a draft model should guess, at most `most`; its step costs `cost` of the target's.
+  int64_t wish_of_model(int64_t most, double cost);
   // Leading tokens of the draft that were drawn, in the step that runs.
   int64_t draft_accepted = 0;
   // The step has run: forgets the draft.
@@ -61,6 +65,8 @@ class Sequence final : public Job {
   std::shared_ptr<Generation> generation_ = std::make_shared<Generation>();
   std::unordered_map<TokenId, int32_t> history_;
   PromptLookup lookup_;
+  DraftPace pace_;
+  bool drafted_by_model_ = false;  // else looked up
   StreamDecoder decoder_;
   StopMatcher stops_;
   std::vector<TokenLogprobs> prompt_logprobs_;

@@ -2,10 +2,13 @@
 // threads.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <map>
 #include <random>
 #include <thread>
 
 #include "infer/engine_harness.h"
+#include "infer/made_model.h"
 
 namespace qiao::testing {
 namespace {
@@ -89,8 +92,48 @@ TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
   }
 }
 
+// A model with its answers, each given alone, for every type of cached keys and values.
+struct Judge {
+  std::shared_ptr<LanguageModel> models[2];  // on one thread and on two
+  std::vector<GenerationRequest> list;
+  std::map<DType, std::vector<Answer>> alone;
+
+  Judge(const MadeModel& shape, uint64_t seed, size_t count) {
+    for (int threads = 1; threads <= 2; ++threads) models[threads - 1] = make_model(shape, threads);
+    list = requests(*models[0], seed, count);
+    for (size_t i = 0; i < count; ++i) vary(i);
+    GenerationRequest embedding = list[0];
+    embedding.embedding = true;
+    embedding.prompt_logprobs = false;
+    list.push_back(embedding);
+    for (const DType dtype : {DType::kF16, DType::kQ8_0}) {
+      Engine engine(models[0], {.context = 160, .slots = 1, .kv_dtype = dtype, .prefix_cache = false});
+      for (const GenerationRequest& request : list) alone[dtype].push_back(run(engine, request));
+    }
+  }
+
+ private:
+  void vary(size_t i) {
+    GenerationRequest& request = list[i];
+    request.sampling.repetition_penalty = i % 4 == 0 ? 1.3f : 1.0f;
+    request.prompt_logprobs = i % 5 == 0;
+    request.top_logprobs = i % 3 == 0 ? 2 : 0;
+    request.choice = static_cast<int32_t>(i % 2);
+    if (i % 7 == 6) request.stop = {"ab", "e"};
+    if (i % 4 < 2) return;  // these repeat themselves: there is something to look up
+    request.prompt.resize(12, 70);
+    const std::vector<TokenId> phrase = request.prompt;
+    for (int times = 0; times < 3; ++times)
+      request.prompt.insert(request.prompt.end(), phrase.begin(), phrase.end());
+    request.sampling.logit_bias = {{65, 50.0f}, {66, 50.0f}};
+    if (i % 8 < 4) request.sampling.temperature = 1.0f;
+    request.max_tokens = 50;
+  }
+};
+
 // Requests come at random times, some are cancelled, and the pages are so few that others must give theirs
-// back; whatever the schedule, every answer is the one given alone.
+// back; drafts come from the text, from models that are mostly right or mostly wrong, or not at all. Whatever
+// the schedule, every answer is the one given alone.
 TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
   constexpr uint64_t kSeed = 20261126;
   constexpr size_t kCount = 16;
@@ -98,48 +141,33 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
   const auto from_to = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
-  std::vector<std::shared_ptr<LanguageModel>> models;
-  for (int threads = 1; threads <= 2; ++threads) models.push_back(load_chat_model(threads));
-  std::vector<GenerationRequest> list = requests(*models[0], kSeed, kCount);
-  for (size_t i = 0; i < kCount; ++i) {
-    list[i].sampling.repetition_penalty = i % 4 == 0 ? 1.3f : 1.0f;
-    list[i].prompt_logprobs = i % 5 == 0;
-    list[i].top_logprobs = i % 3 == 0 ? 2 : 0;
-    list[i].choice = static_cast<int32_t>(i % 2);
-    if (i % 4 < 2) continue;  // these repeat themselves: there is something to look up
-    list[i].prompt.resize(12, 70);
-    const std::vector<TokenId> phrase = list[i].prompt;
-    for (int times = 0; times < 3; ++times)
-      list[i].prompt.insert(list[i].prompt.end(), phrase.begin(), phrase.end());
-    list[i].sampling.logit_bias = {{65, 50.0f}, {66, 50.0f}};
-    if (i % 8 < 4) list[i].sampling.temperature = 1.0f;
-    list[i].max_tokens = 50;
-  }
-  GenerationRequest embedding = list[0];
-  embedding.embedding = true;
-  embedding.prompt_logprobs = false;
-  list.push_back(embedding);
-  std::vector<Answer> alone;
-  {
-    Engine engine(models[0], {.context = 160, .slots = 1, .prefix_cache = false});
-    for (const GenerationRequest& request : list) alone.push_back(run(engine, request));
-  }
+  const Judge judges[] = {Judge({.layers = 2}, kSeed, kCount),
+                          Judge({.layers = 2, .window = 21}, kSeed, kCount)};
+  const std::shared_ptr<LanguageModel> drafts[] = {nullptr, make_model({.layers = 2, .noise = 0.03f}),
+                                                   make_model({.layers = 1, .window = 9, .seed = 77})};
   int64_t preemptions = 0, hits = 0, accepted = 0, drafted = 0;
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < 24; ++round) {
+    const Judge& judge = judges[round % 2];
+    const std::vector<GenerationRequest>& list = judge.list;
     EngineOptions options;
     options.context = 160;
     options.slots = from_to(2, 20);
-    options.page_tokens = from_to(1, 40);
+    options.page_tokens = std::array{int64_t{1}, int64_t{16}, int64_t{32}, from_to(2, 40)}[random() % 4];
     const int64_t least = (options.context + options.page_tokens - 1) / options.page_tokens;
     options.pages = from_to(least, least * 2);
     options.batch_tokens = from_to(1, 100);
     options.prefix_cache = random() % 4 != 0;
-    options.lookup = round % 2 == 0 ? from_to(1, 9) : 0;
-    Engine engine(models[static_cast<size_t>(from_to(0, 1))], options);
-    const std::string where =
-        fmt::format("seed {}, round {}: slots {}, pages {} of {}, batch {}, prefix cache {}, lookup {}",
-                    kSeed, round, options.slots, options.pages, options.page_tokens, options.batch_tokens,
-                    options.prefix_cache, options.lookup);
+    options.kv_dtype = random() % 2 == 0 ? DType::kF16 : DType::kQ8_0;
+    options.lookup = random() % 2 == 0 ? from_to(1, 9) : 0;
+    const size_t draft = random() % 3;
+    options.draft = drafts[draft];
+    options.draft_max = from_to(1, 9);
+    Engine engine(judge.models[static_cast<size_t>(from_to(0, 1))], options);
+    const std::string where = fmt::format(
+        "seed {}, round {}: slots {}, pages {} of {}, batch {}, prefix cache {}, {}, lookup {}, draft {} of "
+        "{}",
+        kSeed, round, options.slots, options.pages, options.page_tokens, options.batch_tokens,
+        options.prefix_cache, traits(options.kv_dtype).name, options.lookup, draft, options.draft_max);
     std::vector<std::unique_ptr<Pending>> pending;
     std::vector<bool> cancelled(list.size());
     for (size_t i = 0; i < list.size(); ++i) {
@@ -157,7 +185,7 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
       const Answer answer = pending[i]->wait();
       EXPECT_EQ(answer.last_events, 1);
       if (cancelled[i] && answer.last.finish == FinishReason::kCancelled) continue;
-      expect_same(answer, alone[i], fmt::format("{}, request {}", where, i));
+      expect_same(answer, judge.alone.at(options.kv_dtype)[i], fmt::format("{}, request {}", where, i));
     }
     engine.drain();
     const EngineStats stats = engine.stats();

@@ -1,0 +1,185 @@
+#include "infer/saved_pages.h"
+
+#include <algorithm>
+#include <random>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/version.h"
+#include "hub/digest.h"
+
+namespace qiao {
+namespace {
+
+constexpr std::string_view kSuffix = ".kvpages";
+
+std::string_view bytes_of(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+// The device's name without its number of threads, on which no result depends.
+std::string chip_name(const Backend& backend) {
+  const DeviceInfo info = backend.describe();
+  std::string name = info.name;
+  const std::string threads = fmt::format(", {} thread{}", info.threads, info.threads == 1 ? "" : "s");
+  if (const size_t at = name.find(threads); at != std::string::npos) name.erase(at, threads.size());
+  return name;
+}
+
+// Of everything on which the bits of a page depend.
+std::string identity_of(const LanguageModel& model, const KvCache& cache) {
+  Digest digest(Digest::Kind::kSha256);
+  const std::shared_ptr<ModelFiles> files = ModelFiles::open(model.path());
+  for (const MappedFile& file : files->files()) digest.update(sha256_of_file(file.path()));
+  if (files->kind() == ModelFiles::Kind::kHuggingFace) digest.update(dump_json(files->config()));
+  const KvPagesSpec& spec = cache.layer(0).spec();
+  digest.update(fmt::format("\n{}\n{}\n{}\n{}\n{} {}\n", version(), model.backend().chip(),
+                            chip_name(model.backend()), static_cast<int>(model.decoder().work().compute),
+                            traits(spec.dtype).name, spec.page_tokens));
+  const DecoderConfig& config = model.decoder().config();
+  for (const RopeTable* table : {&config.rope, &config.rope_local}) {
+    digest.update(fmt::format("{} {}\n", table->inverse_frequencies.size(), table->scale));
+    digest.update(bytes_of(table->inverse_frequencies));
+  }
+  return digest.hex();
+}
+
+std::string random_salt() {
+  std::random_device entropy;
+  std::string salt;
+  while (salt.size() < 32) salt += fmt::format("{:08x}", static_cast<uint32_t>(entropy()));
+  return salt;
+}
+
+std::string megabytes(uint64_t bytes) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / 0x1p20);
+}
+
+}  // namespace
+
+SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePool& pool, PrefixTree& tree,
+                       const std::filesystem::path& directory, uint64_t most_bytes)
+    : backend_(model.backend()),
+      cache_(cache),
+      pool_(pool),
+      tree_(tree),
+      directory_(directory),
+      most_bytes_(most_bytes),
+      salt_(random_salt()) {
+  std::error_code problem;
+  std::filesystem::create_directories(directory, problem);
+  if (problem) {
+    throw_error(ErrorKind::kIo, "{}: cannot make the directory: {}", directory.string(), problem.message());
+  }
+  kind_.identity = identity_of(model, cache);
+  kind_.page_tokens = cache.page_tokens();
+  kind_.vocabulary = model.decoder().config().vocabulary_size;
+  for (int64_t layer = 0; layer < cache.layers(); ++layer)
+    kind_.page_bytes += static_cast<int64_t>(cache.layer(layer).page_bytes());
+  path_ = directory / (kind_.identity.substr(0, 24) + std::string(kSuffix));
+}
+
+std::string SavedPages::tenant_name(std::string_view tenant) const {
+  Digest digest(Digest::Kind::kSha256);
+  digest.update(salt_);
+  digest.update(tenant);
+  return digest.hex();
+}
+
+std::string SavedPages::restore() {
+  if (!std::filesystem::exists(path_)) return "";
+  int64_t restored = 0;
+  try {
+    const MappedFile file = MappedFile::open(path_);
+    const SavedPagesFile saved = parse_saved_pages(file.bytes(), path_.string(), kind_);
+    salt_ = saved.salt;
+    restore_from(saved, &restored);
+  } catch (const Error& e) {
+    return fmt::format("Saved prompts are ignored: {}", e.what());
+  }
+  return fmt::format("Restored {} pages of cached prompts ({} tokens) from {}", restored,
+                     restored * kind_.page_tokens, path_.string());
+}
+
+void SavedPages::restore_from(const SavedPagesFile& file, int64_t* restored) {
+  std::vector<int32_t> page_of(file.pages.size(), -1);  // -1: left out, and so are those that follow it
+  std::vector<int32_t> added;
+  for (size_t i = 0; i < file.pages.size() && pool_.free() > 0; ++i) {
+    const SavedPage& saved = file.pages[i];
+    const int32_t parent = saved.parent < 0 ? -1 : page_of[static_cast<size_t>(saved.parent)];
+    if (saved.parent >= 0 && parent < 0) continue;
+    const int32_t page = pool_.allocate();
+    if (!tree_.add(saved.tenant, parent, saved.tokens, page)) {  // twice in the file
+      pool_.unref(page);
+      continue;
+    }
+    const char* contents = saved.contents.data();
+    for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
+      KvPages& pages = cache_.layer(layer);
+      backend_.import_kv_page(pages, page, reinterpret_cast<const std::byte*>(contents));
+      contents += pages.page_bytes();
+    }
+    page_of[i] = page;
+    added.push_back(page);
+  }
+  tree_.release(added);  // the first, which was used last, becomes the most recent again
+  *restored = std::ssize(added);
+}
+
+std::string SavedPages::save() {
+  try {
+    const int64_t saved = write();
+    make_room();
+    const uint64_t bytes = saved > 0 ? std::filesystem::file_size(path_) : 0;
+    return fmt::format("Saved {} pages of cached prompts ({}) to {}", saved, megabytes(bytes),
+                       path_.string());
+  } catch (const std::exception& e) {
+    return fmt::format("Cached prompts are not saved: {}", e.what());
+  }
+}
+
+int64_t SavedPages::write() {
+  const uint64_t record = saved_page_record_bytes(kind_), header = saved_pages_header_bytes();
+  const uint64_t fit = most_bytes_ > header ? (most_bytes_ - header) / record : 0;
+  const std::vector<PrefixTree::Entry> entries = tree_.newest(static_cast<size_t>(fit));
+  if (entries.empty()) return 0;  // what was saved before may still be of use
+  AtomicFile file(path_, 0600);   // prompts are their users'
+  file.write(saved_pages_header(kind_, salt_, std::ssize(entries)));
+  std::string contents(static_cast<size_t>(kind_.page_bytes), '\0');
+  for (const PrefixTree::Entry& entry : entries) {
+    char* to = contents.data();
+    for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
+      const KvPages& pages = cache_.layer(layer);
+      backend_.export_kv_page(pages, entry.page, reinterpret_cast<std::byte*>(to));
+      to += pages.page_bytes();
+    }
+    file.write(saved_page_record(
+        {entry.parent, entry.tenant, {entry.tokens.begin(), entry.tokens.end()}, contents}));
+  }
+  file.commit();
+  return std::ssize(entries);
+}
+
+void SavedPages::make_room() const {
+  struct Other {
+    std::filesystem::file_time_type written;
+    std::filesystem::path path;
+    uint64_t bytes;
+  };
+  std::vector<Other> others;
+  uint64_t total = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+    if (!entry.is_regular_file() || entry.path().extension() != kSuffix) continue;
+    total += entry.file_size();
+    if (entry.path() != path_) others.push_back({entry.last_write_time(), entry.path(), entry.file_size()});
+  }
+  std::sort(others.begin(), others.end(),
+            [](const Other& a, const Other& b) { return a.written < b.written; });
+  for (const Other& other : others) {
+    if (total <= most_bytes_) return;
+    std::filesystem::remove(other.path);
+    total -= other.bytes;
+  }
+}
+
+}  // namespace qiao

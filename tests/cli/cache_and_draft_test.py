@@ -1,0 +1,70 @@
+"""--draft and the types of the cache, with the program as a person runs it."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+QIAO = os.environ["QIAO_BINARY"]
+MODEL = pathlib.Path(__file__).resolve().parents[1] / "golden" / "chat"
+
+
+class CacheAndDraft(unittest.TestCase):
+    def generate(self, *arguments):
+        command = [QIAO, "generate", "-m", str(MODEL), "-q", "--json", "-p", "The sky is", "-n", "40", "--ignore-eos", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return run.returncode, run.stdout, run.stderr
+
+    def tokens(self, *arguments):
+        status, out, problem = self.generate(*arguments)
+        self.assertEqual((status, problem), (0, ""))
+        return json.loads(out)["tokens"]
+
+    def test_a_draft_changes_no_token(self):
+        for temperature in ("0", "0.8", "1.5"):
+            drawn = ["--temp", temperature, "--seed", "11"]
+            alone = self.tokens(*drawn)
+            self.assertEqual(self.tokens(*drawn, "--draft", str(MODEL)), alone)
+            self.assertEqual(self.tokens(*drawn, "-md", str(MODEL), "--draft-max", "2", "--lookup", "4"), alone)
+
+    def test_a_draft_of_another_vocabulary_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            other = pathlib.Path(folder) / "other"
+            shutil.copytree(MODEL, other)
+            tokenizer = json.loads((other / "tokenizer.json").read_text())
+            vocabulary = tokenizer["model"]["vocab"]
+            vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+            (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+            status, _, problem = self.generate("--draft", str(other))
+            self.assertEqual(status, 1)
+            self.assertIn("draft model", problem)
+            self.assertIn('"a"', problem)
+        status, _, problem = self.generate("--draft", "/nowhere/model.gguf")
+        self.assertEqual(status, 1)
+        self.assertIn("/nowhere/model.gguf", problem)
+
+    def test_one_type_for_keys_and_values(self):
+        half = self.tokens("--temp", "0")
+        self.assertEqual(self.tokens("--temp", "0", "-ctk", "f16", "-ctv", "f16"), half)
+        for given in (["-ctk", "f32"], ["-ctk", "f32", "-ctv", "bf16"]):
+            status, _, problem = self.generate(*given)
+            self.assertEqual(status, 1)
+            self.assertIn("one type", problem)
+
+    def test_heads_that_are_no_whole_blocks(self):
+        status, _, problem = self.generate("--kv-type", "q8_0")  # the model's heads are 16 wide
+        self.assertEqual(status, 1)
+        self.assertIn("16", problem)
+        self.assertIn("f16, bf16 or f32", problem)
+
+    def test_a_benchmark_feeds_random_tokens(self):
+        run = subprocess.run([QIAO, "bench", "-m", str(MODEL), "--draft", str(MODEL)], capture_output=True, text=True, timeout=60)
+        self.assertEqual(run.returncode, 1)
+        self.assertIn("--draft", run.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
