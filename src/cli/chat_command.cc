@@ -71,6 +71,7 @@ class Chat {
       request.max_tokens = flags_.sampling.max_tokens;
       request.stop = flags_.sampling.stop;
       request.ignore_eos = flags_.sampling.ignore_eos;
+      request.adapter = flags_.model.adapter();
       GenerationResult result = run_generation(engine_, std::move(request), on_text);
       messages_.push_back({{"role", "assistant"}, {"content", result.text}});
       return result;
@@ -211,6 +212,7 @@ void add_chat_command(CLI::App& app) {
                    "A variable of the chat template: KEY=JSON, as in enable_thinking=false")
       ->type_name("KEY=JSON");
   add_model_flags(*command, flags->model);
+  add_adapter_flag(*command, flags->model);
   add_sampling_flags(*command, flags->sampling);
   command->add_flag("--json", flags->json,
                     "Print one JSON object: text, tokens, finish_reason, usage, timings");

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 
@@ -78,6 +79,34 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command.add_flag("-q,--quiet", flags.quiet, "No progress and no statistics on stderr");
 }
 
+void add_named_adapters_flag(CLI::App& command, ModelFlags& flags) {
+  const auto add = [&flags](const std::string& text) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+      throw CLI::ValidationError("--lora", "expected NAME=PATH, got " + text);
+    flags.adapters.push_back({text.substr(0, equals), text.substr(equals + 1)});
+  };
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--lora",
+          [add](const std::vector<std::string>& texts) { std::for_each(texts.begin(), texts.end(), add); },
+          "LoRA adapter to serve beside the model under a name of its own (a PEFT directory or a GGUF file); "
+          "may "
+          "be repeated")
+      ->type_name("NAME=PATH");
+}
+
+void add_adapter_flag(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option_function<std::string>(
+          "--lora",
+          [&flags](const std::string& path) {
+            flags.adapters = {{"lora", path}};
+          },
+          "LoRA adapter to use with the model: a PEFT directory or a GGUF file")
+      ->type_name("PATH");
+}
+
 namespace {
 
 template <typename Model>
@@ -88,6 +117,7 @@ std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::p
   options.chat_template_file = flags.chat_template_file;
   options.decoder.compute = policy(flags.compute);
   options.decoder.context = flags.context;
+  options.adapters = flags.adapters;
   const bool show = !flags.quiet && ::isatty(STDERR_FILENO) != 0;
   int shown = -1;
   if (show) {

@@ -61,6 +61,9 @@ void wait_and_drain(const ServeFlags& flags, const sigset_t& signals, serve::Ser
 }
 
 void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const sigset_t& signals) {
+  if (!flags.model.adapters.empty())
+    throw_error(ErrorKind::kUnsupported, "--lora: {} is an embedding model, which takes no adapters",
+                path.string());
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
   EncoderEngine engine(model);
   serve::Server server(engine, flags.server);
@@ -104,6 +107,8 @@ void serve_model(ServeFlags flags) {
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
                flags.server.http.host.c_str(), server.port(), static_cast<long long>(options.context),
                static_cast<long long>(options.slots));
+  for (const AdapterSource& adapter : model->adapters())
+    std::fprintf(stderr, "LoRA adapter %s: %s\n", adapter.name.c_str(), adapter.path.c_str());
   std::fprintf(stderr, "Key/value cache: %lld pages of %lld tokens, %s, %.2f GiB\n",
                static_cast<long long>(options.pages), static_cast<long long>(options.page_tokens),
                flags.model.kv_type.c_str(), static_cast<double>(engine.cache_bytes()) / 0x1p30);
@@ -116,6 +121,7 @@ void add_serve_command(CLI::App& app) {
   const auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP: OpenAI's API and a chat page");
   add_model_flags(*command, flags->model);
+  add_named_adapters_flag(*command, flags->model);
   command
       ->add_option("--host", flags->server.http.host, "Address to listen on; 0.0.0.0: all of this machine's")
       ->capture_default_str()
@@ -175,6 +181,7 @@ void add_serve_command(CLI::App& app) {
       "Examples:\n"
       "  qiao serve -m smollm2 --port 8080\n"
       "  qiao serve -m minilm                      # /v1/embeddings\n"
+      "  qiao serve -m base.gguf --lora sql=sql-adapter/ --lora law=law.gguf\n"
       "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret");
   command->callback([flags] { serve_model(*flags); });
 }

@@ -4,6 +4,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/quote.h"
+#include "models/lora_files.h"
 #include "text/chat_variables.h"
 
 namespace qiao {
@@ -29,6 +31,22 @@ std::string model_name(const std::filesystem::path& path) {
   const std::filesystem::path clean = std::filesystem::absolute(path).lexically_normal();
   if (clean.extension() == ".gguf") return clean.stem().string();
   return clean.has_filename() ? clean.filename().string() : clean.parent_path().filename().string();
+}
+
+void load_adapters(const std::vector<AdapterSource>& adapters, Decoder& decoder) {
+  constexpr size_t kMostBytes = 200;
+  for (auto adapter = adapters.begin(); adapter != adapters.end(); ++adapter) {
+    const std::string& name = adapter->name;
+    const bool plain = std::ranges::none_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+    if (name.empty() || name.size() > kMostBytes || !plain) {
+      throw_error(ErrorKind::kInvalidInput,
+                  "adapter name {}: 1 to {} bytes without control characters were expected", quote_text(name),
+                  kMostBytes);
+    }
+    if (std::ranges::find(adapters.begin(), adapter, name, &AdapterSource::name) != adapter)
+      throw_error(ErrorKind::kInvalidInput, "adapter name {} is given twice", quote_text(name));
+    decoder.add_adapter(*LoraFiles::open(adapter->path));
+  }
 }
 
 }  // namespace
@@ -60,7 +78,19 @@ std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
     throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
                 model->tokenizer_->vocabulary_size(), model->decoder_->config().vocabulary_size);
   }
+  load_adapters(options.adapters, *model->decoder_);
+  model->adapters_ = options.adapters;
   return model;
+}
+
+int32_t LanguageModel::adapter_number(std::string_view name) const {
+  if (name.empty()) return -1;
+  const auto found = std::ranges::find(adapters_, name, &AdapterSource::name);
+  if (found != adapters_.end()) return static_cast<int32_t>(found - adapters_.begin());
+  std::string known;
+  for (const AdapterSource& adapter : adapters_) known += (known.empty() ? "" : ", ") + adapter.name;
+  throw_error(ErrorKind::kNotFound, "adapter: {} is not loaded; {}", quote_text(name),
+              known.empty() ? "no adapter is" : "loaded are: " + known);
 }
 
 bool LanguageModel::ends_generation(TokenId id) const {

@@ -26,6 +26,7 @@ class Sequence final : public Job {
 
   const GenerationRequest& request() const { return request_; }
   const std::shared_ptr<Generation>& generation() const { return generation_; }
+  int32_t adapter() const { return adapter_; }  // its number; -1: none
 
   // Whether the step that computes the last pending token must draw the next one.
   bool draws() const { return !request_.embedding && request_.max_tokens != 0; }
@@ -58,6 +59,7 @@ class Sequence final : public Job {
   Engine::OnEvent on_event_;
   const LanguageModel& model_;
   int64_t context_;
+  int32_t adapter_;
   std::shared_ptr<Generation> generation_ = std::make_shared<Generation>();
   std::unordered_map<TokenId, int32_t> history_;
   PromptLookup lookup_;

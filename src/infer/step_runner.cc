@@ -61,6 +61,21 @@ Tensor StepRunner::upload(int index, const void* host, DType dtype, int64_t coun
   return Tensor(tensor.data, dtype, {count});
 }
 
+// Those of one adapter side by side: their rows are multiplied together. No answer depends on the order.
+std::span<const StepEntry> StepRunner::by_adapter(std::span<const StepEntry> entries) {
+  if (model_.adapters().empty()) return entries;
+  entries_.assign(entries.begin(), entries.end());
+  for (auto entry = entries_.begin(); entry != entries_.end();
+       ++entry) {  // stable, and without memory of its own
+    const auto place = std::upper_bound(
+        entries_.begin(), entry, sequence_of(*entry).adapter(),
+        [](int32_t adapter, const StepEntry& other) { return adapter < sequence_of(other).adapter(); });
+    std::rotate(place, entry, entry + 1);
+  }
+  for (const StepEntry& entry : entries_) adapters_.push_back(sequence_of(entry).adapter());
+  return entries_;
+}
+
 void StepRunner::pack(const StepEntry& entry, bool embed) {
   Sequence& sequence = sequence_of(entry);
   const GenerationRequest& request = sequence.request();
@@ -96,12 +111,13 @@ void StepRunner::pack(const StepEntry& entry, bool embed) {
 
 void StepRunner::run(std::span<const StepEntry> entries) {
   for (auto* list :
-       {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_}) {
+       {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_, &adapters_}) {
     list->clear();
   }
   outputs_.clear();
   query_starts_.push_back(0);
   const bool embed = entries.front().job->embedding;
+  entries = by_adapter(entries);
   for (const StepEntry& entry : entries) pack(entry, embed);
   const Decoder::Outputs out = model_.decoder().forward({.tokens = tokens_,
                                                          .positions = positions_,
@@ -109,7 +125,8 @@ void StepRunner::run(std::span<const StepEntry> entries) {
                                                          .page_table = page_table_,
                                                          .lengths = lengths_,
                                                          .query_starts = query_starts_,
-                                                         .output_rows = output_rows_},
+                                                         .output_rows = output_rows_,
+                                                         .adapters = adapters_},
                                                         cache_, *workspace_, !embed);
   for (const StepEntry& entry : entries) entry.job->computed += entry.count;
   if (!outputs_.empty()) embed ? take_hidden(out.hidden) : draw(out.logits);

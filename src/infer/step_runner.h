@@ -39,6 +39,7 @@ class StepRunner {
     bool draws;     // else: the log-probability of `target`
     TokenId target;
   };
+  std::span<const StepEntry> by_adapter(std::span<const StepEntry> entries);
   void pack(const StepEntry& entry, bool embed);
   void add_history(const Output& output);
   void draw(const Tensor& logits);
@@ -53,6 +54,8 @@ class StepRunner {
   int64_t drafts_ = 0, drafted_ = 0, accepted_ = 0;
 
   std::vector<int32_t> tokens_, positions_, slots_, page_table_, lengths_, query_starts_, output_rows_;
+  std::vector<int32_t> adapters_;   // of the sequences; empty where the model has none
+  std::vector<StepEntry> entries_;  // in the order in which they are packed
   std::vector<Output> outputs_;
   std::vector<SampleRow> rows_;
   std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;

@@ -1,5 +1,6 @@
 #include "models/families.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -406,6 +407,13 @@ const Family& find_family(const ConfigReader& reader) {
   }
   throw_error(ErrorKind::kUnsupported, "{}: architecture {} is not supported; supported are: {}",
               reader.source(), quote_text(reader.architecture()), supported);
+}
+
+const Family* find_gguf_family(std::string_view architecture) {
+  for (const Family& family : kFamilies) {
+    if (std::ranges::find(family.gguf, architecture) != family.gguf.end()) return &family;
+  }
+  return nullptr;
 }
 
 }  // namespace qiao

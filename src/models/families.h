@@ -37,6 +37,9 @@ struct Family {
 // Throws Error(kUnsupported) listing the supported ones.
 const Family& find_family(const ConfigReader& reader);
 
+// The family whose GGUF files name this architecture; null: none.
+const Family* find_gguf_family(std::string_view architecture);
+
 // Bounds of what a configuration may say, far above any published model.
 inline constexpr int64_t kMaxLayers = 4096;
 inline constexpr int64_t kMaxWidth = int64_t{1} << 20;  // of hidden_size and an expert's or layer's F

@@ -58,6 +58,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   const bool stream_, include_usage_;
   const std::string id_;
   const int64_t created_;
+  std::string model_name_;
   std::mutex mutex_;
   std::vector<Choice> choices_;
 

@@ -94,7 +94,7 @@ void completions(ServeContext& context, const HttpRequest& request,
                  const std::shared_ptr<HttpExchange>& exchange) {
   const Json body = parse_body(request);
   Fields fields(body);
-  check_model(context, fields);
+  const std::string adapter = check_model(context, fields);
   const LanguageModel& model = *context.model;
   const Json* prompt = fields.find("prompt");
   if (prompt == nullptr) throw_bad_field("prompt", "is required");
@@ -132,6 +132,7 @@ void completions(ServeContext& context, const HttpRequest& request,
     for (int64_t choice = 0; choice < common.n; ++choice) {
       GenerationRequest generation;
       generation.tenant = api_key_of(request);
+      generation.adapter = adapter;
       generation.prompt = ids[p];
       generation.sampling = common.sampling;
       generation.choice = static_cast<int32_t>(choice);

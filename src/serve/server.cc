@@ -29,12 +29,15 @@ Json parse_body(const HttpRequest& request) {
   }
 }
 
-void check_model(const CommonContext& context, Fields& fields) {
+std::string check_model(const CommonContext& context, Fields& fields) {
   const std::optional<std::string> name = fields.text("model");
-  if (!name || *name == context.model_name) return;
-  throw ApiError(
-      404, fmt::format("model: '{}' is not served here; '{}' is", name->substr(0, 200), context.model_name),
-      "model", "model_not_found");
+  if (!name || *name == context.model_name) return {};
+  if (std::ranges::find(context.adapters, *name) != context.adapters.end()) return *name;
+  std::string served = fmt::format("'{}' is", context.model_name);
+  if (!context.adapters.empty())
+    served = fmt::format("'{}' and '{}' are", context.model_name, fmt::join(context.adapters, "', '"));
+  throw ApiError(404, fmt::format("model: '{}' is not served here; {}", name->substr(0, 200), served),
+                 "model", "model_not_found");
 }
 
 void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json) {
@@ -92,22 +95,27 @@ bool equal_in_constant_time(std::string_view a, std::string_view b) {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-void send_models(const CommonContext& context, int64_t longest,
-                 const std::shared_ptr<HttpExchange>& exchange) {
-  Json model = {{"id", context.model_name},
-                {"object", "model"},
-                {"created", context.started},
-                {"owned_by", "qiao"},
-                {"max_model_len", longest}};
-  send_json(exchange, {{"object", "list"}, {"data", Json::array({std::move(model)})}});
+// An entry of /v1/models; `root` and `parent` as vLLM has them: an adapter's path, and its base.
+Json model_entry(const CommonContext& context, const std::string& name, const std::string& root, Json parent,
+                 int64_t longest) {
+  return {{"id", name},   {"object", "model"},           {"created", context.started}, {"owned_by", "qiao"},
+          {"root", root}, {"parent", std::move(parent)}, {"max_model_len", longest}};
 }
 
 void list_models(ServeContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
-  send_models(context, context.engine.options().context, exchange);
+  const int64_t longest = context.engine.options().context;
+  const std::string& base = context.model_name;
+  Json list = Json::array({model_entry(context, base, base, nullptr, longest)});
+  for (const AdapterSource& adapter : context.model->adapters())
+    list.push_back(model_entry(context, adapter.name, adapter.path.string(), base, longest));
+  send_json(exchange, {{"object", "list"}, {"data", std::move(list)}});
 }
 
 void list_models(EncoderContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
-  send_models(context, context.model.max_tokens(), exchange);
+  const std::string& name = context.model_name;
+  send_json(exchange,
+            {{"object", "list"},
+             {"data", Json::array({model_entry(context, name, name, nullptr, context.model.max_tokens())})}});
 }
 
 template <typename Context>
@@ -315,6 +323,10 @@ void Server::State::handle(const HttpRequest& request, const std::shared_ptr<Htt
 
 Server::Server(std::shared_ptr<LanguageModel> model, Engine& engine, const ServerOptions& options) {
   const std::string name = options.model_name.empty() ? model->name() : options.model_name;
+  if (std::ranges::find(model->adapters(), name, &AdapterSource::name) != model->adapters().end()) {
+    throw_error(ErrorKind::kInvalidInput, "adapter name '{}' is the model's own; give one of them another",
+                name);
+  }
   state_ = std::make_unique<State>(std::move(model), engine, options, name);
   start(options);
 }

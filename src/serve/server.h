@@ -26,6 +26,11 @@ struct CommonContext {
   explicit CommonContext(const std::string& name);
   Metrics metrics;
   std::string model_name;
+  std::vector<std::string> adapters;  // LoRA adapters by name: each is a model to clients
+  // What answers call the model that an adapter (empty: none) makes of the base.
+  const std::string& served_name(const std::string& adapter) const {
+    return adapter.empty() ? model_name : adapter;
+  }
   int64_t started = 0;  // seconds since 1970
   std::atomic<bool> draining{false};
 };
@@ -33,7 +38,9 @@ struct CommonContext {
 // Of a server with a language model.
 struct ServeContext : CommonContext {
   ServeContext(const std::string& name, std::shared_ptr<LanguageModel> language_model, Engine& its_engine)
-      : CommonContext(name), model(std::move(language_model)), engine(its_engine) {}
+      : CommonContext(name), model(std::move(language_model)), engine(its_engine) {
+    for (const AdapterSource& adapter : model->adapters()) adapters.push_back(adapter.name);
+  }
   std::shared_ptr<LanguageModel> model;
   Engine& engine;
 };
@@ -69,8 +76,9 @@ void encoder_detokenize(EncoderContext&, const HttpRequest&, const std::shared_p
 std::string_view api_key_of(const HttpRequest& request);
 // The body as a JSON object; ApiError 400 otherwise.
 Json parse_body(const HttpRequest& request);
+// The adapter that the field "model" names; empty for the model itself, or where there is no such field.
 // ApiError 404 where the request names a model that is not served.
-void check_model(const CommonContext& context, Fields& fields);
+std::string check_model(const CommonContext& context, Fields& fields);
 void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json);
 // A prompt field's entry: a text or a list of token ids.
 std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, const std::string& field,
