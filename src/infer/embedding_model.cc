@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "text/unicode.h"
 
 namespace qiao {
 
@@ -35,8 +36,12 @@ std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path
   return model;
 }
 
+std::string EmbeddingModel::prepared(std::string_view text) const {
+  return pooling_.lowercase ? tokenization::lowercase(text) : std::string(text);
+}
+
 EncoderInput EmbeddingModel::encode(std::string_view text) const {
-  return {tokenizer_->encode(text, {.add_special = true, .parse_special = true}), {}};
+  return {tokenizer_->encode(prepared(text), {.add_special = true, .parse_special = true}), {}};
 }
 
 void EmbeddingModel::truncate(EncoderInput& input, int64_t max_tokens) const {
@@ -49,7 +54,7 @@ void EmbeddingModel::truncate(EncoderInput& input, int64_t max_tokens) const {
 }
 
 std::vector<TokenId> EmbeddingModel::encode_plain(std::string_view text) const {
-  return tokenizer_->encode(text, {.parse_special = true});
+  return tokenizer_->encode(prepared(text), {.parse_special = true});
 }
 
 EncoderInput EmbeddingModel::encode_pair(std::vector<TokenId> first, std::vector<TokenId> second,

@@ -33,8 +33,10 @@ std::string model_name(const std::filesystem::path& path) {
   return clean.has_filename() ? clean.filename().string() : clean.parent_path().filename().string();
 }
 
-void load_adapters(const std::vector<AdapterSource>& adapters, Decoder& decoder) {
+// Returns their keys.
+std::vector<std::string> load_adapters(const std::vector<AdapterSource>& adapters, Decoder& decoder) {
   constexpr size_t kMostBytes = 200;
+  std::vector<std::string> keys;
   for (auto adapter = adapters.begin(); adapter != adapters.end(); ++adapter) {
     const std::string& name = adapter->name;
     const bool plain = std::ranges::none_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
@@ -45,8 +47,11 @@ void load_adapters(const std::vector<AdapterSource>& adapters, Decoder& decoder)
     }
     if (std::ranges::find(adapters.begin(), adapter, name, &AdapterSource::name) != adapter)
       throw_error(ErrorKind::kInvalidInput, "adapter name {} is given twice", quote_text(name));
-    decoder.add_adapter(*LoraFiles::open(adapter->path));
+    const std::unique_ptr<LoraFiles> files = LoraFiles::open(adapter->path);
+    decoder.add_adapter(*files);
+    keys.push_back(fmt::format("{} {:016x}", name, files->fingerprint()));
   }
+  return keys;
 }
 
 }  // namespace
@@ -78,7 +83,7 @@ std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
     throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
                 model->tokenizer_->vocabulary_size(), model->decoder_->config().vocabulary_size);
   }
-  load_adapters(options.adapters, *model->decoder_);
+  model->adapter_keys_ = load_adapters(options.adapters, *model->decoder_);
   model->adapters_ = options.adapters;
   return model;
 }

@@ -51,6 +51,8 @@ class LanguageModel {
   // The number by which steps of the decoder know an adapter; -1 for the empty name. Throws
   // Error(kNotFound), listing those there are.
   int32_t adapter_number(std::string_view name) const;
+  // What tells an adapter's cached keys and values from all others', also after a restart with other files.
+  const std::string& adapter_key(int32_t number) const { return adapter_keys_[static_cast<size_t>(number)]; }
 
   // `variables` as ChatTemplate::render takes them (messages, tools, add_generation_prompt…); bos_token and
   // eos_token are added. Throws Error(kUnsupported) where the model has no chat template.
@@ -73,6 +75,7 @@ class LanguageModel {
   SamplingOptions sampling_;
   std::vector<TokenId> end_of_generation_;
   std::vector<AdapterSource> adapters_;  // by number
+  std::vector<std::string> adapter_keys_;
 };
 
 }  // namespace qiao

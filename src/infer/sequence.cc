@@ -25,7 +25,7 @@ Sequence::Sequence(GenerationRequest request, Engine::OnEvent on_event, const La
   prompt_tokens = static_cast<int64_t>(tokens.size());
   tenant = request_.tenant;
   // An adapter's keys and values are its own. No name holds the separator, and no tenant begins with it.
-  if (adapter_ >= 0) tenant = fmt::format("\n{}\n{}", request_.adapter, request_.tenant);
+  if (adapter_ >= 0) tenant = fmt::format("\n{}\n{}", model.adapter_key(adapter_), request_.tenant);
   embedding = request_.embedding;
   if (request_.embedding) outputs_wanted = prompt_tokens;
   if (request_.prompt_logprobs) outputs_wanted = prompt_tokens - 1;

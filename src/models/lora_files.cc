@@ -1,6 +1,8 @@
 #include "models/lora_files.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <optional>
 
@@ -157,6 +159,28 @@ void LoraFiles::read_pairs(const std::vector<TensorInfo>& tensors) {
 std::span<const std::byte> LoraFiles::bytes(const TensorInfo& tensor) const {
   const std::vector<MappedFile>& files = gguf() ? gguf_->files() : safetensors_.files;
   return files[tensor.file].bytes().subspan(tensor.offset, tensor.bytes);
+}
+
+uint64_t LoraFiles::fingerprint() const {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&hash](const void* data, size_t size) {  // FNV-1a, eight bytes at a time
+    for (size_t at = 0; at < size; at += sizeof(uint64_t)) {
+      uint64_t word = size - at;
+      std::memcpy(&word, static_cast<const char*>(data) + at, std::min(sizeof(word), size - at));
+      hash = (hash ^ word) * 0x100000001b3;
+      hash ^= hash >> 32;
+    }
+  };
+  for (const LoraPair& pair : pairs_) {
+    const double factor = scale(pair);
+    add(pair.module.data(), pair.module.size());
+    add(&factor, sizeof(factor));
+    for (const TensorInfo* half : {pair.a, pair.b}) {
+      add(half->shape.data(), half->shape.size() * sizeof(int64_t));
+      add(bytes(*half).data(), bytes(*half).size());
+    }
+  }
+  return hash;
 }
 
 double LoraFiles::scale(const LoraPair& pair) const {

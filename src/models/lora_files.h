@@ -66,6 +66,8 @@ class LoraFiles {
   const std::string& source() const { return source_; }              // the file of the tensors, for messages
   const std::vector<LoraPair>& pairs() const { return pairs_; }      // in the order of names
   std::span<const std::byte> bytes(const TensorInfo& tensor) const;
+  // Of everything that answers depend on: differs where they may. Not against forgery.
+  uint64_t fingerprint() const;
   // alpha / r, or as the configuration says. Checks the rank against it.
   double scale(const LoraPair& pair) const;
 

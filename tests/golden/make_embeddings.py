@@ -177,6 +177,19 @@ def make_tiny(folder):
         transformers.BertConfig(num_labels=1, **bert)), True, 64, 5).scores()
     Case(folder / "cross-xlm-roberta", transformers.XLMRobertaForSequenceClassification(
         transformers.XLMRobertaConfig(num_labels=1, **roberta)), False, 64, 6).scores()
+    # Long enough for distances beyond those that have a bucket of their own.
+    mpnet = {k: v for k, v in roberta.items() if k != "type_vocab_size"} | dict(max_position_embeddings=202)
+    Case(folder / "mpnet", transformers.MPNetModel(transformers.MPNetConfig(**mpnet), add_pooling_layer=False), False, 200,
+         7).embeddings(["mean"], True)
+    Case(folder / "cross-mpnet", transformers.MPNetForSequenceClassification(
+        transformers.MPNetConfig(num_labels=1, **mpnet)), False, 64, 8).scores()
+    Case(folder / "cross-distilbert", transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(num_labels=1, **distil)), True, 64, 9).scores()
+    electra = dict(bert, embedding_size=32)
+    Case(folder / "electra", transformers.ElectraModel(transformers.ElectraConfig(**electra)), True, 64,
+         10).embeddings(["cls"], False)
+    Case(folder / "cross-electra", transformers.ElectraForSequenceClassification(
+        transformers.ElectraConfig(num_labels=1, **electra)), True, 64, 11).scores()
 
 
 def make_minilm(folder, source):

@@ -29,6 +29,8 @@ std::vector<GenerationRequest> requests(const LanguageModel& model, uint64_t see
     request.sampling.seed = random();
     request.sampling.frequency_penalty = random() % 3 == 0 ? 0.5f : 0.0f;
     request.logprobs = true;
+    if (!model.adapters().empty() && random() % 3 != 0)
+      request.adapter = model.adapters()[random() % model.adapters().size()].name;
     list.push_back(std::move(request));
   }
   return list;
@@ -63,7 +65,7 @@ class InvarianceTest : public ::testing::TestWithParam<Setting> {};
 TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
   constexpr uint64_t kSeed = 20261123;
   constexpr size_t kCount = 24;
-  const auto model = load_chat_model(1);
+  const auto model = load_chat_model(1, "cpu", chat_adapters());
   const std::vector<GenerationRequest> list = requests(*model, kSeed, kCount);
   std::vector<Answer> alone;
   {
@@ -75,7 +77,7 @@ TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
     }
   }
   const Setting& setting = GetParam();
-  const auto other = load_chat_model(setting.threads);
+  const auto other = load_chat_model(setting.threads, "cpu", chat_adapters());
   Engine engine(other, setting.engine);
   std::mt19937_64 random(kSeed + 1);
   std::vector<std::unique_ptr<Pending>> pending;
@@ -99,7 +101,8 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
   std::vector<std::shared_ptr<LanguageModel>> models;
-  for (int threads = 1; threads <= 2; ++threads) models.push_back(load_chat_model(threads));
+  for (int threads = 1; threads <= 2; ++threads)
+    models.push_back(load_chat_model(threads, "cpu", chat_adapters()));
   std::vector<GenerationRequest> list = requests(*models[0], kSeed, kCount);
   for (size_t i = 0; i < kCount; ++i) {
     list[i].sampling.repetition_penalty = i % 4 == 0 ? 1.3f : 1.0f;

@@ -19,7 +19,8 @@ inline std::vector<float> read_floats(const std::filesystem::path& path) {
 }
 
 // Largest |difference| over largest |logit| of the worst position. Infinite where either holds a NaN.
-inline double worst_position(const std::vector<float>& expected, const std::vector<float>& got, size_t vocabulary) {
+inline double worst_position(const std::vector<float>& expected, const std::vector<float>& got,
+                             size_t vocabulary) {
   double worst = 0;
   for (size_t row = 0; row < expected.size() / vocabulary; ++row) {
     double difference = 0, largest = 0;

@@ -1,4 +1,5 @@
-// LoRA adapters against PEFT on Transformers (tests/golden/make_lora.py): each kind of file on each kind of base.
+// LoRA adapters against PEFT on Transformers (tests/golden/make_lora.py): each kind of file on each kind of
+// base.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,8 +37,9 @@ std::vector<LoraCase> lora_cases() {
         for (const std::string base : {"", "gguf"}) {
           if (!entry.contains(adapter) || (!base.empty() && !entry.contains(base))) continue;
           LoraCase test;
-          test.name = fmt::format("{}_{}_on_{}_{}", entry.at("name").get<std::string>(),
-                                  adapter == "adapter" ? "peft" : "gguf", base.empty() ? "directory" : "gguf", chip);
+          test.name =
+              fmt::format("{}_{}_on_{}_{}", entry.at("name").get<std::string>(),
+                          adapter == "adapter" ? "peft" : "gguf", base.empty() ? "directory" : "gguf", chip);
           test.folder = entry.at("folder").get<std::string>();
           test.config = entry.at("config").get<std::string>();
           if (!base.empty()) test.gguf = entry.at(base).get<std::string>();
@@ -105,7 +107,8 @@ TEST(LoraStepTest, NeighboursKeepTheirOwnAdapters) {
   constexpr int64_t kPageTokens = 8;
   const auto sequences = static_cast<int64_t>(adapters.size());
   KvCache cache(*backend, decoder->config(), sequences, kPageTokens, DType::kF32);
-  const auto workspace = decoder->make_workspace({.tokens = 64, .sequences = sequences, .outputs = 64}, cache);
+  const auto workspace =
+      decoder->make_workspace({.tokens = 64, .sequences = sequences, .outputs = 64}, cache);
   std::vector<int32_t> tokens, positions, slots, table, lengths, starts = {0}, rows;
   std::vector<std::vector<int32_t>> prompts;
   for (int32_t s = 0; s < sequences; ++s) {
@@ -135,7 +138,8 @@ TEST(LoraStepTest, NeighboursKeepTheirOwnAdapters) {
     driver.adapter = adapters[s];
     const int32_t row = rows[output] - starts[s];
     const auto alone = driver.feed(prompts[s], {&row, 1});
-    EXPECT_EQ(std::memcmp(alone.data(), logits.data() + output * 96, 96 * sizeof(float)), 0) << "output " << output;
+    EXPECT_EQ(std::memcmp(alone.data(), logits.data() + output * 96, 96 * sizeof(float)), 0)
+        << "output " << output;
   }
   const std::vector<int32_t> wrong = {0, 0, 0, 0, 0, 0, 3};
   batch.adapters = wrong;
