@@ -16,6 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+HERE = pathlib.Path(__file__).resolve().parent
 TEXTS = ["The sky is blue.", "", " ", "A bridge carries people over a river; this one carries words.",
          "桥 means bridge. 你好，世界！", "Ünïcödé naïve café", "numbers 0 1 2 42 1000, punctuation?!... (brackets)",
          "один два три", "x" * 150, "word " * 60]
@@ -106,7 +107,9 @@ class Case:
     def __init__(self, folder, model, bert, max_length, seed):
         self.folder, self.max_length = folder, max_length
         self.model = randomize(model, seed)
-        self.tokenizer = train_tokenizer(bert)
+        # Training breaks ties at random: a tokenizer that is committed stays.
+        committed = HERE / "encoders" / folder.name / "tokenizer.json"
+        self.tokenizer = Tokenizer.from_file(str(committed)) if committed.exists() else train_tokenizer(bert)
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(max_length)  # longest_first; the file does not say so: Qiao's own setting does
