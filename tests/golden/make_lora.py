@@ -26,7 +26,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
 
 # name -> (base's case in models/cases.json, arguments of LoraConfig, options). Options: dtype of the saved tensors, gguf
-# (whether llama.cpp's converter can write it: it knows neither patterns nor rank stabilisation).
+# (llama.cpp's converter can write it: it knows neither patterns nor rank stabilisation; "q8_0": in that type, exactly).
 ADAPTERS = {
     "llama": ("llama", dict(r=4, lora_alpha=8, target_modules=ALL), dict(gguf=True)),
     "llama-patterns": ("llama", dict(
@@ -52,6 +52,7 @@ ADAPTERS = {
     "chat-one": ("chat", dict(r=8, lora_alpha=16, target_modules=ALL), dict()),
     "chat-two": ("chat", dict(r=20, lora_alpha=30, target_modules=["q_proj", "v_proj", "up_proj"]),
                  dict(dtype=torch.float16)),
+    "llama-q8": ("llama", dict(r=32, lora_alpha=12, target_modules=["q_proj", "k_proj"]), dict(gguf="q8_0")),
 }
 
 
@@ -75,7 +76,16 @@ def save(model, folder, base, dtype):
     path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
-def convert(llama_cpp, base, folder):
+def as_q8_0(tensor):
+    """Values that blocks of Q8_0 hold exactly: a half-precision scale times whole numbers up to 127."""
+    blocks = tensor.reshape(-1, 32)
+    scale = (blocks.abs().amax(dim=1, keepdim=True) / 127).half().float()
+    whole = (blocks / scale).round().clamp(-127, 127)
+    whole[:, 0] = 127
+    return (whole * scale).reshape(tensor.shape)
+
+
+def convert(llama_cpp, base, folder, kind):
     """With the base's folder as the converter wants it: Gemma's conversion counts the vocabulary."""
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / base.name
@@ -89,7 +99,7 @@ def convert(llama_cpp, base, folder):
         adapter.mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(folder / name, adapter / name)
-        subprocess.run([sys.executable, llama_cpp / "convert_lora_to_gguf.py", "--base", made, "--outtype", "f32", "--outfile",
+        subprocess.run([sys.executable, llama_cpp / "convert_lora_to_gguf.py", "--base", made, "--outtype", kind, "--outfile",
                         folder / "adapter.gguf", adapter], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -105,7 +115,7 @@ def make(root, name, seed, llama_cpp, models):
             if "lora_" not in parameter_name:
                 continue
             noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
-            parameter.copy_(noise.to(dtype).float())
+            parameter.copy_(as_q8_0(noise) if options.get("gguf") == "q8_0" else noise.to(dtype).float())
     folder = root / name
     save(model, folder, base, dtype)
     if case is None:
@@ -119,7 +129,7 @@ def make(root, name, seed, llama_cpp, models):
     if "gguf" in case:
         made["gguf"] = case["gguf"]
     if options.get("gguf"):
-        convert(llama_cpp, base_folder, folder)
+        convert(llama_cpp, base_folder, folder, "f32" if options["gguf"] is True else options["gguf"])
         made["gguf_adapter"] = f"{name}/adapter.gguf"
     return made
 
