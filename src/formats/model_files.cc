@@ -28,7 +28,7 @@ bool is_there(const fs::path& path) {
 // Null where the file is absent.
 Json read_object(const fs::path& path, size_t max_bytes) {
   if (!is_there(path)) return nullptr;
-  Json json = parse_json(read_file(path, max_bytes), path.string(), {.max_bytes = max_bytes});
+  Json json = parse_json(read_regular_file(path, max_bytes), path.string(), {.max_bytes = max_bytes});
   if (!json.is_object())
     throw_error(ErrorKind::kInvalidInput, "{}: a JSON object was expected", path.string());
   return json;
@@ -313,7 +313,7 @@ std::string ModelFiles::chat_template(std::string_view name) const {
   const bool plain = name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
   const fs::path file = is_default ? path_ / "chat_template.jinja"
                                    : path_ / "additional_chat_templates" / fmt::format("{}.jinja", name);
-  if (plain && is_there(file)) return read_file(file, kMaxTemplateBytes);
+  if (plain && is_there(file)) return read_regular_file(file, kMaxTemplateBytes);
   const fs::path json = path_ / "chat_template.json";
   if (const auto text = template_in(read_object(json, kMaxTemplateBytes), name, json)) return *text;
   return template_in(tokenizer_config(), name, path_ / "tokenizer_config.json").value_or("");

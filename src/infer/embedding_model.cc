@@ -21,10 +21,7 @@ std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path
   model->encoder_ = Encoder::load(*files, *model->backend_, options.decoder);
   model->pooling_ = read_pooling(*files, model->encoder_->config());
   const int64_t vocabulary = model->encoder_->config().vocabulary_size;
-  if (model->tokenizer_->vocabulary_size() > vocabulary) {
-    throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
-                model->tokenizer_->vocabulary_size(), vocabulary);
-  }
+  model->tokenizer_->require_fit(vocabulary, path.string());
   const std::vector<TokenId> frame = model->tokenizer_->encode("", {.add_special = true});
   model->special_at_end_ = frame.empty() ? 0 : frame.size() - 1;  // the first of them stands in front
   if (files->kind() == ModelFiles::Kind::kHuggingFace && model->pooling_.scores) {

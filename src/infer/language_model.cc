@@ -79,10 +79,9 @@ std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
   std::sort(model->end_of_generation_.begin(), model->end_of_generation_.end());
   model->backend_ = make_backend(options.device, {.threads = options.threads});
   model->decoder_ = Decoder::load(*files, *model->backend_, options.decoder);
-  if (model->tokenizer_->vocabulary_size() > model->decoder_->config().vocabulary_size) {
-    throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
-                model->tokenizer_->vocabulary_size(), model->decoder_->config().vocabulary_size);
-  }
+  const int64_t vocabulary = model->decoder_->config().vocabulary_size;
+  model->tokenizer_->require_fit(vocabulary, path.string());
+  std::erase_if(model->end_of_generation_, [&](TokenId id) { return id >= vocabulary; });  // never drawn
   model->adapter_keys_ = load_adapters(options.adapters, *model->decoder_);
   model->adapters_ = options.adapters;
   return model;

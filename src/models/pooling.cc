@@ -21,7 +21,7 @@ constexpr size_t kMaxModules = 16;
 
 Json read_config(const fs::path& path) {
   if (!fs::exists(path)) return Json::object();
-  Json json = parse_json(read_file(path, kMaxModuleBytes), path.string());
+  Json json = parse_json(read_regular_file(path, kMaxModuleBytes), path.string());
   return json;
 }
 
@@ -196,7 +196,7 @@ void add_dense(const fs::path& folder, int64_t columns, PoolingHead& head) {
 
 void read_modules(const fs::path& model, const EncoderConfig& config, PoolingHead& head) {
   const fs::path source = model / "modules.json";
-  const Json modules = parse_json(read_file(source, kMaxModuleBytes), source.string());
+  const Json modules = parse_json(read_regular_file(source, kMaxModuleBytes), source.string());
   if (!modules.is_array() || modules.size() > kMaxModules) {
     throw_error(ErrorKind::kInvalidInput, "{}: a list of at most {} modules was expected", source.string(),
                 kMaxModules);

@@ -191,7 +191,10 @@ class GgufReader {
       options.ignore_merges = (pre.flags & GgufPreTokenizer::kIgnoreMerges) != 0;
       options.newline_runs_whole = escaped;
       options.byte_fallback = plain;
-      parts_.model = std::make_unique<BpeModel>(vocabulary_, read_merges(), options, false, metadata_.source);
+      std::vector<bool> matched(types_.size());
+      for (size_t i = 0; i < matched.size(); ++i) matched[i] = types_[i] != kControl && types_[i] != kUnknown;
+      parts_.model = std::make_unique<BpeModel>(vocabulary_, read_merges(), std::move(matched), options,
+                                                false, metadata_.source);
     } else {
       // Kimi K2's merges are its vocabulary: the neighbours that make the token of the lowest id go first.
       std::vector<float> scores(types_.size());

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <map>
@@ -171,6 +172,19 @@ TEST_F(ModelDirectory, HostileConfigurationFilesAreNamed) {
   write("tokenizer.json", "{\"a\":\"\xff\"}");
   const auto model = open();  // the tokenizer is read on first use
   EXPECT_QIAO_ERROR(model->tokenizer_json(), kInvalidInput, "tokenizer.json");
+}
+
+TEST_F(ModelDirectory, PipesInPlaceOfFilesAreRefusedAtOnce) {
+  write("model.safetensors", kWeights);
+  ASSERT_EQ(::mkfifo((directory.path() / "config.json").c_str(), 0600), 0);
+  EXPECT_QIAO_ERROR(open(), kInvalidInput, "config.json", "not a regular file");
+  std::filesystem::remove(directory.path() / "config.json");
+  write("config.json", "{}");
+  ASSERT_EQ(::mkfifo((directory.path() / "chat_template.jinja").c_str(), 0600), 0);
+  ASSERT_EQ(::mkfifo((directory.path() / "tokenizer.json").c_str(), 0600), 0);
+  const auto model = open();
+  EXPECT_QIAO_ERROR(model->chat_template(), kInvalidInput, "chat_template.jinja", "not a regular file");
+  EXPECT_QIAO_ERROR(model->tokenizer_json(), kInvalidInput, "tokenizer.json", "not a regular file");
 }
 
 TEST_F(ModelDirectory, SpecialTokensFillWhatTheTokenizersConfigLacks) {
