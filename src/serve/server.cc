@@ -20,7 +20,7 @@ std::string_view api_key_of(const HttpRequest& request) {
 
 Json parse_body(const HttpRequest& request) {
   try {
-    Json body = parse_json(request.body, "body", {.max_bytes = size_t{64} << 20, .max_depth = 64});
+    Json body = parse_json(request.body, "body", {.max_bytes = size_t{1} << 30, .max_depth = 64});
     if (!body.is_object())
       throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
     return body;
@@ -126,8 +126,9 @@ void health(Context& context, const HttpRequest&, const std::shared_ptr<HttpExch
 
 template <typename Context>
 void metrics(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  const HttpServer* http = context.http;
   exchange->send(200, "text/plain; version=0.0.4; charset=utf-8",
-                 context.metrics.text(context.engine.stats()));
+                 context.metrics.text(context.engine.stats(), http == nullptr ? 0 : http->connections()));
 }
 
 template <typename Context>
@@ -182,17 +183,38 @@ constexpr Route<EncoderContext> kEncoderRoutes[] = {
     {"GET", "/", page, true},
 };
 
-// The path's route for this method, or null with `path_exists`.
+// The path's route for this method, or null; `methods` is given what the path takes, as an Allow header says
+// it.
 template <typename Context, size_t kCount>
 const Route<Context>* find_route(const Route<Context> (&routes)[kCount], const HttpRequest& request,
-                                 bool& path_exists) {
+                                 std::string& methods) {
   const Route<Context>* found = nullptr;
   for (const Route<Context>& route : routes) {
     if (route.path != request.path) continue;
-    path_exists = true;
+    methods += fmt::format("{}, {}", route.method, route.method == "GET" ? "HEAD, " : "");
     if (route.method == request.method || (request.method == "HEAD" && route.method == "GET")) found = &route;
   }
   return found;
+}
+
+// JSON, what `curl -d` says by itself, or nothing; ApiError 415 for what cannot be JSON or is compressed.
+void check_content_type(const HttpRequest& request) {
+  std::string type(request.header("content-type"));
+  type.resize(std::min(type.find(';'), type.size()));
+  while (type.ends_with(' ')) type.pop_back();
+  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return std::tolower(c); });
+  const bool json = type.empty() || type == "application/json" || type.ends_with("+json") ||
+                    type == "text/json" || type == "text/plain" || type == "application/octet-stream" ||
+                    type == "application/x-www-form-urlencoded";
+  if (!json)
+    throw ApiError(415,
+                   fmt::format("content-type: '{}' is not taken; application/json is", type.substr(0, 100)),
+                   "content-type");
+  const std::string_view encoding = request.header("content-encoding");
+  if (!encoding.empty() && encoding != "identity")
+    throw ApiError(
+        415, fmt::format("content-encoding: '{}' is not taken; send the body plain", encoding.substr(0, 100)),
+        "content-encoding");
 }
 
 // Adds to every answer of one request: CORS headers, and its count.
@@ -254,10 +276,11 @@ bool Server::State::allowed_origin(std::string_view origin, std::string_view hos
 }
 
 void Server::State::route(const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {
-  bool path_exists = false;
-  const Route<ServeContext>* known = find_route(kRoutes, request, path_exists);
+  std::string methods, encoder_methods;
+  const Route<ServeContext>* known = find_route(kRoutes, request, methods);
   const Route<EncoderContext>* encoders = nullptr;
-  if (encoder != nullptr) encoders = find_route(kEncoderRoutes, request, path_exists);
+  if (encoder != nullptr) encoders = find_route(kEncoderRoutes, request, encoder_methods);
+  if (!encoder_methods.empty()) methods = encoder_methods;
   const bool open =
       encoder != nullptr ? encoders != nullptr && encoders->open : known != nullptr && known->open;
   if (!open) {  // who has no key does not learn which paths there are
@@ -273,6 +296,7 @@ void Server::State::route(const HttpRequest& request, const std::shared_ptr<Http
       }
     }
   }
+  if (request.method == "POST" && (known != nullptr || encoders != nullptr)) check_content_type(request);
   if (encoder != nullptr && encoders != nullptr) return encoders->endpoint(*encoder, request, exchange);
   if (encoder != nullptr && known != nullptr) {
     throw ApiError(400,
@@ -281,8 +305,12 @@ void Server::State::route(const HttpRequest& request, const std::shared_ptr<Http
                                context.model_name, request.path),
                    "model", "model_not_supported");
   }
-  if (known == nullptr && path_exists) {
-    throw ApiError(405, fmt::format("{} is not allowed on {}", request.method, request.path));
+  if (known == nullptr && !methods.empty()) {
+    methods += "OPTIONS";
+    if (request.method == "OPTIONS") return exchange->send(204, "", "", {{"allow", methods}});
+    const ApiError error(405, fmt::format("{} is not allowed on {}; {} are", request.method.substr(0, 40),
+                                          request.path, methods));
+    return exchange->send(405, "application/json", dump_json(error.to_json()), {{"allow", methods}});
   }
   if (known == nullptr) throw ApiError(404, fmt::format("no such path: {}", request.path.substr(0, 200)));
   known->endpoint(*decoder, request, exchange);
@@ -347,15 +375,18 @@ void Server::start(const ServerOptions& options) {
       [state = state_.get()](const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {
         state->handle(request, exchange);
       });
+  state_->context.http = state_->http.get();
 }
 
 Server::~Server() = default;
 
 uint16_t Server::port() const { return state_->http->port(); }
 
-void Server::drain(int seconds) {
+int Server::listening_fd() const { return state_->http->listening_fd(); }
+
+void Server::drain(int seconds, HttpServer::Idle idle) {
   state_->context.draining = true;
-  state_->http->stop(seconds);
+  state_->http->stop(seconds, idle);
 }
 
 }  // namespace qiao::serve

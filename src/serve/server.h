@@ -34,6 +34,7 @@ struct CommonContext {
   }
   int64_t started = 0;  // seconds since 1970
   std::atomic<bool> draining{false};
+  std::atomic<const HttpServer*> http{nullptr};  // once it is there
 };
 
 // Of a server with a language model.
@@ -106,8 +107,10 @@ class Server {
   Server(EncoderEngine& engine, const ServerOptions& options);
   ~Server();
   uint16_t port() const;
-  // Takes no more work (503), lets what runs finish for at most `seconds`, then closes.
-  void drain(int seconds);
+  int listening_fd() const;  // for a successor
+  // Accepts no more connections (/health on those open says 503), lets what runs finish for at most
+  // `seconds`.
+  void drain(int seconds, HttpServer::Idle idle = HttpServer::Idle::kLeave);
 
  private:
   void start(const ServerOptions& options);
