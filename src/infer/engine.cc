@@ -140,7 +140,7 @@ void Engine::State::step() {
   bool prefill = false;
   for (const StepEntry& entry : plan) {
     as_sequence(*entry.job).started();
-    prefill |= !entry.job->decodes();
+    prefill |= entry.job->computed < entry.job->prompt_tokens;
   }
   const Clock::time_point begin = Clock::now();
   try {

@@ -56,9 +56,9 @@ TEST_F(ConstrainedTest, WhatEndsWithStopIsComplete) {
       ASSERT_NE(answer.last.finish, FinishReason::kError) << answer.last.error;
       if (answer.last.finish == FinishReason::kStop) {
         EXPECT_TRUE(complete(grammar, answer.text)) << answer.text;
+        EXPECT_EQ(answer.text, model_->tokenizer().decode(answer.tokens));
         ++stopped;
       }
-      EXPECT_EQ(answer.text, model_->tokenizer().decode(answer.tokens));
     }
   }
   EXPECT_GT(stopped, 12);
@@ -164,7 +164,7 @@ TEST_F(ConstrainedTest, IgnoredEndsAreNotDrawn) {
 TEST_F(ConstrainedTest, AGrammarAtItsLimitEndsItsOwnRequest) {
   constrain::ConstraintLimits limits;
   limits.machine.max_states = 60;
-  GenerationRequest request = asked(constrain::compile_regex("([a-f]{9}-)*", "regex", limits), 200);
+  GenerationRequest request = asked(constrain::compile_regex("[a-f]{200}", "regex", limits), 200);
   request.sampling = {.temperature = 1.5f, .top_k = 0, .top_p = 1.0f, .min_p = 0.0f, .seed = 3};
   request.ignore_eos = true;
   Pending small(engine_, request), neighbour(engine_, asked(person()));
@@ -177,16 +177,16 @@ TEST_F(ConstrainedTest, AGrammarAtItsLimitEndsItsOwnRequest) {
 TEST_F(ConstrainedTest, ControlTokensShowAsTextWhereAsked) {
   const auto grammar = constrain::compile_structure(
       Structure::sequence({Structure::literal("call "), Structure::token("<|im_start|>"),
-                           Structure::json(parse_json(R"({"const":{"a":1}})", "schema"))}),
+                           Structure::json(parse_json(R"({"const":{"a":"b"}})", "schema"))}),
       "tools");
   GenerationRequest request = asked(grammar);
   request.special_text = true;
   Answer answer = run(engine_, request);
-  EXPECT_EQ(answer.text, "call <|im_start|>{\"a\": 1}");
+  EXPECT_EQ(answer.text, "call <|im_start|>{\"a\": \"b\"}");
   EXPECT_EQ(std::count(answer.tokens.begin(), answer.tokens.end(), 1), 1);
   request.special_text = false;
   answer = run(engine_, request);
-  EXPECT_EQ(answer.text, "call {\"a\": 1}");
+  EXPECT_EQ(answer.text, "call {\"a\": \"b\"}");
   // Not those at which generation ends.
   request = greedy(*model_, "The light", 5);
   request.special_text = true;
