@@ -149,11 +149,7 @@ void Sequence::send(TokenId token, TokenLogprobs logprobs) {
   const bool shows = !request_.special_text || !model_.ends_generation(token);
   event.text = stops_.push(shows ? decoder_.push(token) : std::string());
   on_event_(event);
-  if (!stops_.stopped()) return;
-  const auto unsent = static_cast<int64_t>(tokens.size() - sent_);  // forced, but beyond the stop string
-  completion_tokens_ -= unsent;
-  forced_tokens_ -= unsent;
-  finish(FinishReason::kStop);
+  if (stops_.stopped()) finish(FinishReason::kStop);
 }
 
 void Sequence::send_forced() {
@@ -220,12 +216,12 @@ void Sequence::accept_none() {
 }
 
 void Sequence::finish_computed() {
+  send_prompt_logprobs();
   if (ending_ != FinishReason::kNone) {
     send_forced();
     if (!finished) finish(ending_);
     return;
   }
-  send_prompt_logprobs();
   if (!request_.embedding) {
     finish(FinishReason::kLength);
     return;
@@ -256,6 +252,9 @@ GenerationEvent Sequence::last_event(FinishReason reason) const {
 
 void Sequence::finish(FinishReason reason, const std::string& error) {
   finished = true;
+  const auto unsent = static_cast<int64_t>(tokens.size() - sent_);  // forced, but the client never saw them
+  completion_tokens_ -= unsent;
+  forced_tokens_ -= unsent;
   GenerationEvent event = last_event(reason);
   event.error = error;
   if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
