@@ -26,13 +26,17 @@ std::string signature_of(const StringSpec& spec) {
 
 }  // namespace
 
-JsonNodes::JsonNodes(Json schema, std::string_view where, const ConstraintLimits& limits)
-    : schema_(std::move(schema)), reader_(schema_, where), limits_(limits) {
+JsonNodes::JsonNodes(Json schema, std::string_view where, const JsonStyle& style,
+                     const ConstraintLimits& limits)
+    : schema_(std::move(schema)),
+      reader_(schema_, where),
+      limits_(limits),
+      digits_only_(style.canonical_literals) {
   any_text_ = string_of({});
   root_ = node_of(reader_.root());
   for (uint32_t id = 0; id < sets_.size(); ++id) fill(id);
   find_possible();
-  if (!possible_[root_]) {
+  if (!possible_[root_] && !limits.may_be_empty) {
     throw_error(ErrorKind::kInvalidInput, "{}: no JSON value satisfies the schema", where);
   }
 }
@@ -65,7 +69,8 @@ void JsonNodes::fill(uint32_t id) {
   nodes_.push_back(std::move(node));
 }
 
-uint32_t JsonNodes::number_of(const NumberSpec& spec) {
+uint32_t JsonNodes::number_of(NumberSpec spec) {
+  spec.digits_only |= digits_only_ && spec.integer;
   const auto known = std::find(number_specs_.begin(), number_specs_.end(), spec);
   if (known != number_specs_.end()) return static_cast<uint32_t>(known - number_specs_.begin());
   number_specs_.push_back(spec);
@@ -86,6 +91,7 @@ uint32_t JsonNodes::add_array(const ArraySpec& spec) {
   JsonArray array{.min = spec.min, .max = spec.max};
   for (const AtomSet& item : spec.prefix) array.prefix.push_back(node_of(item));
   array.rest = node_of(spec.rest);
+  if (spec.unique != nullptr && spec.max > 1) add_unique(spec, array);
   if (spec.contains && (spec.min_contains > 0 || spec.max_contains != kUnbounded)) {
     array.has_contains = true;
     array.min_contains = spec.min_contains;
@@ -111,6 +117,36 @@ uint32_t JsonNodes::add_array(const ArraySpec& spec) {
   }
   arrays_.push_back(std::move(array));
   return static_cast<uint32_t>(arrays_.size() - 1);
+}
+
+// Which values have come can be remembered where they are few.
+void JsonNodes::add_unique(const ArraySpec& spec, JsonArray& array) {
+  constexpr size_t kMaxValues = 64;
+  const Form form = reader_.form(spec.rest);
+  std::vector<Json> values;
+  std::set<std::string> texts;
+  if (form.null) values.emplace_back(nullptr);
+  if (form.yes) values.emplace_back(true);
+  if (form.no) values.emplace_back(false);
+  bool few = spec.prefix.empty() && !spec.contains && form.arrays.empty() && form.objects.empty();
+  for (const NumberSpec& number : form.numbers) {
+    few = few && number.min && number.max && *number.min == *number.max && !number.min_excluded &&
+          !number.max_excluded;
+    if (few) values.push_back(parse_json(number.min->text(), reader_.where()));
+    few = few && Decimal::of(values.back()) == *number.min;  // else it has too many digits
+  }
+  for (const StringSpec& string : form.strings) {
+    few = few && string.literals;
+    if (few) texts.insert(string.literals->begin(), string.literals->end());
+  }
+  values.insert(values.end(), texts.begin(), texts.end());
+  if (!few || values.size() > kMaxValues) {
+    reader_.unsupported(
+        *spec.unique, "uniqueItems",
+        fmt::format("items can be told apart only where they are of a list of at most {} plain values",
+                    kMaxValues));
+  }
+  for (Json& value : values) array.unique.push_back(node_of(both(spec.rest, reader_.only(std::move(value)))));
 }
 
 // Whether propertyNames takes the name.
@@ -296,6 +332,7 @@ void JsonNodes::find_possible() {
   // With all that is possible known, how long an array may become, and which keys an object may have.
   for (JsonArray& array : arrays_) {
     array_possible(array);
+    std::erase_if(array.unique, [&](uint32_t id) { return !possible_[id]; });
     for (uint32_t i = 0; i <= array.prefix.size(); ++i) {
       if (!possible_[array.item(i)]) array.max = std::min(array.max, i);
     }
@@ -325,6 +362,11 @@ bool JsonNodes::array_possible(JsonArray& array) {
     if (!possible_[array.item(i)]) longest = i;
   }
   longest = std::min(longest, array.max);
+  if (!array.unique.empty()) {
+    const auto values =
+        std::count_if(array.unique.begin(), array.unique.end(), [&](uint32_t id) { return possible_[id]; });
+    longest = std::min(longest, static_cast<uint32_t>(values));
+  }
   if (longest < array.min) return false;
   if (!array.has_contains || array.min_contains == 0) return true;
   // Enough items that can hold to contains.

@@ -25,7 +25,26 @@ constexpr size_t kMaxLengthTable = 40'000'000;
 #define QIAO_H16 "[0-9A-Fa-f]{1,4}"
 #define QIAO_LS32 "(?:" QIAO_H16 ":" QIAO_H16 "|" QIAO_IPV4 ")"
 #define QIAO_LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-#define QIAO_PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+#define QIAO_POINTER "(?:/(?:[^/~]|~[01])*)*"
+// RFC 3986 with `more` characters (RFC 3987's), its authority without IPv6 literals. In a path's first
+// segment of a relative reference no colon may stand.
+#define QIAO_UNRESERVED(more) "A-Za-z0-9._~!$&'()*+,;=" more
+#define QIAO_CHARS(more) "(?:[" QIAO_UNRESERVED(more) ":@-]|%[0-9A-Fa-f]{2})"
+#define QIAO_NO_COLON(more) "(?:[" QIAO_UNRESERVED(more) "@-]|%[0-9A-Fa-f]{2})"
+#define QIAO_SEGMENTS(more) "(?:/" QIAO_CHARS(more) "*)*"
+#define QIAO_ABSOLUTE(more) \
+  "(?://(?:(?:[" QIAO_UNRESERVED(more) ":-]|%[0-9A-Fa-f]{2})*@)?(?:[" QIAO_UNRESERVED(                    \
+      more) "-]|%[0-9A-Fa-f]{2})*(?::[0-9]*)?" QIAO_SEGMENTS(more) "|/(?:" QIAO_CHARS(more) "+" QIAO_SEGMENTS( \
+      more) ")?"
+#define QIAO_TAIL(more) "(?:\\?(?:" QIAO_CHARS(more) "|[/?])*)?(?:#(?:" QIAO_CHARS(more) "|[/?])*)?"
+#define QIAO_URI(more)                                                                   \
+  "[A-Za-z][A-Za-z0-9+.-]*:" QIAO_ABSOLUTE(more) "|" QIAO_CHARS(more) "+" QIAO_SEGMENTS( \
+      more) "|)" QIAO_TAIL(more)
+#define QIAO_RELATIVE(more) \
+  QIAO_ABSOLUTE(more) "|" QIAO_NO_COLON(more) "+" QIAO_SEGMENTS(more) "|)" QIAO_TAIL(more)
+#define QIAO_BEYOND_ASCII "\\u{A0}-\\u{D7FF}\\u{F900}-\\u{FDCF}\\u{FDF0}-\\u{FFEF}\\u{10000}-\\u{EFFFD}"
+#define QIAO_VARIABLE \
+  "(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})(?:\\.?(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2}))*(?::[1-9][0-9]{0,3}|\\*)?"
 
 struct Format {
   std::string_view name;
@@ -53,11 +72,15 @@ constexpr Format kFormats[] = {
      ")?::" QIAO_LS32 "|(?:(?:" QIAO_H16 ":){0,5}" QIAO_H16 ")?::" QIAO_H16 "|(?:(?:" QIAO_H16
      ":){0,6}" QIAO_H16 ")?::)$"},
     {"hostname", "^" QIAO_LABEL "(?:\\." QIAO_LABEL ")*$"},  // RFC 1123; the whole length is not looked at
-    {"uri",                                                  // RFC 3986, its authority without IPv6 literals
-     "^[A-Za-z][A-Za-z0-9+.-]*:(?://(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?"
-     "(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*(?::[0-9]*)?(?:/" QIAO_PCHAR "*)*|/(?:" QIAO_PCHAR
-     "+(?:/" QIAO_PCHAR "*)*)?|" QIAO_PCHAR "+(?:/" QIAO_PCHAR "*)*|)(?:\\?(?:" QIAO_PCHAR
-     "|[/?])*)?(?:#(?:" QIAO_PCHAR "|[/?])*)?$"},
+    {"uri", "^" QIAO_URI("") "$"},
+    {"uri-reference", "^(?:" QIAO_URI("") "|" QIAO_RELATIVE("") ")$"},
+    {"iri", "^" QIAO_URI(QIAO_BEYOND_ASCII) "$"},
+    {"iri-reference", "^(?:" QIAO_URI(QIAO_BEYOND_ASCII) "|" QIAO_RELATIVE(QIAO_BEYOND_ASCII) ")$"},
+    {"uri-template",  // RFC 6570
+     "^(?:[^\\u0000-\\u0020\\u007F\"'%<>\\\\^`{|}]|%[0-9A-Fa-f]{2}|\\{[+#./;?&=,!@|]?" QIAO_VARIABLE
+     "(?:," QIAO_VARIABLE ")*\\})*$"},
+    {"json-pointer", "^" QIAO_POINTER "$"},  // RFC 6901
+    {"relative-json-pointer", "^(?:0|[1-9][0-9]*)(?:#|" QIAO_POINTER ")$"},
 };
 
 std::u32string characters_of(std::string_view utf8) {

@@ -4,10 +4,12 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "constrain/token_table.h"
 #include "infer/sampling.h"
 #include "models/decoder.h"
 #include "text/chat_template.h"
@@ -53,6 +55,9 @@ class LanguageModel {
   int32_t adapter_number(std::string_view name) const;
   // What tells an adapter's cached keys and values from all others', also after a restart with other files.
   const std::string& adapter_key(int32_t number) const { return adapter_keys_[static_cast<size_t>(number)]; }
+  // The vocabulary as constraints on answers need it, with all tokens that end generation. Made at the first
+  // call, which takes a moment; safe from any thread.
+  std::shared_ptr<const constrain::TokenTable> token_table() const;
 
   // `variables` as ChatTemplate::render takes them (messages, tools, add_generation_prompt…); bos_token and
   // eos_token are added. Throws Error(kUnsupported) where the model has no chat template.
@@ -76,6 +81,8 @@ class LanguageModel {
   std::vector<TokenId> end_of_generation_;
   std::vector<AdapterSource> adapters_;  // by number
   std::vector<std::string> adapter_keys_;
+  mutable std::once_flag token_table_made_;
+  mutable std::shared_ptr<const constrain::TokenTable> token_table_;
 };
 
 }  // namespace qiao
