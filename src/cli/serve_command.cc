@@ -21,6 +21,7 @@ struct ServeFlags {
   int64_t kv_pages = 0, page_tokens = 32, max_queued = 1024;
   bool share_prefixes = false, no_prefix_cache = false;
   int64_t max_body_mib = 64;
+  int64_t keep_responses_mib = 64;
   int drain_seconds = 30;
   std::string api_key_file;
 };
@@ -78,6 +79,7 @@ void serve_model(ServeFlags flags) {
     flags.server.api_keys.emplace_back(key);
   if (flags.server.model_name.empty()) flags.server.model_name = served_name(flags.model.model);
   flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
+  flags.server.response_store_bytes = static_cast<size_t>(flags.keep_responses_mib) << 20;
 
   // Blocked before any thread starts, so that only the wait below gets them.
   sigset_t signals;
@@ -163,15 +165,19 @@ void add_serve_command(CLI::App& app) {
       ->capture_default_str()
       ->type_name("MIB");
   command
+      ->add_option("--keep-responses", flags->keep_responses_mib,
+                   "Memory in MiB for answers of /v1/responses that later requests may refer to; 0: none")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
+      ->type_name("MIB");
+  command
       ->add_option("--drain-seconds", flags->drain_seconds, "How long SIGTERM lets running requests finish")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str()
       ->type_name("S");
   command->footer(
-      "Paths: /v1/chat/completions /v1/completions /v1/embeddings /v1/rerank /v1/models /tokenize "
-      "/detokenize /health "
-      "/metrics,\n"
-      "and / for a chat page.\n"
+      "Paths: /v1/chat/completions /v1/responses /v1/messages /v1/completions /v1/embeddings /v1/rerank\n"
+      "/v1/models /tokenize /detokenize /health /metrics /openapi.json, and / for a chat page.\n"
       "Examples:\n"
       "  qiao serve -m smollm2 --port 8080\n"
       "  qiao serve -m minilm                      # /v1/embeddings\n"

@@ -60,6 +60,13 @@ void ChatHistory::add_result(const std::string& id, const std::string& text, con
       {{"role", "tool"}, {"content", text}, {"tool_call_id", id}, {"name", call->second}});
 }
 
+void check_tool_name(const std::string& name, const std::string& field) {
+  constexpr std::string_view kAllowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+  if (name.empty() || name.size() > 128 || name.find_first_not_of(kAllowed) != std::string::npos) {
+    throw_bad_field(field, "'{}': 1 to 128 letters, digits, '_' and '-' are expected", name.substr(0, 80));
+  }
+}
+
 Json parse_arguments(const std::string& text, const std::string& field) {
   if (text.empty()) return Json::object();
   Json arguments;

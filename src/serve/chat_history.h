@@ -36,6 +36,9 @@ class ChatHistory {
   std::map<std::string, std::string, std::less<>> calls_;  // id: name
 };
 
+// 1 to 128 letters, digits, '_' and '-': ApiError naming `field` otherwise.
+void check_tool_name(const std::string& name, const std::string& field);
+
 // A call's arguments, given as JSON text. Empty text: no arguments.
 Json parse_arguments(const std::string& text, const std::string& field);
 

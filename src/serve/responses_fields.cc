@@ -149,6 +149,7 @@ ResponsesRequest read_responses_request(ServeContext& context, const Json& body,
   check_model(context, fields);
   ChatTurn& turn = out.turn;
   turn.tenant = tenant;
+  turn.prompt_field = "input";
   Json& response = out.response;
   response = {{"id", random_id("resp_")},
               {"object", "response"},
@@ -185,11 +186,13 @@ ResponsesRequest read_responses_request(ServeContext& context, const Json& body,
                      "previous_response_id", "previous_response_not_found");
     }
     Json before = Json::parse(earlier->items);
-    for (Json& item : Json::parse(earlier->response)["output"]) before.push_back(std::move(item));
+    Json answer = Json::parse(earlier->response);
+    for (Json& item : answer["output"]) before.push_back(std::move(item));
     items = read_items(before, "previous_response_id", out.tools, history);
   }
   if (input != nullptr) {
-    for (Json& item : read_items(*input, "input", out.tools, history)) items.push_back(std::move(item));
+    Json given = read_items(*input, "input", out.tools, history);
+    for (Json& item : given) items.push_back(std::move(item));
   }
   if (history.empty()) throw_bad_field("input", "is empty");
   out.items = dump_json(items);

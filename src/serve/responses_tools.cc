@@ -50,6 +50,7 @@ class ToolReader {
                      path + "type", "unsupported_parameter");
     }
     const std::string name = tool.required_text("name");
+    check_tool_name(name, tool.full_name("name"));
     Json function = {{"name", offer(name, name_space, type == "custom", tool.full_name("name"))}};
     std::string description = tool.text("description").value_or("");
     if (type == "custom") {
@@ -60,6 +61,9 @@ class ToolReader {
                                 {"additionalProperties", false}};
     } else {
       if (const Json* parameters = tool.find("parameters")) {
+        if (!parameters->is_object())
+          throw_bad_field(tool.full_name("parameters"), "expected a JSON Schema object, got {}",
+                          parameters->type_name());
         function["parameters"] = *parameters;
       } else {
         function["parameters"] = {{"type", "object"}, {"properties", Json::object()}};
@@ -172,7 +176,6 @@ OfferedTools read_response_tools(Fields& fields, ChatTurn& turn, Json& response)
   turn.parallel_tool_calls = fields.flag("parallel_tool_calls", true);
   response["parallel_tool_calls"] = turn.parallel_tool_calls;
   turn.tools = std::move(tools.functions);
-  if (!turn.tools.empty()) check_tools(turn.tools, "tools");
   return std::move(tools.offered);
 }
 
