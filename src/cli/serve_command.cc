@@ -24,6 +24,7 @@ struct ServeFlags {
   int64_t kv_pages = 0, page_tokens = 32, max_queued = 1024;
   bool share_prefixes = false, no_prefix_cache = false;
   int64_t max_body_mib = 64;
+  int64_t keep_responses_mib = 64;
   int drain_seconds = 30;
   std::string api_key_file;
 };
@@ -130,6 +131,7 @@ void serve_model(ServeFlags flags) {
   }
   if (flags.server.model_name.empty()) flags.server.model_name = served_name(flags.model.model);
   flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
+  flags.server.response_store_bytes = static_cast<size_t>(flags.keep_responses_mib) << 20;
 
   const std::filesystem::path path = resolve_model(flags.model.model, !flags.model.no_pull);
   flags.model.model = path.string();
@@ -218,15 +220,19 @@ void add_serve_command(CLI::App& app) {
       ->capture_default_str()
       ->type_name("MIB");
   command
+      ->add_option("--keep-responses", flags->keep_responses_mib,
+                   "Memory in MiB for answers of /v1/responses that later requests may refer to; 0: none")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
+      ->type_name("MIB");
+  command
       ->add_option("--drain-seconds", flags->drain_seconds, "How long SIGTERM lets running requests finish")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str()
       ->type_name("S");
   command->footer(
-      "Paths: /v1/chat/completions /v1/completions /v1/embeddings /v1/rerank /v1/models /tokenize "
-      "/detokenize /health "
-      "/metrics,\n"
-      "and / for a chat page.\n"
+      "Paths: /v1/chat/completions /v1/responses /v1/messages /v1/completions /v1/embeddings /v1/rerank\n"
+      "/v1/models /tokenize /detokenize /health /metrics /openapi.json, and / for a chat page.\n"
       "SIGTERM (Ctrl-C) lets running requests finish. SIGUSR2 starts this program again on the same socket "
       "and\n"
       "then finishes: a restart without a lost request. A socket of systemd (LISTEN_FDS) is taken over.\n"

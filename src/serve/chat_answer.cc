@@ -40,7 +40,7 @@ class ChatAnswer final : public ChatSink {
         choices_(static_cast<size_t>(turn.generation.n)),
         left_(choices_.size()) {}
 
-  void on_begin() override {
+  void on_begin(int64_t) override {
     if (!stream_) return;
     exchange_->begin(200, "text/event-stream; charset=utf-8", sse_headers());
     for (size_t i = 0; i < choices_.size(); ++i) write_delta(i, {{"role", "assistant"}, {"content", ""}});

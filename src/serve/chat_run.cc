@@ -14,6 +14,7 @@ class ChatRun : public std::enable_shared_from_this<ChatRun> {
   // What submit throws is thrown, and the sink hears of nothing then.
   void start(std::vector<GenerationRequest> requests, const chat::ChatFormat& format, const Json& tools,
              bool in_thoughts, HttpExchange& exchange) {
+    const auto prompt_tokens = static_cast<int64_t>(requests[0].prompt.size());
     const auto group = std::make_shared<CancelGroup>();
     const std::lock_guard lock(mutex_);  // events wait until the answer has begun
     for (size_t i = 0; i < requests.size(); ++i) choices_.emplace_back(format, tools, in_thoughts);
@@ -28,7 +29,7 @@ class ChatRun : public std::enable_shared_from_this<ChatRun> {
       abandoned_ = true;
       throw;
     }
-    sink_->on_begin();
+    sink_->on_begin(prompt_tokens);
     exchange.on_close([group] { group->cancel(); });
   }
 
@@ -95,7 +96,10 @@ std::string render_turn(const ServeContext& context, const ChatTurn& turn) {
   Json variables = turn.template_variables;
   variables["messages"] = turn.messages;
   variables["add_generation_prompt"] = turn.add_generation_prompt;
-  return context.model->render_chat(std::move(variables));
+  std::string prompt = context.model->render_chat(std::move(variables));
+  if (turn.answer_start.empty()) return prompt;
+  if (chat::opens_thoughts(context.chat_format, prompt)) prompt += context.chat_format.think_end + "\n\n";
+  return prompt + turn.answer_start;
 }
 
 }  // namespace
@@ -103,6 +107,7 @@ std::string render_turn(const ServeContext& context, const ChatTurn& turn) {
 void run_chat(ServeContext& context, ChatTurn turn, const std::shared_ptr<HttpExchange>& exchange,
               std::shared_ptr<ChatSink> sink) {
   const std::string prompt = render_turn(context, turn);
+  check_text_fits(context, prompt, turn.prompt_field);
   const bool in_thoughts = chat::opens_thoughts(context.chat_format, prompt);
 
   GenerationRequest generation;
@@ -117,8 +122,17 @@ void run_chat(ServeContext& context, ChatTurn turn, const std::shared_ptr<HttpEx
   generation.top_logprobs = turn.top_logprobs;
   std::vector<GenerationRequest> requests(static_cast<size_t>(turn.generation.n), generation);
   for (size_t i = 0; i < requests.size(); ++i) requests[i].choice = static_cast<int32_t>(i);
-  std::make_shared<ChatRun>(context, std::move(sink), turn.logprobs)
-      ->start(std::move(requests), context.chat_format, turn.tools, in_thoughts, *exchange);
+  try {
+    std::make_shared<ChatRun>(context, std::move(sink), turn.logprobs)
+        ->start(std::move(requests), context.chat_format, turn.tools, in_thoughts, *exchange);
+  } catch (const Error& e) {
+    // The engine speaks of its own field.
+    constexpr std::string_view kPrompt = "prompt: ";
+    const std::string_view what = e.what();
+    if (!what.starts_with(kPrompt)) throw;
+    throw ApiError(400, fmt::format("{}: {}", turn.prompt_field, what.substr(kPrompt.size())),
+                   turn.prompt_field, "context_length_exceeded");
+  }
 }
 
 int64_t count_chat_tokens(ServeContext& context, const ChatTurn& turn) {

@@ -32,6 +32,8 @@ struct ChatTurn {
   bool parallel_tool_calls = true;
   Json template_variables = Json::object();  // chat_template_kwargs, reasoning_effort…
   bool add_generation_prompt = true;
+  std::string answer_start;             // what the answer begins with: generation goes on from there
+  std::string prompt_field = "messages";  // what an error names where the prompt is too long
   OutputFormat format;
   GenerationFields generation;  // n, sampling, stop, ignore_eos
   int64_t max_tokens = -1;
@@ -58,7 +60,7 @@ class ChatSink {
   virtual ~ChatSink() = default;
   // All requests are queued: a stream begins here. An answer that cannot begin throws out of run_chat
   // instead.
-  virtual void on_begin() {}
+  virtual void on_begin(int64_t prompt_tokens) { (void)prompt_tokens; }
   virtual void on_event(size_t choice, const chat::ChatEvent& event) = 0;
   // A token, where logprobs were asked for: before the events that its text gives.
   virtual void on_token(size_t choice, const GenerationEvent& token) { (void)choice, (void)token; }

@@ -6,6 +6,8 @@
 #include <thread>
 
 #include "serve/generation_fields.h"
+#include "serve/message_answer.h"
+#include "serve/openapi.h"
 
 namespace qiao::serve {
 
@@ -25,7 +27,10 @@ Json parse_body(const HttpRequest& request) {
       throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
     return body;
   } catch (const Error& e) {
-    throw ApiError(400, e.what(), "", "invalid_json");
+    // NaN, broken UTF-8 or a number that no float64 holds stands in some field.
+    const std::string field = json_error_path(request.body);
+    throw ApiError(400, field.empty() ? e.what() : fmt::format("{}: {}", field, e.what()), field,
+                   "invalid_json");
   }
 }
 
@@ -44,17 +49,47 @@ void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json) 
   exchange->send(200, "application/json", dump_json(json));
 }
 
+namespace {
+
+[[noreturn]] void throw_too_long(const ServeContext& context, std::string_view count, const std::string& field) {
+  throw ApiError(400,
+                 fmt::format("{}: {} tokens do not fit the context of {}", field, count,
+                             context.engine.options().context),
+                 field, "context_length_exceeded");
+}
+
+}  // namespace
+
+void check_fits(const ServeContext& context, size_t tokens, const std::string& field) {
+  if (tokens > static_cast<size_t>(context.engine.options().context))
+    throw_too_long(context, std::to_string(tokens), field);
+}
+
+void check_text_fits(const ServeContext& context, std::string_view text, const std::string& field) {
+  const auto most = static_cast<size_t>(context.engine.options().context);
+  const size_t looked_at = 12 * most;  // bytes; a token of any language has fewer on average
+  if (text.size() <= 2 * looked_at) return;
+  size_t end = looked_at;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
+  const size_t tokens = context.model->tokenizer().encode(text.substr(0, end), {.parse_special = true}).size();
+  // What follows may change the last tokens of the beginning, never half of them.
+  if (tokens > 2 * most) throw_too_long(context, fmt::format("more than {}", tokens / 2), field);
+}
+
 std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, const std::string& field,
                                 bool special) {
   if (entry.is_string()) {
     const Tokenizer& tokenizer = context.model->tokenizer();
+    check_text_fits(context, entry.get_ref<const std::string&>(), field);
     std::vector<TokenId> ids =
         tokenizer.encode(entry.get_ref<const std::string&>(), {.add_special = special});
     if (ids.empty() && tokenizer.bos())
       ids.push_back(*tokenizer.bos());  // an empty text still starts somewhere
     if (ids.empty()) throw_bad_field(field, "is empty");
+    check_fits(context, ids.size(), field);
     return ids;
   }
+  if (entry.is_array()) check_fits(context, entry.size(), field);
   return token_ids(entry, field, context.model->decoder().config().vocabulary_size);
 }
 
@@ -132,6 +167,11 @@ void metrics(Context& context, const HttpRequest&, const std::shared_ptr<HttpExc
 }
 
 template <typename Context>
+void openapi(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  exchange->send(200, "application/json", context.openapi);
+}
+
+template <typename Context>
 void page(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
   exchange->send(
       200, "text/html; charset=utf-8", std::string(page_html()),
@@ -142,12 +182,18 @@ void page(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>& exc
        {"referrer-policy", "no-referrer"}});
 }
 
-void send_error(const ApiError& error, HttpExchange& exchange) {
+// In the words of the API that was called.
+void send_error(const ApiError& error, const HttpRequest& request, HttpExchange& exchange) {
   HttpHeaders headers;
   if (error.status() == 401) headers.emplace_back("www-authenticate", "Bearer");
   // A place in the queue is free as soon as any request has ended; clients back off further by themselves.
   if (error.status() == 429 || error.status() == 503) headers.emplace_back("retry-after", "1");
-  exchange.send(error.status(), "application/json", dump_json(error.to_json()), headers);
+  if (!request.path.starts_with("/v1/messages"))
+    return exchange.send(error.status(), "application/json", dump_json(error.to_json()), headers);
+  headers.emplace_back("request-id", request.id);
+  const int status = message_error_status(error.status());
+  exchange.send(status, "application/json",
+                dump_json(message_error_json(status, error.what(), request.id)), headers);
 }
 
 template <typename Context>
@@ -160,18 +206,27 @@ struct Route {
 constexpr Route<ServeContext> kRoutes[] = {
     {"POST", "/v1/chat/completions", chat_completions, false},
     {"POST", "/v1/completions", completions, false},
+    {"POST", "/v1/responses", create_response, false},
+    {"POST", "/v1/responses/input_tokens", count_response_tokens, false},
+    {"GET", "/v1/responses/{response_id}", retrieve_response, false},
+    {"DELETE", "/v1/responses/{response_id}", delete_response, false},
+    {"GET", "/v1/responses/{response_id}/input_items", list_response_items, false},
+    {"POST", "/v1/messages", create_message, false},
+    {"POST", "/v1/messages/count_tokens", count_message_tokens, false},
     {"POST", "/v1/embeddings", embeddings, false},
     {"POST", "/v1/rerank", rerank, false},
     {"POST", "/rerank", rerank, false},
     {"GET", "/v1/models", list_models, false},
     {"POST", "/tokenize", tokenize, false},
     {"POST", "/detokenize", detokenize, false},
+    {"GET", "/openapi.json", openapi, true},
     {"GET", "/health", health, true},
     {"GET", "/metrics", metrics, false},
     {"GET", "/", page, true},
 };
 
 constexpr Route<EncoderContext> kEncoderRoutes[] = {
+    {"GET", "/openapi.json", openapi, true},
     {"POST", "/v1/embeddings", encoder_embeddings, false},
     {"POST", "/v1/rerank", encoder_rerank, false},
     {"POST", "/rerank", encoder_rerank, false},
@@ -183,6 +238,20 @@ constexpr Route<EncoderContext> kEncoderRoutes[] = {
     {"GET", "/", page, true},
 };
 
+// "{id}" in the pattern stands for one part of the path, whatever it is.
+bool path_matches(std::string_view pattern, std::string_view path) {
+  while (true) {
+    const std::string_view wanted = pattern.substr(0, pattern.find('/'));
+    const std::string_view part = path.substr(0, path.find('/'));
+    if (wanted.starts_with('{') ? part.empty() : wanted != part) return false;
+    pattern.remove_prefix(wanted.size());
+    path.remove_prefix(part.size());
+    if (pattern.empty() || path.empty()) return pattern.empty() && path.empty();
+    pattern.remove_prefix(1);
+    path.remove_prefix(1);
+  }
+}
+
 // The path's route for this method, or null; `methods` is given what the path takes, as an Allow header says
 // it.
 template <typename Context, size_t kCount>
@@ -190,7 +259,7 @@ const Route<Context>* find_route(const Route<Context> (&routes)[kCount], const H
                                  std::string& methods) {
   const Route<Context>* found = nullptr;
   for (const Route<Context>& route : routes) {
-    if (route.path != request.path) continue;
+    if (!path_matches(route.path, request.path)) continue;
     methods += fmt::format("{}, {}", route.method, route.method == "GET" ? "HEAD, " : "");
     if (route.method == request.method || (request.method == "HEAD" && route.method == "GET")) found = &route;
   }
@@ -249,6 +318,15 @@ class CountedExchange final : public HttpExchange {
 };
 
 }  // namespace
+
+std::vector<std::pair<std::string_view, std::string_view>> served_routes(bool encoder) {
+  std::vector<std::pair<std::string_view, std::string_view>> list;
+  const auto add = [&](const auto& routes) {
+    for (const auto& route : routes) list.emplace_back(route.method, route.path);
+  };
+  encoder ? add(kEncoderRoutes) : add(kRoutes);
+  return list;
+}
 
 struct Server::State {
   std::unique_ptr<ServeContext> decoder;  // one of these two
@@ -325,10 +403,11 @@ void Server::State::handle(const HttpRequest& request, const std::shared_ptr<Htt
              {"access-control-expose-headers", "x-request-id"},
              {"vary", "origin"}};
   }
-  const bool known = std::any_of(std::begin(kRoutes), std::end(kRoutes),
-                                 [&](const auto& route) { return route.path == request.path; });
-  const auto exchange =
-      std::make_shared<CountedExchange>(plain, context, known ? request.path : "other", extra);
+  const auto* known = std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const auto& route) {
+    return path_matches(route.path, request.path);
+  });
+  const std::string counted(known != std::end(kRoutes) ? known->path : "other");
+  const auto exchange = std::make_shared<CountedExchange>(plain, context, counted, extra);
   try {
     // A page of another origin may not spend this machine's compute: even answers it cannot read cost.
     if (!allowed)
@@ -336,16 +415,18 @@ void Server::State::handle(const HttpRequest& request, const std::shared_ptr<Htt
     if (request.method == "OPTIONS" && !origin.empty()) {
       exchange->send(
           204, "text/plain", "",
-          {{"access-control-allow-methods", "GET, POST, OPTIONS"},
-           {"access-control-allow-headers", "authorization, content-type, x-api-key, x-request-id"},
+          {{"access-control-allow-methods", "GET, POST, DELETE, OPTIONS"},
+           {"access-control-allow-headers",
+            "authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta, "
+            "anthropic-dangerous-direct-browser-access"},
            {"access-control-max-age", "600"}});
       return;
     }
     route(request, exchange);
   } catch (const ApiError& e) {
-    send_error(e, *exchange);
+    send_error(e, request, *exchange);
   } catch (const Error& e) {
-    send_error(to_api_error(e), *exchange);
+    send_error(to_api_error(e), request, *exchange);
   }
 }
 
@@ -356,6 +437,7 @@ Server::Server(std::shared_ptr<LanguageModel> model, Engine& engine, const Serve
                 name);
   }
   state_ = std::make_unique<State>(std::move(model), engine, options, name);
+  state_->decoder->responses.set_max_bytes(options.response_store_bytes);
   start(options);
 }
 
@@ -368,8 +450,22 @@ Server::Server(EncoderEngine& engine, const ServerOptions& options) {
 void Server::start(const ServerOptions& options) {
   HttpServerOptions http = options.http;
   http.error_body = [](int status, std::string_view message) {
-    return dump_json(error_json(status, message));
+    // Of a request that nobody has read: what both OpenAI's and Anthropic's clients understand.
+    Json error = error_json(status, message);
+    error["type"] = "error";
+    return dump_json(error);
   };
+  ApiFacts facts{.encoder = state_->encoder != nullptr,
+                 .keys = !options.api_keys.empty(),
+                 .models = {state_->context.model_name}};
+  if (facts.encoder) {
+    facts.vocabulary = state_->encoder->model.encoder().config().vocabulary_size;
+    facts.dimensions = state_->encoder->model.pooling().dimensions;
+  } else {
+    facts.vocabulary = state_->decoder->model->decoder().config().vocabulary_size;
+    facts.dimensions = state_->decoder->model->decoder().config().hidden_size;
+  }
+  state_->context.openapi = openapi_text(facts);
   state_->http = std::make_unique<HttpServer>(
       http,
       [state = state_.get()](const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {

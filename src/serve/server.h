@@ -12,6 +12,7 @@
 #include "serve/fields.h"
 #include "serve/http_server.h"
 #include "serve/metrics.h"
+#include "serve/response_store.h"
 
 namespace qiao::serve {
 
@@ -19,6 +20,7 @@ struct ServerOptions {
   HttpServerOptions http;
   std::string model_name;                 // what /v1/models shows; empty: the model's own
   std::vector<std::string> api_keys;      // none: open
+  size_t response_store_bytes = size_t{64} << 20;  // kept answers of /v1/responses; 0: none
   std::vector<std::string> cors_origins;  // exact origins, or "*"; none: pages of other origins are refused
 };
 
@@ -33,6 +35,7 @@ struct CommonContext {
     return adapter.empty() ? model_name : adapter;
   }
   int64_t started = 0;  // seconds since 1970
+  std::string openapi;  // the text of /openapi.json
   std::atomic<bool> draining{false};
   std::atomic<const HttpServer*> http{nullptr};  // once it is there
 };
@@ -52,6 +55,7 @@ struct ServeContext : CommonContext {
   Engine& engine;
   chat::ChatFormat chat_format;      // how the model writes calls of tools and thoughts
   constrain::GrammarCache grammars;  // what answers had to look like, compiled
+  ResponseStore responses;
 };
 
 // Of a server with an encoder: embeddings, or the scores of a cross-encoder.
@@ -67,6 +71,13 @@ using Endpoint = void (*)(ServeContext& context, const HttpRequest& request,
 
 void chat_completions(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void completions(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void create_response(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void count_response_tokens(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void retrieve_response(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void delete_response(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void list_response_items(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void create_message(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void count_message_tokens(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void rerank(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void embeddings(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void tokenize(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
@@ -89,6 +100,10 @@ Json parse_body(const HttpRequest& request);
 // ApiError 404 where the request names a model that is not served.
 std::string check_model(const CommonContext& context, Fields& fields);
 void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json);
+// ApiError 400 where a prompt of so many tokens has no place in the context.
+void check_fits(const ServeContext& context, size_t tokens, const std::string& field);
+// The same of a text that is much too long, by its beginning: a huge one is not tokenized to be refused.
+void check_text_fits(const ServeContext& context, std::string_view text, const std::string& field);
 // A prompt field's entry: a text or a list of token ids.
 std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, const std::string& field,
                                 bool special);
