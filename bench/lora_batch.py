@@ -87,7 +87,7 @@ def main():
     model = arguments.model
     if model is None:
         listed = json.loads(subprocess.run([BINARY, "list", "--json"], check=True, capture_output=True).stdout)
-        model = next(entry["path"] for entry in listed["models"] if entry["name"] == "smollm2")
+        model = next(entry["path"] for entry in listed if entry["name"] == "smollm2")
     modules, layers = sizes_of(model)
     with tempfile.TemporaryDirectory() as scratch:
         flags = []

@@ -61,6 +61,8 @@ EncoderInput EmbeddingModel::encode_pair(std::vector<TokenId> first, std::vector
                 path_.string());
   }
   PairFrame::Encoded pair = pair_frame_->join(std::move(first), std::move(second), max_tokens);
+  // DistilBERT's tokenizers are BERT's, whose second text has a type that the model does not have.
+  if (encoder_->config().type_vocabulary_size < 2) pair.types.clear();
   return {std::move(pair.tokens), std::move(pair.types)};
 }
 

@@ -154,6 +154,7 @@ class Case:
         write_json(self.folder / "expected.json", {"texts": entries})
 
     def scores(self):
+        write_json(self.folder / "tokenizer_config.json", {"model_max_length": self.max_length})
         entries = []
         for query, document in PAIRS:
             ids, types = self.encode(query, document)

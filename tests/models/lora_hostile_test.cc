@@ -125,7 +125,7 @@ const WrongLoraConfig kWrongLoraConfigs[] = {
 INSTANTIATE_TEST_SUITE_P(All, WrongLoraConfigTest, ::testing::ValuesIn(kWrongLoraConfigs),
                          [](const auto& param) { return param.param.name; });
 
-constexpr std::string_view kQuery = "base_model.model.model.layers.0.self_attn.q_proj";
+constexpr std::string_view kQueryModule = "base_model.model.model.layers.0.self_attn.q_proj";
 
 void rename(Json& header, const std::string& from, const std::string& to) {
   const Json entry = header.at(from);
@@ -134,7 +134,8 @@ void rename(Json& header, const std::string& from, const std::string& to) {
 }
 
 TEST(LoraTensorsTest, WrongOnesAreRefusedByName) {
-  const std::string a = fmt::format("{}.lora_A.weight", kQuery), b = fmt::format("{}.lora_B.weight", kQuery);
+  const std::string a = fmt::format("{}.lora_A.weight", kQueryModule),
+                    b = fmt::format("{}.lora_B.weight", kQueryModule);
   const auto says = [](const std::function<void(Json&)>& edit, ErrorKind kind = ErrorKind::kInvalidInput) {
     return refusal_of(SpoiledAdapter("{}", edit).path(), kind);
   };
@@ -162,19 +163,19 @@ TEST(LoraTensorsTest, WrongOnesAreRefusedByName) {
                 rename(header, a, "base_model.model.model.layers.1.self_attn.qq_proj.lora_A.weight");
               }),
               HasSubstr("q_proj.lora_B.weight\" (F32[32, 4]) stands alone"));
-  EXPECT_THAT(renamed(a, fmt::format("{}.lora_magnitude_vector", kQuery)),
+  EXPECT_THAT(renamed(a, fmt::format("{}.lora_magnitude_vector", kQueryModule)),
               HasSubstr("DoRA is not supported"));
-  EXPECT_THAT(renamed(a, fmt::format("{}.lora_embedding_A", kQuery)),
+  EXPECT_THAT(renamed(a, fmt::format("{}.lora_embedding_A", kQueryModule)),
               HasSubstr("embeddings are not supported"));
   EXPECT_THAT(renamed(a, "base_model.model.lm_head.weight"), HasSubstr("modules_to_save"));
-  EXPECT_THAT(renamed(a, fmt::format("{}.lora_A.bias", kQuery)), HasSubstr("biases are not supported"));
+  EXPECT_THAT(renamed(a, fmt::format("{}.lora_A.bias", kQueryModule)), HasSubstr("biases are not supported"));
 }
 
 TEST(LoraTensorsTest, ModulesThatTakeNoneAreRefusedByName) {
   const auto says = [](const std::string& module) {
     const SpoiledAdapter adapter(R"({"target_modules": null})", [&](Json& header) {
       for (const char* half : {".lora_A.weight", ".lora_B.weight"})
-        rename(header, std::string(kQuery) + half, "base_model.model." + module + half);
+        rename(header, std::string(kQueryModule) + half, "base_model.model." + module + half);
     });
     return refusal_of(adapter.path(), ErrorKind::kUnsupported);
   };
