@@ -212,6 +212,12 @@ std::shared_ptr<ModelFiles> ModelFiles::open(const fs::path& path, const ModelOp
         ErrorKind::kInvalidInput,
         "{}: weights alone are no model: name the directory that also holds config.json and tokenizer.json",
         path.string());
+  } else if (path.extension() == ".json" && !options.need_weights) {
+    data->kind = Kind::kHuggingFace;
+    const std::shared_ptr<ModelFiles> tokenizer(new ModelFiles(std::move(data)));
+    if (!tokenizer->tokenizer_json().contains("model"))
+      throw_error(ErrorKind::kInvalidInput, "{}: no tokenizer.json: it has no \"model\"", path.string());
+    return tokenizer;
   } else {
     data->gguf = GgufFile::open(path, policy);
   }
@@ -292,8 +298,8 @@ const Json& ModelFiles::generation_config() const {
 const Json& ModelFiles::tokenizer_json() const {
   QIAO_ASSERT(kind_ == Kind::kHuggingFace);
   std::call_once(data_->tokenizer_once, [&] {
-    if (fs::is_directory(path_))
-      data_->tokenizer_json = read_object(path_ / "tokenizer.json", kMaxTokenizerBytes);
+    const fs::path file = fs::is_directory(path_) ? path_ / "tokenizer.json" : path_;
+    if (file.extension() == ".json") data_->tokenizer_json = read_object(file, kMaxTokenizerBytes);
   });
   return data_->tokenizer_json;
 }

@@ -137,6 +137,18 @@ TEST_F(ModelDirectory, OfATokenizerAloneOpensWhereWeightsAreNotNeeded) {
   EXPECT_EQ(model->chat_template(), "");
 }
 
+TEST_F(ModelDirectory, ATokenizerFileOpensByItselfWhereWeightsAreNotNeeded) {
+  const auto path = directory.write("some.json", R"({"model":{}})");
+  const auto model = ModelFiles::open(path, {.need_weights = false, .need_usable = false});
+  EXPECT_TRUE(model->tokenizer_json().contains("model"));
+  EXPECT_TRUE(model->tensors().empty());
+  EXPECT_EQ(model->chat_template(), "");
+  EXPECT_QIAO_ERROR(ModelFiles::open(path), kInvalidInput, "some.json", "not a GGUF file");
+  const auto other = directory.write("config.json", "{}");
+  EXPECT_QIAO_ERROR(ModelFiles::open(other, {.need_weights = false}), kInvalidInput, "config.json",
+                    "\"model\"");
+}
+
 TEST_F(ModelDirectory, AnAbsentPathIsNotFound) {
   EXPECT_QIAO_ERROR(ModelFiles::open(directory.path() / "none.gguf"), kNotFound, "none.gguf");
 }

@@ -68,6 +68,17 @@ TEST(Tokenizer, OnlySpecialTokensMayLieBeyondTheModel) {
   EXPECT_QIAO_ERROR(with_special->require_fit(1, "test"), kInvalidInput, "3 tokens", "only 1");
 }
 
+// Expected: what the tokenizers wheel 0.23 gives.
+TEST(Tokenizer, AddedTokensAreFoundInTheSpaceThatAnotherTook) {
+  const auto tokenizer = Tokenizer::from_json(
+      Json::parse(
+          R"({"added_tokens":[{"id":4,"content":"\n","rstrip":true,"normalized":false},{"id":5,"content":"\t\t","normalized":false}],"model":{"type":"BPE","vocab":{"a":0,"b":1," ":2,"\t":3},"merges":[]}})"),
+      Json(), "test");
+  EXPECT_EQ(tokenizer->encode("a\n  b"), (Ids{0, 4, 1}));
+  EXPECT_EQ(tokenizer->encode("a\n\n \nb"), (Ids{0, 4, 4, 4, 1}));
+  EXPECT_EQ(tokenizer->encode("a\n\t\t \tb"), (Ids{0, 4, 5, 2, 3, 1}));  // " \t" is read twice
+}
+
 // An added token whose own rules refuse a place must not be found there by the model.
 TEST(Tokenizer, TheModelDoesNotFindAddedTokens) {
   const auto with_model = [](const std::string& model) {
