@@ -27,10 +27,7 @@ Json parse_body(const HttpRequest& request) {
       throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
     return body;
   } catch (const Error& e) {
-    // NaN, broken UTF-8 or a number that no float64 holds stands in some field.
-    const std::string field = json_error_path(request.body);
-    throw ApiError(400, field.empty() ? e.what() : fmt::format("{}: {}", field, e.what()), field,
-                   "invalid_json");
+    throw ApiError(400, e.what(), "", "invalid_json");
   }
 }
 
