@@ -3,6 +3,7 @@
 #include <openssl/crypto.h>
 
 #include <algorithm>
+#include <charconv>
 #include <thread>
 
 #include "serve/generation_fields.h"
@@ -92,22 +93,50 @@ bool equal_in_constant_time(std::string_view a, std::string_view b) {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-void send_models(const CommonContext& context, int64_t longest,
-                 const std::shared_ptr<HttpExchange>& exchange) {
-  Json model = {{"id", context.model_name},
-                {"object", "model"},
-                {"created", context.started},
-                {"owned_by", "qiao"},
-                {"max_model_len", longest}};
-  send_json(exchange, {{"object", "list"}, {"data", Json::array({std::move(model)})}});
+int64_t longest_text(const ServeContext& context) { return context.engine.options().context; }
+int64_t longest_text(const EncoderContext& context) { return context.model.max_tokens(); }
+
+template <typename Context>
+Json models_of(const Context& context) {
+  return Json::array({{{"id", context.model_name},
+                       {"object", "model"},
+                       {"created", context.started},
+                       {"owned_by", "qiao"},
+                       {"max_model_len", longest_text(context)}}});
 }
 
-void list_models(ServeContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
-  send_models(context, context.engine.options().context, exchange);
+template <typename Context>
+void list_models(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  send_json(exchange, {{"object", "list"}, {"data", models_of(context)}});
 }
 
-void list_models(EncoderContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
-  send_models(context, context.model.max_tokens(), exchange);
+// A name may hold what a path may not ("hf:org/repo"): clients write it as %2F.
+std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned value = 0;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(&text[i + 1], &text[i + 1] + 2, value, 16).ptr == &text[i + 1] + 2) {
+      out += static_cast<char>(value);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+template <typename Context>
+void retrieve_model(Context& context, const HttpRequest& request,
+                    const std::shared_ptr<HttpExchange>& exchange) {
+  const std::string name =
+      percent_decoded(std::string_view(request.path).substr(request.path.rfind('/') + 1));
+  for (const Json& model : models_of(context)) {
+    if (model["id"] == name) return send_json(exchange, model);
+  }
+  throw ApiError(
+      404, fmt::format("model: '{}' is not served here; '{}' is", name.substr(0, 200), context.model_name),
+      "model", "model_not_found");
 }
 
 template <typename Context>
@@ -156,6 +185,7 @@ constexpr Route<ServeContext> kRoutes[] = {
     {"POST", "/v1/rerank", rerank, false},
     {"POST", "/rerank", rerank, false},
     {"GET", "/v1/models", list_models, false},
+    {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", tokenize, false},
     {"POST", "/detokenize", detokenize, false},
     {"GET", "/health", health, true},
@@ -168,12 +198,27 @@ constexpr Route<EncoderContext> kEncoderRoutes[] = {
     {"POST", "/v1/rerank", encoder_rerank, false},
     {"POST", "/rerank", encoder_rerank, false},
     {"GET", "/v1/models", list_models, false},
+    {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", encoder_tokenize, false},
     {"POST", "/detokenize", encoder_detokenize, false},
     {"GET", "/health", health, true},
     {"GET", "/metrics", metrics, false},
     {"GET", "/", page, true},
 };
+
+// "{id}" in the pattern stands for one part of the path, whatever it is.
+bool path_matches(std::string_view pattern, std::string_view path) {
+  while (true) {
+    const std::string_view wanted = pattern.substr(0, pattern.find('/'));
+    const std::string_view part = path.substr(0, path.find('/'));
+    if (wanted.starts_with('{') ? part.empty() : wanted != part) return false;
+    pattern.remove_prefix(wanted.size());
+    path.remove_prefix(part.size());
+    if (pattern.empty() || path.empty()) return pattern.empty() && path.empty();
+    pattern.remove_prefix(1);
+    path.remove_prefix(1);
+  }
+}
 
 // The path's route for this method, or null; `methods` is given what the path takes, as an Allow header says
 // it.
@@ -182,7 +227,7 @@ const Route<Context>* find_route(const Route<Context> (&routes)[kCount], const H
                                  std::string& methods) {
   const Route<Context>* found = nullptr;
   for (const Route<Context>& route : routes) {
-    if (route.path != request.path) continue;
+    if (!path_matches(route.path, request.path)) continue;
     methods += fmt::format("{}, {}", route.method, route.method == "GET" ? "HEAD, " : "");
     if (route.method == request.method || (request.method == "HEAD" && route.method == "GET")) found = &route;
   }
@@ -317,10 +362,10 @@ void Server::State::handle(const HttpRequest& request, const std::shared_ptr<Htt
              {"access-control-expose-headers", "x-request-id"},
              {"vary", "origin"}};
   }
-  const bool known = std::any_of(std::begin(kRoutes), std::end(kRoutes),
-                                 [&](const auto& route) { return route.path == request.path; });
-  const auto exchange =
-      std::make_shared<CountedExchange>(plain, context, known ? request.path : "other", extra);
+  const auto* known = std::find_if(std::begin(kRoutes), std::end(kRoutes),
+                                   [&](const auto& route) { return path_matches(route.path, request.path); });
+  const std::string counted(known != std::end(kRoutes) ? known->path : "other");
+  const auto exchange = std::make_shared<CountedExchange>(plain, context, counted, extra);
   try {
     // A page of another origin may not spend this machine's compute: even answers it cannot read cost.
     if (!allowed)
