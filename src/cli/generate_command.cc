@@ -82,7 +82,7 @@ void add_generate_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  qiao generate -p \"Once upon a time\" -n 64\n"
-      "  git diff | qiao generate -m qwen2.5-coder-1.5b --temp 0 --stop '\\n\\n'");
+      "  git diff | qiao generate -m qwen2.5-coder-1.5b --temp 0 --stop $'\\n\\n'");
   command->callback([flags] { generate(*flags); });
 }
 

@@ -127,13 +127,13 @@ EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {
 void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
   constexpr const char* kGroup = "Sampling";
   command
-      .add_option("-n,--predict", flags.max_tokens,
+      .add_option("-n,--predict,--n-predict", flags.max_tokens,
                   "Most tokens to generate; -1: until the model ends or the context is full")
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 24))
       ->capture_default_str()
       ->type_name("N");
   command
-      .add_option("--temp", flags.temperature,
+      .add_option("--temp,--temperature", flags.temperature,
                   "Temperature; 0: always the likeliest token (0.8, or as the model recommends)")
       ->type_name("X")
       ->group(kGroup);

@@ -1,3 +1,5 @@
+#include <sys/resource.h>
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -7,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/commands.h"
+#include "cli/handover.h"
 #include "cli/model_argument.h"
 #include "cli/model_flags.h"
 #include "serve/server.h"
@@ -43,54 +46,99 @@ std::string served_name(const std::string& argument) {
   return is_path && !argument.starts_with("hf:") && !argument.starts_with("ms:") ? "" : argument;
 }
 
-// Until a signal asks for the end; then what runs may finish.
-void wait_and_drain(const ServeFlags& flags, const sigset_t& signals, serve::Server& server) {
-  if (flags.server.http.host != "127.0.0.1" && flags.server.http.host != "localhost" &&
+// As an address bar wants it.
+std::string shown_host(const ServeFlags& flags) {
+  const std::string& host = flags.server.http.host;
+  return host.find(':') == std::string::npos ? host : "[" + host + "]";
+}
+
+// A connection is a descriptor, and shells often allow 1024 where the system would allow more.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// Serves until a signal asks for the end, or SIGUSR2 for a successor that then serves; lets what runs finish.
+void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& signals,
+                serve::Server& server) {
+  const bool inherited = flags.server.http.listening_fd >= 0;
+  if (!inherited && flags.server.http.host != "127.0.0.1" && flags.server.http.host != "localhost" &&
       flags.server.http.host != "::1" && flags.server.api_keys.empty()) {
     std::fprintf(stderr, "Anybody who reaches this address can use it: set --api-key to ask for one.\n");
   }
-  int signal = 0;
-  sigwait(&signals, &signal);
-  std::fprintf(stderr, "\nFinishing what runs (at most %d s; once more stops at once)\n",
-               flags.drain_seconds);
-  std::thread([signals] {
+  signals.begin();
+  announce_ready();
+  bool restarting = false;
+  int signal = signals.wait();
+  for (; signal == SIGUSR2 || signal == ServeSignals::kNoSuccessor; signal = signals.wait()) {
+    if (signal == ServeSignals::kNoSuccessor) {
+      std::fprintf(stderr, "The new server did not start; this one goes on.\n");
+      restarting = false;
+      continue;
+    }
+    if (restarting) continue;
+    try {
+      start_successor(restart, server.listening_fd(), [&signals](bool serves) {
+        signals.push(serves ? ServeSignals::kHandedOver : ServeSignals::kNoSuccessor);
+      });
+      restarting = true;
+      std::fprintf(stderr, "Starting a new server on the same socket\n");
+    } catch (const Error& e) {
+      std::fprintf(stderr, "%s; this server goes on.\n", e.what());
+    }
+  }
+  std::fprintf(stderr, "%sFinishing what runs (at most %d s; once more stops at once)\n",
+               signal == ServeSignals::kHandedOver ? "The new server serves. " : "\n", flags.drain_seconds);
+  std::thread([&signals] {
     int again = 0;
-    sigwait(&signals, &again);
-    std::_Exit(130);
+    do {
+      again = signals.wait();
+    } while (again != SIGINT && again != SIGTERM);
+    std::_Exit(128 + again);
   }).detach();
-  server.drain(flags.drain_seconds);
+  // Where another process goes on with the socket, clients know of no restart: their kept connections serve
+  // one more request each rather than be closed under it.
+  const bool rolling = signal == ServeSignals::kHandedOver || (inherited && signal == SIGTERM);
+  server.drain(flags.drain_seconds,
+               rolling ? serve::HttpServer::Idle::kAnswer : serve::HttpServer::Idle::kLeave);
 }
 
-void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const sigset_t& signals) {
+void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const Restart& restart,
+                   ServeSignals& signals) {
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
   EncoderEngine engine(model);
   serve::Server server(engine, flags.server);
   std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
-               flags.server.http.host.c_str(), server.port(),
+               shown_host(flags).c_str(), server.port(),
                model->is_cross_encoder() ? "reranking" : "embeddings",
                static_cast<long long>(model->max_tokens()));
-  wait_and_drain(flags, signals, server);
+  run_server(flags, restart, signals, server);
 }
 
 void serve_model(ServeFlags flags) {
   if (!flags.api_key_file.empty()) read_keys(flags.api_key_file, flags.server.api_keys);
   if (const char* key = std::getenv("QIAO_API_KEY"); key != nullptr && *key != '\0')
     flags.server.api_keys.emplace_back(key);
+  for (const std::string& key : flags.server.api_keys) {
+    if (key.empty())  // an unset variable, most likely: it would let everybody in
+      throw_error(ErrorKind::kInvalidInput, "--api-key: is empty; leave it out to ask for none");
+  }
   if (flags.server.model_name.empty()) flags.server.model_name = served_name(flags.model.model);
   flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
   flags.server.response_store_bytes = static_cast<size_t>(flags.keep_responses_mib) << 20;
 
-  // Blocked before any thread starts, so that only the wait below gets them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) throw_error(ErrorKind::kIo, "cannot block signals");
-  std::signal(SIGPIPE, SIG_IGN);
-
   const std::filesystem::path path = resolve_model(flags.model.model, !flags.model.no_pull);
-  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, signals);
+  flags.model.model = path.string();
+  flags.server.http.listening_fd = inherited_socket();
+  const Restart restart;
+  // Never destroyed: its thread waits until the process ends.
+  ServeSignals& signals = *new ServeSignals;
+  raise_descriptor_limit();
+
+  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, restart, signals);
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
   EngineOptions wished = engine_options(flags.model, flags.slots);
   wished.pages = flags.kv_pages;
@@ -104,12 +152,12 @@ void serve_model(ServeFlags flags) {
   std::fprintf(stderr,
                "Serving %s at http://%s:%d (contexts of %lld tokens, %lld requests at once; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
-               flags.server.http.host.c_str(), server.port(), static_cast<long long>(options.context),
+               shown_host(flags).c_str(), server.port(), static_cast<long long>(options.context),
                static_cast<long long>(options.slots));
   std::fprintf(stderr, "Key/value cache: %lld pages of %lld tokens, %s, %.2f GiB\n",
                static_cast<long long>(options.pages), static_cast<long long>(options.page_tokens),
                flags.model.kv_type.c_str(), static_cast<double>(engine.cache_bytes()) / 0x1p30);
-  wait_and_drain(flags, signals, server);
+  run_server(flags, restart, signals, server);
 }
 
 }  // namespace
@@ -125,6 +173,7 @@ void add_serve_command(CLI::App& app) {
   command
       ->add_option("--port", flags->server.http.port,
                    "Port to listen on; 0: any free one, printed at the start")
+      ->check(CLI::Range(0, 65535))
       ->capture_default_str()
       ->type_name("PORT");
   command->add_option("--parallel", flags->slots, "Most requests that run at once (-np too); others wait")
@@ -178,6 +227,10 @@ void add_serve_command(CLI::App& app) {
   command->footer(
       "Paths: /v1/chat/completions /v1/responses /v1/messages /v1/completions /v1/embeddings /v1/rerank\n"
       "/v1/models /tokenize /detokenize /health /metrics /openapi.json, and / for a chat page.\n"
+      "SIGTERM (Ctrl-C) lets running requests finish. SIGUSR2 starts this program again on the same socket "
+      "and\n"
+      "then finishes: a restart without a lost request. A socket of systemd (LISTEN_FDS) is taken over.\n"
+      "\n"
       "Examples:\n"
       "  qiao serve -m smollm2 --port 8080\n"
       "  qiao serve -m minilm                      # /v1/embeddings\n"

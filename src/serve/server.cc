@@ -3,6 +3,7 @@
 #include <openssl/crypto.h>
 
 #include <algorithm>
+#include <charconv>
 #include <thread>
 
 #include "serve/generation_fields.h"
@@ -22,7 +23,7 @@ std::string_view api_key_of(const HttpRequest& request) {
 
 Json parse_body(const HttpRequest& request) {
   try {
-    Json body = parse_json(request.body, "body", {.max_bytes = size_t{64} << 20, .max_depth = 64});
+    Json body = parse_json(request.body, "body", {.max_bytes = size_t{1} << 30, .max_depth = 64});
     if (!body.is_object())
       throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
     return body;
@@ -45,7 +46,8 @@ void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json) 
 
 namespace {
 
-[[noreturn]] void throw_too_long(const ServeContext& context, std::string_view count, const std::string& field) {
+[[noreturn]] void throw_too_long(const ServeContext& context, std::string_view count,
+                                 const std::string& field) {
   throw ApiError(400,
                  fmt::format("{}: {} tokens do not fit the context of {}", field, count,
                              context.engine.options().context),
@@ -65,7 +67,8 @@ void check_text_fits(const ServeContext& context, std::string_view text, const s
   if (text.size() <= 2 * looked_at) return;
   size_t end = looked_at;
   while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
-  const size_t tokens = context.model->tokenizer().encode(text.substr(0, end), {.parse_special = true}).size();
+  const size_t tokens =
+      context.model->tokenizer().encode(text.substr(0, end), {.parse_special = true}).size();
   // What follows may change the last tokens of the beginning, never half of them.
   if (tokens > 2 * most) throw_too_long(context, fmt::format("more than {}", tokens / 2), field);
 }
@@ -124,22 +127,50 @@ bool equal_in_constant_time(std::string_view a, std::string_view b) {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-void send_models(const CommonContext& context, int64_t longest,
-                 const std::shared_ptr<HttpExchange>& exchange) {
-  Json model = {{"id", context.model_name},
-                {"object", "model"},
-                {"created", context.started},
-                {"owned_by", "qiao"},
-                {"max_model_len", longest}};
-  send_json(exchange, {{"object", "list"}, {"data", Json::array({std::move(model)})}});
+int64_t longest_text(const ServeContext& context) { return context.engine.options().context; }
+int64_t longest_text(const EncoderContext& context) { return context.model.max_tokens(); }
+
+template <typename Context>
+Json models_of(const Context& context) {
+  return Json::array({{{"id", context.model_name},
+                       {"object", "model"},
+                       {"created", context.started},
+                       {"owned_by", "qiao"},
+                       {"max_model_len", longest_text(context)}}});
 }
 
-void list_models(ServeContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
-  send_models(context, context.engine.options().context, exchange);
+template <typename Context>
+void list_models(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  send_json(exchange, {{"object", "list"}, {"data", models_of(context)}});
 }
 
-void list_models(EncoderContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
-  send_models(context, context.model.max_tokens(), exchange);
+// A name may hold what a path may not ("hf:org/repo"): clients write it as %2F.
+std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned value = 0;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(&text[i + 1], &text[i + 1] + 2, value, 16).ptr == &text[i + 1] + 2) {
+      out += static_cast<char>(value);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+template <typename Context>
+void retrieve_model(Context& context, const HttpRequest& request,
+                    const std::shared_ptr<HttpExchange>& exchange) {
+  const std::string name =
+      percent_decoded(std::string_view(request.path).substr(request.path.rfind('/') + 1));
+  for (const Json& model : models_of(context)) {
+    if (model["id"] == name) return send_json(exchange, model);
+  }
+  throw ApiError(
+      404, fmt::format("model: '{}' is not served here; '{}' is", name.substr(0, 200), context.model_name),
+      "model", "model_not_found");
 }
 
 template <typename Context>
@@ -150,8 +181,9 @@ void health(Context& context, const HttpRequest&, const std::shared_ptr<HttpExch
 
 template <typename Context>
 void metrics(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  const HttpServer* http = context.http;
   exchange->send(200, "text/plain; version=0.0.4; charset=utf-8",
-                 context.metrics.text(context.engine.stats()));
+                 context.metrics.text(context.engine.stats(), http == nullptr ? 0 : http->connections()));
 }
 
 template <typename Context>
@@ -171,8 +203,8 @@ void page(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>& exc
 }
 
 // In the words of the API that was called.
-void send_error(const ApiError& error, const HttpRequest& request, HttpExchange& exchange) {
-  HttpHeaders headers;
+void send_error(const ApiError& error, const HttpRequest& request, HttpExchange& exchange,
+                HttpHeaders headers = {}) {
   if (error.status() == 401) headers.emplace_back("www-authenticate", "Bearer");
   // A place in the queue is free as soon as any request has ended; clients back off further by themselves.
   if (error.status() == 429 || error.status() == 503) headers.emplace_back("retry-after", "1");
@@ -180,8 +212,8 @@ void send_error(const ApiError& error, const HttpRequest& request, HttpExchange&
     return exchange.send(error.status(), "application/json", dump_json(error.to_json()), headers);
   headers.emplace_back("request-id", request.id);
   const int status = message_error_status(error.status());
-  exchange.send(status, "application/json",
-                dump_json(message_error_json(status, error.what(), request.id)), headers);
+  exchange.send(status, "application/json", dump_json(message_error_json(status, error.what(), request.id)),
+                headers);
 }
 
 template <typename Context>
@@ -205,6 +237,7 @@ constexpr Route<ServeContext> kRoutes[] = {
     {"POST", "/v1/rerank", rerank, false},
     {"POST", "/rerank", rerank, false},
     {"GET", "/v1/models", list_models, false},
+    {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", tokenize, false},
     {"POST", "/detokenize", detokenize, false},
     {"GET", "/openapi.json", openapi, true},
@@ -219,6 +252,7 @@ constexpr Route<EncoderContext> kEncoderRoutes[] = {
     {"POST", "/v1/rerank", encoder_rerank, false},
     {"POST", "/rerank", encoder_rerank, false},
     {"GET", "/v1/models", list_models, false},
+    {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", encoder_tokenize, false},
     {"POST", "/detokenize", encoder_detokenize, false},
     {"GET", "/health", health, true},
@@ -240,17 +274,38 @@ bool path_matches(std::string_view pattern, std::string_view path) {
   }
 }
 
-// The path's route for this method, or null with `path_exists`.
+// The path's route for this method, or null; `methods` is given what the path takes, as an Allow header says
+// it.
 template <typename Context, size_t kCount>
 const Route<Context>* find_route(const Route<Context> (&routes)[kCount], const HttpRequest& request,
-                                 bool& path_exists) {
+                                 std::string& methods) {
   const Route<Context>* found = nullptr;
   for (const Route<Context>& route : routes) {
     if (!path_matches(route.path, request.path)) continue;
-    path_exists = true;
+    methods += fmt::format("{}, {}", route.method, route.method == "GET" ? "HEAD, " : "");
     if (route.method == request.method || (request.method == "HEAD" && route.method == "GET")) found = &route;
   }
   return found;
+}
+
+// JSON, what `curl -d` says by itself, or nothing; ApiError 415 for what cannot be JSON or is compressed.
+void check_content_type(const HttpRequest& request) {
+  std::string type(request.header("content-type"));
+  type.resize(std::min(type.find(';'), type.size()));
+  while (type.ends_with(' ')) type.pop_back();
+  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return std::tolower(c); });
+  const bool json = type.empty() || type == "application/json" || type.ends_with("+json") ||
+                    type == "text/json" || type == "text/plain" || type == "application/octet-stream" ||
+                    type == "application/x-www-form-urlencoded";
+  if (!json)
+    throw ApiError(415,
+                   fmt::format("content-type: '{}' is not taken; application/json is", type.substr(0, 100)),
+                   "content-type");
+  const std::string_view encoding = request.header("content-encoding");
+  if (!encoding.empty() && encoding != "identity")
+    throw ApiError(
+        415, fmt::format("content-encoding: '{}' is not taken; send the body plain", encoding.substr(0, 100)),
+        "content-encoding");
 }
 
 // Adds to every answer of one request: CORS headers, and its count.
@@ -321,10 +376,11 @@ bool Server::State::allowed_origin(std::string_view origin, std::string_view hos
 }
 
 void Server::State::route(const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {
-  bool path_exists = false;
-  const Route<ServeContext>* known = find_route(kRoutes, request, path_exists);
+  std::string methods, encoder_methods;
+  const Route<ServeContext>* known = find_route(kRoutes, request, methods);
   const Route<EncoderContext>* encoders = nullptr;
-  if (encoder != nullptr) encoders = find_route(kEncoderRoutes, request, path_exists);
+  if (encoder != nullptr) encoders = find_route(kEncoderRoutes, request, encoder_methods);
+  if (!encoder_methods.empty()) methods = encoder_methods;
   const bool open =
       encoder != nullptr ? encoders != nullptr && encoders->open : known != nullptr && known->open;
   if (!open) {  // who has no key does not learn which paths there are
@@ -340,6 +396,7 @@ void Server::State::route(const HttpRequest& request, const std::shared_ptr<Http
       }
     }
   }
+  if (request.method == "POST" && (known != nullptr || encoders != nullptr)) check_content_type(request);
   if (encoder != nullptr && encoders != nullptr) return encoders->endpoint(*encoder, request, exchange);
   if (encoder != nullptr && known != nullptr) {
     throw ApiError(400,
@@ -348,8 +405,12 @@ void Server::State::route(const HttpRequest& request, const std::shared_ptr<Http
                                context.model_name, request.path),
                    "model", "model_not_supported");
   }
-  if (known == nullptr && path_exists) {
-    throw ApiError(405, fmt::format("{} is not allowed on {}", request.method, request.path));
+  if (known == nullptr && !methods.empty()) {
+    methods += "OPTIONS";
+    if (request.method == "OPTIONS") return exchange->send(204, "", "", {{"allow", methods}});
+    const ApiError error(405, fmt::format("{} is not allowed on {}; {} are", request.method.substr(0, 40),
+                                          request.path, methods));
+    return send_error(error, request, *exchange, {{"allow", methods}});
   }
   if (known == nullptr) throw ApiError(404, fmt::format("no such path: {}", request.path.substr(0, 200)));
   known->endpoint(*decoder, request, exchange);
@@ -364,9 +425,8 @@ void Server::State::handle(const HttpRequest& request, const std::shared_ptr<Htt
              {"access-control-expose-headers", "x-request-id"},
              {"vary", "origin"}};
   }
-  const auto* known = std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const auto& route) {
-    return path_matches(route.path, request.path);
-  });
+  const auto* known = std::find_if(std::begin(kRoutes), std::end(kRoutes),
+                                   [&](const auto& route) { return path_matches(route.path, request.path); });
   const std::string counted(known != std::end(kRoutes) ? known->path : "other");
   const auto exchange = std::make_shared<CountedExchange>(plain, context, counted, extra);
   try {
@@ -428,15 +488,18 @@ void Server::start(const ServerOptions& options) {
       [state = state_.get()](const HttpRequest& request, const std::shared_ptr<HttpExchange>& exchange) {
         state->handle(request, exchange);
       });
+  state_->context.http = state_->http.get();
 }
 
 Server::~Server() = default;
 
 uint16_t Server::port() const { return state_->http->port(); }
 
-void Server::drain(int seconds) {
+int Server::listening_fd() const { return state_->http->listening_fd(); }
+
+void Server::drain(int seconds, HttpServer::Idle idle) {
   state_->context.draining = true;
-  state_->http->stop(seconds);
+  state_->http->stop(seconds, idle);
 }
 
 }  // namespace qiao::serve

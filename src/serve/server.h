@@ -18,8 +18,8 @@ namespace qiao::serve {
 
 struct ServerOptions {
   HttpServerOptions http;
-  std::string model_name;                 // what /v1/models shows; empty: the model's own
-  std::vector<std::string> api_keys;      // none: open
+  std::string model_name;                          // what /v1/models shows; empty: the model's own
+  std::vector<std::string> api_keys;               // none: open
   size_t response_store_bytes = size_t{64} << 20;  // kept answers of /v1/responses; 0: none
   std::vector<std::string> cors_origins;  // exact origins, or "*"; none: pages of other origins are refused
 };
@@ -32,6 +32,7 @@ struct CommonContext {
   int64_t started = 0;  // seconds since 1970
   std::string openapi;  // the text of /openapi.json
   std::atomic<bool> draining{false};
+  std::atomic<const HttpServer*> http{nullptr};  // once it is there
 };
 
 // Of a server with a language model.
@@ -113,8 +114,10 @@ class Server {
   Server(EncoderEngine& engine, const ServerOptions& options);
   ~Server();
   uint16_t port() const;
-  // Takes no more work (503), lets what runs finish for at most `seconds`, then closes.
-  void drain(int seconds);
+  int listening_fd() const;  // for a successor
+  // Accepts no more connections (/health on those open says 503), lets what runs finish for at most
+  // `seconds`.
+  void drain(int seconds, HttpServer::Idle idle = HttpServer::Idle::kLeave);
 
  private:
   void start(const ServerOptions& options);
