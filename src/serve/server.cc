@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "serve/generation_fields.h"
+#include "serve/json_error.h"
 #include "serve/message_answer.h"
 #include "serve/openapi.h"
 
@@ -22,13 +23,18 @@ std::string_view api_key_of(const HttpRequest& request) {
 }
 
 Json parse_body(const HttpRequest& request) {
+  constexpr size_t kMostDepth = 64;
   try {
-    Json body = parse_json(request.body, "body", {.max_bytes = size_t{1} << 30, .max_depth = 64});
+    // How long a body may be is the HTTP server's to say.
+    Json body = parse_json(request.body, "body", {.max_bytes = SIZE_MAX, .max_depth = kMostDepth});
     if (!body.is_object())
       throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
     return body;
   } catch (const Error& e) {
-    throw ApiError(400, e.what(), "", "invalid_json");
+    // NaN, broken UTF-8 or a number that no float64 holds stands in some field.
+    const std::string field = field_of_json_error(request.body, kMostDepth);
+    throw ApiError(400, field.empty() ? e.what() : fmt::format("{}: {}", field, e.what()), field,
+                   "invalid_json");
   }
 }
 
