@@ -4,7 +4,7 @@
   bench/serve_soak.py                          smollm2, 30 minutes
   bench/serve_soak.py --seconds 120 -m tests/golden/chat
 
-First the capacity: as many clients as slots, each asking again when it is answered. Then requests come at --times that
+First the capacity: as many clients as slots, each asking again when it is answered, until the cache is full. Then requests come at --times that
 rate, whether or not they are answered. Each must be a 200 whose stream ends with its usage, or a 429 with Retry-After;
 a lost connection, any other status or an answer cut short fails the run, and so does resident memory that in the last
 tenth of the time is more than 2% (and 4 MiB) above that of the second tenth. Afterwards the server must answer one
@@ -26,17 +26,22 @@ def fields_of(seed, tokens):
     return {"prompt": words(40, seed), "max_tokens": tokens, "temperature": 1, "ignore_eos": True}
 
 
-async def capacity(port, options):
-    """Requests answered a second with every slot busy."""
-    end, answered = time.monotonic() + options.calibrate, []
+async def capacity(port, options, server):
+    """Requests answered a second with every slot busy, measured while the cache fills: its memory is taken as it is used."""
+    begun, answered, full = time.monotonic(), [], False
 
     async def client(index):
-        while time.monotonic() < end:
+        while not full:
             await complete(port, fields_of(f"capacity {index} {len(answered)}", options.tokens))
             answered.append(time.monotonic())
 
-    begun = time.monotonic()
-    await asyncio.gather(*(client(i) for i in range(options.slots)))
+    clients = asyncio.gather(*(client(i) for i in range(options.slots)))
+    while not full and time.monotonic() < begun + 20 * options.calibrate:
+        await asyncio.sleep(0.5)
+        used = server.metric("qiao:kv_pages_cached") + server.metric("qiao:kv_pages_used")
+        full = time.monotonic() >= begun + options.calibrate and used >= 0.9 * server.metric("qiao:kv_pages_total")
+    full = True
+    await clients
     return len(answered) / (time.monotonic() - begun)
 
 
@@ -99,10 +104,10 @@ def main():
     parser.add_argument("--qiao", default=str(ROOT / "build" / "bin" / "qiao"))
     options = parser.parse_args()
     port = free_port()
-    command = [options.qiao, "serve", "-m", options.model, "--port", str(port), "-c", "512", "-q", "-t", str(options.threads),
+    command = [options.qiao, "serve", "-m", options.model, "--port", str(port), "-c", "192", "-q", "-t", str(options.threads),
                "-np", str(options.slots), "--max-queued", str(options.queue)]
     with ServerProcess(command, port) as server:
-        rate = asyncio.run(capacity(port, options))
+        rate = asyncio.run(capacity(port, options, server))
         print(f"capacity {rate:.1f} requests/s; {options.times * rate:.1f} requests/s for {options.seconds:.0f} s", flush=True)
         counts, problems, memory, first, sent = asyncio.run(overload(port, options.times * rate, options, server))
         after = asyncio.run(complete(port, fields_of("after", options.tokens)))

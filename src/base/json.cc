@@ -1,80 +1,9 @@
 #include "base/json.h"
 
-#include <string>
-#include <vector>
-
 #include "base/error.h"
 #include "base/quote.h"
 
 namespace qiao {
-namespace {
-
-// Follows a parse: keys and indices of the values that are open.
-class PathSax {
- public:
-  std::string path;  // where the parse failed
-
-  bool key(std::string& name) {
-    levels_.back().name = name;
-    return true;
-  }
-  bool start_object(size_t) {
-    levels_.push_back({});
-    return true;
-  }
-  bool start_array(size_t) {
-    levels_.push_back({.array = true});
-    return true;
-  }
-  bool end_object() { return leave(); }
-  bool end_array() { return leave(); }
-  bool null() { return value(); }
-  bool boolean(bool) { return value(); }
-  bool number_integer(int64_t) { return value(); }
-  bool number_unsigned(uint64_t) { return value(); }
-  bool number_float(double, const std::string&) { return value(); }
-  bool string(std::string&) { return value(); }
-  bool binary(std::vector<uint8_t>&) { return value(); }
-  bool parse_error(size_t, const std::string&, const nlohmann::json::exception&) {
-    for (const Level& level : levels_) {
-      if (level.array) {
-        path += fmt::format("[{}]", level.index);
-      } else if (!level.name.empty()) {
-        path += path.empty() ? level.name : "." + level.name;
-      }
-    }
-    return false;
-  }
-
- private:
-  struct Level {
-    bool array = false;
-    size_t index = 0;
-    std::string name;
-  };
-  bool leave() {
-    levels_.pop_back();
-    return value();
-  }
-  bool value() {
-    if (levels_.empty()) return true;
-    if (levels_.back().array) {
-      ++levels_.back().index;
-    } else {
-      levels_.back().name.clear();
-    }
-    return true;
-  }
-  std::vector<Level> levels_;
-};
-
-}  // namespace
-
-std::string json_error_path(std::string_view text) {
-  PathSax sax;
-  Json::sax_parse(text.begin(), text.end(), &sax);
-  return sax.path.size() > 200 ? std::string() : sax.path;
-}
 
 Json parse_json(std::string_view text, std::string_view where, const JsonLimits& limits) {
   if (text.size() > limits.max_bytes) {

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <nlohmann/json.hpp>
-#include <string>
 #include <string_view>
 
 #include "base/ordered_map.h"
@@ -21,9 +20,6 @@ struct JsonLimits {
 // over max_depth, Error(kTooLarge) over max_bytes. `where` names the source (a path, "request body"). A
 // duplicate key keeps its last value, as Python's json does.
 Json parse_json(std::string_view text, std::string_view where, const JsonLimits& limits = {});
-
-// Which value of malformed text is at fault, as "messages[2].content"; empty where it is the whole, or unknown.
-std::string json_error_path(std::string_view text);
 
 // `value` as text. Never throws: bytes that are not UTF-8 become U+FFFD. indent < 0: one line.
 std::string dump_json(const Json& value, int indent = -1);

@@ -40,7 +40,7 @@ Progress::Progress(std::string label, uint64_t total, Style style, std::FILE* ou
 
 Progress::~Progress() {
   if (style_ == Style::kTerminal && started_ && !finished_) {
-    fmt::print(out_, "\r\x1b[K");
+    std::fputs(fmt::format("\r\x1b[K").c_str(), out_);
     std::fflush(out_);
   }
 }
@@ -61,7 +61,7 @@ void Progress::update(uint64_t done) {
     const int tenth = static_cast<int>(std::min(done, total_) * 10 / total_);
     if (tenth > last_tenth_) {
       last_tenth_ = tenth;
-      fmt::print(out_, "{}: {}% of {}\n", label_, tenth * 10, format_bytes(total_));
+      std::fputs(fmt::format("{}: {}% of {}\n", label_, tenth * 10, format_bytes(total_)).c_str(), out_);
       std::fflush(out_);
     }
   }
@@ -89,7 +89,7 @@ void Progress::draw(uint64_t done, Clock::time_point now) {
   if (line.size() >= columns) line = label_ + ": " + amount;
   if (line.size() >= columns) line = amount;
   line.resize(std::min(line.size(), columns - 1));
-  fmt::print(out_, "\r{}\x1b[K", line);
+  std::fputs(fmt::format("\r{}\x1b[K", line).c_str(), out_);
   std::fflush(out_);
 }
 
@@ -97,8 +97,10 @@ void Progress::finish() {
   finished_ = true;
   if (style_ == Style::kSilent) return;
   const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
-  fmt::print(out_, "{}{}: {} in {:.{}f} s\n", style_ == Style::kTerminal ? "\r\x1b[K" : "", label_,
-             format_bytes(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0);
+  std::fputs(fmt::format("{}{}: {} in {:.{}f} s\n", style_ == Style::kTerminal ? "\r\x1b[K" : "", label_,
+                         format_bytes(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0)
+                 .c_str(),
+             out_);
   std::fflush(out_);
 }
 

@@ -108,7 +108,7 @@ void run_constrain(const ConstrainFlags& flags) {
     compile_us = microseconds_since(begin);
   } catch (const Error& e) {
     if (e.kind() == ErrorKind::kNotFound || e.kind() == ErrorKind::kIo) throw;
-    fmt::print(stderr, "qiao: {}\n", e.what());
+    std::fputs(fmt::format("qiao: {}\n", e.what()).c_str(), stderr);
     throw CLI::RuntimeError(kExitUsage);
   }
   std::unique_ptr<Tokenizer> tokenizer;

@@ -31,7 +31,7 @@ namespace {
 }
 
 void announce(const PullOptions& options, const std::string& line) {
-  if (options.style != Progress::Style::kSilent) fmt::print(stderr, "qiao: {}\n", line);
+  if (options.style != Progress::Style::kSilent) std::fputs(fmt::format("qiao: {}\n", line).c_str(), stderr);
 }
 
 }  // namespace

@@ -30,8 +30,10 @@ void print_first_screen(const CLI::App& app) {
   fmt::print("\n`qiao COMMAND --help` shows what a command takes, with an example.\n");
 }
 
+// To stderr never with fmt::print: it throws where stderr is closed or full, and there is nobody left to
+// tell.
 int complain(const std::string& line) {
-  fmt::print(stderr, "qiao: {}\n", line);
+  std::fputs(fmt::format("qiao: {}\n", line).c_str(), stderr);
   return kExitUsage;
 }
 
@@ -90,7 +92,7 @@ int parse(CLI::App& app, std::vector<std::string> arguments) {
     fmt::print("{}\n", help);
     return 0;
   } catch (const std::exception& e) {
-    fmt::print(stderr, "qiao: {}\n", e.what());
+    std::fputs(fmt::format("qiao: {}\n", e.what()).c_str(), stderr);
     return kExitFailure;
   }
 }
@@ -153,7 +155,10 @@ int run_program(CLI::App& app, int argc, const char* const* argv) {
   const int code = run_arguments(app, {argv + std::min(argc, 1), argv + argc});
   errno = 0;
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
-  fmt::print(stderr, "qiao: standard output: {}\n", errno != 0 ? std::strerror(errno) : "cannot be written");
+  std::fputs(
+      fmt::format("qiao: standard output: {}\n", errno != 0 ? std::strerror(errno) : "cannot be written")
+          .c_str(),
+      stderr);
   return code == 0 ? kExitFailure : code;
 }
 

@@ -56,6 +56,7 @@ void Answer::start(std::vector<GenerationRequest> requests) {
 void Answer::on_event(size_t index, const GenerationEvent& event) {
   const std::lock_guard lock(mutex_);
   Choice& choice = choices_[index];
+  if (event.has_token) context_.metrics.count_token(choice.last_token);
   const bool last = event.finish != FinishReason::kNone;
   Json logprobs;
   if (wants_logprobs_ && (event.has_token || !event.prompt_logprobs.empty())) {

@@ -29,6 +29,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     std::string text;
     Json logprobs;  // as the endpoint keeps it; null without
     FinishReason finish = FinishReason::kNone;
+    Metrics::LastToken last_token;
   };
   virtual const char* object_name(bool chunk) const = 0;
   // Adds the event's log-probabilities to `logprobs` (null at first). Only called where they were asked for.

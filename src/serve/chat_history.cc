@@ -56,8 +56,7 @@ void ChatHistory::add_call(const std::string& id, const std::string& name, Json 
 void ChatHistory::add_result(const std::string& id, const std::string& text, const std::string& field) {
   const auto call = calls_.find(id);
   if (call == calls_.end()) throw_bad_field(field, "no call with the id '{}' comes before", id.substr(0, 80));
-  messages_.push_back(
-      {{"role", "tool"}, {"content", text}, {"tool_call_id", id}, {"name", call->second}});
+  messages_.push_back({{"role", "tool"}, {"content", text}, {"tool_call_id", id}, {"name", call->second}});
 }
 
 void check_tool_name(const std::string& name, const std::string& field) {

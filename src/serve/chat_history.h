@@ -1,4 +1,5 @@
-// A conversation as templates take it, put together from the items or blocks of other APIs than OpenAI's chat.
+// A conversation as templates take it, put together from the items or blocks of other APIs than OpenAI's
+// chat.
 #pragma once
 
 #include <map>

@@ -32,7 +32,7 @@ struct ChatTurn {
   bool parallel_tool_calls = true;
   Json template_variables = Json::object();  // chat_template_kwargs, reasoning_effort…
   bool add_generation_prompt = true;
-  std::string answer_start;             // what the answer begins with: generation goes on from there
+  std::string answer_start;               // what the answer begins with: generation goes on from there
   std::string prompt_field = "messages";  // what an error names where the prompt is too long
   OutputFormat format;
   GenerationFields generation;  // n, sampling, stop, ignore_eos

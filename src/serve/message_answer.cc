@@ -131,7 +131,9 @@ void MessageAnswer::append(const std::string& text) {
   const char* type = block_ == Block::kThinking ? "thinking_delta"
                      : block_ == Block::kText   ? "text_delta"
                                                 : "input_json_delta";
-  const char* key = block_ == Block::kThinking ? "thinking" : block_ == Block::kText ? "text" : "partial_json";
+  const char* key = block_ == Block::kThinking ? "thinking"
+                    : block_ == Block::kText   ? "text"
+                                               : "partial_json";
   emit("content_block_delta",
        {{"index", message_["content"].size()}, {"delta", {{"type", type}, {key, text}}}});
 }
@@ -172,7 +174,8 @@ void MessageAnswer::finish_with_error(const std::string& message, int status) {
 
 void MessageAnswer::on_finish(size_t, const ChatFinish& finish) {
   if (finish.reason == ChatFinish::Reason::kError) return finish_with_error(finish.error, 500);
-  if (finish.reason == ChatFinish::Reason::kCancelled) return finish_with_error("the request was cancelled", 529);
+  if (finish.reason == ChatFinish::Reason::kCancelled)
+    return finish_with_error("the request was cancelled", 529);
   close();
   Json stop_sequence = nullptr;
   const char* reason = "end_turn";

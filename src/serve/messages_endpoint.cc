@@ -12,8 +12,7 @@ void create_message(ServeContext& context, const HttpRequest& request,
 
 void count_message_tokens(ServeContext& context, const HttpRequest& request,
                           const std::shared_ptr<HttpExchange>& exchange) {
-  const MessagesRequest read =
-      read_messages_request(context, parse_body(request), api_key_of(request), true);
+  const MessagesRequest read = read_messages_request(context, parse_body(request), api_key_of(request), true);
   exchange->send(200, "application/json",
                  dump_json(Json{{"input_tokens", count_chat_tokens(context, read.turn)}}),
                  {{"request-id", request.id}});

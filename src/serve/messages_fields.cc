@@ -172,8 +172,8 @@ Json read_tools(const Json& list) {
       throw_bad_field(tool.full_name("input_schema"), "expected an object, got {}", schema->type_name());
     function["parameters"] = *schema;
     if (tool.flag("strict", false)) function["strict"] = true;
-    tool.ignore({"cache_control", "allowed_callers", "defer_loading", "eager_input_streaming",
-                 "input_examples"});
+    tool.ignore(
+        {"cache_control", "allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"});
     tool.finish();
     tools.push_back({{"type", "function"}, {"function", std::move(function)}});
   }

@@ -60,6 +60,7 @@ void write_process(std::string& out) {
 Metrics::Metrics(std::string_view model_name)
     : labels_(fmt::format("model_name=\"{}\"", escape(model_name))),
       first_token_(kSeconds),
+      gaps_(kSeconds),
       whole_(kSeconds),
       per_token_(kSeconds),
       queue_(kSeconds),
@@ -78,6 +79,15 @@ void Metrics::Histogram::add(double value) {
 void Metrics::count_request(std::string_view path, int status) {
   const std::lock_guard lock(mutex_);
   ++requests_[{std::string(path), status}];
+}
+
+void Metrics::count_token(LastToken& before) {
+  const auto now = std::chrono::steady_clock::now();
+  if (before) {
+    const std::lock_guard lock(mutex_);
+    gaps_.add(std::chrono::duration<double>(now - *before).count());
+  }
+  before = now;
 }
 
 void Metrics::count_generation(const GenerationEvent& last) {
@@ -161,6 +171,7 @@ std::string Metrics::text(const EngineStats& stats, size_t connections) const {
                        escape(key.first), key.second, count);
   }
   write(out, "vllm:time_to_first_token_seconds", "From submission to the first token.", first_token_);
+  write(out, "vllm:inter_token_latency_seconds", "Between two tokens of a completion.", gaps_);
   write(out, "vllm:request_time_per_output_token_seconds", "Mean time between two tokens of a request.",
         per_token_);
   write(out, "vllm:request_queue_time_seconds", "Time in the queue.", queue_);

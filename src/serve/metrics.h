@@ -2,9 +2,11 @@
 // work.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +20,8 @@ class Metrics {
  public:
   explicit Metrics(std::string_view model_name);
   void count_request(std::string_view path, int status);
+  using LastToken = std::optional<std::chrono::steady_clock::time_point>;
+  void count_token(LastToken& before);  // now, of an answer whose last one came at `before`; which it becomes
   void count_generation(const GenerationEvent& last);
   // `connections`: those of HTTP that are open.
   std::string text(const EngineStats& stats, size_t connections) const;
@@ -39,7 +43,7 @@ class Metrics {
   mutable std::mutex mutex_;
   std::map<std::pair<std::string, int>, int64_t> requests_;
   std::map<std::string, int64_t> finished_;
-  Histogram first_token_, whole_, per_token_, queue_, prefill_, decode_, inference_, prompt_tokens_,
+  Histogram first_token_, gaps_, whole_, per_token_, queue_, prefill_, decode_, inference_, prompt_tokens_,
       completion_tokens_;
 };
 

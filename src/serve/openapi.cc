@@ -41,8 +41,7 @@ void expand_errors(Json& operation, const char* key, const char* schema, bool ke
     operation["responses"][status.get<std::string>()] = {
         {"description", known->text},
         {"content",
-         {{"application/json",
-           {{"schema", {{"$ref", fmt::format("#/components/schemas/{}", schema)}}}}}}}};
+         {{"application/json", {{"schema", {{"$ref", fmt::format("#/components/schemas/{}", schema)}}}}}}}};
   }
   operation.erase(key);
 }

@@ -7,7 +7,7 @@
 namespace qiao::serve {
 namespace {
 
-std::string percent_decoded(std::string_view text, std::string_view name) {
+std::string decoded_value(std::string_view text, std::string_view name) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] != '%') {
@@ -34,7 +34,7 @@ std::optional<std::string> query_text(const HttpRequest& request, std::string_vi
     rest.remove_prefix(std::min(rest.size(), pair.size() + 1));
     const size_t equals = pair.find('=');
     if (pair.substr(0, equals) != name) continue;
-    return equals == std::string_view::npos ? std::string() : percent_decoded(pair.substr(equals + 1), name);
+    return equals == std::string_view::npos ? std::string() : decoded_value(pair.substr(equals + 1), name);
   }
   return std::nullopt;
 }

@@ -244,7 +244,8 @@ void ResponseAnswer::finish_with_error(const std::string& message, int status) {
 
 void ResponseAnswer::on_finish(size_t, const ChatFinish& finish) {
   if (finish.reason == ChatFinish::Reason::kError) return finish_with_error(finish.error, 500);
-  if (finish.reason == ChatFinish::Reason::kCancelled) return finish_with_error("the request was cancelled", 503);
+  if (finish.reason == ChatFinish::Reason::kCancelled)
+    return finish_with_error("the request was cancelled", 503);
   const bool cut = finish.reason == ChatFinish::Reason::kLength;
   if (item_ == Item::kNone && response_["output"].empty()) open(Item::kMessage, {});  // nothing was said
   close(cut ? "incomplete" : "completed");
@@ -254,16 +255,15 @@ void ResponseAnswer::on_finish(size_t, const ChatFinish& finish) {
   } else {
     response_["completed_at"] = unix_seconds();
   }
-  response_["usage"] = {{"input_tokens", finish.prompt_tokens},
-                        {"input_tokens_details",
-                         {{"cached_tokens", finish.cached_tokens}, {"cache_write_tokens", 0}}},
-                        {"output_tokens", finish.completion_tokens},
-                        {"output_tokens_details", {{"reasoning_tokens", finish.reasoning_tokens}}},
-                        {"total_tokens", finish.prompt_tokens + finish.completion_tokens}};
+  response_["usage"] = {
+      {"input_tokens", finish.prompt_tokens},
+      {"input_tokens_details", {{"cached_tokens", finish.cached_tokens}, {"cache_write_tokens", 0}}},
+      {"output_tokens", finish.completion_tokens},
+      {"output_tokens_details", {{"reasoning_tokens", finish.reasoning_tokens}}},
+      {"total_tokens", finish.prompt_tokens + finish.completion_tokens}};
   const std::string text = dump_json(response_);
   // Before the client knows of it, which may come back at once.
-  if (store_)
-    context_.responses.put(tenant_, response_["id"].get<std::string>(), {text, std::move(items_)});
+  if (store_) context_.responses.put(tenant_, response_["id"].get<std::string>(), {text, std::move(items_)});
   if (!stream_) {
     exchange_->send(200, "application/json", text);
     return;

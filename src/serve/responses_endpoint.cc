@@ -38,10 +38,9 @@ void create_response(ServeContext& context, const HttpRequest& request,
 
 void count_response_tokens(ServeContext& context, const HttpRequest& request,
                            const std::shared_ptr<HttpExchange>& exchange) {
-  const ResponsesRequest read =
-      read_responses_request(context, parse_body(request), api_key_of(request));
-  send_json(exchange, {{"object", "response.input_tokens"},
-                       {"input_tokens", count_chat_tokens(context, read.turn)}});
+  const ResponsesRequest read = read_responses_request(context, parse_body(request), api_key_of(request));
+  send_json(exchange,
+            {{"object", "response.input_tokens"}, {"input_tokens", count_chat_tokens(context, read.turn)}});
 }
 
 void retrieve_response(ServeContext& context, const HttpRequest& request,

@@ -8,11 +8,14 @@
 namespace qiao::serve {
 namespace {
 
-constexpr std::string_view kIncludable[] = {
-    "file_search_call.results",           "web_search_call.results",
-    "web_search_call.action.sources",     "message.input_image.image_url",
-    "computer_call_output.output.image_url", "code_interpreter_call.outputs",
-    "reasoning.encrypted_content",        "message.output_text.logprobs"};
+constexpr std::string_view kIncludable[] = {"file_search_call.results",
+                                            "web_search_call.results",
+                                            "web_search_call.action.sources",
+                                            "message.input_image.image_url",
+                                            "computer_call_output.output.image_url",
+                                            "code_interpreter_call.outputs",
+                                            "reasoning.encrypted_content",
+                                            "message.output_text.logprobs"};
 
 // Whether log-probabilities are among what is to be included. The rest is of parts that do not occur here.
 bool read_include(Fields& fields) {
@@ -180,10 +183,10 @@ ResponsesRequest read_responses_request(ServeContext& context, const Json& body,
   if (previous) {
     const auto earlier = context.responses.find(tenant, *previous);
     if (earlier == nullptr) {
-      throw ApiError(404,
-                     fmt::format("previous_response_id: there is no response '{}' (any more)",
-                                 previous->substr(0, 80)),
-                     "previous_response_id", "previous_response_not_found");
+      throw ApiError(
+          404,
+          fmt::format("previous_response_id: there is no response '{}' (any more)", previous->substr(0, 80)),
+          "previous_response_id", "previous_response_not_found");
     }
     Json before = Json::parse(earlier->items);
     Json answer = Json::parse(earlier->response);

@@ -108,8 +108,7 @@ void read_call(Fields& item, bool custom, const OfferedTools& tools, Json& shown
   const char* key = custom ? "input" : "arguments";
   const std::string text = item.required_text(key);
   item.ignore({"caller", "async"});
-  Json arguments =
-      custom ? Json{{"input", text}} : parse_arguments(text, item.full_name(key));
+  Json arguments = custom ? Json{{"input", text}} : parse_arguments(text, item.full_name(key));
   history.add_call(id, model_name_of(tools, name, name_space), std::move(arguments),
                    item.full_name("call_id"));
   shown["call_id"] = id;

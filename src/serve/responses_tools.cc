@@ -8,12 +8,9 @@ namespace {
 
 // Tools that OpenAI runs itself and agents offer beside their own: no call of them is ever required, so the
 // model is not told of them. Those that a client counts on (file_search, mcp…) are an error.
-constexpr std::string_view kHostedElsewhere[] = {"web_search",
-                                                 "web_search_2025_08_26",
-                                                 "web_search_preview",
-                                                 "web_search_preview_2025_03_11",
-                                                 "image_generation",
-                                                 "tool_search"};
+constexpr std::string_view kHostedElsewhere[] = {"web_search",         "web_search_2025_08_26",
+                                                 "web_search_preview", "web_search_preview_2025_03_11",
+                                                 "image_generation",   "tool_search"};
 
 class ToolReader {
  public:
@@ -31,8 +28,8 @@ class ToolReader {
   void read(const Json& value, const std::string& path, const std::string& name_space) {
     Fields tool(value, path);
     const std::string type = tool.required_text("type");
-    const bool hosted =
-        std::find(std::begin(kHostedElsewhere), std::end(kHostedElsewhere), type) != std::end(kHostedElsewhere);
+    const bool hosted = std::find(std::begin(kHostedElsewhere), std::end(kHostedElsewhere), type) !=
+                        std::end(kHostedElsewhere);
     if (hosted) return;
     if (name_space.empty()) shown.push_back(value);
     if (type == "namespace" && name_space.empty()) {
@@ -130,7 +127,8 @@ void read_choice(const Json& value, ToolReader& tools, chat::ToolChoice& choice)
     if (text == "auto") return Kind::kAuto;
     if (text == "none") return Kind::kNone;
     if (text == "required") return Kind::kRequired;
-    throw_bad_field(field, "'{}' is not allowed; none, auto, required, or an object with the type function, "
+    throw_bad_field(field,
+                    "'{}' is not allowed; none, auto, required, or an object with the type function, "
                     "custom or allowed_tools is",
                     text.substr(0, 40));
   };

@@ -3,9 +3,11 @@
 #include <openssl/crypto.h>
 
 #include <algorithm>
+#include <charconv>
 #include <thread>
 
 #include "serve/generation_fields.h"
+#include "serve/json_error.h"
 #include "serve/message_answer.h"
 #include "serve/openapi.h"
 
@@ -21,14 +23,16 @@ std::string_view api_key_of(const HttpRequest& request) {
 }
 
 Json parse_body(const HttpRequest& request) {
+  constexpr size_t kMostDepth = 64;
   try {
-    Json body = parse_json(request.body, "body", {.max_bytes = size_t{1} << 30, .max_depth = 64});
+    // How long a body may be is the HTTP server's to say.
+    Json body = parse_json(request.body, "body", {.max_bytes = SIZE_MAX, .max_depth = kMostDepth});
     if (!body.is_object())
       throw ApiError(400, fmt::format("body: expected a JSON object, got {}", body.type_name()));
     return body;
   } catch (const Error& e) {
     // NaN, broken UTF-8 or a number that no float64 holds stands in some field.
-    const std::string field = json_error_path(request.body);
+    const std::string field = field_of_json_error(request.body, kMostDepth);
     throw ApiError(400, field.empty() ? e.what() : fmt::format("{}: {}", field, e.what()), field,
                    "invalid_json");
   }
@@ -51,7 +55,8 @@ void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json) 
 
 namespace {
 
-[[noreturn]] void throw_too_long(const ServeContext& context, std::string_view count, const std::string& field) {
+[[noreturn]] void throw_too_long(const ServeContext& context, std::string_view count,
+                                 const std::string& field) {
   throw ApiError(400,
                  fmt::format("{}: {} tokens do not fit the context of {}", field, count,
                              context.engine.options().context),
@@ -71,7 +76,8 @@ void check_text_fits(const ServeContext& context, std::string_view text, const s
   if (text.size() <= 2 * looked_at) return;
   size_t end = looked_at;
   while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
-  const size_t tokens = context.model->tokenizer().encode(text.substr(0, end), {.parse_special = true}).size();
+  const size_t tokens =
+      context.model->tokenizer().encode(text.substr(0, end), {.parse_special = true}).size();
   // What follows may change the last tokens of the beginning, never half of them.
   if (tokens > 2 * most) throw_too_long(context, fmt::format("more than {}", tokens / 2), field);
 }
@@ -137,20 +143,52 @@ Json model_entry(const CommonContext& context, const std::string& name, const st
           {"root", root}, {"parent", std::move(parent)}, {"max_model_len", longest}};
 }
 
-void list_models(ServeContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+Json models_of(const ServeContext& context) {
   const int64_t longest = context.engine.options().context;
   const std::string& base = context.model_name;
   Json list = Json::array({model_entry(context, base, base, nullptr, longest)});
   for (const AdapterSource& adapter : context.model->adapters())
     list.push_back(model_entry(context, adapter.name, adapter.path.string(), base, longest));
-  send_json(exchange, {{"object", "list"}, {"data", std::move(list)}});
+  return list;
 }
 
-void list_models(EncoderContext& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+Json models_of(const EncoderContext& context) {
   const std::string& name = context.model_name;
-  send_json(exchange,
-            {{"object", "list"},
-             {"data", Json::array({model_entry(context, name, name, nullptr, context.model.max_tokens())})}});
+  return Json::array({model_entry(context, name, name, nullptr, context.model.max_tokens())});
+}
+
+template <typename Context>
+void list_models(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
+  send_json(exchange, {{"object", "list"}, {"data", models_of(context)}});
+}
+
+// A name may hold what a path may not ("hf:org/repo"): clients write it as %2F.
+std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned value = 0;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(&text[i + 1], &text[i + 1] + 2, value, 16).ptr == &text[i + 1] + 2) {
+      out += static_cast<char>(value);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+template <typename Context>
+void retrieve_model(Context& context, const HttpRequest& request,
+                    const std::shared_ptr<HttpExchange>& exchange) {
+  const std::string name =
+      percent_decoded(std::string_view(request.path).substr(request.path.rfind('/') + 1));
+  for (const Json& model : models_of(context)) {
+    if (model["id"] == name) return send_json(exchange, model);
+  }
+  throw ApiError(
+      404, fmt::format("model: '{}' is not served here; '{}' is", name.substr(0, 200), context.model_name),
+      "model", "model_not_found");
 }
 
 template <typename Context>
@@ -183,8 +221,8 @@ void page(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>& exc
 }
 
 // In the words of the API that was called.
-void send_error(const ApiError& error, const HttpRequest& request, HttpExchange& exchange) {
-  HttpHeaders headers;
+void send_error(const ApiError& error, const HttpRequest& request, HttpExchange& exchange,
+                HttpHeaders headers = {}) {
   if (error.status() == 401) headers.emplace_back("www-authenticate", "Bearer");
   // A place in the queue is free as soon as any request has ended; clients back off further by themselves.
   if (error.status() == 429 || error.status() == 503) headers.emplace_back("retry-after", "1");
@@ -192,8 +230,8 @@ void send_error(const ApiError& error, const HttpRequest& request, HttpExchange&
     return exchange.send(error.status(), "application/json", dump_json(error.to_json()), headers);
   headers.emplace_back("request-id", request.id);
   const int status = message_error_status(error.status());
-  exchange.send(status, "application/json",
-                dump_json(message_error_json(status, error.what(), request.id)), headers);
+  exchange.send(status, "application/json", dump_json(message_error_json(status, error.what(), request.id)),
+                headers);
 }
 
 template <typename Context>
@@ -217,6 +255,7 @@ constexpr Route<ServeContext> kRoutes[] = {
     {"POST", "/v1/rerank", rerank, false},
     {"POST", "/rerank", rerank, false},
     {"GET", "/v1/models", list_models, false},
+    {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", tokenize, false},
     {"POST", "/detokenize", detokenize, false},
     {"GET", "/openapi.json", openapi, true},
@@ -231,6 +270,7 @@ constexpr Route<EncoderContext> kEncoderRoutes[] = {
     {"POST", "/v1/rerank", encoder_rerank, false},
     {"POST", "/rerank", encoder_rerank, false},
     {"GET", "/v1/models", list_models, false},
+    {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", encoder_tokenize, false},
     {"POST", "/detokenize", encoder_detokenize, false},
     {"GET", "/health", health, true},
@@ -388,7 +428,7 @@ void Server::State::route(const HttpRequest& request, const std::shared_ptr<Http
     if (request.method == "OPTIONS") return exchange->send(204, "", "", {{"allow", methods}});
     const ApiError error(405, fmt::format("{} is not allowed on {}; {} are", request.method.substr(0, 40),
                                           request.path, methods));
-    return exchange->send(405, "application/json", dump_json(error.to_json()), {{"allow", methods}});
+    return send_error(error, request, *exchange, {{"allow", methods}});
   }
   if (known == nullptr) throw ApiError(404, fmt::format("no such path: {}", request.path.substr(0, 200)));
   known->endpoint(*decoder, request, exchange);
@@ -403,9 +443,8 @@ void Server::State::handle(const HttpRequest& request, const std::shared_ptr<Htt
              {"access-control-expose-headers", "x-request-id"},
              {"vary", "origin"}};
   }
-  const auto* known = std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const auto& route) {
-    return path_matches(route.path, request.path);
-  });
+  const auto* known = std::find_if(std::begin(kRoutes), std::end(kRoutes),
+                                   [&](const auto& route) { return path_matches(route.path, request.path); });
   const std::string counted(known != std::end(kRoutes) ? known->path : "other");
   const auto exchange = std::make_shared<CountedExchange>(plain, context, counted, extra);
   try {

@@ -18,8 +18,8 @@ namespace qiao::serve {
 
 struct ServerOptions {
   HttpServerOptions http;
-  std::string model_name;                 // what /v1/models shows; empty: the model's own
-  std::vector<std::string> api_keys;      // none: open
+  std::string model_name;                          // what /v1/models shows; empty: the model's own
+  std::vector<std::string> api_keys;               // none: open
   size_t response_store_bytes = size_t{64} << 20;  // kept answers of /v1/responses; 0: none
   std::vector<std::string> cors_origins;  // exact origins, or "*"; none: pages of other origins are refused
 };

@@ -54,6 +54,7 @@ class MetricsTest(unittest.TestCase):
         self.assertEqual(value("vllm:generation_tokens_total"), 3)
         self.assertEqual(value("vllm:request_generation_tokens_sum"), 3)
         self.assertEqual(value("vllm:request_generation_tokens_count"), 1)
+        self.assertEqual(value("vllm:inter_token_latency_seconds_count"), 2)
         self.assertEqual(value("vllm:request_prompt_tokens_sum"), value("vllm:prompt_tokens_total"))
         self.assertEqual(value("qiao:http_connections"), 1)
         self.assertGreater(value("process_resident_memory_bytes"), 1 << 20)

@@ -74,6 +74,10 @@ class ServeTest(unittest.TestCase):
         models = list(self.client.models.list())
         self.assertEqual([model.id for model in models], ["chat"])
         self.assertEqual(models[0].object, "model")
+        self.assertEqual(self.client.models.retrieve("chat"), models[0])
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.client.models.retrieve("another/one")
+        self.assertEqual(caught.exception.code, "model_not_found")
 
     def test_health_and_metrics(self):
         self.assertEqual(json.loads(self.served.request("GET", "/health")[2]), {"status": "ok"})
@@ -365,10 +369,11 @@ class ServeTest(unittest.TestCase):
 
 class KeyTest(unittest.TestCase):
     def test_keys_and_cors(self):
-        served = Served("--api-key", "first", "--api-key", "second", "--cors-origin", "https://friend.example", "-a", "tiny")
+        served = Served("--api-key", "first", "--api-key", "second", "--cors-origin", "https://friend.example", "-a", "org/tiny:x")
         try:
             for key in ("first", "second"):
-                self.assertEqual(list(served.client(key).models.list())[0].id, "tiny")
+                self.assertEqual(list(served.client(key).models.list())[0].id, "org/tiny:x")
+                self.assertEqual(served.client(key).models.retrieve("org/tiny:x").id, "org/tiny:x")
             for key in ("third", "firs", "firstfirst", ""):
                 with self.assertRaises(openai.AuthenticationError):
                     list(served.client(key or "x").models.list())

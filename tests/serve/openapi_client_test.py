@@ -6,7 +6,6 @@
 """
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -16,10 +15,17 @@ import openapi_spec_validator
 
 from openai_client_test import ROOT, Served
 
+PLACE = {"{response_id}": "x", "{model}": "x"}
 EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "8")
 SEED = os.environ.get("SCHEMATHESIS_SEED", "7")
 ENCODER = str(ROOT / "tests" / "golden" / "encoders" / "bert")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+def filled(path):
+    for name, value in PLACE.items():
+        path = path.replace(name, value)
+    return path
 
 
 def description(served):
@@ -48,7 +54,7 @@ class OpenApiTest(unittest.TestCase):
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
                     if operation.get("security") != []:
-                        self.assertEqual(keyed.request(method.upper(), path.replace("{response_id}", "x"), {} if method == "post" else None)[0], 401, path)
+                        self.assertEqual(keyed.request(method.upper(), filled(path), {} if method == "post" else None)[0], 401, path)
         finally:
             open_one.stop()
             keyed.stop()
@@ -58,10 +64,10 @@ class OpenApiTest(unittest.TestCase):
         try:
             for path, operations in description(served)["paths"].items():
                 for method in operations:
-                    status, _, body = served.request(method.upper(), path.replace("{response_id}", "x"), {} if method == "post" else None)
+                    status, _, body = served.request(method.upper(), filled(path), {} if method == "post" else None)
                     self.assertNotIn(status, (405, 500), path)
                     self.assertNotIn(b"no such path", body, path)
-                status, _, _ = served.request("PATCH", path.replace("{response_id}", "x"))
+                status, _, _ = served.request("PATCH", filled(path))
                 self.assertEqual(status, 405, path)
         finally:
             served.stop()

@@ -28,8 +28,8 @@ std::set<std::string> routes(bool encoder) {
 }
 
 Json document(bool encoder, bool keys) {
-  return Json::parse(openapi_text(
-      {.encoder = encoder, .keys = keys, .models = {"m"}, .vocabulary = 100, .dimensions = 8}));
+  return Json::parse(
+      openapi_text({.encoder = encoder, .keys = keys, .models = {"m"}, .vocabulary = 100, .dimensions = 8}));
 }
 
 TEST(OpenApiTest, EveryRouteIsDescribedAndNoOther) {

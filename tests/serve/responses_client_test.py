@@ -266,7 +266,7 @@ class ResponsesTest(unittest.TestCase):
             self.client.responses.create(model="another", input="a")
         response = self.create(max_output_tokens=1)
         for query, field in [("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=nothing", "after"), ("after=%4", "after")]:
-            status, _, body = self.served.request("GET", f"/v1/responses/{response.id}/input_items?{query}")
+            status, _, body = self.served.request("GET", f"/v1/responses/{response.id}/input_items?{query}", headers={"authorization": "Bearer none"})
             self.assertEqual((status, json.loads(body)["error"]["param"]), (400, field), body)
         self.assertEqual(self.served.request("GET", f"/v1/responses/{response.id}?stream=true")[0], 400)
         self.assertEqual(self.served.request("PUT", f"/v1/responses/{response.id}")[0], 405)
