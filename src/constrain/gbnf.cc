@@ -84,13 +84,14 @@ class GbnfParser {
       while (at_ < text_.size() && text_[at_] != '\n') ++at_;
     }
   }
-  // The number that W3C's pages print before a rule: [12].
+  // The number that W3C's pages print at the begin of a rule's line: [12]. Elsewhere it is a class.
   void skip_number() {
     if (!peek("[")) return;
+    const size_t before = text_.substr(0, at_).find_last_not_of(" \t");
+    if (before != std::string_view::npos && text_[before] != '\n' && text_[before] != '\r') return;
     const size_t close = text_.find_first_not_of("0123456789", at_ + 1);
     if (close == std::string_view::npos || close == at_ + 1 || text_[close] != ']') return;
-    at_ = close + 1;
-    space(true);
+    at_ = std::min(text_.find_first_not_of(" \t", close + 1), text_.size());
   }
   bool at_code() const {  // #x and a digit: a character
     return peek("#x") && at_ + 2 < text_.size() && hex_value(text_[at_ + 2]) >= 0;

@@ -17,8 +17,9 @@ ObjectSpec ObjectSpec::both(const ObjectSpec& other) const {
   for (const Group& group : other.groups) {
     if (std::find(groups.begin(), groups.end(), group) == groups.end()) result.groups.push_back(group);
   }
+  const std::set<std::string_view> known(required.begin(), required.end());
   for (const std::string& name : other.required) {
-    if (std::find(required.begin(), required.end(), name) == required.end()) result.required.push_back(name);
+    if (!known.contains(name)) result.required.push_back(name);
   }
   result.min = std::max(min, other.min);
   result.max = std::min(max, other.max);

@@ -74,6 +74,7 @@ class JsonNodes {
   uint32_t number_of(NumberSpec spec);
   void add_unique(const ArraySpec& spec, JsonArray& array);
   uint32_t string_of(const StringSpec& spec);
+  void spend(const StringLanguage& language);
   uint32_t add_object(const ObjectSpec& spec);
   uint32_t add_array(const ArraySpec& spec);
   void add_classes(const ObjectSpec& spec, const std::vector<std::string>& names, JsonObject& object);
@@ -86,12 +87,13 @@ class JsonNodes {
   SchemaReader reader_;
   ConstraintLimits limits_;
   bool digits_only_;  // integers
+  size_t spent_ = 0;  // on all languages
   std::map<AtomSet, uint32_t> index_;
   std::vector<AtomSet> sets_;
   std::vector<JsonNode> nodes_;
   std::vector<bool> possible_;
   std::vector<NumberDfa> numbers_;
-  std::vector<NumberSpec> number_specs_;
+  std::unordered_map<std::string, uint32_t> number_index_;
   std::vector<StringLanguage> languages_;
   std::map<std::string, uint32_t> string_index_;
   std::vector<JsonObject> objects_;

@@ -181,12 +181,11 @@ ObjectSpec SchemaReader::object(const Json& schema) {
   if (group != ObjectSpec::Group{.evaluates = true}) spec.groups.push_back(std::move(group));
   const Json* required = find(schema, "required");
   if (required != nullptr && !required->is_boolean()) {  // draft 3's boolean says nothing about this object
+    std::set<std::string_view> known;
     for (const Json& name : list_of(schema, "required")) {
       if (!name.is_string()) invalid(schema, "required", "a list of names");
-      if (std::find(spec.required.begin(), spec.required.end(), name.get_ref<const std::string&>()) ==
-          spec.required.end()) {
+      if (known.insert(name.get_ref<const std::string&>()).second)
         spec.required.push_back(name.get<std::string>());
-      }
     }
   }
   if (const Json* names = find(schema, "propertyNames")) spec.keys.push_back(atoms(*names));

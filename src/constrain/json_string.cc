@@ -1,6 +1,7 @@
 #include "constrain/json_string.h"
 
 #include <algorithm>
+#include <set>
 #include <span>
 
 #include "base/error.h"
@@ -11,7 +12,7 @@ namespace qiao::constrain {
 namespace {
 
 constexpr size_t kMaxExplored = 10'000;
-constexpr size_t kMaxLengthTable = 40'000'000;
+constexpr size_t kMaxLengthTable = 10'000'000;
 
 #define QIAO_DATE                                                                                      \
   "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)" \
@@ -146,9 +147,8 @@ StringSpec StringSpec::both(const StringSpec& other) const {
   result.max = std::min(max, other.max);
   if (other.literals) {
     if (result.literals) {
-      std::erase_if(*result.literals, [&](const std::string& text) {
-        return std::find(other.literals->begin(), other.literals->end(), text) == other.literals->end();
-      });
+      const std::set<std::string_view> others(other.literals->begin(), other.literals->end());
+      std::erase_if(*result.literals, [&](const std::string& text) { return !others.contains(text); });
     } else {
       result.literals = other.literals;
     }
@@ -279,6 +279,11 @@ bool StringLanguage::live(At at) {
     if (reach_[t][at.state]) return true;
   }
   return steady_ && to >= reach_.size() && from <= to && reach_.back()[at.state];
+}
+
+size_t StringLanguage::work() const {
+  return (dfa_ == nullptr ? 0 : dfa_->work()) + (reach_.empty() ? 0 : reach_.size() * reach_[0].size()) +
+         literal_.size() + 100;
 }
 
 bool StringLanguage::empty() { return !live(start()); }
