@@ -322,9 +322,9 @@ ChatFormat detect_chat_format(std::string_view template_source) {
   const auto with_system = probe.render(Json::array({system, user}), false);
   format.takes_system = with_system && contains(*with_system, "Probe rules.");
   std::string call;
-  if (!find_call_style(probe, format, call)) return format;
-  read_form(call, format);
-  if (format.tools == ToolSyntax::kNone) {  // a form that is not known here: the model is told of Hermes'
+  if (find_call_style(probe, format, call)) read_form(call, format);
+  if (format.tools ==
+      ToolSyntax::kNone) {  // calls are not shown, or in a form not known here: Hermes' is told
     format.renders_tools = false;
     return format;
   }

@@ -182,6 +182,9 @@ Structure tool_structure(const ChatFormat& format, const Json& tools, std::strin
   }
   const Structure call = calls.size() == 1 ? calls.front() : Structure::choice(std::move(calls));
   std::vector<Structure> parts;
+  // Some models begin with a line break; free text has it otherwise.
+  if (choice.kind != ToolChoice::Kind::kAuto || !is_any_text(text) || form.bare)
+    parts.push_back(Structure::regex("\\n{0,2}"));
   add_marker(form.begin_all, parts);
   if (form.body == CallForm::Body::kCallList) parts.push_back(Structure::literal("["));
   const bool several = parallel && format.several_calls && choice.kind != ToolChoice::Kind::kNamed;
@@ -225,7 +228,10 @@ Structure tool_structure(const ChatFormat& format, const Json& tools, std::strin
 Structure with_thoughts(const ChatFormat& format, Thoughts thoughts, Structure answer) {
   if (thoughts == Thoughts::kNone) return answer;
   std::vector<Structure> parts;
-  if (thoughts == Thoughts::kMaybe) add_marker(format.think_begin, parts);
+  if (thoughts == Thoughts::kMaybe) {
+    parts.push_back(Structure::regex("\\n{0,2}"));
+    add_marker(format.think_begin, parts);
+  }
   parts.push_back(Structure::free_text({format.think_end}));
   add_marker(format.think_end, parts);
   parts.push_back(Structure::regex("\\n{0,2}"));

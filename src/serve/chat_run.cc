@@ -160,7 +160,7 @@ bool needs_special_text(const ServeContext& context, const ChatTurn& turn) {
   if (offers_tools(turn)) return true;
   const Tokenizer& tokenizer = context.model->tokenizer();
   for (const std::string* marker : {&context.chat_format.think_begin, &context.chat_format.think_end}) {
-    const std::string_view text = std::string_view(*marker).substr(0, marker->find('>') + 1);
+    const std::string_view text = std::string_view(*marker).substr(0, marker->find_first_of(">]") + 1);
     if (text.empty()) continue;
     if (const auto id = tokenizer.find_token(text); id && tokenizer.is_control(*id)) return true;
   }
