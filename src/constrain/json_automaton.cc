@@ -26,7 +26,7 @@ constexpr std::string_view kWords[] = {"null", "true", "false"};
 class JsonAutomaton : public Automaton {
  public:
   JsonAutomaton(Json schema, std::string_view where, const JsonStyle& style, const ConstraintLimits& limits)
-      : nodes_(std::move(schema), where, limits), style_(style) {}
+      : nodes_(std::move(schema), where, style, limits), style_(style) {}
 
   StateKey start() const override { return {kText}; }
 
@@ -108,7 +108,10 @@ class JsonAutomaton : public Automaton {
       }
     }
     for (const uint32_t id : node.strings) out.edge('"', string_state(id, nodes_.language(id).start()));
-    for (const uint32_t id : node.arrays) out.edge('[', {kArray, id, 0, kOpen});
+    for (const uint32_t id : node.arrays) {
+      const uint32_t none = nodes_.array(id).unique.empty() ? 0 : seen_id({});
+      out.edge('[', {kArray, id, none, kOpen});
+    }
     for (const uint32_t id : node.objects) out.edge('{', {kObject, id, seen_id({}), kOpen});
   }
 
@@ -233,10 +236,33 @@ class JsonAutomaton : public Automaton {
     }
   }
 
+  // Each of a list of values at most once. key.b: which have come, as an object's keys.
+  void unique_array(const StateKey& key, const JsonArray& array, Expansion& out) const {
+    const auto place = static_cast<Place>(key.c);
+    if (place == kKey && one_space(key, out)) return;
+    space(key, out);
+    const Seen seen = seen_[key.b];
+    uint32_t count = 0;
+    for (size_t i = 0; i < array.unique.size(); ++i) count += seen.has(i);
+    if (place != kKey && count >= array.min) out.edge(']', kReturn);
+    if (count >= array.max || count == array.unique.size()) return;
+    if (place == kNext) {
+      out.edge(',', {kArray, key.a, key.b, kKey});
+      return;
+    }
+    for (size_t i = 0; i < array.unique.size(); ++i) {
+      if (seen.has(i)) continue;
+      Seen with = seen;
+      with.add(i);
+      out.call({kValue, array.unique[i]}, {kArray, key.a, seen_id(with), kNext});
+    }
+  }
+
   // key.b: items so far, as far as they are counted; key.c: a Place, and from its fourth bit on how many of
   // them hold to contains.
   void array(const StateKey& key, Expansion& out) const {
     const JsonArray& array = nodes_.array(key.a);
+    if (!array.unique.empty()) return unique_array(key, array, out);
     const auto place = static_cast<Place>(key.c & 7);
     const uint32_t held = key.c >> 3;
     if (place == kKey && one_space(key, out)) return;

@@ -140,7 +140,7 @@ void Engine::State::step() {
   bool prefill = false;
   for (const StepEntry& entry : plan) {
     as_sequence(*entry.job).started();
-    prefill |= !entry.job->decodes();
+    prefill |= entry.job->computed < entry.job->prompt_tokens;
   }
   const Clock::time_point begin = Clock::now();
   try {
@@ -171,7 +171,10 @@ void Engine::State::loop() {
       totals.waiting += static_cast<int64_t>(fresh.size());
       busy = true;
     }
-    for (std::shared_ptr<Sequence>& sequence : fresh) scheduler.enqueue(std::move(sequence));
+    for (std::shared_ptr<Sequence>& sequence : fresh) {
+      sequence->begin();
+      if (!sequence->finished) scheduler.enqueue(std::move(sequence));
+    }
     fresh.clear();
     cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled(); });
     step();
@@ -230,6 +233,7 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
       totals.prompt_tokens += event.prompt_tokens;
       totals.cached_tokens += event.cached_tokens;
       totals.completion_tokens += event.completion_tokens;
+      totals.forced_tokens += event.forced_tokens;
     }
     inner(event);
   };

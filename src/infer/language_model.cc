@@ -67,6 +67,13 @@ bool LanguageModel::ends_generation(TokenId id) const {
   return std::binary_search(end_of_generation_.begin(), end_of_generation_.end(), id);
 }
 
+std::shared_ptr<const constrain::TokenTable> LanguageModel::token_table() const {
+  std::call_once(token_table_made_, [this] {
+    token_table_ = std::make_shared<constrain::TokenTable>(*tokenizer_, end_of_generation_);
+  });
+  return token_table_;
+}
+
 std::string LanguageModel::render_chat(Json variables) const {
   if (!chat_template_) {
     throw_error(

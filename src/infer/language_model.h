@@ -4,10 +4,12 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "constrain/token_table.h"
 #include "infer/sampling.h"
 #include "models/decoder.h"
 #include "text/chat_template.h"
@@ -38,6 +40,9 @@ class LanguageModel {
   const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
   const SamplingOptions& recommended_sampling() const { return sampling_; }
   bool ends_generation(TokenId id) const;
+  // The vocabulary as constraints on answers need it, with all tokens that end generation. Made at the first
+  // call, which takes a moment; safe from any thread.
+  std::shared_ptr<const constrain::TokenTable> token_table() const;
 
   // `variables` as ChatTemplate::render takes them (messages, tools, add_generation_prompt…); bos_token and
   // eos_token are added. Throws Error(kUnsupported) where the model has no chat template.
@@ -59,6 +64,8 @@ class LanguageModel {
   std::unique_ptr<Decoder> decoder_;  // before backend_ is destroyed: declared after it
   SamplingOptions sampling_;
   std::vector<TokenId> end_of_generation_;
+  mutable std::once_flag token_table_made_;
+  mutable std::shared_ptr<const constrain::TokenTable> token_table_;
 };
 
 }  // namespace qiao

@@ -41,6 +41,7 @@ class StepRunner {
   };
   void pack(const StepEntry& entry, bool embed);
   void add_history(const Output& output);
+  void fill_masks();
   void draw(const Tensor& logits);
   void settle_draft(Sequence& sequence);
   void take_hidden(const Tensor& hidden);
@@ -57,10 +58,11 @@ class StepRunner {
   std::vector<SampleRow> rows_;
   std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
   std::vector<float> bias_values_;
+  std::vector<uint32_t> masks_;  // [outputs, ceil(V / 32)], where one of them is constrained
   std::vector<int32_t> drawn_, top_ids_;
   std::vector<float> logprobs_, top_logprobs_, hidden_;
   // The same on the chip, grown when a step needs more.
-  Buffer device_[12];
+  Buffer device_[13];
   Tensor upload(int index, const void* host, DType dtype, int64_t count);
   Tensor device(int index, DType dtype, int64_t rows, int64_t columns);
 };

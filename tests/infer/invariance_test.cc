@@ -5,10 +5,35 @@
 #include <random>
 #include <thread>
 
+#include "constrain/structure.h"
 #include "infer/engine_harness.h"
 
 namespace qiao::testing {
 namespace {
+
+// Grammars with forced runs in them, and none.
+std::shared_ptr<constrain::CompiledGrammar> grammar_of(uint64_t number) {
+  using constrain::Structure;
+  switch (number % 8) {
+    case 0:
+      return constrain::compile_json_schema(
+          parse_json(R"({"type":"object","properties":{"name":{"type":"string"},"bridges":{"type":"array",
+                         "items":{"enum":["blue","light","carries"]},"maxItems":3}},"required":["name","bridges"]})",
+                     "schema"),
+          "schema", constrain::JsonStyle::generation());
+    case 1:
+      return constrain::compile_regex("([a-f]{2}, )*the bridge( [0-9]+ carries){1,9}", "regex");
+    case 2:
+      return constrain::compile_structure(
+          Structure::sequence({Structure::free_text({"<", "an"}), Structure::literal("<call>"),
+                               Structure::token("<|im_start|>"), Structure::free_text({})}),
+          "tools");
+    case 3:
+      return constrain::compile_choice({"light", "lighter than the bridge", "100 bridges"}, "choice");
+    default:
+      return nullptr;
+  }
+}
 
 // Requests of many lengths, greedy and drawn, some sharing their beginnings.
 std::vector<GenerationRequest> requests(const LanguageModel& model, uint64_t seed, size_t count) {
@@ -28,7 +53,8 @@ std::vector<GenerationRequest> requests(const LanguageModel& model, uint64_t see
     request.sampling.temperature = random() % 2 == 0 ? 0.0f : 1.2f;
     request.sampling.seed = random();
     request.sampling.frequency_penalty = random() % 3 == 0 ? 0.5f : 0.0f;
-    request.logprobs = true;
+    request.logprobs = random() % 2 == 0;
+    request.grammar = grammar_of(i);
     list.push_back(std::move(request));
   }
   return list;
@@ -47,6 +73,8 @@ void expect_same(const Answer& got, const Answer& expected, const std::string& w
   EXPECT_EQ(got.tokens, expected.tokens) << where;
   EXPECT_EQ(got.text, expected.text) << where;
   EXPECT_EQ(got.last.finish, expected.last.finish) << where;
+  EXPECT_EQ(got.last.completion_tokens, expected.last.completion_tokens) << where;
+  EXPECT_EQ(got.last.forced_tokens, expected.last.forced_tokens) << where;
   EXPECT_EQ(got.last.embedding, expected.last.embedding) << where;
   expect_same(got.logprobs, expected.logprobs, where);
   expect_same(got.prompt_logprobs, expected.prompt_logprobs, where);
@@ -111,6 +139,7 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
     const std::vector<TokenId> phrase = list[i].prompt;
     for (int times = 0; times < 3; ++times)
       list[i].prompt.insert(list[i].prompt.end(), phrase.begin(), phrase.end());
+    list[i].grammar = i % 8 == 2 ? constrain::compile_regex("([a-z]+|[A-Z]{2}bridge)*", "regex") : nullptr;
     list[i].sampling.logit_bias = {{65, 50.0f}, {66, 50.0f}};
     if (i % 8 < 4) list[i].sampling.temperature = 1.0f;
     list[i].max_tokens = 50;
