@@ -36,12 +36,6 @@ void add_marker(std::string_view text, std::vector<Structure>& parts) {
   flush();
 }
 
-Structure marker(std::string_view text) {
-  std::vector<Structure> parts;
-  add_marker(text, parts);
-  return Structure::sequence(std::move(parts));
-}
-
 std::string trimmed(std::string_view text) {
   const size_t begin = text.find_first_not_of(" \n");
   if (begin == std::string_view::npos) return {};
