@@ -22,6 +22,18 @@ struct OutputFormat {
   std::string field;                 // "response_format.json_schema.schema": where it came from
 };
 
+// What the fields of /v1/chat/completions and /v1/completions ask for: response_format, and vLLM's and
+// llama-server's spellings (guided_json…, structured_outputs, grammar, json_schema), of which one may be
+// given.
+OutputFormat read_output_format(Fields& fields);
+// OpenAI's response_format object, which stands at `field`.
+OutputFormat read_response_format(const Json& format, const std::string& field);
+// A part of an answer. Of kText: any text.
+constrain::Structure output_structure(const OutputFormat& format);
+// Null for kText. Compiled once and kept.
+std::shared_ptr<constrain::CompiledGrammar> compile_output_format(ServeContext& context,
+                                                                  const OutputFormat& format);
+
 struct ChatTurn {
   // As templates take them: role, content (text), tool_calls ({"id", "type", "function": {"name",
   // "arguments": object}}), tool_call_id, name, reasoning_content. Checked by the endpoint.
@@ -71,6 +83,9 @@ class ChatSink {
 // kMaxTools of them.
 inline constexpr size_t kMaxTools = 512;
 void check_tools(const Json& tools, const std::string& field);
+// OpenAI's tool_choice: "auto", "none", "required" or {"type": "function", "function": {"name"}}. `tools`
+// have been checked.
+chat::ToolChoice read_tool_choice(const Json& choice, const std::string& field, const Json& tools);
 
 // Renders, tokenizes, compiles what the answer must look like, submits the choices. Throws ApiError or Error
 // where any of it is refused. A peer that hangs up cancels them.

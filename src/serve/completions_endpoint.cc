@@ -1,5 +1,6 @@
 // /v1/completions.
 #include "serve/answer.h"
+#include "serve/chat_run.h"
 
 namespace qiao::serve {
 namespace {
@@ -112,9 +113,8 @@ void completions(ServeContext& context, const HttpRequest& request,
   if (const auto best_of = fields.integer("best_of", 1, kMaxChoices); best_of && *best_of != common.n) {
     throw ApiError(400, "best_of: is not supported; it may only equal n", "best_of", "unsupported_parameter");
   }
-  fields.refuse(
-      {"suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema"},
-      "is not supported yet");
+  const OutputFormat format = read_output_format(fields);
+  fields.refuse({"suffix"}, "is not supported yet");
   if (max_tokens == 0 && !echo) throw_bad_field("max_tokens", "0 is only allowed with echo");
   fields.finish();
   if (ids.size() * static_cast<size_t>(common.n) > kMaxPrompts) {
@@ -122,6 +122,7 @@ void completions(ServeContext& context, const HttpRequest& request,
   }
 
   const bool logprobs = top_logprobs >= 0;
+  const std::shared_ptr<constrain::CompiledGrammar> grammar = compile_output_format(context, format);
   std::vector<GenerationRequest> requests;
   std::vector<TextAnswer::Prompt> prompts;
   for (size_t p = 0; p < ids.size(); ++p) {
@@ -136,6 +137,7 @@ void completions(ServeContext& context, const HttpRequest& request,
       generation.prompt = ids[p];
       generation.sampling = common.sampling;
       generation.choice = static_cast<int32_t>(choice);
+      generation.grammar = grammar;
       generation.stop = common.stop;
       generation.ignore_eos = common.ignore_eos;
       generation.max_tokens = max_tokens;

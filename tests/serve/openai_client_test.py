@@ -30,8 +30,8 @@ HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
 class Served:
     """A server process on a free port."""
 
-    def __init__(self, *flags, model=MODEL):
-        self.process = subprocess.Popen([BINARY, "serve", "-m", model, "--port", "0", "-c", "512", "-q", *flags],
+    def __init__(self, *flags, model=MODEL, context=512):
+        self.process = subprocess.Popen([BINARY, "serve", "-m", model, "--port", "0", "-c", str(context), "-q", *flags],
                                         stderr=subprocess.PIPE, text=True)
         line = self.process.stderr.readline()
         found = re.search(r"http://[^:]+:(\d+)", line)
@@ -285,7 +285,7 @@ class ServeTest(unittest.TestCase):
             ("logprobs", {"logprobs": "yes"}), ("top_logprobs", {"top_logprobs": 5}),
             ("top_logprobs", {"logprobs": True, "top_logprobs": 21}), ("stream", {"stream": "yes"}),
             ("stream_options", {"stream_options": {}}), ("stream_options.loud", {"stream": True, "stream_options": {"loud": True}}),
-            ("tools", {"tools": [{"type": "function"}]}), ("response_format.type", {"response_format": {"type": "json_object"}}),
+            ("tools[0].function", {"tools": [{"type": "function"}]}), ("response_format.type", {"response_format": {"type": "xml"}}),
             ("model", {"model": 5}), ("no_such_field", {"no_such_field": 1}),
         ]
         for field, change in cases:
