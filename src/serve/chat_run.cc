@@ -176,6 +176,11 @@ bool needs_special_text(const ServeContext& context, const ChatTurn& turn) {
 
 void run_chat(ServeContext& context, ChatTurn turn, const std::shared_ptr<HttpExchange>& exchange,
               std::shared_ptr<ChatSink> sink) {
+  for (const Json& message : turn.messages) {  // before a template copies what is hopeless
+    const auto content = message.find("content");
+    if (content != message.end() && content->is_string())
+      check_text_fits(context, content->get_ref<const std::string&>(), turn.prompt_field);
+  }
   const std::string prompt = render_turn(context, turn);
   check_text_fits(context, prompt, turn.prompt_field);
   // An answer that the client has begun is past its thoughts.

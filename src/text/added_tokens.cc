@@ -58,8 +58,8 @@ void AddedTokens::split(std::string_view text, bool parse_special,
     }
     if (begin > done) piece(text.substr(done, begin - done), nullptr);
     piece(text.substr(begin, end - begin), &token);
-    // The search goes on behind the token itself: one inside the space that this one took is found too, and what
-    // follows that one is read again. So does the tokenizers library.
+    // The search goes on behind the token itself: one inside the space that this one took is found too, and
+    // what follows that one is read again. So does the tokenizers library.
     done = end;
   }
   if (done < text.size()) piece(text.substr(done), nullptr);

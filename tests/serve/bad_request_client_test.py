@@ -126,7 +126,7 @@ class TextModelTest(BadRequests):
                 self.assertIn("metadata", json.loads(answer)["error"]["message"])
 
     def test_prompts_over_the_context(self):
-        for size in (5_000, 200_000, 5_000_000):
+        for size in (5_000, 200_000, 2_000_000):
             text = ("The sky is blue because. " * (size // 25 + 1))[:size]
             with self.subTest(size=size):
                 self.refused("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}, "messages")
@@ -134,7 +134,7 @@ class TextModelTest(BadRequests):
                 self.refused("/v1/responses", {"input": text}, "input")
                 self.refused("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": text}]}, "messages")
                 self.refused("/v1/embeddings", {"input": text}, "input")
-        self.refused("/v1/completions", {"prompt": [1] * 1_000_000}, "prompt")
+        self.refused("/v1/completions", {"prompt": [1] * 500_000}, "prompt")
         self.refused("/v1/completions", {"prompt": ["a", "word " * 2000]}, "prompt[1]")
         self.refused("/v1/embeddings", {"input": ["a", [1] * 5000]}, "input[1]")
         self.refused("/v1/chat/completions", {"messages": HELLO * 20_000}, "messages")

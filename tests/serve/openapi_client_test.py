@@ -2,7 +2,7 @@
 """/openapi.json against its own standard, and the server against it: schemathesis asks each endpoint what it says.
 
   QIAO_BINARY=build/bin/qiao python tests/serve/openapi_client_test.py             under a minute, the same each time
-  QIAO_BINARY=build/bin/qiao SCHEMATHESIS_EXAMPLES=300 python tests/serve/openapi_client_test.py      longer, by hand
+  QIAO_BINARY=build/bin/qiao SCHEMATHESIS_EXAMPLES=300 SCHEMATHESIS_PHASES=coverage,fuzzing python tests/serve/openapi_client_test.py      longer, by hand
 """
 import json
 import os
@@ -17,6 +17,7 @@ from openai_client_test import ROOT, Served
 
 PLACE = {"{response_id}": "x", "{model}": "x"}
 EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "8")
+PHASES = os.environ.get("SCHEMATHESIS_PHASES", "fuzzing")  # by hand also coverage, which takes minutes
 SEED = os.environ.get("SCHEMATHESIS_SEED", "7")
 ENCODER = str(ROOT / "tests" / "golden" / "encoders" / "bert")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -78,8 +79,9 @@ class OpenApiTest(unittest.TestCase):
             with tempfile.TemporaryDirectory() as folder:
                 run = subprocess.run(
                     [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{served.port}/openapi.json", "--checks", CHECKS,
-                     "--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", SEED, "--workers", "2",
-                     "--request-timeout", "30", "--generation-database", "none", "--no-color", *flags],
+                     "--phases", PHASES, "--max-examples", EXAMPLES, "--seed", SEED, "--workers", "4",
+                     "--request-timeout", "30", "--generation-database", "none", "--no-color", "--no-shrink",
+                     "--continue-on-failure", "--suppress-health-check", "all", *flags],
                     cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3600)
             self.assertEqual(run.returncode, 0, run.stdout[-6000:])
             self.assertEqual(served.request("GET", "/health")[0], 200)
