@@ -32,7 +32,10 @@ std::string signature_of(const NumberSpec& spec) {
   };
   std::string signature = fmt::format("{}{}{} {}{} {}{}", spec.integer, spec.fractional, spec.digits_only,
                                       text(spec.min), spec.min_excluded, text(spec.max), spec.max_excluded);
-  for (const Decimal& multiple : spec.multiples) signature += " " + multiple.text();
+  for (const Decimal& multiple : spec.multiples) {
+    signature += ' ';
+    signature += multiple.text();
+  }
   return signature;
 }
 

@@ -351,7 +351,8 @@ class StructureAutomaton : public Automaton {
     const StopFinder& stops = program_->finders[step.index];
     const auto at = static_cast<uint16_t>(key.b);
     CharSteps any;
-    for (const CharRange& range : CharSet::any().ranges()) any.steps.push_back({range.lo, range.hi, 0});
+    const CharSet all = CharSet::any();
+    for (const CharRange& range : all.ranges()) any.steps.push_back({range.lo, range.hi, 0});
     Expansion characters;
     expand_chars(
         any, key.pending, CharSpelling::kUtf8, [](uint64_t) { return StateKey{kInFreeText}; },
