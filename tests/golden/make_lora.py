@@ -47,8 +47,7 @@ ADAPTERS = {
     "phi3": ("phi3", dict(r=4, lora_alpha=8, target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
              dict(gguf=True)),
     "qwen3-moe-some-dense": ("qwen3-moe-some-dense", dict(r=4, lora_alpha=8, target_modules=ATTENTION), dict()),
-    # Written so that PEFT does not take the experts for meant.
-    "hunyuan-moe": ("hunyuan-moe", dict(r=4, lora_alpha=8, target_modules=r".*([qo]_proj|shared_mlp\.[a-z_]*proj)"), dict()),
+    "hunyuan-moe": ("hunyuan-moe", dict(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj"]), dict(gguf=True)),
     "chat-one": ("chat", dict(r=8, lora_alpha=16, target_modules=ALL), dict()),
     "chat-two": ("chat", dict(r=20, lora_alpha=30, target_modules=["q_proj", "v_proj", "up_proj"]),
                  dict(dtype=torch.float16)),
