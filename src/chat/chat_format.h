@@ -66,10 +66,12 @@ class ChatParser {
  public:
   // `in_thoughts`: the prompt's end has opened them. `tools` off: calls are plain text.
   ChatParser(const ChatFormat& format, const Json& tools, bool in_thoughts);
+  ChatParser(ChatParser&&) noexcept;
   ~ChatParser();
   void push(std::string_view text, std::vector<ChatEvent>& events);
   void finish(std::vector<ChatEvent>& events);
   int64_t tool_calls() const;
+  bool in_thoughts() const;
 
  private:
   struct State;

@@ -83,7 +83,11 @@ std::string LanguageModel::render_chat(Json variables) const {
 }
 
 std::vector<TokenId> LanguageModel::encode_chat(Json variables) const {
-  std::vector<TokenId> ids = tokenizer_->encode(render_chat(std::move(variables)), {.parse_special = true});
+  return encode_rendered_chat(render_chat(std::move(variables)));
+}
+
+std::vector<TokenId> LanguageModel::encode_rendered_chat(std::string_view text) const {
+  std::vector<TokenId> ids = tokenizer_->encode(text, {.parse_special = true});
   const std::optional<TokenId> bos = tokenizer_->bos();
   if (bos && tokenizer_->adds_bos() && (ids.empty() || ids.front() != *bos)) ids.insert(ids.begin(), *bos);
   return ids;

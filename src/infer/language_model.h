@@ -44,6 +44,8 @@ class LanguageModel {
   std::string render_chat(Json variables) const;
   // Token ids of a rendered chat (special tokens parsed; BOS added only where the template did not write it).
   std::vector<TokenId> encode_chat(Json variables) const;
+  // The same of a text that render_chat gave.
+  std::vector<TokenId> encode_rendered_chat(std::string_view text) const;
   // Token ids of a plain prompt, with BOS where the model wants it.
   std::vector<TokenId> encode_prompt(std::string_view text) const;
 

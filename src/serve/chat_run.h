@@ -75,6 +75,11 @@ void check_tools(const Json& tools, const std::string& field);
 void run_chat(ServeContext& context, ChatTurn turn, const std::shared_ptr<HttpExchange>& exchange,
               std::shared_ptr<ChatSink> sink);
 
+// Messages as run_chat takes them, from OpenAI's list (what `field` names).
+Json read_chat_messages(const Json& messages, const std::string& field, const ServeContext& context);
+// The part of a message's content that is text: a string, or parts of which only texts can be read here.
+std::string read_content_text(const Json& content, const std::string& field);
+
 // The number of tokens of the turn's prompt.
 int64_t count_chat_tokens(ServeContext& context, const ChatTurn& turn);
 

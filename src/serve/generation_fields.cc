@@ -83,10 +83,12 @@ Json finish_reason_json(FinishReason reason) {
 }
 
 Json Usage::to_json() const {
-  return {{"prompt_tokens", prompt_tokens},
-          {"completion_tokens", completion_tokens},
-          {"total_tokens", prompt_tokens + completion_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", cached_tokens}}}};
+  Json json = {{"prompt_tokens", prompt_tokens},
+               {"completion_tokens", completion_tokens},
+               {"total_tokens", prompt_tokens + completion_tokens},
+               {"prompt_tokens_details", {{"cached_tokens", cached_tokens}}}};
+  if (reasoning_tokens) json["completion_tokens_details"] = {{"reasoning_tokens", *reasoning_tokens}};
+  return json;
 }
 
 std::string sse(const Json& json) { return "data: " + dump_json(json) + "\n\n"; }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,9 +34,11 @@ inline constexpr int64_t kMaxChoices = 128;
 // "stop", "length"; a cancelled or failed choice has none.
 Json finish_reason_json(FinishReason reason);
 
-// {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"}.
+// {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"}, and of a chat
+// "completion_tokens_details".
 struct Usage {
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  std::optional<int64_t> reasoning_tokens;
   Json to_json() const;
 };
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "chat/chat_format.h"
 #include "infer/encoder_engine.h"
 #include "infer/engine.h"
 #include "serve/fields.h"
@@ -33,9 +34,16 @@ struct CommonContext {
 // Of a server with a language model.
 struct ServeContext : CommonContext {
   ServeContext(const std::string& name, std::shared_ptr<LanguageModel> language_model, Engine& its_engine)
-      : CommonContext(name), model(std::move(language_model)), engine(its_engine) {}
+      : CommonContext(name),
+        model(std::move(language_model)),
+        engine(its_engine),
+        chat_format(model->chat_template() == nullptr
+                        ? chat::ChatFormat()
+                        : chat::detect_chat_format(model->chat_template()->source())) {}
   std::shared_ptr<LanguageModel> model;
   Engine& engine;
+  chat::ChatFormat chat_format;      // how the model writes calls of tools and thoughts
+  constrain::GrammarCache grammars;  // what answers had to look like, compiled
 };
 
 // Of a server with an encoder: embeddings, or the scores of a cross-encoder.
