@@ -5,10 +5,15 @@
 // Many rows: a register tile of 4 rows of x by one group, whose 16-bit sums take 8 of 16 registers, so the
 // F32 sums stay in the L1 cache and are touched once a tile of 32. A vector of 8 rows of W by 32 elements
 // costs 8 vpmaddubsw, 7 vpaddw and 5 more to scale and add (6 with a minimum): at most 76% of the peak on Zen
-// 3, whose four pipes start four such a cycle; 61% for Q6_K, whose sums must be widened four times. A few
-// rows (decoding): memory is read in order, quants, then scales, for which the integer sums wait in the L1
-// cache, and fetched 3 KB ahead: on Zen 3 two cores read 37 GB/s in order and 20 where the scales at a
+// 3, whose four pipes start four such a cycle; 61% for Q6_K, whose sums must be widened four times. Reached
+// there with two threads: 45 to 55% of the peak for 4-bit quants, 35 to 40% for Q6_K, 28% for Q8_0, whose
+// every product is widened.
+//
+// A few rows (decoding): memory is read in order, quants, then scales, for which the integer sums wait in the
+// L1 cache, and fetched 3 KB ahead: on Zen 3 two cores read 37 GB/s in order and 20 where the scales at a
 // chunk's end come first; its prefetcher alone does not keep up with reads that have work between them.
+// Reached with one row and matrices of megabytes: 28 to 31 GB/s for Q4_K and Q4_1, 36 for Q8_0, 25 to 28 for
+// Q6_K, whose unpacking is then the limit.
 
 inline __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline __m256i mask256(__m256i v, int byte) {
@@ -310,36 +315,54 @@ void multiply_shared(const DotQ8& a) {
   }
 }
 
+// Chains of additions that a row's sum is split into: one, the order that batch invariance fixes.
+// bench/batch_invariance_bench.cc builds the kernels with more, to know what that order costs.
+#ifndef QIAO_SUM_CHAINS
+#define QIAO_SUM_CHAINS 1
+#endif
+
 // Sums of a chunk whose integer dot products and scales are there. A chain of additions for each row and
 // half: few rows wait for them, which the next chunk's first reads hide.
 template <Family family, int M>
 [[gnu::always_inline]] inline void add_chunk(const DotPacked& a, const int32_t* dots, const TileMeta* meta,
                                              float* sums) {
   using S = Shape<family>;
-  __m256 sum[M][2];
+  constexpr int kChains = M > 2 ? 1 : QIAO_SUM_CHAINS;
+  __m256 sum[kChains][M][2];
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) {
-    sum[m][0] = _mm256_loadu_ps(sums + m * kPair * 16);
-    sum[m][1] = _mm256_loadu_ps(sums + m * kPair * 16 + 8);
+    sum[0][m][0] = _mm256_loadu_ps(sums + m * kPair * 16);
+    sum[0][m][1] = _mm256_loadu_ps(sums + m * kPair * 16 + 8);
+    for (int c = 1; c < kChains; ++c) sum[c][m][0] = sum[c][m][1] = _mm256_setzero_ps();
   }
   const float* scales = a.scales;
-  for (int64_t tile = a.elements / 32; tile > 0; --tile) {
+  const auto add_tile = [&](__m256(&to)[M][2]) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int part = 0; part < S::kHalves; ++part) {
       const TileScales<family> by(scales, part);
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m, dots += 16) {
         const auto* from = reinterpret_cast<const __m256i*>(dots);
-        by.add({_mm256_load_si256(from), _mm256_load_si256(from + 1)}, meta[m * a.meta_stride], part, sum[m]);
+        by.add({_mm256_load_si256(from), _mm256_load_si256(from + 1)}, meta[m * a.meta_stride], part, to[m]);
       }
     }
     ++meta;
     scales += S::kFloats;
+  };
+  int64_t tile = a.elements / 32;
+  for (; tile >= kChains; tile -= kChains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) add_tile(sum[c]);
   }
+  for (; tile > 0; --tile) add_tile(sum[0]);
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) {
-    _mm256_storeu_ps(sums + m * kPair * 16, sum[m][0]);
-    _mm256_storeu_ps(sums + m * kPair * 16 + 8, sum[m][1]);
+    for (int c = 1; c < kChains; ++c) {
+      sum[0][m][0] = _mm256_add_ps(sum[0][m][0], sum[c][m][0]);
+      sum[0][m][1] = _mm256_add_ps(sum[0][m][1], sum[c][m][1]);
+    }
+    _mm256_storeu_ps(sums + m * kPair * 16, sum[0][m][0]);
+    _mm256_storeu_ps(sums + m * kPair * 16 + 8, sum[0][m][1]);
   }
 }
 
