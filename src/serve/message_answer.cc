@@ -57,7 +57,7 @@ MessageAnswer::MessageAnswer(ServeContext& context, const MessagesRequest& reque
       message_({{"id", random_id("msg_")},
                 {"type", "message"},
                 {"role", "assistant"},
-                {"model", context.model_name},
+                {"model", context.served_name(request.turn.adapter)},
                 {"content", Json::array()},
                 {"stop_reason", nullptr},
                 {"stop_sequence", nullptr}}) {}

@@ -302,7 +302,7 @@ MessagesRequest read_messages_request(ServeContext& context, const Json& body, s
   MessagesRequest out;
   ChatTurn& turn = out.turn;
   Fields fields(body);
-  check_model(context, fields);
+  turn.adapter = check_model(context, fields);
   turn.tenant = tenant;
   if (const auto most = fields.integer("max_tokens", 1, kMaxTokensLimit)) {
     turn.max_tokens = *most;

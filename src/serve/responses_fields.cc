@@ -149,8 +149,8 @@ void truncate(ServeContext& context, ChatTurn& turn) {
 ResponsesRequest read_responses_request(ServeContext& context, const Json& body, std::string_view tenant) {
   ResponsesRequest out;
   Fields fields(body);
-  check_model(context, fields);
   ChatTurn& turn = out.turn;
+  turn.adapter = check_model(context, fields);
   turn.tenant = tenant;
   turn.prompt_field = "input";
   Json& response = out.response;
@@ -166,7 +166,7 @@ ResponsesRequest read_responses_request(ServeContext& context, const Json& body,
               {"max_output_tokens", nullptr},
               {"max_tool_calls", nullptr},
               {"metadata", read_metadata(fields)},
-              {"model", context.model_name},
+              {"model", context.served_name(turn.adapter)},
               {"output", Json::array()}};
 
   const std::optional<std::string> instructions = fields.text("instructions");

@@ -501,6 +501,8 @@ void Server::start(const ServerOptions& options) {
     facts.vocabulary = state_->encoder->model.encoder().config().vocabulary_size;
     facts.dimensions = state_->encoder->model.pooling().dimensions;
   } else {
+    facts.models.insert(facts.models.end(), state_->decoder->adapters.begin(),
+                        state_->decoder->adapters.end());
     facts.vocabulary = state_->decoder->model->decoder().config().vocabulary_size;
     facts.dimensions = state_->decoder->model->decoder().config().hidden_size;
   }
