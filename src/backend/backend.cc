@@ -34,6 +34,10 @@ Weight::Weight(const WeightSource& source) : experts_(source.experts), columns_(
 
 KvPages::KvPages(const KvPagesSpec& spec) : spec_(spec) {}
 
+size_t KvPages::page_bytes() const {
+  return static_cast<size_t>(2 * spec_.page_tokens * spec_.kv_heads * row_bytes(spec_.dtype, spec_.head_dim));
+}
+
 namespace {
 
 bool may_be_weight(DType dtype) {
@@ -73,14 +77,31 @@ void Backend::read_weight(const Weight& weight, int64_t expert, size_t segment, 
 }
 
 std::unique_ptr<KvPages> Backend::make_kv_pages(const KvPagesSpec& spec) {
-  const bool dtype_ok = spec.dtype == DType::kF32 || spec.dtype == DType::kF16 || spec.dtype == DType::kBF16;
+  const bool dtype_ok = spec.dtype == DType::kF32 || spec.dtype == DType::kF16 ||
+                        spec.dtype == DType::kBF16 || spec.dtype == DType::kQ8_0;
   if (!dtype_ok || spec.pages < 1 || spec.page_tokens < 1 || spec.kv_heads < 1 || spec.head_dim < 1 ||
       spec.pages > INT32_MAX / spec.page_tokens) {
     throw_error(ErrorKind::kInvalidInput,
                 "make_kv_pages: {} pages of {} tokens, {} heads of {} in {} cannot be kept", spec.pages,
                 spec.page_tokens, spec.kv_heads, spec.head_dim, traits(spec.dtype).name);
   }
+  if (const int64_t block = traits(spec.dtype).block_elements; spec.head_dim % block != 0) {
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "make_kv_pages: heads of {} cannot be kept in {}, whose blocks are of {}; use F16, BF16 or F32",
+        spec.head_dim, traits(spec.dtype).name, block);
+  }
   return do_make_kv_pages(spec);
+}
+
+void Backend::export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) {
+  QIAO_ASSERT(page >= 0 && page < pages.spec().pages);
+  do_export_kv_page(pages, page, bytes);
+}
+
+void Backend::import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) {
+  QIAO_ASSERT(page >= 0 && page < pages.spec().pages);
+  do_import_kv_page(pages, page, bytes);
 }
 
 namespace {

@@ -92,6 +92,9 @@ class Backend {
   // The bytes of one segment of one expert as the file had them.
   void read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes);
   std::unique_ptr<KvPages> make_kv_pages(const KvPagesSpec& spec);
+  // A page's contents as pages.page_bytes() bytes, and back: the same bits on any chip.
+  void export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes);
+  void import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes);
 
   // How much scratch memory an op needs for its shapes (data pointers are not read); monotone in T and S.
   virtual size_t workspace_bytes(const Linear&) const { return 0; }
@@ -124,6 +127,8 @@ class Backend {
   virtual std::unique_ptr<Weight> do_make_weight(const WeightSource& source) = 0;
   virtual void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) = 0;
   virtual std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) = 0;
+  virtual void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) = 0;
+  virtual void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) = 0;
 
   virtual void do_gather(const Gather& op);
   virtual void do_gather_rows(const GatherRows& op);

@@ -64,7 +64,7 @@ struct KvPagesSpec {
   int64_t page_tokens = 0;
   int64_t kv_heads = 0;       // G
   int64_t head_dim = 0;       // D
-  DType dtype = DType::kF16;  // F32, F16 or BF16; values are rounded to nearest even on writing
+  DType dtype = DType::kF16;  // F32, F16, BF16, or Q8_0 where D is a multiple of 32: see KvWrite
 };
 
 class KvPages {
@@ -72,6 +72,10 @@ class KvPages {
   virtual ~KvPages() = default;
   const KvPagesSpec& spec() const { return spec_; }
   virtual size_t bytes() const = 0;
+
+  // Of a page as any chip reads it: for each token and head its key, then its value, rows of D in the dtype
+  // (Q8_0 as GGUF has it).
+  size_t page_bytes() const;
 
  protected:
   explicit KvPages(const KvPagesSpec& spec);  // asserts that the spec is positive and slots fit 31 bits

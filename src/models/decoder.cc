@@ -19,8 +19,15 @@ KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, i
 }
 
 uint64_t KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
-  const int64_t values = 2 * config.num_key_value_heads * config.head_dim;
-  return static_cast<uint64_t>(config.num_hidden_layers * page_tokens * row_bytes(dtype, values));
+  if (const int64_t block = traits(dtype).block_elements; config.head_dim % block != 0) {
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "keys and values of {} numbers a head cannot be kept in {}, whose blocks are of {}; use f16, bf16 "
+        "or f32 (--kv-type)",
+        config.head_dim, traits(dtype).name, block);
+  }
+  const int64_t rows = 2 * config.num_hidden_layers * page_tokens * config.num_key_value_heads;
+  return static_cast<uint64_t>(rows * row_bytes(dtype, config.head_dim));
 }
 
 struct Decoder::Parts {

@@ -29,9 +29,12 @@ class KvCache {
  public:
   KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens, DType dtype);
   KvPages& layer(int64_t index) { return *layers_[static_cast<size_t>(index)]; }
+  const KvPages& layer(int64_t index) const { return *layers_[static_cast<size_t>(index)]; }
+  int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
   int64_t pages() const { return pages_; }
   int64_t page_tokens() const { return page_tokens_; }
-  // Bytes that one page takes over all layers: to plan by before making a cache.
+  // Bytes that one page takes over all layers: to plan by before making a cache. Throws Error(kInvalidInput)
+  // where the model's heads do not divide into the dtype's blocks.
   static uint64_t bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype);
 
  private:

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "backend/op_test.h"
+#include "support/expect_error.h"
 
 namespace qiao {
 namespace {
@@ -67,6 +68,33 @@ TEST_F(AttentionTest, PagesRoundToNearestEven) {
   chip_->attention_paged(op_);
   EXPECT_EQ(out_.data()[0], 2048);
   EXPECT_EQ(out_.data()[1], 2052);
+}
+
+TEST_F(AttentionTest, Q8KeepsThirtyTwoNumbersAndTheirScale) {
+  for (const std::string_view chip : {"reference", "cpu"}) {
+    SCOPED_TRACE(chip);
+    const std::unique_ptr<Backend> backend = make_backend(chip, {.threads = 1});
+    const auto pages = backend->make_kv_pages({1, 1, 1, 64, DType::kQ8_0});
+    ASSERT_EQ(pages->page_bytes(), 2u * 2 * 34);
+    std::vector<float> row(64);
+    row[0] = 254, row[1] = -254, row[2] = 1, row[3] = 3, row[4] = 100;  // s = 2: 127 -127 0.5 1.5 50
+    row[32] = 1e9f, row[33] = 65504 * 3;                                // s is the largest F16
+    Floats k{{1, 1, 64}, row}, v{{1, 1, 64}};
+    Ints slot{{1}, std::vector<int32_t>{0}};
+    backend->kv_write({k, v, slot, pages.get()});
+    std::vector<std::byte> bytes(pages->page_bytes());
+    backend->export_kv_page(*pages, 0, bytes.data());
+    std::vector<int> expected(bytes.size());
+    expected[1] = 0x40, expected[2] = 127, expected[3] = 256 - 127, expected[5] = 2, expected[6] = 50;
+    expected[34] = 0xff, expected[35] = 0x7b, expected[36] = 127, expected[37] = 3;
+    for (size_t i = 0; i < bytes.size(); ++i) EXPECT_EQ(std::to_integer<int>(bytes[i]), expected[i]) << i;
+  }
+}
+
+TEST_F(AttentionTest, Q8NeedsHeadsOfWholeBlocks) {
+  EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 80, DType::kQ8_0}), kInvalidInput,
+                    "heads of 80 cannot be kept in Q8_0, whose blocks are of 32; use F16, BF16 or F32");
+  EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 256, DType::kQ4_K}), kInvalidInput, "Q4_K");
 }
 
 TEST_F(AttentionTest, CountsItsWork) {

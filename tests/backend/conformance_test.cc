@@ -66,6 +66,12 @@ class MeddledChip final : public Backend {
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override {
     return law_->make_kv_pages(spec);
   }
+  void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override {
+    law_->export_kv_page(pages, page, bytes);
+  }
+  void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override {
+    law_->import_kv_page(pages, page, bytes);
+  }
 
   void do_gather(const Gather& op) override { law_->gather(op), meddle("gather", op.out); }
   void do_gather_rows(const GatherRows& op) override { law_->gather_rows(op), meddle("gather_rows", op.out); }

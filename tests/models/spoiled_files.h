@@ -30,6 +30,8 @@ class UntouchableBackend final : public Backend {
   std::unique_ptr<Weight> do_make_weight(const WeightSource&) override { return touched(), nullptr; }
   void do_read_weight(const Weight&, int64_t, size_t, std::byte*) override { touched(); }
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec&) override { return touched(), nullptr; }
+  void do_export_kv_page(const KvPages&, int64_t, std::byte*) override { touched(); }
+  void do_import_kv_page(KvPages&, int64_t, const std::byte*) override { touched(); }
 
  private:
   static void touched() { throw std::logic_error("the chip was touched before the model was checked"); }

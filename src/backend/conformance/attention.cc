@@ -133,9 +133,11 @@ struct Heads {
   int64_t query, kv, width;
 };
 
-Heads random_heads(Harness& h) {
+Heads random_heads(Harness& h, DType dtype) {
   const int64_t kv = h.pick<int64_t>({1, 2, 3, 4});
-  return {kv * h.pick<int64_t>({1, 1, 2, 4, 7}), kv, h.pick<int64_t>({64, 64, 128, 80, 96, 256, 33, 8, 1})};
+  const int64_t query = kv * h.pick<int64_t>({1, 1, 2, 4, 7});
+  if (traits(dtype).quantized) return {query, kv, h.pick<int64_t>({64, 64, 128, 96, 256, 32})};
+  return {query, kv, h.pick<int64_t>({64, 64, 128, 80, 96, 256, 33, 8, 1})};
 }
 
 void random_rule(Harness& h, int64_t width, AttentionPaged* op) {
@@ -145,7 +147,7 @@ void random_rule(Harness& h, int64_t width, AttentionPaged* op) {
 }
 
 void attention_case(Harness& h, size_t line, DType dtype) {
-  const Heads heads = random_heads(h);
+  const Heads heads = random_heads(h, dtype);
   Batch batch;
   const int64_t longest = h.options().quick ? 70 : 300;
   for (int64_t s = h.between(1, 5); s > 0; --s) {
@@ -294,8 +296,9 @@ float rounded(DType dtype, float value) {
 
 // A window of one key makes attention read back the value at a slot: 16 u is far finer than the pages' dtype.
 void kv_write_case(Harness& h, size_t line, DType dtype) {
-  const int64_t heads = h.between(1, 3), width = h.pick<int64_t>({1, 3, 16, 33, 64}),
-                length = h.between(1, 40);
+  const bool blocks = traits(dtype).quantized;
+  const int64_t heads = h.between(1, 3), length = h.between(1, 40);
+  const int64_t width = blocks ? h.pick<int64_t>({32, 64, 96}) : h.pick<int64_t>({1, 3, 16, 33, 64});
   Batch batch;
   batch.lengths = {length};
   batch.queries = {length};
@@ -314,16 +317,56 @@ void kv_write_case(Harness& h, size_t line, DType dtype) {
   });
   write(h, line, pages, k, v, 0, batch.slots(0, spec.page_tokens));
   const Indices indices(h, batch);
-  AttentionPaged op, unused;
-  indices.to(&op, &unused);
-  op.window = 1;
+  AttentionPaged op, law;
+  indices.to(&op, &law);
+  law.window = op.window = 1;
+  law.q = q.host(), law.out = out.host(), law.pages = pages.law.get();
   op.q = q.device(), op.out = out.device(), op.pages = pages.chip.get();
   h.give_workspace(&op);
   h.chip().attention_paged(op);
   out.download(line, "out");
+  const std::vector<double> kept = reference::exact_attention(law).out;
   for (int64_t i = 0; i < out.elements(); ++i) {
-    const double expected = rounded(dtype, v.host_at(i));
+    const double expected = blocks ? kept[static_cast<size_t>(i)] : rounded(dtype, v.host_at(i));
     h.element(line, out.result_at(i), expected, 16 * kUnit * std::abs(expected), i / width, i % width);
+  }
+}
+
+// A page written by the chip is, exported, the law's page bit for bit; imported elsewhere and exported again,
+// it still is.
+void kv_page_case(Harness& h, size_t line, DType dtype) {
+  KvPagesSpec spec{3, h.pick<int64_t>({1, 5, 16, 32}), h.between(1, 3), 0, dtype};
+  spec.head_dim = traits(dtype).quantized ? h.pick<int64_t>({32, 64, 96}) : h.pick<int64_t>({1, 16, 33, 64});
+  const Pages pages = make_pages(h, spec), other = make_pages(h, spec);
+  const int64_t slots = spec.pages * spec.page_tokens;
+  Guarded k(h, DType::kF32, {slots, spec.kv_heads, spec.head_dim}, h.between(0, 3));
+  Guarded v(h, DType::kF32, {slots, spec.kv_heads, spec.head_dim});
+  // Rows of zeros, ties, and numbers too small or too large for a scale.
+  for (Guarded* tensor : {&k, &v}) {
+    float size = 1;
+    tensor->fill([&] {
+      if (h.chance(0.03)) size = h.pick({0.0f, 1.0f, 127.0f, 1e-6f, 1e-9f, 1e-38f, 1e4f, 1e9f});
+      return size * h.pick({h.normal(), 0.5f, -1.0f, 0.25f});
+    });
+  }
+  std::vector<int32_t> all(static_cast<size_t>(slots));
+  std::iota(all.begin(), all.end(), 0);
+  int64_t begin = 0;  // in runs, so that rows come alone and in whole groups
+  while (begin < slots) {
+    const int64_t count = std::min(slots - begin, h.pick<int64_t>({1, 7, 16, 40}));
+    write(h, line, pages, k, v, begin, {all.begin() + begin, all.begin() + begin + count});
+    begin += count;
+  }
+  const size_t bytes = pages.chip->page_bytes();
+  std::vector<std::byte> from_chip(bytes), from_law(bytes);
+  for (int64_t page = 0; page < spec.pages; ++page) {
+    h.chip().export_kv_page(*pages.chip, page, from_chip.data());
+    h.law().export_kv_page(*pages.law, page, from_law.data());
+    if (from_chip != from_law) h.fail(line, fmt::format("page {}: exported bytes are not the law's", page));
+    const int64_t moved = (page + 1) % spec.pages;
+    h.chip().import_kv_page(*other.chip, moved, from_law.data());
+    h.chip().export_kv_page(*other.chip, moved, from_chip.data());
+    if (from_chip != from_law) h.fail(line, fmt::format("page {}: imported bytes change", page));
   }
 }
 
@@ -339,7 +382,7 @@ void kv_write_bench(Harness& h, size_t line, DType dtype) {
   h.bench(line, "T=512 G=8 D=128", op.bytes(), 0, Harness::Peak::kNone, [&] { h.chip().kv_write(op); });
 }
 
-constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0};
 
 }  // namespace
 
@@ -348,6 +391,8 @@ void conform_kv_write(Harness& h) {
     const size_t line = h.line("kv_write", traits(dtype).name);
     for (int i = 0; i < (h.options().quick ? 6 : 40); ++i)
       h.run_case(line, [&] { kv_write_case(h, line, dtype); });
+    for (int i = 0; i < (h.options().quick ? 4 : 20); ++i)
+      h.run_case(line, [&] { kv_page_case(h, line, dtype); });
     h.run_case(line, [&] { kv_write_bench(h, line, dtype); });
   }
 }
@@ -359,7 +404,7 @@ void conform_attention_paged(Harness& h) {
     for (int i = 0; i < (quick ? 12 : 80); ++i) h.run_case(line, [&] { attention_case(h, line, dtype); });
     for (int i = 0; i < (quick ? 2 : 8); ++i) {
       h.run_case(line, [&] {
-        attention_invariance(h, line, dtype, random_heads(h), h.between(20, quick ? 40 : 150));
+        attention_invariance(h, line, dtype, random_heads(h, dtype), h.between(20, quick ? 40 : 150));
       });
     }
     h.run_case(line, [&] {

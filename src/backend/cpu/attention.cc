@@ -19,8 +19,8 @@ namespace qiao::cpu {
 
 using GenericKernel = AttentionKernel<generic::Simd>;
 const AttentionKernels kAttentionGeneric = {GenericKernel::add<float>, GenericKernel::add<Half>,
-                                            GenericKernel::add<Brain>, GenericKernel::merge,
-                                            GenericKernel::finish};
+                                            GenericKernel::add<Brain>, GenericKernel::add<Q8>,
+                                            GenericKernel::merge,      GenericKernel::finish};
 
 namespace {
 
@@ -42,7 +42,8 @@ struct Sequence {
 // All sizes that follow from shapes; the workspace is [sequences][partials][a scratch for each worker].
 struct Plan {
   int64_t share, dim, pitch, run, rows;  // share: query heads of a key/value head; run: queries of an item
-  int64_t element, row_floats, partial_floats, worker_floats;
+  int64_t key_bytes, value_bytes;        // of a token and head
+  int64_t row_floats, partial_floats, worker_floats;
   int64_t sequences_bytes;
 
   Plan(const AttentionPaged& op, int threads) {
@@ -51,7 +52,8 @@ struct Plan {
     share = op.q.shape[1] / spec.kv_heads;
     dim = spec.head_dim;
     pitch = pages.pitch();
-    element = traits(spec.dtype).block_bytes;
+    key_bytes = pages.key_bytes();
+    value_bytes = pages.value_bytes();
     run = std::clamp<int64_t>(64 / share, 1, 32);
     rows = std::min(run, std::max<int64_t>(op.q.shape[0], 1)) * share;
     row_floats = pitch + 2;
@@ -60,7 +62,7 @@ struct Plan {
     const int64_t split_rows = std::min(op.q.shape[0] * op.q.shape[1], kSplitsPerThread * threads * rows);
     partial_floats = threads > 1 && chunks > 1 ? round_up(split_rows * chunks * row_floats, 16) : 0;
     const int64_t packed_floats =
-        pages.grouped() ? 0 : round_up(kBlockKeys * (dim + pitch) * element, 64) / 4;
+        pages.grouped() ? 0 : round_up(kBlockKeys * (key_bytes + value_bytes), 64) / 4;
     worker_floats = round_up(rows * (dim + kBlockKeys + 1 + 2 * row_floats), 16) + packed_floats;
     sequences_bytes = round_up((op.page_table.shape[0] + 1) * static_cast<int64_t>(sizeof(Sequence)), 64);
   }
@@ -78,7 +80,7 @@ struct Scratch {
   Scratch(const Plan& plan, float* at) {
     packed_keys = reinterpret_cast<char*>(
         at + round_up(plan.rows * (plan.dim + kBlockKeys + 1 + 2 * plan.row_floats), 16));
-    packed_values = packed_keys + kBlockKeys * plan.dim * plan.element;
+    packed_values = packed_keys + kBlockKeys * plan.key_bytes;
     chunk = rows_at(plan, at, plan.rows);
     total = rows_at(plan, at + plan.rows * plan.row_floats, plan.rows);
     q = at + 2 * plan.rows * plan.row_floats;
@@ -94,7 +96,10 @@ class Attention {
   Attention(const AttentionPaged& op, const Plan& plan, const AttentionKernels& kernels)
       : op_(op), plan_(plan), pages_(static_cast<const CpuKvPages&>(*op.pages)), kernels_(kernels) {
     const DType dtype = pages_.spec().dtype;
-    add_ = dtype == DType::kF32 ? kernels.add_f32 : dtype == DType::kF16 ? kernels.add_f16 : kernels.add_bf16;
+    add_ = dtype == DType::kF32    ? kernels.add_f32
+           : dtype == DType::kF16  ? kernels.add_f16
+           : dtype == DType::kBF16 ? kernels.add_bf16
+                                   : kernels.add_q8;
   }
 
   // Queries [begin, end) of a sequence against chunks [first_chunk, end_chunk) of its keys. With `partial`
@@ -194,32 +199,24 @@ class Attention {
               AttentionGroups* groups) const {
     const int32_t* table = op_.page_table.as<int32_t>() + s * op_.page_table.stride[0];
     const int64_t page_tokens = pages_.spec().page_tokens;
-    const char* keys = static_cast<const char*>(pages_.keys());
-    const char* values = static_cast<const char*>(pages_.values());
-    const int64_t element = plan_.element;
     if (pages_.grouped()) {
       for (int64_t j = from / kKeyGroup * kKeyGroup; j < to; j += kKeyGroup) {
         const int64_t page = table[j / page_tokens], group = (j - key) / kKeyGroup;
-        groups->keys[group] = keys + pages_.key_index(page, j % page_tokens, head) * element;
-        groups->values[group] = values + pages_.value_index(page, j % page_tokens, head) * element;
+        groups->keys[group] = pages_.key(page, j % page_tokens, head);
+        groups->values[group] = pages_.value(page, j % page_tokens, head);
       }
       return;
     }
     for (int64_t group = 0; group < kBlockGroups; ++group) {
-      groups->keys[group] = scratch.packed_keys + group * kKeyGroup * plan_.dim * element;
-      groups->values[group] = scratch.packed_values + group * kKeyGroup * plan_.pitch * element;
+      groups->keys[group] = scratch.packed_keys + group * kKeyGroup * plan_.key_bytes;
+      groups->values[group] = scratch.packed_values + group * kKeyGroup * plan_.value_bytes;
     }
     for (int64_t j = from; j < to; ++j) {
       const int64_t page = table[j / page_tokens], offset = j % page_tokens, at = j - key;
-      const char* key_from = keys + pages_.key_index(page, offset, head) * element;
-      char* key_to =
-          scratch.packed_keys + (at / kKeyGroup * kKeyGroup * plan_.dim + at % kKeyGroup) * element;
-      for (int64_t d = 0; d < plan_.dim; ++d) {
-        std::memcpy(key_to + d * kKeyGroup * element, key_from + d * element, static_cast<size_t>(element));
-      }
-      std::memcpy(scratch.packed_values + at * plan_.pitch * element,
-                  values + pages_.value_index(page, offset, head) * element,
-                  static_cast<size_t>(plan_.pitch * element));
+      row_to_lane(pages_.spec().dtype, plan_.dim, pages_.key(page, offset, head), at % kKeyGroup,
+                  scratch.packed_keys + at / kKeyGroup * kKeyGroup * plan_.key_bytes);
+      std::memcpy(scratch.packed_values + at * plan_.value_bytes, pages_.value(page, offset, head),
+                  static_cast<size_t>(plan_.value_bytes));
     }
   }
 

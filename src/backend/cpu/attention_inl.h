@@ -31,6 +31,65 @@ template <int N, typename Body>
   (std::make_integer_sequence<int, N>{});
 }
 
+// The keys of a group, as a tile walks them: dimension by dimension, in runs of kRun that open() begins.
+template <class V, typename T>
+struct GroupKeys {
+  static constexpr int64_t kRun = INT64_MAX / 2;
+  const T* here;
+  const T* next;
+  GroupKeys() = default;
+  GroupKeys(const void* keys, const void* following)
+      : here(static_cast<const T*>(keys)), next(static_cast<const T*>(following)) {}
+  void open(int64_t) {}
+  typename V::F load(int64_t d) const {
+    V::fetch(next + d * 16);
+    return V::load(here + d * 16);
+  }
+};
+
+template <class V>
+struct GroupKeys<V, Q8> {
+  static constexpr int64_t kRun = Q8::kNumbers;
+  const char* here;
+  const char* next;
+  typename V::F scale;
+  GroupKeys() = default;
+  GroupKeys(const void* keys, const void* following)
+      : here(static_cast<const char*>(keys)), next(static_cast<const char*>(following)) {}
+  // A run's scales, then its numbers, lie where 16 * d leads once the scales before them are passed by.
+  void open(int64_t d) {
+    constexpr auto kScales = static_cast<int64_t>(16 * sizeof(Half));
+    scale = V::load(reinterpret_cast<const Half*>(here + d * 16));
+    here += kScales;
+    next += kScales;
+  }
+  typename V::F load(int64_t d) const {
+    V::fetch(next + d * 16);
+    return V::mul(V::load(reinterpret_cast<const int8_t*>(here + d * 16)), scale);
+  }
+};
+
+// The values of a token from dimension d on, a register at a time.
+template <class V, typename T>
+struct TokenValues {
+  static constexpr int64_t row_bytes(int64_t pitch) { return pitch * static_cast<int64_t>(sizeof(T)); }
+  static const void* at(const void* row, int64_t d) { return static_cast<const T*>(row) + d; }
+  static typename V::F load(const void* row, int64_t d) { return V::load(static_cast<const T*>(row) + d); }
+};
+
+template <class V>
+struct TokenValues<V, Q8> {
+  static constexpr int64_t row_bytes(int64_t pitch) { return pitch / Q8::kNumbers * Q8::kBytes; }
+  static const char* at(const void* row, int64_t d) {
+    return static_cast<const char*>(row) + d / Q8::kNumbers * Q8::kBytes;
+  }
+  static typename V::F load(const void* row, int64_t d) {
+    const char* block = at(row, d);
+    const auto* numbers = reinterpret_cast<const int8_t*>(block + sizeof(Half)) + d % Q8::kNumbers;
+    return V::mul(V::load(numbers), V::set(reinterpret_cast<const Half*>(block)));
+  }
+};
+
 template <class V>
 struct AttentionKernel {
   using F = typename V::F;
@@ -114,28 +173,26 @@ struct AttentionKernel {
 
   template <typename T, int R, int N>
   static void score_tile(const AttentionBlock& block, int64_t r, int64_t group) {
+    using Keys = GroupKeys<V, T>;
     const float* q[R];
-    const T* keys[N];
-    const T* next[N];
+    Keys keys[N];
     F sums[R][N];
     unroll<R>([&](auto i) {
       q[i] = block.q + (r + i) * block.dim;
       unroll<N>([&](auto n) { sums[i][n] = V::set(0.0f); });
     });
-    unroll<N>([&](auto n) {
-      keys[n] = static_cast<const T*>(block.here.keys[group + n]);
-      next[n] = static_cast<const T*>(block.next.keys[group + n]);
-    });
-    for (int64_t d = 0; d < block.dim; ++d) {
-      F k[N];
-      unroll<N>([&](auto n) {
-        k[n] = V::load(keys[n] + d * 16);
-        V::fetch(next[n] + d * 16);
-      });
-      unroll<R>([&](auto i) {
-        const F x = V::set(q[i][d]);
-        unroll<N>([&](auto n) { sums[i][n] = V::fma(x, k[n], sums[i][n]); });
-      });
+    unroll<N>([&](auto n) { keys[n] = Keys(block.here.keys[group + n], block.next.keys[group + n]); });
+    for (int64_t d = 0; d < block.dim;) {
+      const int64_t end = block.dim - d < Keys::kRun ? block.dim : d + Keys::kRun;
+      unroll<N>([&](auto n) { keys[n].open(d); });
+      for (; d < end; ++d) {
+        F k[N];
+        unroll<N>([&](auto n) { k[n] = keys[n].load(d); });
+        unroll<R>([&](auto i) {
+          const F x = V::set(q[i][d]);
+          unroll<N>([&](auto n) { sums[i][n] = V::fma(x, k[n], sums[i][n]); });
+        });
+      }
     }
     unroll<R>([&](auto i) {
       float* scores = block.scores + (r + i) * kBlockKeys + group * 16;
@@ -211,15 +268,16 @@ struct AttentionKernel {
     });
     int64_t j = block.first;
     while (j < block.end) {
-      const int64_t group = j / 16, offset = d + j % 16 * block.pitch;
-      const T* values = static_cast<const T*>(block.here.values[group]) + offset;
-      const T* next = static_cast<const T*>(block.next.values[group]) + offset;
+      using Values = TokenValues<V, T>;
+      const int64_t group = j / 16, row = Values::row_bytes(block.pitch);
+      const char* values = static_cast<const char*>(block.here.values[group]) + j % 16 * row;
+      const char* next = static_cast<const char*>(block.next.values[group]) + j % 16 * row;
       const int64_t end = block.end < (group + 1) * 16 ? block.end : (group + 1) * 16;
-      for (; j < end; ++j, values += block.pitch, next += block.pitch) {
+      for (; j < end; ++j, values += row, next += row) {
         F v[N];
         unroll<N>([&](auto n) {
-          v[n] = V::load(values + n * 16);
-          V::fetch(next + n * 16);
+          v[n] = Values::load(values, d + n * 16);
+          V::fetch(Values::at(next, d + n * 16));
         });
         unroll<R>([&](auto i) {
           const F w = V::set(weights[i][j]);

@@ -12,6 +12,14 @@ struct Brain {
   uint16_t bits;
 };
 
+// Blocks of 32 numbers of eight bits with a scale in F16: a number is worth scale * number, which is exact in
+// F32. One after another (GGUF's Q8_0) where they follow a row; sixteen rows side by side, scales first,
+// where lanes are rows.
+struct Q8 {
+  static constexpr int64_t kNumbers = 32;
+  static constexpr int64_t kBytes = 34, kGroupBytes = 16 * kBytes;
+};
+
 // Sanitizers take minutes to compile the full tiles; results do not depend on a tile's shape.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr bool kSmallTiles = true;

@@ -11,8 +11,13 @@ namespace qiao::cpu {
 
 inline constexpr int64_t kKeyGroup = 16;  // tokens whose keys are interleaved
 
+// A row of `dim` elements and its lane in a group of sixteen, of pages of this dtype.
+void row_to_lane(DType dtype, int64_t dim, const char* row, int64_t lane, char* group);
+void lane_to_row(DType dtype, int64_t dim, const char* group, int64_t lane, char* row);
+
 // Keys: [P][G][token / 16][D][token % 16] where page_tokens is a multiple of 16 (grouped), else
 // [P][G][token][D]. Values: [P][G][token][pitch], pitch = D rounded up to 16 (padding is never a result).
+// Q8_0 (element.h): rows of blocks; in a group of keys [D / 32] times the 16 scales and [32][16] numbers.
 class CpuKvPages final : public KvPages {
  public:
   // memory holds keys, then values from `values_offset` on (a multiple of 64).
@@ -24,18 +29,21 @@ class CpuKvPages final : public KvPages {
   void* keys() const { return memory_.data(); }
   void* values() const { return static_cast<char*>(memory_.data()) + values_offset_; }
 
-  // Where element 0 of a token's key begins, in elements; element d lies d * key_step() further.
-  int64_t key_index(int64_t page, int64_t offset, int64_t kv_head) const {
-    const int64_t head = (page * spec().kv_heads + kv_head) * spec().page_tokens;
-    if (!grouped_) return (head + offset) * spec().head_dim;
-    return (head + offset / kKeyGroup * kKeyGroup) * spec().head_dim + offset % kKeyGroup;
+  int64_t key_bytes() const { return row_bytes(spec().dtype, spec().head_dim); }  // of a token and head
+  int64_t value_bytes() const { return row_bytes(spec().dtype, pitch_); }
+
+  // A token's key where keys are not grouped; where they are, `offset` is its group's first token.
+  char* key(int64_t page, int64_t offset, int64_t kv_head) const {
+    return static_cast<char*>(keys()) + row(page, offset, kv_head) * key_bytes();
   }
-  int64_t key_step() const { return grouped_ ? kKeyGroup : 1; }
-  int64_t value_index(int64_t page, int64_t offset, int64_t kv_head) const {
-    return ((page * spec().kv_heads + kv_head) * spec().page_tokens + offset) * pitch_;
+  char* value(int64_t page, int64_t offset, int64_t kv_head) const {
+    return static_cast<char*>(values()) + row(page, offset, kv_head) * value_bytes();
   }
 
  private:
+  int64_t row(int64_t page, int64_t offset, int64_t kv_head) const {
+    return (page * spec().kv_heads + kv_head) * spec().page_tokens + offset;
+  }
   Buffer memory_;
   size_t values_offset_;
   bool grouped_;

@@ -10,7 +10,7 @@ namespace qiao::cpu {
 
 using GenericKernel = KvWriteKernel<generic::Simd>;
 const KvWriteKernels kKvWriteGeneric = {GenericKernel::tokens<float>, GenericKernel::tokens<Half>,
-                                        GenericKernel::tokens<Brain>};
+                                        GenericKernel::tokens<Brain>, GenericKernel::q8_tokens};
 
 void CpuBackend::do_kv_write(const KvWrite& op) {
   const auto& pages = static_cast<const CpuKvPages&>(*op.pages);
@@ -18,9 +18,10 @@ void CpuBackend::do_kv_write(const KvWrite& op) {
   const KvTarget target = {pages.keys(),  pages.values(), spec.page_tokens, spec.kv_heads,
                            spec.head_dim, pages.pitch(),  pages.grouped()};
   const KvWriteKernels& kernels = choose(kKvWriteGeneric, kKvWriteAvx2, kKvWriteAvx512);
-  const auto write = spec.dtype == DType::kF32   ? kernels.f32
-                     : spec.dtype == DType::kF16 ? kernels.f16
-                                                 : kernels.bf16;
+  const auto write = spec.dtype == DType::kF32    ? kernels.f32
+                     : spec.dtype == DType::kF16  ? kernels.f16
+                     : spec.dtype == DType::kBF16 ? kernels.bf16
+                                                  : kernels.q8;
   const int64_t grain = (row_grain(2 * spec.kv_heads * spec.head_dim) + 15) / 16 * 16;
   pool_.parallel_for(op.k.shape[0], grain,
                      [&](int64_t begin, int64_t end, int) { write(op, target, begin, end); });

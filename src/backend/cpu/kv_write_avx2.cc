@@ -4,6 +4,7 @@
 namespace qiao::cpu {
 
 using Kernel = KvWriteKernel<avx2::Simd>;
-const KvWriteKernels kKvWriteAvx2 = {Kernel::tokens<float>, Kernel::tokens<Half>, Kernel::tokens<Brain>};
+const KvWriteKernels kKvWriteAvx2 = {Kernel::tokens<float>, Kernel::tokens<Half>, Kernel::tokens<Brain>,
+                                     Kernel::q8_tokens};
 
 }  // namespace qiao::cpu

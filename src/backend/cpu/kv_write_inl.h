@@ -4,6 +4,7 @@
 
 #include "backend/cpu/element.h"
 #include "backend/cpu/kv_write_kernels.h"
+#include "backend/cpu/kv_write_q8_inl.h"
 
 namespace qiao::cpu {
 
@@ -33,6 +34,34 @@ struct KvWriteKernel {
           const float* value =
               static_cast<const float*>(op.v.data) + (t + i) * op.v.stride[0] + g * op.v.stride[1];
           write_value(value, to.dim, static_cast<T*>(to.values) + (head + offset + i) * to.pitch);
+        }
+      }
+      t += count;
+    }
+  }
+
+  static void q8_tokens(const KvWrite& op, const KvTarget& to, int64_t begin, int64_t end) {
+    const int32_t* slots = static_cast<const int32_t*>(op.slots.data);
+    const int64_t row = to.dim / Q8::kNumbers * Q8::kBytes;
+    for (int64_t t = begin; t < end;) {
+      const bool group = to.grouped && t + 16 <= end && fills_group(slots + t);
+      const int64_t count = group ? 16 : 1;
+      for (int64_t g = 0; g < to.kv_heads; ++g) {
+        const float* key = static_cast<const float*>(op.k.data) + t * op.k.stride[0] + g * op.k.stride[1];
+        const int64_t page = slots[t] / to.page_tokens, offset = slots[t] % to.page_tokens;
+        const int64_t head = (page * to.kv_heads + g) * to.page_tokens;
+        char* keys = static_cast<char*>(to.keys);
+        if (group) {
+          Q8Writer<V>::group(key, op.k.stride[0], to.dim, keys + (head + offset) * row);
+        } else if (to.grouped) {
+          Q8Writer<V>::lane(key, to.dim, offset % 16, keys + (head + offset / 16 * 16) * row);
+        } else {
+          Q8Writer<V>::row(key, to.dim, keys + (head + offset) * row);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const float* value =
+              static_cast<const float*>(op.v.data) + (t + i) * op.v.stride[0] + g * op.v.stride[1];
+          Q8Writer<V>::row(value, to.dim, static_cast<char*>(to.values) + (head + offset + i) * row);
         }
       }
       t += count;

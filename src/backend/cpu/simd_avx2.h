@@ -31,6 +31,17 @@ struct Simd {
     const __m128i* at = reinterpret_cast<const __m128i*>(p);
     return {widen(_mm_loadu_si128(at)), widen(_mm_loadu_si128(at + 1))};
   }
+  static F load(const int8_t* p) {
+    const auto widen8 = [](const int8_t* at) {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+      return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    };
+    return {widen8(p), widen8(p + 8)};
+  }
+  static F set(const Half* p) {
+    const __m256 x = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(p->bits)));
+    return {x, x};
+  }
   static M first(int64_t n) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i count = _mm256_set1_epi32(static_cast<int>(n < 16 ? n : 16));
@@ -54,6 +65,13 @@ struct Simd {
   static void store(Brain* p, F x) {
     const __m256i packed = _mm256_packus_epi32(narrow(x.low), narrow(x.high));  // quarters 0 2 1 3
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
+  static void store(int8_t* p, F x) {
+    const auto narrow16 = [](__m256 half) {
+      const __m256i whole = _mm256_cvtps_epi32(half);
+      return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    };
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(narrow16(x.low), narrow16(x.high)));
   }
   static void store_part(float* p, F x, int64_t n) {
     const M m = first(n);

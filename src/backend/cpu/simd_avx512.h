@@ -31,6 +31,10 @@ struct Simd {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
+  static F load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F set(const Half* p) { return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(p->bits))); }
   static M first(int64_t n) { return n >= 16 ? M(0xffff) : static_cast<M>((1u << n) - 1u); }
   static F load_part(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }  // others 0
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
@@ -46,6 +50,9 @@ struct Simd {
     const __m512i quiet = _mm512_or_si512(top, _mm512_set1_epi32(0x40));
     const __m512i right = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), rounded, quiet);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(right));
+  }
+  static void store(int8_t* p, F x) {  // whole numbers that fit
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
   }
   static void store_part(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
 

@@ -48,6 +48,14 @@ struct Simd {
                   bf16_to_float(at[3].bits)};
     });
   }
+  static F load(const int8_t* p) {
+    return each([&](int i) {
+      const int8_t* at = p + 4 * i;
+      return Quad{static_cast<float>(at[0]), static_cast<float>(at[1]), static_cast<float>(at[2]),
+                  static_cast<float>(at[3])};
+    });
+  }
+  static F set(const Half* p) { return set(f16_to_float(p->bits)); }
   static M first(int64_t n) { return mask(n >= 16 ? 0xffffu : (1u << n) - 1u); }
   static F load_part(const float* p, int64_t n) {
     F x = set(0.0f);
@@ -60,6 +68,9 @@ struct Simd {
   }
   static void store(Brain* p, F x) {
     for (int i = 0; i < 16; ++i) p[i].bits = float_to_bf16(x.q[i / 4][i % 4]);
+  }
+  static void store(int8_t* p, F x) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.q[i / 4][i % 4]);
   }
   static void store_part(float* p, F x, int64_t n) {
     std::memcpy(p, &x, static_cast<size_t>(n) * sizeof(float));

@@ -17,9 +17,8 @@ void KvWrite::check() const {
 }
 
 double KvWrite::bytes() const {
-  const double stored = static_cast<double>(traits(pages->spec().dtype).block_bytes);
   return static_cast<double>(k.bytes() + v.bytes() + slots.bytes()) +
-         stored * static_cast<double>(k.elements() + v.elements());
+         static_cast<double>(row_bytes(pages->spec().dtype, k.elements() + v.elements()));
 }
 
 void AttentionPaged::check() const {
@@ -58,8 +57,7 @@ double AttentionPaged::flops(int64_t pairs) const {
 
 double AttentionPaged::bytes(int64_t keys) const {
   const KvPagesSpec& spec = pages->spec();
-  const double token =
-      2.0 * static_cast<double>(spec.kv_heads * spec.head_dim * traits(spec.dtype).block_bytes);
+  const double token = 2.0 * static_cast<double>(row_bytes(spec.dtype, spec.kv_heads * spec.head_dim));
   return static_cast<double>(keys) * token + static_cast<double>(q.bytes() + out.bytes());
 }
 

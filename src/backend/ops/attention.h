@@ -5,7 +5,10 @@
 namespace qiao {
 
 // Stores keys and values at their slots, rounded to the pages' dtype (nearest even). Slots of one call are
-// distinct.
+// distinct. Q8_0 keeps each 32 elements of a row of D as F16(s), s = min(65504, max |x| / 127), and whole
+// numbers of eight bits n = clamp(round(x * (1 / F16(s))), -127, 127), all 0 where F16(s) is; each operation
+// in F32 and rounded to nearest even. An element is then F16(s) * n, which is exact in F32: |error| <= F16(s)
+// / 2 where nothing is clamped. A NaN makes all 32 NaN.
 struct KvWrite {
   Tensor k, v;   // F32 [T, G, D], last dimension contiguous
   Tensor slots;  // I32 [T], each in [0, P * page_tokens): the producer's duty

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
+#include "backend/reference/dequantize.h"
 #include "backend/reference/exact.h"
 #include "backend/reference/memory.h"
 #include "backend/reference/reference_class.h"
@@ -12,10 +14,40 @@
 namespace qiao::reference {
 namespace {
 
-float round_to(DType dtype, float value) {
-  if (dtype == DType::kF16) return f16_to_float(float_to_f16(value));
-  if (dtype == DType::kBF16) return bf16_to_float(float_to_bf16(value));
-  return value;
+// KvWrite's rule.
+void quantize_q8(const float* x, int64_t count, std::byte* out) {
+  for (int64_t begin = 0; begin < count; begin += 32, out += 34) {
+    float most = 0.0f;
+    for (int64_t i = begin; i < begin + 32; ++i) {
+      if (std::isnan(x[i]) || std::isnan(most)) {
+        most = NAN;
+      } else {
+        most = std::max(most, std::abs(x[i]));
+      }
+    }
+    const float wanted = most / 127.0f;
+    const uint16_t scale_bits = float_to_f16(wanted > 65504.0f ? 65504.0f : wanted);
+    const float scale = f16_to_float(scale_bits);
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    std::memcpy(out, &scale_bits, sizeof scale_bits);
+    for (int64_t i = 0; i < 32; ++i) {
+      const float whole = std::nearbyint(x[begin + i] * inverse);
+      const float clamped = whole < 127.0f ? std::max(whole, -127.0f) : 127.0f;
+      out[2 + i] = static_cast<std::byte>(static_cast<int8_t>(clamped));
+    }
+  }
+}
+
+void store_row(DType dtype, const float* x, int64_t count, std::byte* out) {
+  if (dtype == DType::kQ8_0) return quantize_q8(x, count, out);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint16_t half = dtype == DType::kF16 ? float_to_f16(x[i]) : float_to_bf16(x[i]);
+    if (dtype == DType::kF32) {
+      std::memcpy(out + i * 4, &x[i], 4);
+    } else {
+      std::memcpy(out + i * 2, &half, 2);
+    }
+  }
 }
 
 }  // namespace
@@ -26,12 +58,20 @@ void ReferenceBackend::do_kv_write(const KvWrite& op) {
   for (int64_t t = 0; t < op.slots.shape[0]; ++t) {
     const int64_t slot = op.slots.as<int32_t>()[t];
     for (int64_t g = 0; g < spec.kv_heads; ++g) {
-      for (int64_t d = 0; d < spec.head_dim; ++d) {
-        pages.keys(slot)[g * spec.head_dim + d] = round_to(spec.dtype, at(op.k, t, g, d));
-        pages.values(slot)[g * spec.head_dim + d] = round_to(spec.dtype, at(op.v, t, g, d));
-      }
+      store_row(spec.dtype, &at(op.k, t, g, 0), spec.head_dim, pages.key(slot, g));
+      store_row(spec.dtype, &at(op.v, t, g, 0), spec.head_dim, pages.value(slot, g));
     }
   }
+}
+
+void ReferenceBackend::do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) {
+  const auto& own = static_cast<const ReferencePages&>(pages);
+  std::memcpy(bytes, own.key(page * own.spec().page_tokens, 0), own.page_bytes());
+}
+
+void ReferenceBackend::do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) {
+  auto& own = static_cast<ReferencePages&>(pages);
+  std::memcpy(own.key(page * own.spec().page_tokens, 0), bytes, own.page_bytes());
 }
 
 AttentionTerms exact_attention(const AttentionPaged& op) {
@@ -44,6 +84,7 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
   terms.score.resize(static_cast<size_t>(op.q.shape[0] * heads));
   terms.keys.resize(static_cast<size_t>(op.q.shape[0]));
   std::vector<double> scores;
+  std::vector<float> row(static_cast<size_t>(width));
   for (int64_t s = 0; s < op.lengths.shape[0]; ++s) {
     const int64_t first_query = op.query_starts.as<int32_t>()[s];
     const int64_t queries = op.query_starts.as<int32_t>()[s + 1] - first_query;
@@ -56,15 +97,16 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
         return int_at(op.page_table, s, j / spec.page_tokens) * spec.page_tokens + j % spec.page_tokens;
       };
       for (int64_t h = 0; h < heads; ++h) {
-        const int64_t group = h / (heads / spec.kv_heads) * width;
+        const int64_t group = h / (heads / spec.kv_heads);
         scores.clear();
         double largest = -INFINITY;
         double& magnitude = terms.score[static_cast<size_t>(t * heads + h)];
         for (int64_t j = first_key; j <= position; ++j) {
-          const float* key = pages.keys(slot_of(j)) + group;
+          dequantize(spec.dtype, pages.key(slot_of(j), group), width, row.data());
           double dot = 0, absolute = 0;
           for (int64_t d = 0; d < width; ++d) {
-            const double product = static_cast<double>(at(op.q, t, h, d)) * static_cast<double>(key[d]);
+            const double product =
+                static_cast<double>(at(op.q, t, h, d)) * static_cast<double>(row[static_cast<size_t>(d)]);
             dot += product;
             absolute += std::abs(product);
           }
@@ -80,10 +122,10 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
         double* out_magnitude = terms.magnitude.data() + (t * heads + h) * width;
         for (int64_t j = first_key; j <= position; ++j) {
           const double p = scores[static_cast<size_t>(j - first_key)] / sum;
-          const float* value = pages.values(slot_of(j)) + group;
+          dequantize(spec.dtype, pages.value(slot_of(j), group), width, row.data());
           for (int64_t d = 0; d < width; ++d) {
-            out[d] += p * static_cast<double>(value[d]);
-            out_magnitude[d] += p * std::abs(static_cast<double>(value[d]));
+            out[d] += p * static_cast<double>(row[static_cast<size_t>(d)]);
+            out_magnitude[d] += p * std::abs(static_cast<double>(row[static_cast<size_t>(d)]));
           }
         }
       }

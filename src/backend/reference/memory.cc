@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "base/error.h"
 
@@ -37,24 +36,12 @@ void ReferenceWeight::row_terms(int64_t expert, int64_t row, Term* out) const {
   QIAO_ASSERT(false && "row of a weight");
 }
 
-ReferencePages::ReferencePages(const KvPagesSpec& spec) : KvPages(spec) {
-  // Contents are undefined until written: NaN shows who reads them.
-  const auto count = static_cast<size_t>(spec.pages * spec.page_tokens * spec.kv_heads * spec.head_dim);
-  keys_.assign(count, std::numeric_limits<float>::quiet_NaN());
-  values_ = keys_;
+ReferencePages::ReferencePages(const KvPagesSpec& spec)
+    : KvPages(spec), row_bytes_(qiao::row_bytes(spec.dtype, spec.head_dim)) {
+  // Contents are undefined until written: NaN, in every format, shows who reads them.
+  rows_.assign(page_bytes() * static_cast<size_t>(spec.pages), std::byte{0xff});
 }
 
-size_t ReferencePages::bytes() const { return 2 * keys_.size() * sizeof(float); }
-
-float* ReferencePages::keys(int64_t slot) { return keys_.data() + slot * spec().kv_heads * spec().head_dim; }
-float* ReferencePages::values(int64_t slot) {
-  return values_.data() + slot * spec().kv_heads * spec().head_dim;
-}
-const float* ReferencePages::keys(int64_t slot) const {
-  return keys_.data() + slot * spec().kv_heads * spec().head_dim;
-}
-const float* ReferencePages::values(int64_t slot) const {
-  return values_.data() + slot * spec().kv_heads * spec().head_dim;
-}
+size_t ReferencePages::bytes() const { return rows_.size(); }
 
 }  // namespace qiao::reference

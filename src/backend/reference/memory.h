@@ -25,14 +25,18 @@ class ReferencePages final : public KvPages {
  public:
   explicit ReferencePages(const KvPagesSpec& spec);
   size_t bytes() const override;
-  // [G, D] of a slot; values already rounded to the pages' dtype.
-  float* keys(int64_t slot);
-  float* values(int64_t slot);
-  const float* keys(int64_t slot) const;
-  const float* values(int64_t slot) const;
+  // A head's key and value at a slot: rows of D in the pages' dtype, as page_bytes() has them.
+  std::byte* key(int64_t slot, int64_t head) { return rows_.data() + offset(slot, head); }
+  std::byte* value(int64_t slot, int64_t head) { return key(slot, head) + row_bytes_; }
+  const std::byte* key(int64_t slot, int64_t head) const { return rows_.data() + offset(slot, head); }
+  const std::byte* value(int64_t slot, int64_t head) const { return key(slot, head) + row_bytes_; }
 
  private:
-  std::vector<float> keys_, values_;
+  size_t offset(int64_t slot, int64_t head) const {
+    return static_cast<size_t>(2 * (slot * spec().kv_heads + head) * row_bytes_);
+  }
+  int64_t row_bytes_;
+  std::vector<std::byte> rows_;
 };
 
 }  // namespace qiao::reference

@@ -24,6 +24,8 @@ class ReferenceBackend final : public Backend {
   std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;
   void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override;
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
+  void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
+  void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
 
   void do_gather(const Gather& op) override;
   void do_gather_rows(const GatherRows& op) override;
