@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Sentences a second of `qiao serve -m minilm` (over HTTP) and of PyTorch, with the same model, sentences and threads.
+"""Sentences a second of `qiao serve -m minilm` (over HTTP), of PyTorch and of ONNX Runtime: same model, sentences, threads.
 
-The sentences are those of this project's own docs. PyTorch runs as sentence-transformers runs it: sorted by length, batches
-of 32 padded to their longest, the tokenizers library, mean pooling. Each is measured in turn, best of --runs; the vectors
-are compared too.
+The sentences are those of this project's own docs. The peers run as sentence-transformers runs them: sorted by length, batches
+of 32 padded to their longest, the tokenizers library, mean pooling. ONNX Runtime gets the model that PyTorch exports, with its
+own optimizations on. Each is measured in turn, --runs rounds, and the best of each counts; the vectors are compared too.
 
-  qiao pull minilm; python bench/embed_versus_pytorch.py --threads 2      (needs torch, transformers)
+  qiao pull minilm; python bench/embed_versus_pytorch.py --threads 2   (needs torch, transformers, onnx, onnxscript, onnxruntime)
 """
 import argparse
 import base64
@@ -17,7 +17,10 @@ import re
 import signal
 import struct
 import subprocess
+import tempfile
 import time
+
+import numpy
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -51,42 +54,81 @@ class Qiao:
         self.process.wait()
 
 
-class PyTorch:
-    def __init__(self, folder, threads):
-        import torch
-        import transformers
+class Peer:
+    """What both peers share; a subclass gives the last hidden state of a padded batch."""
+
+    def __init__(self, folder):
         from tokenizers import Tokenizer
-        transformers.logging.set_verbosity_error()
-        torch.set_num_threads(threads)
-        self.torch = torch
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(256)
         self.tokenizer.enable_padding()
-        self.model = transformers.BertModel.from_pretrained(folder, attn_implementation="sdpa").float().eval()
 
     def embed(self, texts):
-        torch, order = self.torch, sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         result = [None] * len(texts)
-        with torch.inference_mode():
-            for begin in range(0, len(order), 32):
-                batch = order[begin:begin + 32]
-                encoded = self.tokenizer.encode_batch([texts[i] for i in batch])
-                mask = torch.tensor([e.attention_mask for e in encoded])
-                hidden = self.model(input_ids=torch.tensor([e.ids for e in encoded]), attention_mask=mask).last_hidden_state
-                summed = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-                for i, vector in zip(batch, torch.nn.functional.normalize(summed).tolist()):
-                    result[i] = vector
+        for begin in range(0, len(order), 32):
+            batch = order[begin:begin + 32]
+            encoded = self.tokenizer.encode_batch([texts[i] for i in batch])
+            ids, mask = (numpy.array([getattr(e, name) for e in encoded], dtype=numpy.int64) for name in ("ids", "attention_mask"))
+            hidden = self.hidden(ids, mask)
+            summed = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+            for i, vector in zip(batch, summed / numpy.linalg.norm(summed, axis=1, keepdims=True)):
+                result[i] = vector.tolist()
         return result
 
 
-def best(embed, texts, runs):
-    embed(texts[:32])
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        vectors = embed(texts)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), vectors
+def bert(folder, attention):
+    import transformers
+    transformers.logging.set_verbosity_error()
+    return transformers.BertModel.from_pretrained(folder, attn_implementation=attention).float().eval()
+
+
+class PyTorch(Peer):
+    def __init__(self, folder, threads):
+        import torch
+        super().__init__(folder)
+        torch.set_num_threads(threads)
+        self.torch, self.model = torch, bert(folder, "sdpa")
+
+    def hidden(self, ids, mask):
+        with self.torch.inference_mode():
+            ids, mask = self.torch.from_numpy(ids), self.torch.from_numpy(mask)
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+
+
+class OnnxRuntime(Peer):
+    def __init__(self, folder, threads):
+        import onnxruntime
+        import torch
+        super().__init__(folder)
+
+        class Hidden(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = bert(folder, "eager")
+
+            def forward(self, input_ids, attention_mask):
+                return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+        ids, mask = torch.arange(100, 116).reshape(2, 8), torch.ones(2, 8, dtype=torch.int64)
+        batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=512)
+        with tempfile.TemporaryDirectory() as place:
+            path = os.path.join(place, "model.onnx")
+            torch.onnx.export(Hidden(), (ids, mask), path, input_names=["input_ids", "attention_mask"], dynamo=True, verbose=False,
+                              dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}))
+            session = onnxruntime.SessionOptions()
+            session.intra_op_num_threads = threads
+            session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+            self.session = onnxruntime.InferenceSession(path, session, providers=["CPUExecutionProvider"])
+
+    def hidden(self, ids, mask):
+        return self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+
+def seconds(embed, texts):
+    start = time.perf_counter()
+    vectors = embed(texts)
+    return time.perf_counter() - start, vectors
 
 
 def main():
@@ -99,16 +141,25 @@ def main():
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     texts = sentences(arguments.sentences)
-    torch_seconds, expected = best(PyTorch(arguments.model, arguments.threads).embed, texts, arguments.runs)
+    peers = {"PyTorch": PyTorch(arguments.model, arguments.threads), "ONNX Runtime": OnnxRuntime(arguments.model, arguments.threads)}
     served = Qiao(arguments.binary, str(arguments.model), arguments.threads)
     try:
-        qiao_seconds, vectors = best(served.embed, texts, arguments.runs)
+        programs = {"Qiao": served, **peers}
+        for program in programs.values():
+            program.embed(texts[:32])
+        times, vectors = {name: [] for name in programs}, {}
+        for _ in range(arguments.runs):
+            for name, program in programs.items():
+                took, vectors[name] = seconds(program.embed, texts)
+                times[name].append(took)
     finally:
         served.stop()
-    worst = min(sum(a * b for a, b in zip(x, y)) for x, y in zip(vectors, expected))
-    print(f"{len(texts)} sentences, {arguments.threads} threads; worst cosine between the two {worst:.7f}")
-    print(f"PyTorch  {len(texts) / torch_seconds:8.1f} sentences/s")
-    print(f"Qiao     {len(texts) / qiao_seconds:8.1f} sentences/s   {torch_seconds / qiao_seconds:.2f} x")
+    print(f"{len(texts)} sentences, {arguments.threads} threads, best of {arguments.runs} rounds")
+    ours = min(times["Qiao"])
+    print(f"Qiao          {len(texts) / ours:8.1f} sentences/s")
+    for name in peers:
+        worst = min(sum(a * b for a, b in zip(x, y)) for x, y in zip(vectors["Qiao"], vectors[name]))
+        print(f"{name:13} {len(texts) / min(times[name]):8.1f} sentences/s   Qiao {min(times[name]) / ours:.2f} x; worst cosine {worst:.7f}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ struct Fixture {
 void fuzz(const uint8_t* data, size_t size) {
   static Fixture fixture;
   if (size == 0) return;
-  constexpr Endpoint kEndpoints[] = {chat_completions, completions, embeddings, tokenize, detokenize};
+  constexpr Endpoint kEndpoints[] = {
+      chat_completions,      completions,    embeddings,          tokenize, detokenize, create_response,
+      count_response_tokens, create_message, count_message_tokens};
   constexpr size_t kCount = std::size(kEndpoints);
   HttpRequest request;
   request.method = "POST";

@@ -37,6 +37,37 @@ class Descriptor {
               action, std::strerror(code));
 }
 
+std::string read_whole(const std::filesystem::path& path, size_t max_bytes, bool only_regular) {
+  // O_NONBLOCK as in MappedFile::open.
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | (only_regular ? O_NONBLOCK : 0)));
+  if (fd.get() < 0) throw_errno(path, "open");
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) throw_errno(path, "stat");
+  if (S_ISDIR(status.st_mode)) throw_error(ErrorKind::kInvalidInput, "{}: is a directory", path.string());
+  if (only_regular && !S_ISREG(status.st_mode))
+    throw_error(ErrorKind::kInvalidInput, "{}: not a regular file", path.string());
+  if (static_cast<uint64_t>(status.st_size) > max_bytes) {
+    throw_error(ErrorKind::kTooLarge, "{}: {} bytes, over the limit of {}", path.string(), status.st_size,
+                max_bytes);
+  }
+  std::string text;
+  size_t filled = 0;
+  while (true) {  // until the end, not until st_size: pipes and /proc say 0
+    if (text.size() - filled < 4096)
+      text.resize(std::max<size_t>(filled * 2, static_cast<size_t>(status.st_size) + 8192));
+    const ssize_t n = ::read(fd.get(), text.data() + filled, text.size() - filled);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw_errno(path, "read");
+    if (n == 0) break;
+    filled += static_cast<size_t>(n);
+    if (filled > max_bytes) {
+      throw_error(ErrorKind::kTooLarge, "{}: over the limit of {} bytes", path.string(), max_bytes);
+    }
+  }
+  text.resize(filled);
+  return text;
+}
+
 }  // namespace
 
 MappedFile MappedFile::open(const std::filesystem::path& path) {
@@ -92,31 +123,11 @@ void MappedFile::release(size_t offset, size_t length) const {
 }
 
 std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
-  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0) throw_errno(path, "open");
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0) throw_errno(path, "stat");
-  if (S_ISDIR(status.st_mode)) throw_error(ErrorKind::kInvalidInput, "{}: is a directory", path.string());
-  if (static_cast<uint64_t>(status.st_size) > max_bytes) {
-    throw_error(ErrorKind::kTooLarge, "{}: {} bytes, over the limit of {}", path.string(), status.st_size,
-                max_bytes);
-  }
-  std::string text;
-  size_t filled = 0;
-  while (true) {  // until the end, not until st_size: pipes and /proc say 0
-    if (text.size() - filled < 4096)
-      text.resize(std::max<size_t>(filled * 2, static_cast<size_t>(status.st_size) + 8192));
-    const ssize_t n = ::read(fd.get(), text.data() + filled, text.size() - filled);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw_errno(path, "read");
-    if (n == 0) break;
-    filled += static_cast<size_t>(n);
-    if (filled > max_bytes) {
-      throw_error(ErrorKind::kTooLarge, "{}: over the limit of {} bytes", path.string(), max_bytes);
-    }
-  }
-  text.resize(filled);
-  return text;
+  return read_whole(path, max_bytes, false);
+}
+
+std::string read_regular_file(const std::filesystem::path& path, size_t max_bytes) {
+  return read_whole(path, max_bytes, true);
 }
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes) {

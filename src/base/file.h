@@ -41,6 +41,10 @@ class MappedFile {
 // The whole file. Throws Error(kTooLarge) over max_bytes, before allocating.
 std::string read_file(const std::filesystem::path& path, size_t max_bytes = size_t{256} << 20);
 
+// The same of a file that somebody else put there (a model's): a pipe, which could make us wait for ever, or
+// a device is kInvalidInput.
+std::string read_regular_file(const std::filesystem::path& path, size_t max_bytes);
+
 // Writes beside `path`, syncs, renames over it, syncs the directory: after a crash there is the old file or
 // the new.
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes);

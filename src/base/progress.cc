@@ -1,6 +1,7 @@
 #include "base/progress.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +16,12 @@ std::string format_time(double seconds) {
   const auto whole = static_cast<uint64_t>(std::clamp(seconds, 0.0, 359999.0));
   if (whole >= 3600) return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
+}
+
+// Columns of the terminal behind `out`; many where there is none to ask.
+size_t columns_of(std::FILE* out) {
+  winsize size{};
+  return ::ioctl(::fileno(out), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 1000;
 }
 
 }  // namespace
@@ -33,7 +40,7 @@ Progress::Progress(std::string label, uint64_t total, Style style, std::FILE* ou
 
 Progress::~Progress() {
   if (style_ == Style::kTerminal && started_ && !finished_) {
-    fmt::print(out_, "\r\x1b[K");
+    std::fputs(fmt::format("\r\x1b[K").c_str(), out_);
     std::fflush(out_);
   }
 }
@@ -54,7 +61,7 @@ void Progress::update(uint64_t done) {
     const int tenth = static_cast<int>(std::min(done, total_) * 10 / total_);
     if (tenth > last_tenth_) {
       last_tenth_ = tenth;
-      fmt::print(out_, "{}: {}% of {}\n", label_, tenth * 10, format_bytes(total_));
+      std::fputs(fmt::format("{}: {}% of {}\n", label_, tenth * 10, format_bytes(total_)).c_str(), out_);
       std::fflush(out_);
     }
   }
@@ -64,20 +71,25 @@ void Progress::draw(uint64_t done, Clock::time_point now) {
   last_drawn_ = now;
   const double seconds = std::chrono::duration<double>(now - begin_).count();
   const double speed = seconds > 0.3 && done > before_ ? static_cast<double>(done - before_) / seconds : 0;
-  std::string line = label_ + ": ";
+  std::string bar, amount = format_bytes(done), rate;
   if (total_ > 0) {
     constexpr int kWidth = 24;
     const double share = static_cast<double>(std::min(done, total_)) / static_cast<double>(total_);
     const int filled = static_cast<int>(share * kWidth);
-    line += fmt::format("[{:=<{}}{: <{}}] {:3}%  {} of {}", "", filled, "", kWidth - filled,
-                        static_cast<int>(share * 100), format_bytes(std::min(done, total_)),
-                        format_bytes(total_));
-  } else {
-    line += format_bytes(done);
+    bar = fmt::format("[{:=<{}}{: <{}}] ", "", filled, "", kWidth - filled);
+    amount = fmt::format("{:3}%  {} of {}", static_cast<int>(share * 100),
+                         format_bytes(std::min(done, total_)), format_bytes(total_));
   }
-  if (speed > 0) line += fmt::format("  {}/s", format_bytes(static_cast<uint64_t>(speed)));
-  if (speed > 0 && total_ > done) line += "  ETA " + format_time(static_cast<double>(total_ - done) / speed);
-  fmt::print(out_, "\r{}\x1b[K", line);
+  if (speed > 0) rate += fmt::format("  {}/s", format_bytes(static_cast<uint64_t>(speed)));
+  if (speed > 0 && total_ > done) rate += "  ETA " + format_time(static_cast<double>(total_ - done) / speed);
+  // A line that wraps could not be drawn over: on a narrow terminal the bar goes first, then the end.
+  const size_t columns = columns_of(out_);
+  std::string line = label_ + ": " + bar + amount + rate;
+  if (line.size() >= columns) line = label_ + ": " + amount + rate;
+  if (line.size() >= columns) line = label_ + ": " + amount;
+  if (line.size() >= columns) line = amount;
+  line.resize(std::min(line.size(), columns - 1));
+  std::fputs(fmt::format("\r{}\x1b[K", line).c_str(), out_);
   std::fflush(out_);
 }
 
@@ -85,8 +97,10 @@ void Progress::finish() {
   finished_ = true;
   if (style_ == Style::kSilent) return;
   const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
-  fmt::print(out_, "{}{}: {} in {:.{}f} s\n", style_ == Style::kTerminal ? "\r\x1b[K" : "", label_,
-             format_bytes(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0);
+  std::fputs(fmt::format("{}{}: {} in {:.{}f} s\n", style_ == Style::kTerminal ? "\r\x1b[K" : "", label_,
+                         format_bytes(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0)
+                 .c_str(),
+             out_);
   std::fflush(out_);
 }
 

@@ -27,9 +27,10 @@ class ThreadPool {
         const_cast<void*>(static_cast<const void*>(&body)), true);
   }
 
-  // Splits [0, count) into chunks of `grain` taken in order by whichever worker is free; body(begin, end,
-  // worker). Which worker takes a chunk never changes a result: kernels reduce inside a chunk only. A worker
-  // that the system has not let run by the time all chunks are taken is not waited for.
+  // Splits [0, count) into chunks of `grain`; body(begin, end, worker). Each worker takes those of its own
+  // run of them in order, then those that others have not begun. Which worker takes a chunk never changes a
+  // result: kernels reduce inside a chunk only. A worker that the system has not let run by the time all
+  // chunks are taken is not waited for.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body);
 

@@ -124,6 +124,8 @@ void bench(const BenchFlags& flags) {
         "bench/serve_load.py",
         flags.model.lookup > 0 ? "--lookup" : "--draft");
   }
+  if (flags.prompt_tokens == 0 && flags.decode_tokens == 0)
+    throw CLI::ValidationError("-p and -n are both 0: nothing to measure");
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
   const Decoder& decoder = model->decoder();
   const int64_t context = flags.depth + std::max(flags.prompt_tokens, flags.decode_tokens);

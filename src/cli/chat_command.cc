@@ -19,7 +19,7 @@ struct ChatFlags {
   ModelFlags model;
   SamplingFlags sampling;
   std::vector<std::string> words;
-  std::string prompt, system;
+  std::string prompt, prompt_file, system;
   std::vector<std::string> variables;  // KEY=JSON for the template
   bool json = false;
 };
@@ -31,7 +31,8 @@ constexpr const char* kHelp =
     "  /stats          show tokens and speed after each answer, or stop to\n"
     "  /help           this\n"
     "  /exit           leave (Ctrl-D too)\n"
-    "A line that ends in \\ goes on; \"\"\" opens and closes a text of many lines. Ctrl-C stops an answer.\n";
+    "A line that ends in \\ goes on; \"\"\" opens and closes a text of many lines.\n"
+    "Ctrl-C stops an answer.\n";
 
 // One conversation with a model.
 class Chat {
@@ -71,6 +72,7 @@ class Chat {
       request.max_tokens = flags_.sampling.max_tokens;
       request.stop = flags_.sampling.stop;
       request.ignore_eos = flags_.sampling.ignore_eos;
+      request.adapter = flags_.model.adapter();
       GenerationResult result = run_generation(engine_, std::move(request), on_text);
       messages_.push_back({{"role", "assistant"}, {"content", result.text}});
       return result;
@@ -181,7 +183,8 @@ void converse(const ChatFlags& flags) {
 }
 
 void chat(const ChatFlags& flags) {
-  std::string text = flags.prompt;
+  std::string text =
+      flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file, size_t{64} << 20);
   for (const std::string& word : flags.words) text += (text.empty() ? "" : " ") + word;
   if (::isatty(STDIN_FILENO) == 0) {
     const std::string piped(std::istreambuf_iterator<char>(std::cin), {});
@@ -204,6 +207,9 @@ void add_chat_command(CLI::App& app) {
   command->add_option("message", flags->words, "The message; without one, a conversation at the terminal")
       ->type_name("TEXT");
   command->add_option("-p,--prompt", flags->prompt, "The message, as a flag")->type_name("TEXT");
+  command->add_option("-f,--file", flags->prompt_file, "Read the message from a file")
+      ->excludes("--prompt")
+      ->type_name("FILE");
   command->add_option("--system-prompt,--system", flags->system, "System prompt (-sys too)")
       ->type_name("TEXT");
   command
@@ -211,6 +217,7 @@ void add_chat_command(CLI::App& app) {
                    "A variable of the chat template: KEY=JSON, as in enable_thinking=false")
       ->type_name("KEY=JSON");
   add_model_flags(*command, flags->model);
+  add_adapter_flag(*command, flags->model);
   add_sampling_flags(*command, flags->sampling);
   command->add_flag("--json", flags->json,
                     "Print one JSON object: text, tokens, finish_reason, usage, timings");

@@ -39,12 +39,13 @@ std::string text_of(const std::string& file) {
 
 std::shared_ptr<CompiledGrammar> compile(const ConstrainFlags& flags) {
   const JsonStyle style = flags.generation ? JsonStyle::generation() : JsonStyle::any();
-  const constrain::ConstraintLimits limits;
+  constrain::ConstraintLimits limits;
+  limits.may_be_empty = true;  // a schema that nothing satisfies rejects every file
   if (!flags.schema.empty()) {
     const Json schema =
         parse_json(text_of(flags.schema), flags.schema,
                    {.max_bytes = limits.max_source_bytes, .max_depth = limits.max_schema_depth});
-    return constrain::compile_json_schema(schema, flags.schema, style);
+    return constrain::compile_json_schema(schema, flags.schema, style, limits);
   }
   if (!flags.regex.empty()) return constrain::compile_regex(flags.regex, "--regex");
   if (!flags.grammar.empty()) return constrain::compile_grammar(text_of(flags.grammar), flags.grammar);
@@ -107,7 +108,7 @@ void run_constrain(const ConstrainFlags& flags) {
     compile_us = microseconds_since(begin);
   } catch (const Error& e) {
     if (e.kind() == ErrorKind::kNotFound || e.kind() == ErrorKind::kIo) throw;
-    fmt::print(stderr, "qiao: {}\n", e.what());
+    std::fputs(fmt::format("qiao: {}\n", e.what()).c_str(), stderr);
     throw CLI::RuntimeError(kExitUsage);
   }
   std::unique_ptr<Tokenizer> tokenizer;
@@ -161,7 +162,9 @@ void add_constrain_command(CLI::App& app) {
       ->type_name("FILE");
   command->add_option("--regex", flags->regex, "A regular expression that the whole text matches")
       ->type_name("REGEX");
-  command->add_option("--grammar", flags->grammar, "A grammar in GBNF whose rule root derives the text")
+  command
+      ->add_option("--grammar", flags->grammar,
+                   "A grammar in GBNF or W3C's EBNF; its rule root, or else the first, derives the text")
       ->type_name("FILE");
   command->add_flag("--json-object", flags->json_object, "Any JSON object");
   command->add_flag(

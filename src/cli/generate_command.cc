@@ -40,6 +40,7 @@ void generate(const GenerateFlags& flags) {
   request.max_tokens = flags.sampling.max_tokens;
   request.stop = flags.sampling.stop;
   request.ignore_eos = flags.sampling.ignore_eos;
+  request.adapter = flags.model.adapter();
   request.logprobs = flags.logprobs >= 0;
   request.top_logprobs = std::max(flags.logprobs, 0);
   Engine engine(model, engine_options(flags.model, 1));
@@ -70,6 +71,7 @@ void add_generate_command(CLI::App& app) {
       ->type_name("TEXT");
   command->add_option("-f,--file", flags->prompt_file, "Read the prompt from a file")->type_name("FILE");
   add_model_flags(*command, flags->model);
+  add_adapter_flag(*command, flags->model);
   add_sampling_flags(*command, flags->sampling);
   command
       ->add_option("--logprobs", flags->logprobs,
@@ -82,7 +84,7 @@ void add_generate_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  qiao generate -p \"Once upon a time\" -n 64\n"
-      "  git diff | qiao generate -m qwen2.5-coder-1.5b --temp 0 --stop '\\n\\n'");
+      "  git diff | qiao generate -m qwen2.5-coder-1.5b --temp 0 --stop $'\\n\\n'");
   command->callback([flags] { generate(*flags); });
 }
 

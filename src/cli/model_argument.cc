@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/quote.h"
 #include "base/suggest.h"
 #include "hub/store.h"
 
@@ -26,11 +27,11 @@ namespace {
   throw_error(
       ErrorKind::kNotFound,
       "no model '{}'{} There is no such file or directory; known names: {}; or hf:ORG/REPO, ms:ORG/REPO",
-      name, meant.empty() ? "." : meant, listing);
+      printable(name, 200), meant.empty() ? "." : meant, listing);
 }
 
 void announce(const PullOptions& options, const std::string& line) {
-  if (options.style != Progress::Style::kSilent) fmt::print(stderr, "qiao: {}\n", line);
+  if (options.style != Progress::Style::kSilent) std::fputs(fmt::format("qiao: {}\n", line).c_str(), stderr);
 }
 
 }  // namespace
@@ -60,7 +61,8 @@ std::filesystem::path resolve_model(const std::string& argument, bool may_pull) 
     path = model_path(*entry, options.home);
     if (std::filesystem::exists(path)) return path;
   } else {
-    if (std::filesystem::exists(name)) return name;
+    std::error_code error;  // of a path that cannot be followed: who opens it says why
+    if (std::filesystem::exists(name, error) || error) return name;
     refuse_unknown(name, options.home);
   }
   if (!may_pull) throw_error(ErrorKind::kNotFound, "{} is not here; fetch it with: qiao pull {}", name, name);

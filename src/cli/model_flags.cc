@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 
@@ -99,6 +100,34 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command.add_flag("-q,--quiet", flags.quiet, "No progress and no statistics on stderr");
 }
 
+void add_named_adapters_flag(CLI::App& command, ModelFlags& flags) {
+  const auto add = [&flags](const std::string& text) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+      throw CLI::ValidationError("--lora", "expected NAME=PATH, got " + text);
+    flags.adapters.push_back({text.substr(0, equals), text.substr(equals + 1)});
+  };
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--lora",
+          [add](const std::vector<std::string>& texts) { std::for_each(texts.begin(), texts.end(), add); },
+          "LoRA adapter to serve beside the model under a name of its own (a PEFT directory or a GGUF file); "
+          "may "
+          "be repeated")
+      ->type_name("NAME=PATH");
+}
+
+void add_adapter_flag(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option_function<std::string>(
+          "--lora",
+          [&flags](const std::string& path) {
+            flags.adapters = {{"lora", path}};
+          },
+          "LoRA adapter to use with the model: a PEFT directory or a GGUF file")
+      ->type_name("PATH");
+}
+
 namespace {
 
 template <typename Model>
@@ -109,6 +138,7 @@ std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::p
   options.chat_template_file = flags.chat_template_file;
   options.decoder.compute = policy(flags.compute);
   options.decoder.context = flags.context;
+  options.adapters = flags.adapters;
   const bool show = !flags.quiet && ::isatty(STDERR_FILENO) != 0;
   int shown = -1;
   if (show) {
@@ -157,6 +187,7 @@ EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {
   if (!flags.draft.empty()) {
     ModelFlags draft = flags;
     draft.chat_template_file.clear();
+    draft.adapters.clear();  // they are the other model's
     options.draft = load_at<LanguageModel>(draft, resolve_model(flags.draft, !flags.no_pull));
   }
   options.kv_dtype = kv_dtype(flags);
@@ -166,13 +197,13 @@ EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {
 void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
   constexpr const char* kGroup = "Sampling";
   command
-      .add_option("-n,--predict", flags.max_tokens,
+      .add_option("-n,--predict,--n-predict", flags.max_tokens,
                   "Most tokens to generate; -1: until the model ends or the context is full")
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 24))
       ->capture_default_str()
       ->type_name("N");
   command
-      .add_option("--temp", flags.temperature,
+      .add_option("--temp,--temperature", flags.temperature,
                   "Temperature; 0: always the likeliest token (0.8, or as the model recommends)")
       ->type_name("X")
       ->group(kGroup);

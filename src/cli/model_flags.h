@@ -30,9 +30,16 @@ struct ModelFlags {
   std::string chat_template_file;
   bool no_pull = false;
   bool quiet = false;
+  std::vector<AdapterSource> adapters;
+  // Of a command whose requests all go through the one adapter there may be; empty: none.
+  std::string adapter() const { return adapters.empty() ? std::string() : adapters.front().name; }
 };
 
 void add_model_flags(CLI::App& command, ModelFlags& flags);
+// --lora NAME=PATH, repeatable: requests choose by name.
+void add_named_adapters_flag(CLI::App& command, ModelFlags& flags);
+// --lora PATH: every request goes through it.
+void add_adapter_flag(CLI::App& command, ModelFlags& flags);
 
 // Finds (pulling it if need be) and loads the model, with a progress line on a terminal's stderr.
 std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags);

@@ -1,9 +1,13 @@
 #include "cli/program.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <sstream>
 
@@ -26,8 +30,10 @@ void print_first_screen(const CLI::App& app) {
   fmt::print("\n`qiao COMMAND --help` shows what a command takes, with an example.\n");
 }
 
+// To stderr never with fmt::print: it throws where stderr is closed or full, and there is nobody left to
+// tell.
 int complain(const std::string& line) {
-  fmt::print(stderr, "qiao: {}\n", line);
+  std::fputs(fmt::format("qiao: {}\n", line).c_str(), stderr);
   return kExitUsage;
 }
 
@@ -89,7 +95,7 @@ int parse(CLI::App& app, std::vector<std::string> arguments) {
     fmt::print("{}\n", help);
     return 0;
   } catch (const std::exception& e) {
-    fmt::print(stderr, "qiao: {}\n", e.what());
+    std::fputs(fmt::format("qiao: {}\n", e.what()).c_str(), stderr);
     return kExitFailure;
   }
 }
@@ -131,8 +137,37 @@ std::vector<const CLI::App*> commands_of(const CLI::App& app) {
   return app.get_subcommands([](const CLI::App* command) { return !command->get_name().empty(); });
 }
 
+namespace {
+
+// A standard descriptor that was closed would be the number of the next file that is opened, and what is
+// printed would go into it.
+void occupy_standard_descriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    if (::open("/dev/null", O_RDONLY) < 0)
+      return;  // writing to it fails, as it should; the lowest free is fd
+  }
+}
+
+int run_arguments(CLI::App& app, std::vector<std::string> arguments);
+
+}  // namespace
+
 int run_program(CLI::App& app, int argc, const char* const* argv) {
-  std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+  occupy_standard_descriptors();
+  const int code = run_arguments(app, {argv + std::min(argc, 1), argv + argc});
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  std::fputs(
+      fmt::format("qiao: standard output: {}\n", errno != 0 ? std::strerror(errno) : "cannot be written")
+          .c_str(),
+      stderr);
+  return code == 0 ? kExitFailure : code;
+}
+
+namespace {
+
+int run_arguments(CLI::App& app, std::vector<std::string> arguments) {
   if (arguments.empty()) {
     print_first_screen(app);
     return 0;
@@ -153,5 +188,7 @@ int run_program(CLI::App& app, int argc, const char* const* argv) {
   }
   return parse(app, std::move(arguments));
 }
+
+}  // namespace
 
 }  // namespace qiao::cli

@@ -39,8 +39,10 @@ bool confirmed(const InstalledModel& model) {
   if (::isatty(STDIN_FILENO) == 0) {
     throw_error(ErrorKind::kInvalidInput, "{}: nobody is there to be asked; say -y to remove it", model.name);
   }
-  fmt::print(stderr, "Remove {} ({}, {})? [y/N] ", model.name, format_bytes(model.bytes),
-             model.path.string());
+  std::fputs(
+      fmt::format("Remove {} ({}, {})? [y/N] ", model.name, format_bytes(model.bytes), model.path.string())
+          .c_str(),
+      stderr);
   std::string answer;
   std::getline(std::cin, answer);
   return answer == "y" || answer == "Y" || answer == "yes";

@@ -2,6 +2,7 @@
 
 #include "base/version.h"
 #include "cli/commands.h"
+#include "cli/help_format.h"
 #include "cli/program.h"
 
 namespace qiao::cli {
@@ -20,8 +21,9 @@ constexpr AddCommand kCommands[] = {
 int run(int argc, char** argv) {
   CLI::App app("Qiao (桥): talk to, serve and measure language models on the machine at hand.", "qiao");
   app.set_version_flag("--version", fmt::format("qiao {}", version()), "Print the version and exit");
-  app.set_help_all_flag("--help-all", "Help of every command");
+  app.formatter(std::make_shared<HelpFormatter>());
   for (const AddCommand add : kCommands) add(app);
+  app.set_help_all_flag("--help-all", "Help of every command");  // after them: they need none of their own
   return run_program(app, argc, argv);
 }
 

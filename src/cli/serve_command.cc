@@ -1,3 +1,5 @@
+#include <sys/resource.h>
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/commands.h"
+#include "cli/handover.h"
 #include "cli/model_argument.h"
 #include "cli/model_flags.h"
 #include "serve/server.h"
@@ -22,6 +25,7 @@ struct ServeFlags {
   int64_t kv_pages = 0, page_tokens = 32, max_queued = 1024;
   bool share_prefixes = false, no_prefix_cache = false;
   int64_t max_body_mib = 64;
+  int64_t keep_responses_mib = 64;
   int drain_seconds = 30;
   std::string cache_directory;
   double cache_directory_gib = 8;
@@ -49,56 +53,111 @@ std::string served_name(const std::string& argument) {
   return is_path && !argument.starts_with("hf:") && !argument.starts_with("ms:") ? "" : argument;
 }
 
-// Until a signal asks for the end; then what runs may finish. SIGUSR1 asks for a save.
-void wait_and_drain(const ServeFlags& flags, const sigset_t& signals, serve::Server& server,
-                    const std::function<std::string()>& save) {
-  if (flags.server.http.host != "127.0.0.1" && flags.server.http.host != "localhost" &&
+// As an address bar wants it.
+std::string shown_host(const ServeFlags& flags) {
+  const std::string& host = flags.server.http.host;
+  return host.find(':') == std::string::npos ? host : "[" + host + "]";
+}
+
+// A connection is a descriptor, and shells often allow 1024 where the system would allow more.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// Serves until a signal asks for the end, or SIGUSR2 for a successor that then serves; lets what runs finish.
+// `save` keeps the cache and says so in a line, or in none: on SIGUSR1, before a successor reads what is
+// kept, and at the end where there is no successor, whose the files then are.
+void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& signals, serve::Server& server,
+                const std::function<std::string()>& save) {
+  const bool inherited = flags.server.http.listening_fd >= 0;
+  if (!inherited && flags.server.http.host != "127.0.0.1" && flags.server.http.host != "localhost" &&
       flags.server.http.host != "::1" && flags.server.api_keys.empty()) {
     std::fprintf(stderr, "Anybody who reaches this address can use it: set --api-key to ask for one.\n");
   }
-  int signal = 0;
-  while (sigwait(&signals, &signal) == 0 && signal == SIGUSR1) say(save());
-  std::fprintf(stderr, "\nFinishing what runs (at most %d s; once more stops at once)\n",
-               flags.drain_seconds);
-  std::thread([signals] {
-    int again = SIGUSR1;
-    while (again == SIGUSR1) sigwait(&signals, &again);
-    std::_Exit(130);
+  signals.begin();
+  announce_ready();
+  bool restarting = false;
+  int signal = signals.wait();
+  for (; signal == SIGUSR1 || signal == SIGUSR2 || signal == ServeSignals::kNoSuccessor;
+       signal = signals.wait()) {
+    if (signal == SIGUSR1) {
+      say(save());
+      continue;
+    }
+    if (signal == ServeSignals::kNoSuccessor) {
+      std::fprintf(stderr, "The new server did not start; this one goes on.\n");
+      restarting = false;
+      continue;
+    }
+    if (restarting) continue;
+    say(save());
+    try {
+      start_successor(restart, server.listening_fd(), [&signals](bool serves) {
+        signals.push(serves ? ServeSignals::kHandedOver : ServeSignals::kNoSuccessor);
+      });
+      restarting = true;
+      std::fprintf(stderr, "Starting a new server on the same socket\n");
+    } catch (const Error& e) {
+      std::fprintf(stderr, "%s; this server goes on.\n", e.what());
+    }
+  }
+  std::fprintf(stderr, "%sFinishing what runs (at most %d s; once more stops at once)\n",
+               signal == ServeSignals::kHandedOver ? "The new server serves. " : "\n", flags.drain_seconds);
+  std::thread([&signals] {
+    int again = 0;
+    do {
+      again = signals.wait();
+    } while (again != SIGINT && again != SIGTERM);
+    std::_Exit(128 + again);
   }).detach();
-  server.drain(flags.drain_seconds);
-  say(save());
+  // Where another process goes on with the socket, clients know of no restart: their kept connections serve
+  // one more request each rather than be closed under it.
+  const bool rolling = signal == ServeSignals::kHandedOver || (inherited && signal == SIGTERM);
+  server.drain(flags.drain_seconds,
+               rolling ? serve::HttpServer::Idle::kAnswer : serve::HttpServer::Idle::kLeave);
+  if (signal != ServeSignals::kHandedOver) say(save());
 }
 
-void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const sigset_t& signals) {
+void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const Restart& restart,
+                   ServeSignals& signals) {
+  if (!flags.model.adapters.empty())
+    throw_error(ErrorKind::kUnsupported, "--lora: {} is an embedding model, which takes no adapters",
+                path.string());
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
   EncoderEngine engine(model);
   serve::Server server(engine, flags.server);
   std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
-               flags.server.http.host.c_str(), server.port(),
+               shown_host(flags).c_str(), server.port(),
                model->is_cross_encoder() ? "reranking" : "embeddings",
                static_cast<long long>(model->max_tokens()));
-  wait_and_drain(flags, signals, server, [] { return std::string(); });
+  run_server(flags, restart, signals, server, [] { return std::string(); });
 }
 
 void serve_model(ServeFlags flags) {
   if (!flags.api_key_file.empty()) read_keys(flags.api_key_file, flags.server.api_keys);
   if (const char* key = std::getenv("QIAO_API_KEY"); key != nullptr && *key != '\0')
     flags.server.api_keys.emplace_back(key);
+  for (const std::string& key : flags.server.api_keys) {
+    if (key.empty())  // an unset variable, most likely: it would let everybody in
+      throw_error(ErrorKind::kInvalidInput, "--api-key: is empty; leave it out to ask for none");
+  }
   if (flags.server.model_name.empty()) flags.server.model_name = served_name(flags.model.model);
   flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
-
-  // Blocked before any thread starts, so that only the wait below gets them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGUSR1);
-  if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) throw_error(ErrorKind::kIo, "cannot block signals");
-  std::signal(SIGPIPE, SIG_IGN);
+  flags.server.response_store_bytes = static_cast<size_t>(flags.keep_responses_mib) << 20;
 
   const std::filesystem::path path = resolve_model(flags.model.model, !flags.model.no_pull);
-  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, signals);
+  flags.model.model = path.string();
+  flags.server.http.listening_fd = inherited_socket();
+  const Restart restart;
+  // Never destroyed: its thread waits until the process ends.
+  ServeSignals& signals = *new ServeSignals;
+  raise_descriptor_limit();
+
+  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, restart, signals);
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
   EngineOptions wished = engine_options(flags.model, flags.slots);
   wished.pages = flags.kv_pages;
@@ -114,14 +173,16 @@ void serve_model(ServeFlags flags) {
   std::fprintf(stderr,
                "Serving %s at http://%s:%d (contexts of %lld tokens, %lld requests at once; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
-               flags.server.http.host.c_str(), server.port(), static_cast<long long>(options.context),
+               shown_host(flags).c_str(), server.port(), static_cast<long long>(options.context),
                static_cast<long long>(options.slots));
+  for (const AdapterSource& adapter : model->adapters())
+    std::fprintf(stderr, "LoRA adapter %s: %s\n", adapter.name.c_str(), adapter.path.c_str());
   std::fprintf(stderr, "Key/value cache: %lld pages of %lld tokens, %s, %.2f GiB\n",
                static_cast<long long>(options.pages), static_cast<long long>(options.page_tokens),
                std::string(traits(options.kv_dtype).name).c_str(),
                static_cast<double>(engine.cache_bytes()) / 0x1p30);
   say(engine.restored());
-  wait_and_drain(flags, signals, server, [&] { return engine.save_cache(); });
+  run_server(flags, restart, signals, server, [&] { return engine.save_cache(); });
 }
 
 }  // namespace
@@ -130,6 +191,7 @@ void add_serve_command(CLI::App& app) {
   const auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP: OpenAI's API and a chat page");
   add_model_flags(*command, flags->model);
+  add_named_adapters_flag(*command, flags->model);
   command
       ->add_option("--host", flags->server.http.host, "Address to listen on; 0.0.0.0: all of this machine's")
       ->capture_default_str()
@@ -137,6 +199,7 @@ void add_serve_command(CLI::App& app) {
   command
       ->add_option("--port", flags->server.http.port,
                    "Port to listen on; 0: any free one, printed at the start")
+      ->check(CLI::Range(0, 65535))
       ->capture_default_str()
       ->type_name("PORT");
   command->add_option("--parallel", flags->slots, "Most requests that run at once (-np too); others wait")
@@ -190,18 +253,28 @@ void add_serve_command(CLI::App& app) {
       ->capture_default_str()
       ->type_name("MIB");
   command
+      ->add_option("--keep-responses", flags->keep_responses_mib,
+                   "Memory in MiB for answers of /v1/responses that later requests may refer to; 0: none")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str()
+      ->type_name("MIB");
+  command
       ->add_option("--drain-seconds", flags->drain_seconds, "How long SIGTERM lets running requests finish")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str()
       ->type_name("S");
   command->footer(
-      "Paths: /v1/chat/completions /v1/completions /v1/embeddings /v1/rerank /v1/models /tokenize "
-      "/detokenize /health "
-      "/metrics,\n"
-      "and / for a chat page.\n"
+      "Paths: /v1/chat/completions /v1/responses /v1/messages /v1/completions /v1/embeddings /v1/rerank\n"
+      "/v1/models /tokenize /detokenize /health /metrics /openapi.json, and / for a chat page.\n"
+      "SIGTERM (Ctrl-C) lets running requests finish. SIGUSR1 saves cached prompts to --kv-cache-dir. "
+      "SIGUSR2\n"
+      "starts this program again on the same socket and then finishes: a restart without a lost request. A\n"
+      "socket of systemd (LISTEN_FDS) is taken over.\n"
+      "\n"
       "Examples:\n"
       "  qiao serve -m smollm2 --port 8080\n"
       "  qiao serve -m minilm                      # /v1/embeddings\n"
+      "  qiao serve -m base.gguf --lora sql=sql-adapter/ --lora law=law.gguf\n"
       "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret");
   command->callback([flags] { serve_model(*flags); });
 }

@@ -94,6 +94,7 @@ void add_tokenize_command(CLI::App& app) {
       "Examples:\n"
       "  printf 'Why is the sky blue?' | qiao tokenize -m smollm2\n"
       "  qiao tokenize -m qwen2.5-coder-1.5b --json < main.cc\n"
+      "  qiao tokenize -m some/tokenizer.json --special < prompt.txt\n"
       "  echo '9707 1879' | qiao tokenize -m qwen2.5-coder-1.5b --decode");
 }
 

@@ -4,8 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <string>
 #include <vector>
+
+#include "constrain/stop_finder.h"
 
 namespace qiao::constrain {
 
@@ -58,6 +62,21 @@ class Automaton {
     uint32_t room = UINT32_MAX;
   };
   virtual std::optional<AnyString> any_string(const StateKey&) const { return std::nullopt; }
+  // For a state whose edges take any text in which none of `stops` occurs: how far the finder has come. Their
+  // masks are shared too.
+  struct FreeText {
+    const StopFinder* stops;
+    uint16_t at;
+  };
+  virtual std::optional<FreeText> free_text(const StateKey&) const { return std::nullopt; }
+
+  // The control tokens that it names. It spells them as text; `with_controls` makes one that takes those
+  // that a vocabulary `has` as tokens instead (TokenTable::spelling_of). The original must outlive it.
+  virtual std::vector<std::string> controls() const { return {}; }
+  virtual std::unique_ptr<Automaton> with_controls(const std::vector<bool>& has) {
+    (void)has;
+    return nullptr;
+  }
 };
 
 }  // namespace qiao::constrain

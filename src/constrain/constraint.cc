@@ -28,7 +28,23 @@ std::shared_ptr<CompiledGrammar> of_rules(std::vector<Rule> rules, std::string_v
 
 size_t CompiledGrammar::bytes() const {
   const std::lock_guard lock(mutex_);
-  return machine_.bytes();
+  size_t total = machine_.bytes();
+  for (const auto& [has, machine] : with_controls_) total += machine->bytes();
+  return total;
+}
+
+Machine& CompiledGrammar::machine_for(const TokenTable* table) {
+  const std::vector<std::string> controls = machine_.automaton().controls();
+  std::vector<bool> has(controls.size());
+  for (size_t i = 0; i < controls.size() && table != nullptr; ++i) {
+    has[i] = table->control_token(controls[i]).has_value();
+  }
+  if (std::find(has.begin(), has.end(), true) == has.end()) return machine_;
+  const std::lock_guard lock(mutex_);
+  std::unique_ptr<Machine>& machine = with_controls_[has];
+  if (machine == nullptr)
+    machine = std::make_unique<Machine>(machine_.automaton().with_controls(has), limits_);
+  return *machine;
 }
 
 std::shared_ptr<CompiledGrammar> compile_regex(std::string_view pattern, std::string_view where,
@@ -63,7 +79,10 @@ std::shared_ptr<CompiledGrammar> compile_choice(const std::vector<std::string>& 
 
 ConstraintState::ConstraintState(std::shared_ptr<CompiledGrammar> grammar,
                                  std::shared_ptr<const TokenTable> table)
-    : grammar_(std::move(grammar)), table_(std::move(table)), at_(grammar_->machine_.start()) {}
+    : grammar_(std::move(grammar)),
+      table_(std::move(table)),
+      machine_(&grammar_->machine_for(table_.get())),
+      at_(machine_->start()) {}
 
 size_t ConstraintState::accept_bytes(std::string_view bytes) {
   if (ended_) return 0;
@@ -71,7 +90,7 @@ size_t ConstraintState::accept_bytes(std::string_view bytes) {
   Machine::Position at = at_;
   size_t taken = 0;
   for (; taken < bytes.size(); ++taken) {
-    const Machine::Position next = grammar_->machine_.step(at, static_cast<uint8_t>(bytes[taken]));
+    const Machine::Position next = machine_->step(at, static_cast<uint8_t>(bytes[taken]));
     if (next == Machine::kDead) break;
     at = next;
   }
@@ -98,24 +117,30 @@ void ConstraintState::mask(std::span<uint32_t> words) const {
     return;
   }
   const std::lock_guard lock(grammar_->mutex_);
-  grammar_->machine_.mask(at_, *table_, words);
+  machine_->mask(at_, *table_, words);
 }
 
 bool ConstraintState::can_end() const {
   const std::lock_guard lock(grammar_->mutex_);
-  return grammar_->machine_.can_end(at_);
+  return machine_->can_end(at_);
 }
 
 bool ConstraintState::must_end() const {
   const std::lock_guard lock(grammar_->mutex_);
-  return grammar_->machine_.must_end(at_);
+  return machine_->must_end(at_);
+}
+
+std::array<uint64_t, 4> ConstraintState::next_bytes() const {
+  if (ended_) return {};
+  const std::lock_guard lock(grammar_->mutex_);
+  return machine_->next_bytes(at_);
 }
 
 std::string ConstraintState::forced_bytes(size_t max_bytes) const {
   std::string forced;
   if (ended_) return forced;
   const std::lock_guard lock(grammar_->mutex_);
-  Machine& machine = grammar_->machine_;
+  Machine& machine = *machine_;
   for (Machine::Position at = at_; forced.size() < max_bytes && !machine.can_end(at);) {
     const auto next = machine.next_bytes(at);
     int count = 0, byte = 0;

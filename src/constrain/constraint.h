@@ -2,8 +2,10 @@
 // choices; then, for each sequence, which tokens may come next.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -39,6 +41,7 @@ struct ConstraintLimits {
   size_t max_source_bytes = size_t{1} << 20;
   size_t max_schema_depth = 128;
   size_t max_schema_nodes = 20'000;
+  bool may_be_empty = false;  // a schema that nothing satisfies compiles, and takes nothing
   MachineLimits machine;
 };
 
@@ -47,13 +50,18 @@ struct ConstraintLimits {
 class CompiledGrammar {
  public:
   CompiledGrammar(std::unique_ptr<Automaton> automaton, const ConstraintLimits& limits)
-      : machine_(std::move(automaton), limits.machine) {}
+      : limits_(limits.machine), machine_(std::move(automaton), limits.machine) {}
   size_t bytes() const;  // about how much memory it takes by now
 
  private:
   friend class ConstraintState;
+  // The one for a vocabulary: they differ where it has control tokens that the constraint names.
+  Machine& machine_for(const TokenTable* table);
+
   mutable std::mutex mutex_;
+  MachineLimits limits_;
   Machine machine_;
+  std::map<std::vector<bool>, std::unique_ptr<Machine>> with_controls_;
 };
 
 // Each throws Error naming `where` (a field of a request, a flag) and the keyword, byte or line:
@@ -92,13 +100,14 @@ class ConstraintState {
   bool must_end() const;  // and nothing can follow
   bool ended() const { return ended_; }
   // The bytes that must come next, whatever is sampled: at most `max_bytes`; empty where there is a choice or
-  // the text may end. Tokenize them as the model's own tokenizer does, and take all but what the last token
-  // might merge with.
+  // the text may end. Control tokens are in them as TokenTable spells them.
   std::string forced_bytes(size_t max_bytes = 4096) const;
+  std::array<uint64_t, 4> next_bytes() const;  // that may come next, a bit each
 
  private:
   std::shared_ptr<CompiledGrammar> grammar_;
   std::shared_ptr<const TokenTable> table_;
+  Machine* machine_;  // of grammar_, under its mutex
   Machine::Position at_;
   bool ended_ = false;
 };

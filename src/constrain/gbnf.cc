@@ -1,4 +1,5 @@
-// A parser of GBNF. Differences of W3C's EBNF are taken along where they do not clash with it.
+// A parser of GBNF, and of W3C's EBNF (the notation of the XML recommendation) where that does not clash with
+// it.
 #include <unordered_map>
 
 #include "base/error.h"
@@ -12,19 +13,25 @@ namespace {
 constexpr size_t kMaxGrammarBytes = size_t{1} << 20;
 constexpr size_t kMaxRules = 20'000;
 constexpr int kMaxGrammarDepth = 200;
+constexpr size_t kMaxLooked = 1'000'000;
 
 class GbnfParser {
  public:
   GbnfParser(std::string_view text, std::string_view where) : text_(text), where_(where) {}
 
   std::vector<Rule> parse() {
-    rule_number("root");
-    for (space(true); at_ < text_.size(); space(true)) {
+    for (top_space(); at_ < text_.size(); top_space()) {
       const size_t begin = at_;
+      skip_number();
       const std::string name = identifier();
       if (name.empty()) fail("expected a rule: NAME ::= …");
       space(true);
-      if (!take("::=")) fail("expected ::= after the rule's name");
+      if (!take("::=")) {
+        fail(
+            "expected ::= after the rule's name (GBNF or W3C's EBNF; ':' as in Lark and '=' as in ISO 14977 "
+            "are "
+            "other notations)");
+      }
       const uint32_t number = rule_number(name);
       if (defined_[number]) fail_at(begin, fmt::format("rule {} is defined twice", quote_text(name)));
       defined_[number] = true;
@@ -32,24 +39,37 @@ class GbnfParser {
       rules_[number].body = alternatives(0, /*nested=*/false);
       take(";");
     }
+    if (rules_.empty()) throw_error(ErrorKind::kInvalidInput, "{}: the grammar has no rules", where_);
     for (size_t r = 0; r < rules_.size(); ++r) {
       if (defined_[r]) continue;
-      if (r == 0) throw_error(ErrorKind::kInvalidInput, "{}: the grammar has no rule \"root\"", where_);
-      throw_error(ErrorKind::kInvalidInput, "{}: rule {} is used but not defined", where_,
-                  quote_text(rules_[r].name));
+      fail_at(used_[r], fmt::format("rule {} is used but not defined", quote_text(rules_[r].name)));
     }
+    for (const Difference& difference : differences_) {
+      CharSet left, right;
+      if (!characters(difference.left, left, 0) || !characters(difference.right, right, 0)) {
+        throw_error(ErrorKind::kUnsupported,
+                    "{}: {}: A - B is not supported where A or B is more than one character long", where_,
+                    place(difference.at));
+      }
+      difference_sets_.push_back(left.intersected(right.negated()));
+    }
+    for (Rule& rule : rules_) resolve(rule.body);
+    start_first();
     return std::move(rules_);
   }
 
  private:
   [[noreturn]] void fail(std::string_view what) const { fail_at(at_, what); }
-  [[noreturn]] void fail_at(size_t at, std::string_view what) const {
+  std::string place(size_t at) const {
     size_t line = 1, column = 1;
     for (const char c : text_.substr(0, at)) {
       column = c == '\n' ? 1 : column + 1;
       line += c == '\n';
     }
-    throw_error(ErrorKind::kInvalidInput, "{}: line {}, column {}: {}", where_, line, column, what);
+    return fmt::format("line {}, column {}", line, column);
+  }
+  [[noreturn]] void fail_at(size_t at, std::string_view what) const {
+    throw_error(ErrorKind::kInvalidInput, "{}: {}: {}", where_, place(at), what);
   }
   bool peek(std::string_view next) const { return text_.substr(at_).starts_with(next); }
   bool take(std::string_view next) {
@@ -58,13 +78,32 @@ class GbnfParser {
     return true;
   }
 
+  // A rule begins with no character: there a # always begins a comment.
+  void top_space() {
+    for (space(true); peek("#"); space(true)) {
+      while (at_ < text_.size() && text_[at_] != '\n') ++at_;
+    }
+  }
+  // The number that W3C's pages print at the begin of a rule's line: [12]. Elsewhere it is a class.
+  void skip_number() {
+    if (!peek("[")) return;
+    const size_t before = text_.substr(0, at_).find_last_not_of(" \t");
+    if (before != std::string_view::npos && text_[before] != '\n' && text_[before] != '\r') return;
+    const size_t close = text_.find_first_not_of("0123456789", at_ + 1);
+    if (close == std::string_view::npos || close == at_ + 1 || text_[close] != ']') return;
+    at_ = std::min(text_.find_first_not_of(" \t", close + 1), text_.size());
+  }
+  bool at_code() const {  // #x and a digit: a character
+    return peek("#x") && at_ + 2 < text_.size() && hex_value(text_[at_ + 2]) >= 0;
+  }
+
   // Spaces and comments; line ends only where `lines`.
   void space(bool lines) {
     while (at_ < text_.size()) {
       const char c = text_[at_];
       if (c == ' ' || c == '\t' || (lines && (c == '\n' || c == '\r'))) {
         ++at_;
-      } else if (c == '#' && !peek("#x")) {
+      } else if (c == '#' && !at_code()) {
         while (at_ < text_.size() && text_[at_] != '\n') ++at_;
       } else if (peek("/*")) {
         const size_t end = text_.find("*/", at_ + 2);
@@ -96,6 +135,7 @@ class GbnfParser {
       }
       rules_.push_back({name, {}});
       defined_.push_back(false);
+      used_.push_back(at_ - name.size());
     }
     return it->second;
   }
@@ -116,6 +156,7 @@ class GbnfParser {
   // Whether a new rule begins here: NAME ::=
   bool at_rule() {
     const size_t begin = at_;
+    skip_number();
     const bool named = !identifier().empty();
     space(true);
     const bool result = named && peek("::=");
@@ -135,16 +176,105 @@ class GbnfParser {
       }
       Regex part = item(depth);
       quantify(part);
+      space(false);
+      if (at_minus()) part = difference(std::move(part), depth);
       parts.push_back(std::move(part));
     }
     return Regex::concat(std::move(parts));
   }
 
+  // "A - B" of W3C's EBNF; in GBNF a dash is part of names.
+  bool at_minus() const {
+    return peek("-") && at_ + 1 < text_.size() &&
+           std::string_view(" \t\"'[(#").find(text_[at_ + 1]) != std::string_view::npos;
+  }
+  // Its sets may be of rules that come later: a placeholder until all are known.
+  Regex difference(Regex left, int depth) {
+    const size_t begin = at_++;
+    space(true);
+    Regex right = item(depth + 1);
+    quantify(right);
+    differences_.push_back({std::move(left), std::move(right), begin});
+    Regex placeholder{.kind = Regex::Kind::kCall,
+                      .min = kDifferences + static_cast<uint32_t>(differences_.size() - 1)};
+    return placeholder;
+  }
+  // Whether `regex` is one character of a set.
+  bool characters(const Regex& regex, CharSet& set, int depth) {
+    if (depth > kMaxGrammarDepth || ++looked_ > kMaxLooked) return false;
+    switch (regex.kind) {
+      case Regex::Kind::kSet:
+        set.add(regex.set);
+        return true;
+      case Regex::Kind::kAlternate:
+        for (const Regex& child : regex.children) {
+          if (!characters(child, set, depth + 1)) return false;
+        }
+        return true;
+      case Regex::Kind::kCall:
+        if (regex.min < kDifferences) return characters(rules_[regex.min].body, set, depth + 1);
+        // Only those before it are known: a difference does not name itself.
+        if (regex.min - kDifferences >= difference_sets_.size()) return false;
+        set.add(difference_sets_[regex.min - kDifferences]);
+        return true;
+      default:
+        return false;
+    }
+  }
+  void resolve(Regex& regex) const {
+    if (regex.kind == Regex::Kind::kCall && regex.min >= kDifferences) {
+      regex = Regex::one_of(difference_sets_[regex.min - kDifferences]);
+    }
+    for (Regex& child : regex.children) resolve(child);
+  }
+
+  // The rule `root`, or else the first, becomes rule 0.
+  void start_first() {
+    const auto root = numbers_.find("root");
+    if (root == numbers_.end() || root->second == 0) return;
+    const uint32_t start = root->second;
+    std::swap(rules_[0], rules_[start]);
+    const auto renumber = [&](auto&& self, Regex& regex) -> void {
+      if (regex.kind == Regex::Kind::kCall)
+        regex.min = regex.min == 0 ? start : regex.min == start ? 0 : regex.min;
+      for (Regex& child : regex.children) self(self, child);
+    };
+    for (Rule& rule : rules_) renumber(renumber, rule.body);
+  }
+
+  // After '[': as parse_regex_class, and #xN for a character.
+  CharSet char_class() {
+    size_t end = at_;
+    while (end < text_.size() && text_[end] != ']') end += text_[end] == '\\' ? 2 : 1;
+    const std::string_view inside = text_.substr(at_, std::min(end, text_.size()) - at_);
+    if (inside.find("#x") == std::string_view::npos)
+      return parse_regex_class(text_, at_, RegexDialect::kEcma, where_);
+    std::string spelled;
+    for (size_t i = 0; i < inside.size(); ++i) {
+      size_t digits = i + 2;
+      while (inside.substr(i).starts_with("#x") && digits < inside.size() && hex_value(inside[digits]) >= 0)
+        ++digits;
+      if (!inside.substr(i).starts_with("#x") || digits == i + 2) {
+        spelled += inside[i];
+        continue;
+      }
+      if (digits - i > 10) fail("a character over U+10FFFF");
+      spelled += fmt::format("\\u{{{}}}", inside.substr(i + 2, digits - i - 2));
+      i = digits - 1;
+    }
+    if (end >= text_.size()) fail("'[' without its ']'");
+    spelled += ']';
+    size_t at = 0;
+    const CharSet set =
+        parse_regex_class(spelled, at, RegexDialect::kEcma, fmt::format("{}: {}", where_, place(at_)));
+    at_ = end + 1;
+    return set;
+  }
+
   Regex item(int depth) {
     if (peek("\"") || peek("'")) return quoted();
     if (take("[")) {
-      const CharSet set = parse_regex_class(text_, at_, RegexDialect::kEcma, where_);
-      return Regex::one_of(set);
+      return Regex::one_of(char_class());
     }
     if (take("(")) {
       Regex inner = alternatives(depth + 1, /*nested=*/true);
@@ -168,8 +298,8 @@ class GbnfParser {
     return Regex::call(rule_number(name));
   }
 
-  int hex_digit() const {
-    const char c = at_ < text_.size() ? text_[at_] : ' ';
+  int hex_digit() const { return at_ < text_.size() ? hex_value(text_[at_]) : -1; }
+  static int hex_value(char c) {
     if (c >= '0' && c <= '9') return c - '0';
     if (c >= 'a' && c <= 'f') return c - 'a' + 10;
     if (c >= 'A' && c <= 'F') return c - 'A' + 10;
@@ -260,6 +390,15 @@ class GbnfParser {
   size_t quantifiers_ = 0;
   std::vector<Rule> rules_;
   std::vector<bool> defined_;
+  std::vector<size_t> used_;  // where each rule was first named
+  size_t looked_ = 0;         // parts that characters() went through
+  struct Difference {
+    Regex left, right;
+    size_t at;
+  };
+  static constexpr uint32_t kDifferences = 1u << 30;  // calls from here on stand for differences_
+  std::vector<Difference> differences_;
+  std::vector<CharSet> difference_sets_;
   std::unordered_map<std::string, uint32_t> numbers_;
 };
 

@@ -10,14 +10,24 @@
 namespace qiao::constrain {
 namespace {
 
-enum Kind : uint32_t { kReturns, kText, kTextEnd, kValue, kWord, kNumber, kString, kObject, kArray };
+enum Kind : uint32_t {
+  kReturns,
+  kText,
+  kTextEnd,
+  kValue,
+  kWord,
+  kNumber,
+  kString,
+  kObject,
+  kAfterKey,
+  kArray
+};
 
 // Where between the keys and values of an object, or the items of an array.
 enum Place : uint32_t {
   kOpen,    // after the bracket
   kNext,    // after a value
   kKey,     // after a comma: a key or item must come
-  kColon,   // after a key
   kBefore,  // after the colon
 };
 
@@ -26,7 +36,7 @@ constexpr std::string_view kWords[] = {"null", "true", "false"};
 class JsonAutomaton : public Automaton {
  public:
   JsonAutomaton(Json schema, std::string_view where, const JsonStyle& style, const ConstraintLimits& limits)
-      : nodes_(std::move(schema), where, limits), style_(style) {}
+      : nodes_(std::move(schema), where, style, limits), style_(style) {}
 
   StateKey start() const override { return {kText}; }
 
@@ -58,6 +68,8 @@ class JsonAutomaton : public Automaton {
         return string(key, out);
       case kObject:
         return object(key, out);
+      case kAfterKey:
+        return after_key(key, out);
       case kArray:
         return array(key, out);
       default:
@@ -108,7 +120,10 @@ class JsonAutomaton : public Automaton {
       }
     }
     for (const uint32_t id : node.strings) out.edge('"', string_state(id, nodes_.language(id).start()));
-    for (const uint32_t id : node.arrays) out.edge('[', {kArray, id, 0, kOpen});
+    for (const uint32_t id : node.arrays) {
+      const uint32_t none = nodes_.array(id).unique.empty() ? 0 : seen_id({});
+      out.edge('[', {kArray, id, none, kOpen});
+    }
     for (const uint32_t id : node.objects) out.edge('{', {kObject, id, seen_id({}), kOpen});
   }
 
@@ -152,11 +167,6 @@ class JsonAutomaton : public Automaton {
   // key.c: a Place, and from its fourth bit on the node of the value that comes.
   void object(const StateKey& key, Expansion& out) const {
     const auto place = static_cast<Place>(key.c & 7);
-    if (place == kColon) {
-      space(key, out);
-      out.edge(':', {kObject, key.a, key.b, kBefore | (key.c & ~7u)});
-      return;
-    }
     if (place == kBefore) {
       if (one_space(key, out)) return;
       if (key.pending == 0) space(key, out);
@@ -169,10 +179,10 @@ class JsonAutomaton : public Automaton {
     const Seen seen = seen_[key.b];
     if (place == kNext) {
       Expansion keys;
-      add_keys(key.a, object, seen, keys);
+      add_keys(key, object, seen, keys);
       if (!keys.edges.empty()) out.edge(',', {kObject, key.a, key.b, kKey});
     } else {
-      add_keys(key.a, object, seen, out);
+      add_keys(key, object, seen, out);
     }
     if (place != kKey && complete(object, seen)) out.edge('}', kReturn);
   }
@@ -191,8 +201,9 @@ class JsonAutomaton : public Automaton {
     return count_of(object, seen) - seen.others + std::min(seen.others, 1u) >= object.min;
   }
 
-  // A quote that begins a key that may come: its text is a call, whose return knows the key.
-  void add_keys(uint32_t id, const JsonObject& object, const Seen& seen, Expansion& out) const {
+  // A quote that begins a key that may come: its text is a call, whose return knows the key. `key` is the
+  // object's state, with `seen`.
+  void add_keys(const StateKey& key, const JsonObject& object, const Seen& seen, Expansion& out) const {
     const uint32_t count = count_of(object, seen);
     if (count >= object.max) return;
     uint32_t missing = 0;
@@ -216,20 +227,53 @@ class JsonAutomaton : public Automaton {
       if (style_.schema_order) --possible_after;
       if (seen.has(i) || room + (name.required ? 1 : 0) < missing) continue;
       if (style_.schema_order && !object.open && count + 1 + possible_after < object.min) continue;
-      Seen with = seen;
-      with.add(i);
       out.call_edge('"', string_state(name.language, nodes_.language(name.language).start()),
-                    {kObject, id, seen_id(with), kColon | name.node << 3});
+                    {kAfterKey, key.a, key.b, static_cast<uint32_t>(i)});
     }
     if (room < missing || (style_.schema_order && missing > 0)) return;
-    for (const JsonObject::Class& keys : object.classes) {
+    for (size_t i = 0; i < object.classes.size(); ++i) {
+      const JsonObject::Class& keys = object.classes[i];
       if (!keys.possible) continue;
-      Seen with = seen;
-      if (object.counts_others() || style_.schema_order) {
-        with.others = std::min(with.others + 1, object.max != kUnbounded ? object.max : 1);
-      }
       out.call_edge('"', string_state(keys.language, nodes_.language(keys.language).start()),
-                    {kObject, id, seen_id(with), kColon | keys.node << 3});
+                    {kAfterKey, key.a, key.b, static_cast<uint32_t>(object.names.size() + i)});
+    }
+  }
+
+  // key.b: the keys before this one; key.c: which of the names it is, or behind them which of the classes.
+  // Only for keys that really come it is worked out what the object has with them.
+  void after_key(const StateKey& key, Expansion& out) const {
+    space(key, out);
+    const JsonObject& object = nodes_.object(key.a);
+    Seen with = seen_[key.b];
+    const bool named = key.c < object.names.size();
+    if (named) {
+      with.add(key.c);
+    } else if (object.counts_others() || style_.schema_order) {
+      with.others = std::min(with.others + 1, object.max != kUnbounded ? object.max : 1);
+    }
+    const uint32_t node = named ? object.names[key.c].node : object.classes[key.c - object.names.size()].node;
+    out.edge(':', {kObject, key.a, seen_id(with), kBefore | node << 3});
+  }
+
+  // Each of a list of values at most once. key.b: which have come, as an object's keys.
+  void unique_array(const StateKey& key, const JsonArray& array, Expansion& out) const {
+    const auto place = static_cast<Place>(key.c);
+    if (place == kKey && one_space(key, out)) return;
+    space(key, out);
+    const Seen seen = seen_[key.b];
+    uint32_t count = 0;
+    for (size_t i = 0; i < array.unique.size(); ++i) count += seen.has(i);
+    if (place != kKey && count >= array.min) out.edge(']', kReturn);
+    if (count >= array.max || count == array.unique.size()) return;
+    if (place == kNext) {
+      out.edge(',', {kArray, key.a, key.b, kKey});
+      return;
+    }
+    for (size_t i = 0; i < array.unique.size(); ++i) {
+      if (seen.has(i)) continue;
+      Seen with = seen;
+      with.add(i);
+      out.call({kValue, array.unique[i]}, {kArray, key.a, seen_id(with), kNext});
     }
   }
 
@@ -237,6 +281,7 @@ class JsonAutomaton : public Automaton {
   // them hold to contains.
   void array(const StateKey& key, Expansion& out) const {
     const JsonArray& array = nodes_.array(key.a);
+    if (!array.unique.empty()) return unique_array(key, array, out);
     const auto place = static_cast<Place>(key.c & 7);
     const uint32_t held = key.c >> 3;
     if (place == kKey && one_space(key, out)) return;

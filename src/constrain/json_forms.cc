@@ -17,8 +17,9 @@ ObjectSpec ObjectSpec::both(const ObjectSpec& other) const {
   for (const Group& group : other.groups) {
     if (std::find(groups.begin(), groups.end(), group) == groups.end()) result.groups.push_back(group);
   }
+  const std::set<std::string_view> known(required.begin(), required.end());
   for (const std::string& name : other.required) {
-    if (std::find(required.begin(), required.end(), name) == required.end()) result.required.push_back(name);
+    if (!known.contains(name)) result.required.push_back(name);
   }
   result.min = std::max(min, other.min);
   result.max = std::min(max, other.max);
@@ -88,6 +89,9 @@ Form SchemaReader::both(const Form& a, const Form& b) {
       spec.rest = constrain::both(x.rest, y.rest);
       spec.min = std::max(x.min, y.min);
       spec.max = std::min(x.max, y.max);
+      spec.unique = x.unique != nullptr ? x.unique : y.unique;
+      spec.evaluated = std::max(x.evaluated, y.evaluated);
+      spec.all_evaluated = x.all_evaluated || y.all_evaluated;
       if (y.contains) {
         if (x.contains && *x.contains != *y.contains) {
           throw_error(ErrorKind::kUnsupported,
@@ -109,6 +113,68 @@ Form SchemaReader::both(const Form& a, const Form& b) {
   if (result.size() > kMaxAlternatives) {
     throw_error(ErrorKind::kTooLarge, "{}: the schema has over {} alternatives at one place", where_,
                 kMaxAlternatives);
+  }
+  return result;
+}
+
+// Some of the branches hold. Where it matters which, because each evaluates properties or items, every set of
+// them is an alternative.
+Form SchemaReader::any_of(const Json& schema) {
+  const Json& branches = list_of(schema, "anyOf");
+  constexpr size_t kMaxSets = 64;
+  Form any;
+  std::vector<Form> sets;
+  for (const Json& branch : branches) {
+    Form one = form(atoms(branch));
+    if (collecting_ > 0) {
+      for (size_t i = 0, known = sets.size(); i < known; ++i) sets.push_back(both(sets[i], one));
+      if (sets.size() > kMaxSets) unsupported(schema, "anyOf", "of so many branches beside unevaluated…");
+      sets.push_back(one);
+    } else {
+      unite(any, std::move(one));
+    }
+  }
+  for (Form& set : sets) unite(any, std::move(set));
+  return any;
+}
+
+// What is said inside `not` evaluates nothing.
+Form SchemaReader::silent(Form form) {
+  for (ObjectSpec& object : form.objects) {
+    for (ObjectSpec::Group& group : object.groups) group.evaluates = group.all = false;
+  }
+  for (ArraySpec& array : form.arrays) {
+    array.evaluated = 0;
+    array.all_evaluated = false;
+  }
+  return form;
+}
+
+// unevaluatedProperties and unevaluatedItems: each alternative knows what it evaluates.
+Form SchemaReader::with_unevaluated(const Json& schema, Form result) {
+  if (const auto rest = schema.find("unevaluatedProperties"); rest != schema.end()) {
+    for (ObjectSpec& object : result.objects) {
+      ObjectSpec::Group group{.additional = atoms(*rest), .evaluates = true, .all = true};
+      bool all = false;
+      for (const ObjectSpec::Group& known : object.groups) {
+        if (!known.evaluates) continue;
+        all |= known.all;
+        for (const auto& [name, value] : known.names) group.names.emplace_back(name, AtomSet());
+        for (const auto& [pattern, value] : known.patterns) group.patterns.emplace_back(pattern, AtomSet());
+      }
+      if (!all) object.groups.push_back(std::move(group));
+    }
+  }
+  if (const auto rest = schema.find("unevaluatedItems"); rest != schema.end()) {
+    for (ArraySpec& array : result.arrays) {
+      if (array.all_evaluated) continue;
+      if (array.contains) unsupported(schema, "unevaluatedItems", "beside contains");
+      for (size_t i = array.evaluated; i < array.prefix.size(); ++i) {
+        array.prefix[i] = constrain::both(array.prefix[i], atoms(*rest));
+      }
+      array.rest = constrain::both(array.rest, atoms(*rest));
+      array.all_evaluated = true;
+    }
   }
   return result;
 }

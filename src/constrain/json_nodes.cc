@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "base/error.h"
 #include "base/quote.h"
@@ -10,6 +11,7 @@ namespace qiao::constrain {
 namespace {
 
 constexpr size_t kMaxTagSets = 256;
+constexpr size_t kMaxNames = 4000;  // of one object: the machine follows all at once
 
 // Tells specs apart; equal ones share an automaton.
 std::string signature_of(const StringSpec& spec) {
@@ -24,15 +26,32 @@ std::string signature_of(const StringSpec& spec) {
   return text;
 }
 
+std::string signature_of(const NumberSpec& spec) {
+  const auto text = [](const std::optional<Decimal>& bound) {
+    return bound ? bound->text() : std::string("-");
+  };
+  std::string signature = fmt::format("{}{}{} {}{} {}{}", spec.integer, spec.fractional, spec.digits_only,
+                                      text(spec.min), spec.min_excluded, text(spec.max), spec.max_excluded);
+  for (const Decimal& multiple : spec.multiples) {
+    signature += ' ';
+    signature += multiple.text();
+  }
+  return signature;
+}
+
 }  // namespace
 
-JsonNodes::JsonNodes(Json schema, std::string_view where, const ConstraintLimits& limits)
-    : schema_(std::move(schema)), reader_(schema_, where), limits_(limits) {
+JsonNodes::JsonNodes(Json schema, std::string_view where, const JsonStyle& style,
+                     const ConstraintLimits& limits)
+    : schema_(std::move(schema)),
+      reader_(schema_, where),
+      limits_(limits),
+      digits_only_(style.canonical_literals) {
   any_text_ = string_of({});
   root_ = node_of(reader_.root());
   for (uint32_t id = 0; id < sets_.size(); ++id) fill(id);
   find_possible();
-  if (!possible_[root_]) {
+  if (!possible_[root_] && !limits.may_be_empty) {
     throw_error(ErrorKind::kInvalidInput, "{}: no JSON value satisfies the schema", where);
   }
 }
@@ -65,27 +84,41 @@ void JsonNodes::fill(uint32_t id) {
   nodes_.push_back(std::move(node));
 }
 
-uint32_t JsonNodes::number_of(const NumberSpec& spec) {
-  const auto known = std::find(number_specs_.begin(), number_specs_.end(), spec);
-  if (known != number_specs_.end()) return static_cast<uint32_t>(known - number_specs_.begin());
-  number_specs_.push_back(spec);
+uint32_t JsonNodes::number_of(NumberSpec spec) {
+  spec.digits_only |= digits_only_ && spec.integer;
+  std::string signature = signature_of(spec);
+  if (const auto known = number_index_.find(signature); known != number_index_.end()) return known->second;
   numbers_.emplace_back(spec, reader_.where());
-  return static_cast<uint32_t>(numbers_.size() - 1);
+  const auto id = static_cast<uint32_t>(numbers_.size() - 1);
+  number_index_.emplace(std::move(signature), id);
+  return id;
 }
 
 uint32_t JsonNodes::string_of(const StringSpec& spec) {
   std::string signature = signature_of(spec);
   if (const auto known = string_index_.find(signature); known != string_index_.end()) return known->second;
   languages_.emplace_back(spec, reader_.where());
+  spend(languages_.back());
   const auto id = static_cast<uint32_t>(languages_.size() - 1);
   string_index_.emplace(std::move(signature), id);
   return id;
+}
+
+// Many expressions, each within its limit, are too much as well.
+void JsonNodes::spend(const StringLanguage& language) {
+  constexpr size_t kMaxWork = 10'000'000;
+  spent_ += language.work();
+  if (spent_ > kMaxWork) {
+    throw_error(ErrorKind::kTooLarge, "{}: the schema's patterns and texts take too long to compile together",
+                reader_.where());
+  }
 }
 
 uint32_t JsonNodes::add_array(const ArraySpec& spec) {
   JsonArray array{.min = spec.min, .max = spec.max};
   for (const AtomSet& item : spec.prefix) array.prefix.push_back(node_of(item));
   array.rest = node_of(spec.rest);
+  if (spec.unique != nullptr && spec.max > 1) add_unique(spec, array);
   if (spec.contains && (spec.min_contains > 0 || spec.max_contains != kUnbounded)) {
     array.has_contains = true;
     array.min_contains = spec.min_contains;
@@ -111,6 +144,36 @@ uint32_t JsonNodes::add_array(const ArraySpec& spec) {
   }
   arrays_.push_back(std::move(array));
   return static_cast<uint32_t>(arrays_.size() - 1);
+}
+
+// Which values have come can be remembered where they are few.
+void JsonNodes::add_unique(const ArraySpec& spec, JsonArray& array) {
+  constexpr size_t kMaxValues = 64;
+  const Form form = reader_.form(spec.rest);
+  std::vector<Json> values;
+  std::set<std::string> texts;
+  if (form.null) values.emplace_back(nullptr);
+  if (form.yes) values.emplace_back(true);
+  if (form.no) values.emplace_back(false);
+  bool few = spec.prefix.empty() && !spec.contains && form.arrays.empty() && form.objects.empty();
+  for (const NumberSpec& number : form.numbers) {
+    few = few && number.min && number.max && *number.min == *number.max && !number.min_excluded &&
+          !number.max_excluded;
+    if (few) values.push_back(parse_json(number.min->text(), reader_.where()));
+    few = few && Decimal::of(values.back()) == *number.min;  // else it has too many digits
+  }
+  for (const StringSpec& string : form.strings) {
+    few = few && string.literals;
+    if (few) texts.insert(string.literals->begin(), string.literals->end());
+  }
+  values.insert(values.end(), texts.begin(), texts.end());
+  if (!few || values.size() > kMaxValues) {
+    reader_.unsupported(
+        *spec.unique, "uniqueItems",
+        fmt::format("items can be told apart only where they are of a list of at most {} plain values",
+                    kMaxValues));
+  }
+  for (Json& value : values) array.unique.push_back(node_of(both(spec.rest, reader_.only(std::move(value)))));
 }
 
 // Whether propertyNames takes the name.
@@ -139,19 +202,25 @@ uint32_t JsonNodes::add_object(const ObjectSpec& spec) {
     }
   }
   for (const std::string& name : spec.required) add_name(name);
+  if (names.size() > kMaxNames) {
+    throw_error(ErrorKind::kTooLarge, "{}: an object with over {} named properties", reader_.where(),
+                kMaxNames);
+  }
+  std::vector<std::unordered_map<std::string_view, const AtomSet*>> named(spec.groups.size());
+  for (size_t g = 0; g < spec.groups.size(); ++g) {
+    for (const auto& [name, value] : spec.groups[g].names) named[g].emplace(name, &value);
+  }
   std::map<std::string, uint32_t> finders;
   for (const StringSpec::Pattern& pattern : patterns)
     finders[pattern.source] = string_of({.patterns = {pattern}});
   const std::set<std::string> required(spec.required.begin(), spec.required.end());
   for (const std::string& name : names) {
     AtomSet value;
-    for (const ObjectSpec::Group& group : spec.groups) {
-      bool found = false;
-      for (const auto& [other, more] : group.names) {
-        if (other != name) continue;
-        value = both(value, more);
-        found = true;
-      }
+    for (size_t g = 0; g < spec.groups.size(); ++g) {
+      const ObjectSpec::Group& group = spec.groups[g];
+      const auto own = named[g].find(name);
+      bool found = own != named[g].end();
+      if (found) value = both(value, *own->second);
       for (const auto& [source, more] : group.patterns) {
         if (!languages_[finders[source]].contains(name)) continue;
         value = both(value, more);
@@ -241,6 +310,7 @@ void JsonNodes::add_classes(const ObjectSpec& spec, const std::vector<std::strin
     if (names.empty() && key_spec.min == 0 && key_spec.max == kUnbounded) return add(any_text_, value);
     languages_.emplace_back(make_tag_dfa({}, names, reader_.where()), std::vector<uint32_t>{}, key_spec.min,
                             key_spec.max);
+    spend(languages_.back());
     return add(static_cast<uint32_t>(languages_.size() - 1), value);
   }
   const std::shared_ptr<LazyDfa> dfa = make_tag_dfa(patterns, names, reader_.where());
@@ -252,6 +322,7 @@ void JsonNodes::add_classes(const ObjectSpec& spec, const std::vector<std::strin
                 kMaxTagSets);
   }
   const auto name_tag = static_cast<uint32_t>(patterns.size());
+  bool spent = false;
   for (const std::vector<uint32_t>& matched : tag_sets) {
     const auto matches = [&](uint32_t tag) {
       return std::binary_search(matched.begin(), matched.end(), tag);
@@ -263,6 +334,7 @@ void JsonNodes::add_classes(const ObjectSpec& spec, const std::vector<std::strin
     const AtomSet value = value_of(matched);
     if (is_false(value)) continue;
     languages_.emplace_back(dfa, matched, key_spec.min, key_spec.max);
+    if (!std::exchange(spent, true)) spend(languages_.back());  // they share the automaton
     add(static_cast<uint32_t>(languages_.size() - 1), value);
   }
 }
@@ -273,14 +345,15 @@ void JsonNodes::find_possible() {
   std::vector<bool> arrays(arrays_.size()), objects(objects_.size());
   for (bool changed = true; changed;) {
     changed = false;
-    for (size_t i = 0; i < arrays_.size(); ++i) {
-      if (!arrays[i] && array_possible(arrays_[i])) arrays[i] = changed = true;
-    }
-    for (size_t i = 0; i < objects_.size(); ++i) {
-      if (!objects[i] && object_possible(objects_[i])) objects[i] = changed = true;
-    }
-    for (size_t i = 0; i < nodes_.size(); ++i) {
+    // From the last, since most nodes lead to later ones.
+    for (size_t i = nodes_.size(); i-- > 0;) {
       const JsonNode& node = nodes_[i];
+      for (const uint32_t id : node.arrays) {
+        if (!arrays[id] && array_possible(arrays_[id])) arrays[id] = changed = true;
+      }
+      for (const uint32_t id : node.objects) {
+        if (!objects[id] && object_possible(objects_[id])) objects[id] = changed = true;
+      }
       const auto any = [](const std::vector<uint32_t>& ids, const std::vector<bool>& good) {
         return std::any_of(ids.begin(), ids.end(), [&](uint32_t id) { return good[id]; });
       };
@@ -296,6 +369,7 @@ void JsonNodes::find_possible() {
   // With all that is possible known, how long an array may become, and which keys an object may have.
   for (JsonArray& array : arrays_) {
     array_possible(array);
+    std::erase_if(array.unique, [&](uint32_t id) { return !possible_[id]; });
     for (uint32_t i = 0; i <= array.prefix.size(); ++i) {
       if (!possible_[array.item(i)]) array.max = std::min(array.max, i);
     }
@@ -325,6 +399,11 @@ bool JsonNodes::array_possible(JsonArray& array) {
     if (!possible_[array.item(i)]) longest = i;
   }
   longest = std::min(longest, array.max);
+  if (!array.unique.empty()) {
+    const auto values =
+        std::count_if(array.unique.begin(), array.unique.end(), [&](uint32_t id) { return possible_[id]; });
+    longest = std::min(longest, static_cast<uint32_t>(values));
+  }
   if (longest < array.min) return false;
   if (!array.has_contains || array.min_contains == 0) return true;
   // Enough items that can hold to contains.

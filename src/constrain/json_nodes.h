@@ -42,6 +42,7 @@ struct JsonArray {
   std::vector<uint32_t> prefix_with, prefix_without;  // nodes of items that hold to contains, or do not
   uint32_t rest_with = 0, rest_without = 0;
   uint32_t min_contains = 0, max_contains = kUnbounded;
+  std::vector<uint32_t> unique;  // nodes of one value each: every one at most once; in place of `rest`
 
   static uint32_t at(const std::vector<uint32_t>& prefix, uint32_t rest, uint32_t index) {
     return index < prefix.size() ? prefix[index] : rest;
@@ -57,7 +58,7 @@ struct JsonNode {
 // All nodes of a schema, made at once, so that whatever is not supported is known before a text begins.
 class JsonNodes {
  public:
-  JsonNodes(Json schema, std::string_view where, const ConstraintLimits& limits);
+  JsonNodes(Json schema, std::string_view where, const JsonStyle& style, const ConstraintLimits& limits);
 
   uint32_t root() const { return root_; }
   const JsonNode& node(uint32_t id) const { return nodes_[id]; }
@@ -70,8 +71,10 @@ class JsonNodes {
  private:
   uint32_t node_of(const AtomSet& set);
   void fill(uint32_t id);
-  uint32_t number_of(const NumberSpec& spec);
+  uint32_t number_of(NumberSpec spec);
+  void add_unique(const ArraySpec& spec, JsonArray& array);
   uint32_t string_of(const StringSpec& spec);
+  void spend(const StringLanguage& language);
   uint32_t add_object(const ObjectSpec& spec);
   uint32_t add_array(const ArraySpec& spec);
   void add_classes(const ObjectSpec& spec, const std::vector<std::string>& names, JsonObject& object);
@@ -83,12 +86,14 @@ class JsonNodes {
   Json schema_;
   SchemaReader reader_;
   ConstraintLimits limits_;
+  bool digits_only_;  // integers
+  size_t spent_ = 0;  // on all languages
   std::map<AtomSet, uint32_t> index_;
   std::vector<AtomSet> sets_;
   std::vector<JsonNode> nodes_;
   std::vector<bool> possible_;
   std::vector<NumberDfa> numbers_;
-  std::vector<NumberSpec> number_specs_;
+  std::unordered_map<std::string, uint32_t> number_index_;
   std::vector<StringLanguage> languages_;
   std::map<std::string, uint32_t> string_index_;
   std::vector<JsonObject> objects_;

@@ -68,6 +68,7 @@ class NumberBuilder {
         if (digit) return integer_digit(d, byte);
         [[fallthrough]];
       case kZero:
+        if (spec_.digits_only) return std::nullopt;
         if (byte == '.') {
           if (d.integers == 0 && bounded_) return std::nullopt;
           d.to_min = after_integer(d, spec_.min, d.to_min);
@@ -127,8 +128,8 @@ class NumberBuilder {
       const uint64_t value = digits.size() > 7 ? kMaxMultiple + 1 : std::stoull(digits);
       multiple_ = value > kMaxMultiple ? value : std::lcm(multiple_, value);
       if (multiple_ > kMaxMultiple || scale_ > 15) {
-        throw_error(ErrorKind::kUnsupported, "{}: multipleOf is not supported for a value of so many digits",
-                    where);
+        throw_error(ErrorKind::kUnsupported,
+                    "{}: keyword \"multipleOf\" is not supported for a value of so many digits", where);
       }
     }
   }
@@ -237,6 +238,10 @@ Decimal Decimal::of(const Json& number) {
   return result;
 }
 
+std::string Decimal::text() const {
+  return (negative ? "-" : "") + integer + (fraction.empty() ? "" : "." + fraction);
+}
+
 int compare(const Decimal& a, const Decimal& b) {
   if (a.negative != b.negative) return a.negative ? -1 : 1;
   int order = a.integer.size() != b.integer.size() ? (a.integer.size() < b.integer.size() ? -1 : 1)
@@ -269,6 +274,7 @@ NumberSpec NumberSpec::both(const NumberSpec& other) const {
   NumberSpec result = *this;
   result.integer |= other.integer;
   result.fractional |= other.fractional;
+  result.digits_only |= other.digits_only;
   if (other.min) result.at_least(*other.min, other.min_excluded);
   if (other.max) result.at_most(*other.max, other.max_excluded);
   for (const Decimal& multiple : other.multiples) {

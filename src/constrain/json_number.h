@@ -19,13 +19,15 @@ struct Decimal {
   std::string fraction;       // without trailing zeros
   bool zero() const { return integer == "0" && fraction.empty(); }
   bool operator==(const Decimal&) const = default;
+  std::string text() const;
   static Decimal of(const Json& number);  // the shortest decimal that reads back as the same double
 };
 int compare(const Decimal& a, const Decimal& b);
 
 struct NumberSpec {
-  bool integer = false;     // 1.0 is one
-  bool fractional = false;  // not an integer
+  bool integer = false;      // 1.0 is one
+  bool fractional = false;   // not an integer
+  bool digits_only = false;  // without fraction and exponent
   std::optional<Decimal> min, max;
   bool min_excluded = false, max_excluded = false;
   std::vector<Decimal> multiples;  // of each of these; positive

@@ -9,27 +9,14 @@
 namespace qiao::constrain {
 namespace {
 
-constexpr std::string_view kAnnotations[] = {"title",
-                                             "description",
-                                             "default",
-                                             "examples",
-                                             "example",
-                                             "$schema",
-                                             "$id",
-                                             "id",
-                                             "$comment",
-                                             "deprecated",
-                                             "readOnly",
-                                             "writeOnly",
-                                             "$anchor",
-                                             "$defs",
-                                             "definitions",
-                                             "contentEncoding",
-                                             "contentMediaType",
-                                             "contentSchema",
-                                             "$vocabulary",
-                                             "nullable",
-                                             "markdownDescription"};
+constexpr std::string_view kAnnotations[] = {
+    "title", "description", "default", "examples", "example", "$schema", "$id", "id", "$comment",
+    "deprecated", "readOnly", "writeOnly", "$anchor", "$defs", "definitions", "contentEncoding",
+    "contentMediaType", "contentSchema", "$vocabulary", "nullable", "$dynamicAnchor", "$recursiveAnchor",
+    // OpenAPI, hyper-schema and editors
+    "xml", "externalDocs", "discriminator", "links", "base", "markdownDescription", "enumDescriptions",
+    "markdownEnumDescriptions", "enumNames", "defaultSnippets", "deprecationMessage", "doNotSuggest",
+    "errorMessage", "patternErrorMessage", "propertyOrder"};
 constexpr std::string_view kConstraints[] = {"type",
                                              "enum",
                                              "const",
@@ -41,6 +28,8 @@ constexpr std::string_view kConstraints[] = {"type",
                                              "then",
                                              "else",
                                              "$ref",
+                                             "$dynamicRef",
+                                             "$recursiveRef",
                                              "properties",
                                              "required",
                                              "additionalProperties",
@@ -60,6 +49,8 @@ constexpr std::string_view kConstraints[] = {"type",
                                              "minContains",
                                              "maxContains",
                                              "uniqueItems",
+                                             "unevaluatedProperties",
+                                             "unevaluatedItems",
                                              "minLength",
                                              "maxLength",
                                              "pattern",
@@ -100,15 +91,22 @@ SchemaReader::SchemaReader(const Json& root, std::string_view where) : root_(roo
     throw_error(ErrorKind::kInvalidInput, "{}: expected a JSON Schema: an object, true or false", where);
   }
   if (root.is_object()) {
-    const auto dialect = root.find("$schema");
-    if (dialect != root.end() && dialect->is_string()) {
-      const std::string& name = dialect->get_ref<const std::string&>();
-      for (const char* old : {"draft-03", "draft-04", "draft-06", "draft-07"}) {
-        ref_alone_ |= name.find(old) != std::string::npos;
-      }
-    }
+    check_dialect(root);
     index_ids(root, "", 0);
   }
+}
+
+// Other dialects may mean other things by the same words.
+void SchemaReader::check_dialect(const Json& root) {
+  const auto dialect = root.find("$schema");
+  if (dialect == root.end()) return;
+  const std::string name = dialect->is_string() ? dialect->get<std::string>() : std::string();
+  const auto has_part = [&](std::string_view part) { return name.find(part) != std::string::npos; };
+  if (!has_part("json-schema.org/")) {
+    unsupported(root, "$schema", fmt::format("{} is none of JSON Schema's own dialects", quote_text(name)));
+  }
+  digits_only_ = has_part("draft-03") || has_part("draft-04");
+  ref_alone_ = digits_only_ || has_part("draft-06") || has_part("draft-07");
 }
 
 std::string SchemaReader::place_of(const Json& schema) const {
@@ -191,6 +189,8 @@ Form SchemaReader::positive(const Json& schema) {
     if (!ref->is_string()) invalid(schema, "$ref", "a string");
     return form(atoms(target(schema, ref->get_ref<const std::string&>())));
   }
+  const bool collects = has(schema, "unevaluatedProperties") || has(schema, "unevaluatedItems");
+  collecting_ += collects;
   Form result = Form::anything();
   result.numbers[0] = number(schema);
   result.strings[0] = string(schema);
@@ -205,7 +205,9 @@ Form SchemaReader::positive(const Json& schema) {
   } else {
     result = both(result, Form::anything());  // drops what cannot be
   }
-  return with_dependents(schema, combined(schema, std::move(result)));
+  result = with_dependents(schema, combined(schema, std::move(result)));
+  collecting_ -= collects;
+  return with_unevaluated(schema, std::move(result));
 }
 
 // allOf, anyOf, oneOf, not, if, $ref, enum, const on top of `result`.
@@ -225,23 +227,16 @@ Form SchemaReader::combined(const Json& schema, Form result) {
     if (!texts.empty()) values.strings.push_back({.literals = std::move(texts)});
     result = both(result, values);
   }
-  if (const auto ref = schema.find("$ref"); ref != schema.end()) {
-    if (!ref->is_string()) invalid(schema, "$ref", "a string");
-    result = both(result, form(atoms(target(schema, ref->get_ref<const std::string&>()))));
-  }
+  for (const AtomSet& there : referred(schema, /*negative=*/false)) result = both(result, form(there));
   if (has(schema, "allOf")) {
     for (const Json& part : list_of(schema, "allOf")) result = both(result, form(atoms(part)));
   }
-  if (has(schema, "anyOf")) {
-    Form any;
-    for (const Json& branch : list_of(schema, "anyOf")) unite(any, form(atoms(branch)));
-    result = both(result, any);
-  }
+  if (has(schema, "anyOf")) result = both(result, any_of(schema));
   if (has(schema, "oneOf")) result = both(result, one_of(schema, list_of(schema, "oneOf")));
   if (const auto no = schema.find("not"); no != schema.end()) result = both(result, form(atoms(*no, true)));
   if (const auto condition = schema.find("if"); condition != schema.end()) {
     const auto then = schema.find("then"), otherwise = schema.find("else");
-    if (then != schema.end() || otherwise != schema.end()) {
+    if (then != schema.end() || otherwise != schema.end() || collecting_ > 0) {
       Form yes = form(atoms(*condition));
       if (then != schema.end()) yes = both(yes, form(atoms(*then)));
       Form no = form(atoms(*condition, true));
@@ -288,7 +283,7 @@ Form SchemaReader::types(const Json& schema, const Json& names) {
     } else if (text == "number") {
       result.numbers = {NumberSpec{}};
     } else if (text == "integer") {
-      if (result.numbers.empty()) result.numbers.push_back({.integer = true});
+      if (result.numbers.empty()) result.numbers.push_back({.integer = true, .digits_only = digits_only_});
     } else if (text == "string") {
       result.strings = {StringSpec{}};
     } else if (text == "array") {

@@ -36,6 +36,8 @@ struct ObjectSpec {
     std::vector<std::pair<std::string, AtomSet>> names;
     std::vector<std::pair<std::string, AtomSet>> patterns;
     AtomSet additional;
+    // For unevaluatedProperties: whether it evaluates what it names, and then whether also all else.
+    bool evaluates = false, all = false;
     bool operator==(const Group&) const = default;
   };
   std::vector<Group> groups;
@@ -53,6 +55,10 @@ struct ArraySpec {
   uint32_t min = 0, max = kUnbounded;
   std::optional<AtomSet> contains;
   uint32_t min_contains = 1, max_contains = kUnbounded;
+  const Json* unique = nullptr;  // the schema that wants no item twice
+  // For unevaluatedItems: so many items from the first, or all.
+  uint32_t evaluated = 0;
+  bool all_evaluated = false;
   bool operator==(const ArraySpec&) const = default;
 
   const AtomSet& item(size_t index) const { return index < prefix.size() ? prefix[index] : rest; }
@@ -79,16 +85,17 @@ class SchemaReader {
   SchemaReader(const Json& root, std::string_view where);
 
   AtomSet root() const { return atoms(root_); }
+  AtomSet only(Json value) { return atoms(made(Json{{"const", std::move(value)}})); }
   Form form(const AtomSet& set);
   const std::string& where() const { return where_; }
+  [[noreturn]] void unsupported(const Json& schema, std::string_view keyword,
+                                std::string_view why = {}) const;
 
  private:
   struct Keywords;
   static constexpr int kMaxDepth = 128;
   static constexpr size_t kMaxAlternatives = 2000;
 
-  [[noreturn]] void unsupported(const Json& schema, std::string_view keyword,
-                                std::string_view why = {}) const;
   [[noreturn]] void invalid(const Json& schema, std::string_view keyword, std::string_view expected) const;
   std::string place_of(const Json& schema) const;
 
@@ -111,6 +118,11 @@ class SchemaReader {
   Form combined(const Json& schema, Form form);
   Form negated_parts(const Json& schema);
   Form with_dependents(const Json& schema, Form form);
+  Form any_of(const Json& schema);
+  Form with_unevaluated(const Json& schema, Form form);
+  static Form silent(Form form);
+  std::vector<AtomSet> referred(const Json& schema, bool negative);
+  void check_dialect(const Json& root);
   const Json& target(const Json& schema, const std::string& reference);
   void index_ids(const Json& schema, const std::string& base, int depth);
   bool provably_empty(const AtomSet& set, int depth);
@@ -122,7 +134,10 @@ class SchemaReader {
 
   const Json& root_;
   std::string where_;
-  bool ref_alone_ = false;  // draft 7 and before: what stands beside $ref does not count
+  bool ref_alone_ = false;                      // draft 7 and before: what stands beside $ref does not count
+  bool digits_only_ = false;                    // draft 4 and before: 3.0 is no integer
+  std::map<std::string, int> dynamic_anchors_;  // how often each name occurs; "" for $recursiveAnchor
+  int collecting_ = 0;                          // inside schemas with unevaluated…
   std::map<std::string, const Json*> ids_;
   std::map<const Json*, std::string> bases_;
   std::deque<Json> made_;

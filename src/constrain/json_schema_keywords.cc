@@ -132,14 +132,22 @@ ArraySpec SchemaReader::array(const Json& schema) {
   const Json* items = find(schema, "items");
   if (const Json* prefix = find(schema, "prefixItems")) {
     for (const Json& item : list_of(schema, "prefixItems")) spec.prefix.push_back(atoms(item));
+    spec.evaluated = static_cast<uint32_t>(prefix->size());
     if (items != nullptr && !prefix->empty()) spec.rest = atoms(*items);
     if (items != nullptr && items->is_array())
       invalid(schema, "items", "a schema (prefixItems lists schemas)");
   } else if (items != nullptr && items->is_array()) {  // before 2020-12
     for (const Json& item : *items) spec.prefix.push_back(atoms(item));
-    if (const Json* more = find(schema, "additionalItems")) spec.rest = atoms(*more);
+    spec.evaluated = static_cast<uint32_t>(items->size());
+    if (const Json* more = find(schema, "additionalItems")) {
+      spec.rest = atoms(*more);
+      spec.all_evaluated = true;
+    }
   }
-  if (items != nullptr && !items->is_array()) spec.rest = atoms(*items);
+  if (items != nullptr && !items->is_array()) {
+    spec.rest = atoms(*items);
+    spec.all_evaluated = true;
+  }
   if (const Json* contains = find(schema, "contains")) {
     spec.contains = atoms(*contains);
     spec.min_contains = count(schema, "minContains", 1);
@@ -147,9 +155,7 @@ ArraySpec SchemaReader::array(const Json& schema) {
   }
   if (const Json* unique = find(schema, "uniqueItems")) {
     if (!unique->is_boolean()) invalid(schema, "uniqueItems", "true or false");
-    if (unique->get<bool>() && spec.max > 1) {
-      unsupported(schema, "uniqueItems", "no finite automaton remembers every item");
-    }
+    if (unique->get<bool>()) spec.unique = &schema;
   }
   return spec;
 }
@@ -158,7 +164,7 @@ ObjectSpec SchemaReader::object(const Json& schema) {
   ObjectSpec spec;
   spec.min = count(schema, "minProperties", 0);
   spec.max = count(schema, "maxProperties", kUnbounded);
-  ObjectSpec::Group group;
+  ObjectSpec::Group group{.evaluates = true};
   if (find(schema, "properties") != nullptr) {
     for (const auto& [name, value] : object_of(schema, "properties").items())
       group.names.emplace_back(name, atoms(value));
@@ -168,16 +174,18 @@ ObjectSpec SchemaReader::object(const Json& schema) {
       group.patterns.emplace_back(pattern, atoms(value));
     }
   }
-  if (const Json* additional = find(schema, "additionalProperties")) group.additional = atoms(*additional);
-  if (group != ObjectSpec::Group{}) spec.groups.push_back(std::move(group));
+  if (const Json* additional = find(schema, "additionalProperties")) {
+    group.additional = atoms(*additional);
+    group.all = true;
+  }
+  if (group != ObjectSpec::Group{.evaluates = true}) spec.groups.push_back(std::move(group));
   const Json* required = find(schema, "required");
   if (required != nullptr && !required->is_boolean()) {  // draft 3's boolean says nothing about this object
+    std::set<std::string_view> known;
     for (const Json& name : list_of(schema, "required")) {
       if (!name.is_string()) invalid(schema, "required", "a list of names");
-      if (std::find(spec.required.begin(), spec.required.end(), name.get_ref<const std::string&>()) ==
-          spec.required.end()) {
+      if (known.insert(name.get_ref<const std::string&>()).second)
         spec.required.push_back(name.get<std::string>());
-      }
     }
   }
   if (const Json* names = find(schema, "propertyNames")) spec.keys.push_back(atoms(*names));
@@ -188,9 +196,10 @@ void SchemaReader::index_ids(const Json& schema, const std::string& base, int de
   if (depth > static_cast<int>(kMaxIdDepth)) return;
   std::string here = base;
   if (schema.is_object()) {
+    const bool alone = ref_alone_ && find(schema, "$ref") != nullptr;
     for (const char* keyword : {"$id", "id"}) {
       const Json* id = find(schema, keyword);
-      if (id == nullptr || !id->is_string()) continue;
+      if (id == nullptr || !id->is_string() || alone) continue;
       std::string name = id->get<std::string>();
       if (name.starts_with("#")) {
         ids_.emplace(base + name, &schema);  // draft 7's anchors
@@ -200,16 +209,43 @@ void SchemaReader::index_ids(const Json& schema, const std::string& base, int de
       here = resolve(base, name);
       ids_.emplace(here, &schema);
     }
-    if (const Json* anchor = find(schema, "$anchor"); anchor != nullptr && anchor->is_string()) {
+    for (const char* keyword : {"$anchor", "$dynamicAnchor"}) {
+      const Json* anchor = find(schema, keyword);
+      if (anchor == nullptr || !anchor->is_string()) continue;
       ids_.emplace(here + "#" + anchor->get<std::string>(), &schema);
+      if (keyword[1] == 'd') ++dynamic_anchors_[anchor->get<std::string>()];
     }
-    if (find(schema, "$ref") != nullptr) bases_[&schema] = here;
+    if (const Json* anchor = find(schema, "$recursiveAnchor")) dynamic_anchors_[""] += *anchor == Json(true);
+    for (const char* keyword : {"$ref", "$dynamicRef", "$recursiveRef"}) {
+      if (find(schema, keyword) != nullptr) bases_[&schema] = here;
+    }
     for (const auto& [key, child] : schema.items()) {
       if (key != "enum" && key != "const" && child.is_structured()) index_ids(child, here, depth + 1);
     }
   } else if (schema.is_array()) {
     for (const Json& child : schema) index_ids(child, here, depth + 1);
   }
+}
+
+// What the schema's references refer to. A dynamic one is as $ref where only one anchor can be meant.
+std::vector<AtomSet> SchemaReader::referred(const Json& schema, bool negative) {
+  std::vector<AtomSet> all;
+  for (const char* keyword : {"$ref", "$dynamicRef", "$recursiveRef"}) {
+    const Json* ref = find(schema, keyword);
+    if (ref == nullptr) continue;
+    if (!ref->is_string()) invalid(schema, keyword, "a string");
+    const std::string& reference = ref->get_ref<const std::string&>();
+    if (keyword[1] == 'd') {
+      const auto anchor =
+          dynamic_anchors_.find(reference.substr(std::min(reference.find('#'), reference.size() - 1) + 1));
+      if (anchor != dynamic_anchors_.end() && anchor->second > 1)
+        unsupported(schema, keyword, "to one of several $dynamicAnchor");
+    }
+    if (std::string_view(keyword) == "$recursiveRef" && dynamic_anchors_[""] > 1)
+      unsupported(schema, keyword, "with several $recursiveAnchor");
+    all.push_back(atoms(target(schema, reference), negative));
+  }
+  return all;
 }
 
 const Json& SchemaReader::target(const Json& schema, const std::string& reference) {
@@ -270,6 +306,8 @@ Form SchemaReader::negative(const Json& schema) {
     Form others{.null = !allowed.null, .yes = !allowed.yes, .no = !allowed.no};
     if (allowed.numbers.empty()) {
       others.numbers = all.numbers;
+    } else if (allowed.numbers[0].digits_only) {
+      unsupported(schema, "type", "integer of draft 4 inside not, or a oneOf that needs it");
     } else if (allowed.numbers[0].integer) {
       others.numbers.push_back({.fractional = true});
     }
@@ -284,9 +322,7 @@ Form SchemaReader::negative(const Json& schema) {
     for (const Json& one : list_of(schema, "enum")) none = both(none, not_value(schema, one));
     unite(result, std::move(none));
   }
-  if (const Json* ref = find(schema, "$ref"); ref != nullptr && ref->is_string()) {
-    unite(result, form(atoms(target(schema, ref->get_ref<const std::string&>()), true)));
-  }
+  for (const AtomSet& there : referred(schema, /*negative=*/true)) unite(result, form(there));
   if (find(schema, "allOf") != nullptr) {
     for (const Json& part : list_of(schema, "allOf")) unite(result, form(atoms(part, true)));
   }
@@ -300,7 +336,7 @@ Form SchemaReader::negative(const Json& schema) {
     if (find(schema, keyword) != nullptr)
       unsupported(schema, keyword, "inside not, or a oneOf that needs it");
   }
-  return result;
+  return silent(std::move(result));
 }
 
 // What fails the keywords of numbers, strings, arrays and objects.
@@ -319,10 +355,12 @@ Form SchemaReader::negated_parts(const Json& schema) {
     result.strings.push_back({.patterns = {pattern}});
   }
   const ArraySpec arrays = array(schema);
+  if (arrays.unique != nullptr) unsupported(schema, "uniqueItems", "inside not, or a oneOf that needs it");
   if (arrays.min > 0) result.arrays.push_back({.max = arrays.min - 1});
   if (arrays.max != kUnbounded) result.arrays.push_back({.min = arrays.max + 1});
-  for (const char* keyword : {"prefixItems", "contains", "additionalItems", "patternProperties",
-                              "additionalProperties", "propertyNames", "nullable"}) {
+  for (const char* keyword :
+       {"prefixItems", "contains", "additionalItems", "patternProperties", "additionalProperties",
+        "propertyNames", "nullable", "unevaluatedProperties", "unevaluatedItems"}) {
     const Json* value = find(schema, keyword);
     if (value != nullptr && *value != Json(true))
       unsupported(schema, keyword, "inside not, or a oneOf that needs it");

@@ -1,6 +1,7 @@
 #include "constrain/json_string.h"
 
 #include <algorithm>
+#include <set>
 #include <span>
 
 #include "base/error.h"
@@ -11,7 +12,7 @@ namespace qiao::constrain {
 namespace {
 
 constexpr size_t kMaxExplored = 10'000;
-constexpr size_t kMaxLengthTable = 40'000'000;
+constexpr size_t kMaxLengthTable = 10'000'000;
 
 #define QIAO_DATE                                                                                      \
   "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)" \
@@ -25,7 +26,26 @@ constexpr size_t kMaxLengthTable = 40'000'000;
 #define QIAO_H16 "[0-9A-Fa-f]{1,4}"
 #define QIAO_LS32 "(?:" QIAO_H16 ":" QIAO_H16 "|" QIAO_IPV4 ")"
 #define QIAO_LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-#define QIAO_PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+#define QIAO_POINTER "(?:/(?:[^/~]|~[01])*)*"
+// RFC 3986 with `more` characters (RFC 3987's), its authority without IPv6 literals. In a path's first
+// segment of a relative reference no colon may stand.
+#define QIAO_UNRESERVED(more) "A-Za-z0-9._~!$&'()*+,;=" more
+#define QIAO_CHARS(more) "(?:[" QIAO_UNRESERVED(more) ":@-]|%[0-9A-Fa-f]{2})"
+#define QIAO_NO_COLON(more) "(?:[" QIAO_UNRESERVED(more) "@-]|%[0-9A-Fa-f]{2})"
+#define QIAO_SEGMENTS(more) "(?:/" QIAO_CHARS(more) "*)*"
+#define QIAO_ABSOLUTE(more) \
+  "(?://(?:(?:[" QIAO_UNRESERVED(more) ":-]|%[0-9A-Fa-f]{2})*@)?(?:[" QIAO_UNRESERVED(                    \
+      more) "-]|%[0-9A-Fa-f]{2})*(?::[0-9]*)?" QIAO_SEGMENTS(more) "|/(?:" QIAO_CHARS(more) "+" QIAO_SEGMENTS( \
+      more) ")?"
+#define QIAO_TAIL(more) "(?:\\?(?:" QIAO_CHARS(more) "|[/?])*)?(?:#(?:" QIAO_CHARS(more) "|[/?])*)?"
+#define QIAO_URI(more)                                                                   \
+  "[A-Za-z][A-Za-z0-9+.-]*:" QIAO_ABSOLUTE(more) "|" QIAO_CHARS(more) "+" QIAO_SEGMENTS( \
+      more) "|)" QIAO_TAIL(more)
+#define QIAO_RELATIVE(more) \
+  QIAO_ABSOLUTE(more) "|" QIAO_NO_COLON(more) "+" QIAO_SEGMENTS(more) "|)" QIAO_TAIL(more)
+#define QIAO_BEYOND_ASCII "\\u{A0}-\\u{D7FF}\\u{F900}-\\u{FDCF}\\u{FDF0}-\\u{FFEF}\\u{10000}-\\u{EFFFD}"
+#define QIAO_VARIABLE \
+  "(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})(?:\\.?(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2}))*(?::[1-9][0-9]{0,3}|\\*)?"
 
 struct Format {
   std::string_view name;
@@ -53,11 +73,15 @@ constexpr Format kFormats[] = {
      ")?::" QIAO_LS32 "|(?:(?:" QIAO_H16 ":){0,5}" QIAO_H16 ")?::" QIAO_H16 "|(?:(?:" QIAO_H16
      ":){0,6}" QIAO_H16 ")?::)$"},
     {"hostname", "^" QIAO_LABEL "(?:\\." QIAO_LABEL ")*$"},  // RFC 1123; the whole length is not looked at
-    {"uri",                                                  // RFC 3986, its authority without IPv6 literals
-     "^[A-Za-z][A-Za-z0-9+.-]*:(?://(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?"
-     "(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*(?::[0-9]*)?(?:/" QIAO_PCHAR "*)*|/(?:" QIAO_PCHAR
-     "+(?:/" QIAO_PCHAR "*)*)?|" QIAO_PCHAR "+(?:/" QIAO_PCHAR "*)*|)(?:\\?(?:" QIAO_PCHAR
-     "|[/?])*)?(?:#(?:" QIAO_PCHAR "|[/?])*)?$"},
+    {"uri", "^" QIAO_URI("") "$"},
+    {"uri-reference", "^(?:" QIAO_URI("") "|" QIAO_RELATIVE("") ")$"},
+    {"iri", "^" QIAO_URI(QIAO_BEYOND_ASCII) "$"},
+    {"iri-reference", "^(?:" QIAO_URI(QIAO_BEYOND_ASCII) "|" QIAO_RELATIVE(QIAO_BEYOND_ASCII) ")$"},
+    {"uri-template",  // RFC 6570
+     "^(?:[^\\u0000-\\u0020\\u007F\"'%<>\\\\^`{|}]|%[0-9A-Fa-f]{2}|\\{[+#./;?&=,!@|]?" QIAO_VARIABLE
+     "(?:," QIAO_VARIABLE ")*\\})*$"},
+    {"json-pointer", "^" QIAO_POINTER "$"},  // RFC 6901
+    {"relative-json-pointer", "^(?:0|[1-9][0-9]*)(?:#|" QIAO_POINTER ")$"},
 };
 
 std::u32string characters_of(std::string_view utf8) {
@@ -123,9 +147,8 @@ StringSpec StringSpec::both(const StringSpec& other) const {
   result.max = std::min(max, other.max);
   if (other.literals) {
     if (result.literals) {
-      std::erase_if(*result.literals, [&](const std::string& text) {
-        return std::find(other.literals->begin(), other.literals->end(), text) == other.literals->end();
-      });
+      const std::set<std::string_view> others(other.literals->begin(), other.literals->end());
+      std::erase_if(*result.literals, [&](const std::string& text) { return !others.contains(text); });
     } else {
       result.literals = other.literals;
     }
@@ -256,6 +279,11 @@ bool StringLanguage::live(At at) {
     if (reach_[t][at.state]) return true;
   }
   return steady_ && to >= reach_.size() && from <= to && reach_.back()[at.state];
+}
+
+size_t StringLanguage::work() const {
+  return (dfa_ == nullptr ? 0 : dfa_->work()) + (reach_.empty() ? 0 : reach_.size() * reach_[0].size()) +
+         literal_.size() + 100;
 }
 
 bool StringLanguage::empty() { return !live(start()); }

@@ -50,6 +50,7 @@ class StringLanguage {
   StringLanguage(std::shared_ptr<LazyDfa> dfa, std::vector<uint32_t> accept, uint32_t min, uint32_t max);
 
   bool empty();
+  size_t work() const;  // what it took to make, about: a unit is some nanoseconds
   At start() const { return {dfa_ == nullptr ? 0 : dfa_->start(), 0}; }
   bool accepts(At at) const;
   bool contains(std::string_view utf8);

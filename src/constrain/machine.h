@@ -29,6 +29,7 @@ class Machine {
 
   Machine(std::unique_ptr<Automaton> automaton, const MachineLimits& limits);
 
+  Automaton& automaton() const { return *automaton_; }
   Position start() const { return start_; }
   // kDead where the byte cannot be taken.
   Position step(Position from, uint8_t byte);

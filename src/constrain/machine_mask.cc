@@ -113,6 +113,11 @@ std::shared_ptr<const LocalMask> Machine::local_mask(StateId id, const TokenTabl
     cache.local.emplace(id, shared);
     return shared;
   }
+  if (const auto text = automaton_->free_text(keys_[id])) {
+    auto shared = table.free_text(*text->stops, text->at);
+    cache.local.emplace(id, shared);
+    return shared;
+  }
   auto mask = std::make_shared<LocalMask>();
   ThreadSet from;
   from.threads.push_back({id, kBase});

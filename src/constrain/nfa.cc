@@ -295,8 +295,9 @@ uint32_t LazyDfa::next(uint32_t state, uint32_t c) {
 }
 
 size_t LazyDfa::explore(size_t limit) {
+  const size_t most = work_ + kMaxExploreWork;
   for (uint32_t id = 0; id < states_.size(); ++id) {
-    if (states_.size() > limit) too_large();
+    if (states_.size() > limit || work_ > most) too_large();
     steps(id);
   }
   return states_.size();

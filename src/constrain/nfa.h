@@ -50,7 +50,7 @@ class LazyDfa {
  public:
   static constexpr uint32_t kEmpty = 0;
   static constexpr size_t kMaxStates = 50'000;
-  static constexpr size_t kMaxWork = 50'000'000;  // members of all sets ever built
+  static constexpr size_t kMaxWork = 20'000'000;  // members of all sets ever built
   struct Step {
     uint32_t lo, hi, to;
   };
@@ -69,8 +69,11 @@ class LazyDfa {
   const std::vector<uint32_t>& tags(uint32_t state) const { return states_[state].tags; }  // sorted
   bool matches(uint32_t state) const { return !states_[state].tags.empty(); }
   uint32_t next(uint32_t state, uint32_t c);
-  // All states that can be reached, explored up to `limit` of them; throws Error(kTooLarge) over it.
+  // All states that can be reached, explored up to `limit` of them; throws Error(kTooLarge) over it, or where
+  // that takes more than kMaxExploreWork.
+  static constexpr size_t kMaxExploreWork = 4'000'000;
   size_t explore(size_t limit);
+  size_t work() const { return work_; }  // members of all sets built so far
 
  private:
   struct State {

@@ -163,15 +163,25 @@ class RegexParser {
     if (peek("?=") || peek("?!")) unsupported("look-ahead");
     if (peek("?<=") || peek("?<!")) unsupported("look-behind");
     if (peek("?>")) unsupported("an atomic group");
+    if (take("?#")) {
+      while (more() && text_[at_] != ')') ++at_;
+      if (!take(")")) fail("a comment without its ')'");
+      return {};
+    }
     if (take("?P<") || take("?<")) {
       while (more() && text_[at_] != '>') ++at_;
       if (!take(">")) fail("a group's name without its '>'");
     } else if (take("?")) {
-      while (more() && (text_[at_] == 'i' || text_[at_] == 's')) {
-        (text_[at_++] == 'i' ? ignore_case_ : dot_all_) = true;
+      const size_t begin = at_ - 2;
+      bool on = true;
+      for (; more() && std::string_view("isu-").find(text_[at_]) != std::string_view::npos; ++at_) {
+        if (text_[at_] == '-') on = false;
+        if (text_[at_] == 'i') ignore_case_ = on;
+        if (text_[at_] == 's') dot_all_ = on;
       }
       if (take(")")) return {};  // (?i): from here to the end of the group around it
-      if (!take(":")) unsupported(fmt::format("the group \"(?{}\"", printable(text_.substr(at_, 1))));
+      if (!take(":"))
+        unsupported(fmt::format("the group \"{}\"", printable(text_.substr(begin, at_ + 1 - begin))));
     }
     Regex inner = alternation(depth + 1);
     if (!take(")")) fail("'(' without its ')'");
@@ -305,6 +315,39 @@ class RegexParser {
     return set(CharSet{{c, c}});
   }
 
+  // After "[:", inside a bracket; ASCII, as RE2 has it.
+  CharSet posix_class() {
+    const size_t end = text_.find(":]", at_);
+    if (end == std::string_view::npos) fail("'[:' without its ':]'");
+    std::string_view name = text_.substr(at_, end - at_);
+    const bool negative = name.starts_with('^');
+    if (negative) name.remove_prefix(1);
+    struct Posix {
+      std::string_view name;
+      CharSet set;
+    };
+    const Posix kinds[] = {{"alnum", {{'0', '9'}, {'A', 'Z'}, {'a', 'z'}}},
+                           {"alpha", {{'A', 'Z'}, {'a', 'z'}}},
+                           {"ascii", {{0, 0x7F}}},
+                           {"blank", {{'\t', '\t'}, {' ', ' '}}},
+                           {"cntrl", {{0, 0x1F}, {0x7F, 0x7F}}},
+                           {"digit", {{'0', '9'}}},
+                           {"graph", {{'!', '~'}}},
+                           {"lower", {{'a', 'z'}}},
+                           {"print", {{' ', '~'}}},
+                           {"punct", {{'!', '/'}, {':', '@'}, {'[', '`'}, {'{', '~'}}},
+                           {"space", {{'\t', '\r'}, {' ', ' '}}},
+                           {"upper", {{'A', 'Z'}}},
+                           {"word", {{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}}},
+                           {"xdigit", {{'0', '9'}, {'A', 'F'}, {'a', 'f'}}}};
+    for (const Posix& kind : kinds) {
+      if (kind.name != name) continue;
+      at_ = end + 2;
+      return negative ? kind.set.negated() : kind.set;
+    }
+    fail(fmt::format("[:{}:] is not a class that Qiao knows", printable(name, 40)));
+  }
+
   // After '['.
   CharSet bracket() {
     const bool negative = take("^");
@@ -327,7 +370,11 @@ class RegexParser {
       // "[]a]" holds a bracket in most dialects; in ECMA's "[]" is the empty class.
       if (peek("]") && !(first && dialect_ == RegexDialect::kPlain)) break;
       first = false;
-      if (peek("[:") && dialect_ == RegexDialect::kPlain) unsupported("a POSIX class");
+      if (dialect_ == RegexDialect::kPlain && take("[:")) {
+        const CharSet named = posix_class();
+        ranges.insert(ranges.end(), named.ranges().begin(), named.ranges().end());
+        continue;
+      }
       bool is_class = false;
       const uint32_t lo = one(is_class);
       if (is_class) continue;

@@ -23,8 +23,9 @@ struct Rule {
 // where no text is derived. Every error names `where`.
 std::unique_ptr<Automaton> make_rule_automaton(std::vector<Rule> rules, std::string_view where);
 
-// GBNF as llama.cpp's grammars/README.md describes it, and the same in W3C's EBNF ('…' strings, #x20, /* */
-// comments). The text is what the rule `root` derives. Throws Error naming `where`, line and column.
+// GBNF as llama.cpp's grammars/README.md describes it, and W3C's EBNF: '…' strings, #x20 also in classes,
+// A - B of sets of characters, /* */ comments, numbered rules. A backslash escapes in both. The text is what
+// the rule `root` derives, or where there is none the first. Throws Error naming `where`, line and column.
 std::vector<Rule> parse_gbnf(std::string_view text, std::string_view where);
 
 }  // namespace qiao::constrain

@@ -14,10 +14,13 @@ namespace qiao::constrain {
 struct Structure {
   enum class Kind {
     kLiteral,   // `text`, byte for byte
-    kToken,     // the control token spelled `text` ("[TOOL_CALLS]"); where the vocabulary has none, its text
+    kToken,     // the control token spelled `text` ("[TOOL_CALLS]"); where the vocabulary has none, or ends
+                // answers with it, its text
     kJson,      // a JSON text of `schema`, spelled as JsonStyle::generation() does
-    kFreeText,  // any text, also none, in which none of `stops` occurs; what follows may be one of them
+    kFreeText,  // any text without control tokens, also none, in which none of `stops` occurs; a literal that
+                // follows and is one of them is the first of them in the text
     kRegex,     // a text that `text` matches as a whole
+    kGrammar,   // a text of the grammar `text`, as compile_grammar reads it
     kSequence,  // the children, one after another
     kChoice,    // one of the children
     kRepeat,    // the child, `min` to `max` times (max < 0: any number)
@@ -34,6 +37,7 @@ struct Structure {
   static Structure json(Json schema);
   static Structure free_text(std::vector<std::string> stops);
   static Structure regex(std::string pattern);
+  static Structure grammar(std::string source);
   static Structure sequence(std::vector<Structure> children);
   static Structure choice(std::vector<Structure> children);
   static Structure repeat(Structure child, int min, int max);

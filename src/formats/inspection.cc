@@ -69,7 +69,9 @@ void summarize_gguf(const ModelFiles& model, ModelSummary& summary) {
 }
 
 void summarize_hugging_face(const ModelFiles& model, ModelSummary& summary) {
-  summary.format = model.config().is_null() ? "safetensors" : "Hugging Face (safetensors)";
+  summary.format = !model.config().is_null() ? "Hugging Face (safetensors)"
+                   : model.files().empty()   ? "tokenizer.json"
+                                             : "safetensors";
   const Json* architectures = at_path(model.config(), {"architectures"});
   const Json* type = at_path(model.config(), {"model_type"});
   if (architectures != nullptr && architectures->is_array() && !architectures->empty() &&

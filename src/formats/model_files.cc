@@ -28,7 +28,7 @@ bool is_there(const fs::path& path) {
 // Null where the file is absent.
 Json read_object(const fs::path& path, size_t max_bytes) {
   if (!is_there(path)) return nullptr;
-  Json json = parse_json(read_file(path, max_bytes), path.string(), {.max_bytes = max_bytes});
+  Json json = parse_json(read_regular_file(path, max_bytes), path.string(), {.max_bytes = max_bytes});
   if (!json.is_object())
     throw_error(ErrorKind::kInvalidInput, "{}: a JSON object was expected", path.string());
   return json;
@@ -212,6 +212,12 @@ std::shared_ptr<ModelFiles> ModelFiles::open(const fs::path& path, const ModelOp
         ErrorKind::kInvalidInput,
         "{}: weights alone are no model: name the directory that also holds config.json and tokenizer.json",
         path.string());
+  } else if (path.extension() == ".json" && !options.need_weights) {
+    data->kind = Kind::kHuggingFace;
+    const std::shared_ptr<ModelFiles> tokenizer(new ModelFiles(std::move(data)));
+    if (!tokenizer->tokenizer_json().contains("model"))
+      throw_error(ErrorKind::kInvalidInput, "{}: no tokenizer.json: it has no \"model\"", path.string());
+    return tokenizer;
   } else {
     data->gguf = GgufFile::open(path, policy);
   }
@@ -292,8 +298,8 @@ const Json& ModelFiles::generation_config() const {
 const Json& ModelFiles::tokenizer_json() const {
   QIAO_ASSERT(kind_ == Kind::kHuggingFace);
   std::call_once(data_->tokenizer_once, [&] {
-    if (fs::is_directory(path_))
-      data_->tokenizer_json = read_object(path_ / "tokenizer.json", kMaxTokenizerBytes);
+    const fs::path file = fs::is_directory(path_) ? path_ / "tokenizer.json" : path_;
+    if (file.extension() == ".json") data_->tokenizer_json = read_object(file, kMaxTokenizerBytes);
   });
   return data_->tokenizer_json;
 }
@@ -313,7 +319,7 @@ std::string ModelFiles::chat_template(std::string_view name) const {
   const bool plain = name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
   const fs::path file = is_default ? path_ / "chat_template.jinja"
                                    : path_ / "additional_chat_templates" / fmt::format("{}.jinja", name);
-  if (plain && is_there(file)) return read_file(file, kMaxTemplateBytes);
+  if (plain && is_there(file)) return read_regular_file(file, kMaxTemplateBytes);
   const fs::path json = path_ / "chat_template.json";
   if (const auto text = template_in(read_object(json, kMaxTemplateBytes), name, json)) return *text;
   return template_in(tokenizer_config(), name, path_ / "tokenizer_config.json").value_or("");

@@ -16,8 +16,8 @@
 namespace qiao {
 
 struct ModelOpenOptions {
-  // false: a Hugging Face directory without weights will do (a tokenizer, a configuration). A GGUF file may
-  // always come without tensors.
+  // false: a Hugging Face directory without weights will do (a tokenizer, a configuration), and a
+  // tokenizer.json under any name ending in .json. A GGUF file may always come without tensors.
   bool need_weights = true;
   // false: tensors of element types that Qiao cannot compute with are listed (TensorInfo::unsupported)
   // instead of refused, and a lone .safetensors file opens; for inspection.

@@ -297,7 +297,7 @@ SafetensorsFiles open_safetensors(const std::filesystem::path& file, TypePolicy 
 
 SafetensorsFiles open_safetensors_index(const std::filesystem::path& index, TypePolicy policy) {
   constexpr size_t kMaxIndexBytes = size_t{64} << 20;
-  const Json json = parse_json(read_file(index, kMaxIndexBytes), index.string(),
+  const Json json = parse_json(read_regular_file(index, kMaxIndexBytes), index.string(),
                                {.max_bytes = kMaxIndexBytes, .max_depth = 8});
   const auto map = json.is_object() ? json.find("weight_map") : json.end();
   if (map == json.end() || !map->is_object() || map->empty()) {

@@ -171,7 +171,10 @@ void verify(const RemoteFile& file, const PartialFile& partial, const HubReferen
     got = git_blob_id_of_file(partial.path());
   }
   if (got == expected) return;
+  std::filesystem::path etag = partial.path();
+  etag += ".etag";
   std::filesystem::remove(partial.path());
+  std::filesystem::remove(etag);
   throw_error(ErrorKind::kInvalidInput,
               "{}: {}: its digest is {}, the hub's list says {}; it is removed: pull again", reference.text(),
               file.path, got, expected);

@@ -169,11 +169,12 @@ void DraftModel::propose(std::span<const DraftTask> tasks) {
   while (!rows_.empty()) {
     compute(rows_);
     std::erase_if(rows_, [](const Row& row) { return !row.draws; });
-    if (rows_.empty()) return;
+    if (rows_.empty()) break;
     draw(rows_);
     std::erase_if(rows_,
                   [](const Row& row) { return !row.draws || std::ssize(row.sequence->draft) >= row.most; });
   }
+  for (const DraftTask& task : tasks) static_cast<Sequence&>(*task.job).cut_draft();
 }
 
 }  // namespace qiao

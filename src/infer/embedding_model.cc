@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "text/unicode.h"
 
 namespace qiao {
 
@@ -20,10 +21,7 @@ std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path
   model->encoder_ = Encoder::load(*files, *model->backend_, options.decoder);
   model->pooling_ = read_pooling(*files, model->encoder_->config());
   const int64_t vocabulary = model->encoder_->config().vocabulary_size;
-  if (model->tokenizer_->vocabulary_size() > vocabulary) {
-    throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
-                model->tokenizer_->vocabulary_size(), vocabulary);
-  }
+  model->tokenizer_->require_fit(vocabulary, path.string());
   const std::vector<TokenId> frame = model->tokenizer_->encode("", {.add_special = true});
   model->special_at_end_ = frame.empty() ? 0 : frame.size() - 1;  // the first of them stands in front
   if (files->kind() == ModelFiles::Kind::kHuggingFace && model->pooling_.scores) {
@@ -35,8 +33,12 @@ std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path
   return model;
 }
 
+std::string EmbeddingModel::prepared(std::string_view text) const {
+  return pooling_.lowercase ? tokenization::lowercase(text) : std::string(text);
+}
+
 EncoderInput EmbeddingModel::encode(std::string_view text) const {
-  return {tokenizer_->encode(text, {.add_special = true, .parse_special = true}), {}};
+  return {tokenizer_->encode(prepared(text), {.add_special = true, .parse_special = true}), {}};
 }
 
 void EmbeddingModel::truncate(EncoderInput& input, int64_t max_tokens) const {
@@ -49,7 +51,7 @@ void EmbeddingModel::truncate(EncoderInput& input, int64_t max_tokens) const {
 }
 
 std::vector<TokenId> EmbeddingModel::encode_plain(std::string_view text) const {
-  return tokenizer_->encode(text, {.parse_special = true});
+  return tokenizer_->encode(prepared(text), {.parse_special = true});
 }
 
 EncoderInput EmbeddingModel::encode_pair(std::vector<TokenId> first, std::vector<TokenId> second,
@@ -59,6 +61,8 @@ EncoderInput EmbeddingModel::encode_pair(std::vector<TokenId> first, std::vector
                 path_.string());
   }
   PairFrame::Encoded pair = pair_frame_->join(std::move(first), std::move(second), max_tokens);
+  // DistilBERT's tokenizers are BERT's, whose second text has a type that the model does not have.
+  if (encoder_->config().type_vocabulary_size < 2) pair.types.clear();
   return {std::move(pair.tokens), std::move(pair.types)};
 }
 

@@ -50,6 +50,7 @@ class EmbeddingModel {
 
  private:
   EmbeddingModel() = default;
+  std::string prepared(std::string_view text) const;  // as the tokenizer is to have it
   std::filesystem::path path_;
   std::string name_;
   std::unique_ptr<Backend> backend_;

@@ -173,7 +173,7 @@ void Engine::State::step() {
   bool prefill = false;
   for (const StepEntry& entry : plan) {
     as_sequence(*entry.job).started();
-    prefill |= !entry.job->decodes();
+    prefill |= entry.job->computed < entry.job->prompt_tokens;
   }
   const Clock::time_point begin = Clock::now();
   try {
@@ -217,7 +217,10 @@ void Engine::State::loop() {
       busy = true;
     }
     if (wants_save) save();
-    for (std::shared_ptr<Sequence>& sequence : fresh) scheduler.enqueue(std::move(sequence));
+    for (std::shared_ptr<Sequence>& sequence : fresh) {
+      sequence->begin();
+      if (!sequence->finished) scheduler.enqueue(std::move(sequence));
+    }
     fresh.clear();
     cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled(); });
     step();
@@ -266,7 +269,6 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
   }
   request.sampling.validate(vocabulary);
   if (options.share_across_tenants) request.tenant.clear();
-  if (state.saved) request.tenant = state.saved->tenant_name(request.tenant);
   const auto account = [this, inner = std::move(on_event)](const GenerationEvent& event) {
     if (event.finish != FinishReason::kNone) {
       const std::lock_guard lock(state_->mutex);
@@ -277,10 +279,12 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
       totals.prompt_tokens += event.prompt_tokens;
       totals.cached_tokens += event.cached_tokens;
       totals.completion_tokens += event.completion_tokens;
+      totals.forced_tokens += event.forced_tokens;
     }
     inner(event);
   };
   auto sequence = std::make_shared<Sequence>(std::move(request), account, *state.model, options.context);
+  if (state.saved) sequence->tenant = state.saved->tenant_name(sequence->tenant);
   const std::shared_ptr<Generation> generation = sequence->generation();
   {
     const std::lock_guard lock(state.mutex);

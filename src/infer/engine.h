@@ -59,6 +59,7 @@ struct GenerationEvent {
   std::string error;      // with kError
   // With the last event:
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  int64_t forced_tokens = 0;  // of the completion: the grammar left no choice, and they were not drawn
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };
 
@@ -102,6 +103,7 @@ struct EngineOptions {
 struct EngineStats {
   int64_t requests = 0, finished = 0, cancelled = 0, failed = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // of requests that have ended
+  int64_t forced_tokens = 0;                                            // of the completions
   int64_t running = 0, waiting = 0;
   int64_t preemptions = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens that were looked for and found in the cache

@@ -4,6 +4,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/quote.h"
+#include "models/lora_files.h"
 #include "text/chat_variables.h"
 
 namespace qiao {
@@ -31,6 +33,27 @@ std::string model_name(const std::filesystem::path& path) {
   return clean.has_filename() ? clean.filename().string() : clean.parent_path().filename().string();
 }
 
+// Returns their keys.
+std::vector<std::string> load_adapters(const std::vector<AdapterSource>& adapters, Decoder& decoder) {
+  constexpr size_t kMostBytes = 200;
+  std::vector<std::string> keys;
+  for (auto adapter = adapters.begin(); adapter != adapters.end(); ++adapter) {
+    const std::string& name = adapter->name;
+    const bool plain = std::ranges::none_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+    if (name.empty() || name.size() > kMostBytes || !plain) {
+      throw_error(ErrorKind::kInvalidInput,
+                  "adapter name {}: 1 to {} bytes without control characters were expected", quote_text(name),
+                  kMostBytes);
+    }
+    if (std::ranges::find(adapters.begin(), adapter, name, &AdapterSource::name) != adapter)
+      throw_error(ErrorKind::kInvalidInput, "adapter name {} is given twice", quote_text(name));
+    const std::unique_ptr<LoraFiles> files = LoraFiles::open(adapter->path);
+    decoder.add_adapter(*files);
+    keys.push_back(fmt::format("{} {:016x}", name, files->fingerprint()));
+  }
+  return keys;
+}
+
 }  // namespace
 
 std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& path,
@@ -56,15 +79,33 @@ std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
   std::sort(model->end_of_generation_.begin(), model->end_of_generation_.end());
   model->backend_ = make_backend(options.device, {.threads = options.threads});
   model->decoder_ = Decoder::load(*files, *model->backend_, options.decoder);
-  if (model->tokenizer_->vocabulary_size() > model->decoder_->config().vocabulary_size) {
-    throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", path.string(),
-                model->tokenizer_->vocabulary_size(), model->decoder_->config().vocabulary_size);
-  }
+  const int64_t vocabulary = model->decoder_->config().vocabulary_size;
+  model->tokenizer_->require_fit(vocabulary, path.string());
+  std::erase_if(model->end_of_generation_, [&](TokenId id) { return id >= vocabulary; });  // never drawn
+  model->adapter_keys_ = load_adapters(options.adapters, *model->decoder_);
+  model->adapters_ = options.adapters;
   return model;
+}
+
+int32_t LanguageModel::adapter_number(std::string_view name) const {
+  if (name.empty()) return -1;
+  const auto found = std::ranges::find(adapters_, name, &AdapterSource::name);
+  if (found != adapters_.end()) return static_cast<int32_t>(found - adapters_.begin());
+  std::string known;
+  for (const AdapterSource& adapter : adapters_) known += (known.empty() ? "" : ", ") + adapter.name;
+  throw_error(ErrorKind::kNotFound, "adapter: {} is not loaded; {}", quote_text(name),
+              known.empty() ? "no adapter is" : "loaded are: " + known);
 }
 
 bool LanguageModel::ends_generation(TokenId id) const {
   return std::binary_search(end_of_generation_.begin(), end_of_generation_.end(), id);
+}
+
+std::shared_ptr<const constrain::TokenTable> LanguageModel::token_table() const {
+  std::call_once(token_table_made_, [this] {
+    token_table_ = std::make_shared<constrain::TokenTable>(*tokenizer_, end_of_generation_);
+  });
+  return token_table_;
 }
 
 std::string LanguageModel::render_chat(Json variables) const {

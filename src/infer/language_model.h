@@ -4,10 +4,12 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "constrain/token_table.h"
 #include "infer/sampling.h"
 #include "models/decoder.h"
 #include "text/chat_template.h"
@@ -15,16 +17,25 @@
 
 namespace qiao {
 
+// A LoRA adapter to be loaded beside a model, by the name that requests give.
+struct AdapterSource {
+  std::string name;
+  std::filesystem::path path;  // a directory of PEFT or a GGUF file
+};
+
 struct LanguageModelOptions {
   std::string device = "auto";
   int threads = 0;  // 0: as many as this process may use
   DecoderOptions decoder;
   std::string chat_template_file;  // in place of the model's own
+  std::vector<AdapterSource> adapters;
 };
 
 // Immutable after loading, but for the backend, which one engine at a time uses.
 class LanguageModel {
  public:
+  // Throws Error naming file, key or tensor for what does not load; of adapters also for names that are
+  // empty, over 200 bytes or given twice.
   static std::shared_ptr<LanguageModel> load(const std::filesystem::path& path,
                                              const LanguageModelOptions& options);
 
@@ -38,6 +49,15 @@ class LanguageModel {
   const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
   const SamplingOptions& recommended_sampling() const { return sampling_; }
   bool ends_generation(TokenId id) const;
+  const std::vector<AdapterSource>& adapters() const { return adapters_; }
+  // The number by which steps of the decoder know an adapter; -1 for the empty name. Throws
+  // Error(kNotFound), listing those there are.
+  int32_t adapter_number(std::string_view name) const;
+  // What tells an adapter's cached keys and values from all others', also after a restart with other files.
+  const std::string& adapter_key(int32_t number) const { return adapter_keys_[static_cast<size_t>(number)]; }
+  // The vocabulary as constraints on answers need it, with all tokens that end generation. Made at the first
+  // call, which takes a moment; safe from any thread.
+  std::shared_ptr<const constrain::TokenTable> token_table() const;
 
   // `variables` as ChatTemplate::render takes them (messages, tools, add_generation_prompt…); bos_token and
   // eos_token are added. Throws Error(kUnsupported) where the model has no chat template.
@@ -59,6 +79,10 @@ class LanguageModel {
   std::unique_ptr<Decoder> decoder_;  // before backend_ is destroyed: declared after it
   SamplingOptions sampling_;
   std::vector<TokenId> end_of_generation_;
+  std::vector<AdapterSource> adapters_;  // by number
+  std::vector<std::string> adapter_keys_;
+  mutable std::once_flag token_table_made_;
+  mutable std::shared_ptr<const constrain::TokenTable> token_table_;
 };
 
 }  // namespace qiao

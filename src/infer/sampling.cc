@@ -27,7 +27,7 @@ void SamplingOptions::validate(int64_t vocabulary_size) const {
   for (const auto& [id, bias] : logit_bias) {
     require(id >= 0 && id < vocabulary_size, "logit_bias", id,
             fmt::format("token ids below {}", vocabulary_size));
-    require(!std::isnan(bias), "logit_bias", bias, "numbers");
+    require(bias < INFINITY, "logit_bias", bias, "finite numbers and -inf");
   }
 }
 
@@ -61,11 +61,13 @@ uint64_t random_seed() {
 }
 
 SampleRow sample_row(const SamplingOptions& options, int32_t choice, int64_t position) {
+  constexpr float kColdest =
+      1e-30f;  // logits divided by less overflow; they are as good as greedy long before
   SampleRow row;
   row.seed = options.seed;
   row.choice = choice;
   row.position = static_cast<int32_t>(position);
-  row.temperature = options.temperature;
+  row.temperature = options.temperature < kColdest ? 0.0f : options.temperature;
   row.top_k = options.top_k;
   row.top_p = options.top_p;
   row.min_p = options.min_p;

@@ -58,8 +58,9 @@ void Scheduler::look_up(Job& job) {
   const int64_t computed = found * tree_.page_tokens();
   QIAO_ASSERT(computed > job.computed);
   if (job.preemptions == 0) {
-    job.cached_tokens += computed - job.computed;
-    totals_.prefix_hits += computed - job.computed;
+    const int64_t more = std::min(computed, job.prompt_tokens) - std::min(job.computed, job.prompt_tokens);
+    job.cached_tokens += more;
+    totals_.prefix_hits += more;
   }
   job.shared_pages = found;
   job.computed = computed;
@@ -94,12 +95,12 @@ void Scheduler::preempt_youngest() {
   waiting_.push_front(job);
 }
 
-// The oldest first, at the cost of the youngest. The oldest always finds room: the pool holds any one job.
-void Scheduler::make_room_for_decoding() {
+// Prompts have theirs. The oldest first, at the cost of the youngest. The oldest always finds room: the pool
+// holds any one job.
+void Scheduler::make_room_for_generated() {
   for (size_t i = 0; i < running_.size(); ++i) {
     const std::shared_ptr<Job> job = running_[i];
-    if (!job->decodes()) continue;
-    while (!extend(*job, job->computed + 1)) {
+    while (!extend(*job, static_cast<int64_t>(job->tokens.size()))) {
       const bool itself = running_.back() == job;
       preempt_youngest();
       if (itself) break;
@@ -118,18 +119,23 @@ void Scheduler::admit_waiting() {
 
 void Scheduler::plan_prompts(int64_t budget) {
   int64_t rows = options_.wanted_rows;
-  for (const std::shared_ptr<Job>& job : running_) {
-    if (budget <= 0) return;
-    if (job->decodes() || job->embedding != embedding_turn_) continue;
-    look_up(*job);  // another request may have computed the same since
-    int64_t count = std::min(job->pending(), budget);
-    if (!job->embedding && job->outputs_had < job->outputs_wanted) {
-      count = std::min(count, rows);
-      rows -= count;
+  // Answers under way with forced tokens to compute do not wait for others' prompts.
+  for (const bool under_way : {true, false}) {
+    for (const std::shared_ptr<Job>& job : running_) {
+      if (budget <= 0) return;
+      if (job->decodes() || job->embedding != embedding_turn_) continue;
+      if ((job->computed >= job->prompt_tokens) != under_way) continue;
+      look_up(*job);  // another request may have computed the same since
+      int64_t count = std::min(job->pending(), budget);
+      if (!job->embedding && job->outputs_had < job->outputs_wanted) {
+        const int64_t had = std::max<int64_t>(0, job->outputs_had - job->computed);
+        count = std::min(count, had + rows);
+        rows -= std::max<int64_t>(0, count - had);
+      }
+      if (count <= 0) continue;
+      plan_.push_back({job.get(), count});
+      budget -= count;
     }
-    if (count <= 0) continue;
-    plan_.push_back({job.get(), count});
-    budget -= count;
   }
 }
 
@@ -180,7 +186,7 @@ void Scheduler::draft(Drafter& drafter, int64_t most) {
 const std::vector<StepEntry>& Scheduler::plan() {
   plan_.clear();
   preempted_now_ = false;
-  make_room_for_decoding();
+  make_room_for_generated();
   admit_waiting();
   bool embeds = false, others = false;
   for (const std::shared_ptr<Job>& job : running_) (job->embedding ? embeds : others) = true;

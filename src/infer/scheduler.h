@@ -27,8 +27,8 @@ struct Job {
   int64_t prompt_tokens = 0;
   std::string tenant;      // shares cached pages with its own requests only
   bool embedding = false;  // wants hidden states: runs in steps without those that do not
-  // The outputs of that many leading positions are wanted (a prompt's log-probabilities, embeddings), and of
-  // so many of them are had: a cached page does not give them.
+  // The outputs of that many leading positions are wanted (log-probabilities of a prompt or of forced tokens,
+  // embeddings), and so many of them are had, or were never wanted: a cached page does not give them.
   int64_t outputs_wanted = 0, outputs_had = 0;
   bool finished = false;  // set while its step runs; it leaves in settle()
 
@@ -47,7 +47,8 @@ struct Job {
   int64_t preemptions = 0;
 
   int64_t pending() const { return static_cast<int64_t>(tokens.size()) - computed; }
-  // One token a step from here on; else a prompt, or what is computed again after a preemption.
+  // One token a step from here on; else a prompt, tokens that a grammar forced behind it, or what is computed
+  // again after a preemption.
   bool decodes() const { return pending() == 1 && computed >= prompt_tokens && !embedding; }
 };
 
@@ -119,7 +120,7 @@ class Scheduler {
   void look_up(Job& job);
   void release(Job& job);
   void preempt_youngest();
-  void make_room_for_decoding();
+  void make_room_for_generated();
   void admit_waiting();
   void plan_prompts(int64_t budget);
   void plan_drafts();

@@ -23,6 +23,7 @@ enum DeviceIndex {
   kTopIds,
   kTopLogprobValues,
   kSampleWorkspace,
+  kMasks,
 };
 
 Sequence& sequence_of(const StepEntry& entry) { return static_cast<Sequence&>(*entry.job); }
@@ -61,9 +62,23 @@ Tensor StepRunner::upload(int index, const void* host, DType dtype, int64_t coun
   return Tensor(tensor.data, dtype, {count});
 }
 
+// Those of one adapter side by side: their rows are multiplied together. No answer depends on the order.
+std::span<const StepEntry> StepRunner::by_adapter(std::span<const StepEntry> entries) {
+  if (model_.adapters().empty()) return entries;
+  entries_.assign(entries.begin(), entries.end());
+  for (auto entry = entries_.begin(); entry != entries_.end();
+       ++entry) {  // stable, and without memory of its own
+    const auto place = std::upper_bound(
+        entries_.begin(), entry, sequence_of(*entry).adapter(),
+        [](int32_t adapter, const StepEntry& other) { return adapter < sequence_of(other).adapter(); });
+    std::rotate(place, entry, entry + 1);
+  }
+  for (const StepEntry& entry : entries_) adapters_.push_back(sequence_of(entry).adapter());
+  return entries_;
+}
+
 void StepRunner::pack(const StepEntry& entry, bool embed) {
   Sequence& sequence = sequence_of(entry);
-  const GenerationRequest& request = sequence.request();
   const int64_t page_tokens = cache_.page_tokens();
   const size_t known = sequence.tokens.size();
   QIAO_ASSERT(entry.count >= 1 &&
@@ -80,7 +95,7 @@ void StepRunner::pack(const StepEntry& entry, bool embed) {
     const bool wanted = position >= sequence.outputs_had && position < sequence.outputs_wanted;
     if (wanted) {
       output_rows_.push_back(row);
-      outputs_.push_back({&sequence, 0, false, embed ? 0 : request.prompt[index + 1]});
+      outputs_.push_back({&sequence, 0, false, embed ? 0 : sequence.tokens[index + 1]});
     }
     if (index + 1 >= known && sequence.draws()) {
       output_rows_.push_back(row);
@@ -96,12 +111,13 @@ void StepRunner::pack(const StepEntry& entry, bool embed) {
 
 void StepRunner::run(std::span<const StepEntry> entries) {
   for (auto* list :
-       {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_}) {
+       {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_, &adapters_}) {
     list->clear();
   }
   outputs_.clear();
   query_starts_.push_back(0);
   const bool embed = entries.front().job->embedding;
+  entries = by_adapter(entries);
   for (const StepEntry& entry : entries) pack(entry, embed);
   const Decoder::Outputs out = model_.decoder().forward({.tokens = tokens_,
                                                          .positions = positions_,
@@ -109,14 +125,15 @@ void StepRunner::run(std::span<const StepEntry> entries) {
                                                          .page_table = page_table_,
                                                          .lengths = lengths_,
                                                          .query_starts = query_starts_,
-                                                         .output_rows = output_rows_},
+                                                         .output_rows = output_rows_,
+                                                         .adapters = adapters_},
                                                         cache_, *workspace_, !embed);
   for (const StepEntry& entry : entries) entry.job->computed += entry.count;
   if (!outputs_.empty()) embed ? take_hidden(out.hidden) : draw(out.logits);
   for (const StepEntry& entry : entries) {
     Sequence& sequence = sequence_of(entry);
     settle_draft(sequence);
-    if (!sequence.draws() && sequence.pending() == 0) sequence.finish_prompt();
+    if (!sequence.finished && !sequence.draws() && sequence.pending() == 0) sequence.finish_computed();
   }
 }
 
@@ -156,7 +173,24 @@ void StepRunner::settle_draft(Sequence& sequence) {
   sequence.judge_draft();
 }
 
+// Rows of sequences without a grammar, and of tokens that are known, allow all.
+void StepRunner::fill_masks() {
+  masks_.clear();
+  if (std::none_of(outputs_.begin(), outputs_.end(),
+                   [](const Output& output) { return output.draws && output.sequence->constrained(); })) {
+    return;
+  }
+  const auto words = static_cast<size_t>((vocabulary_ + 31) / 32);
+  masks_.assign(outputs_.size() * words, ~uint32_t{0});
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    const Output& output = outputs_[i];
+    if (output.draws && output.sequence->constrained())
+      output.sequence->mask(output.ahead, std::span(masks_).subspan(i * words, words));
+  }
+}
+
 void StepRunner::draw(const Tensor& logits) {
+  fill_masks();
   rows_.clear();
   history_ids_.clear();
   history_counts_.clear();
@@ -191,6 +225,10 @@ void StepRunner::draw(const Tensor& logits) {
   op.logits = logits;
   op.rows = upload(kRows, rows_.data(), DType::kU8, count * static_cast<int64_t>(sizeof(SampleRow)));
   op.rows = Tensor(op.rows.data, DType::kU8, {count, static_cast<int64_t>(sizeof(SampleRow))});
+  if (!masks_.empty()) {
+    const Tensor masks = upload(kMasks, masks_.data(), DType::kI32, static_cast<int64_t>(masks_.size()));
+    op.mask = Tensor(masks.data, DType::kI32, {count, (vocabulary_ + 31) / 32});
+  }
   if (!history_ids_.empty()) {
     const auto n = static_cast<int64_t>(history_ids_.size());
     op.history_ids = upload(kHistoryIds, history_ids_.data(), DType::kI32, n);
@@ -237,16 +275,18 @@ void StepRunner::draw(const Tensor& logits) {
       logprobs.top.emplace_back(top_ids_[at], top_logprobs_[at]);
     }
     if (!outputs_[i].draws) {
-      sequence.add_prompt_logprobs(std::move(logprobs));
+      sequence.add_logprobs(std::move(logprobs));
     } else if (sequence.finished || outputs_[i].ahead > sequence.draft_accepted) {
       continue;  // drawn behind a draft that was wrong
     } else if (drawn_[i] < 0) {
-      sequence.finish(FinishReason::kError,
-                      "no token is left to draw: every one is masked, or a logit is not a number");
+      sequence.accept_none();
     } else {
+      const size_t known = sequence.tokens.size();
       sequence.accept(drawn_[i], std::move(logprobs));
       const auto next = static_cast<size_t>(outputs_[i].ahead);
-      if (!sequence.finished && next < sequence.draft.size() && sequence.draft[next] == drawn_[i])
+      // Where forced tokens follow, what was drawn behind the draft is not what comes next.
+      if (!sequence.finished && sequence.tokens.size() == known + 1 && next < sequence.draft.size() &&
+          sequence.draft[next] == drawn_[i])
         ++sequence.draft_accepted;
     }
   }

@@ -164,13 +164,31 @@ std::optional<std::vector<double>> ConfigReader::find_numbers(ConfigKey key, dou
   return list;
 }
 
+bool ConfigReader::holds_list(ConfigKey key) const {
+  if (gguf()) {
+    const GgufValue* value = key.gguf.empty() ? nullptr : files_->metadata().find(gguf_name(key));
+    return value != nullptr && std::holds_alternative<GgufArray>(*value);
+  }
+  const Json* json = find(key);
+  return json != nullptr && json->is_array();
+}
+
+std::optional<std::vector<bool>> ConfigReader::find_layer_flags(ConfigKey key, int64_t layers) const {
+  if (!gguf() || !holds_list(key)) return std::nullopt;
+  const std::vector<int64_t> list = *files_->metadata().find_ints(gguf_name(key));
+  if (static_cast<int64_t>(list.size()) != layers) {
+    refuse(key, fmt::format("a list of {}", list.size()),
+           fmt::format("one for each of the {} layers", layers));
+  }
+  return std::vector<bool>(list.begin(), list.end());
+}
+
 std::optional<int64_t> ConfigReader::find_shared_integer(ConfigKey key, int64_t low, int64_t high) const {
-  const Json* json = gguf() ? nullptr : find(key);
-  if (json == nullptr || !json->is_array()) return find_integer(key, low, high);
+  if (!holds_list(key)) return find_integer(key, low, high);
   const std::vector<double> list = *find_numbers(key, static_cast<double>(low), static_cast<double>(high));
   for (const double value : list) {
     if (value != list.front() || value != std::floor(value))
-      refuse(key, shown(*json), "the same integer for all layers");
+      refuse(key, fmt::format("a list with {}", value), "the same integer for all layers");
   }
   if (list.empty()) refuse(key, "[]", "the same integer for all layers");
   return static_cast<int64_t>(list.front());

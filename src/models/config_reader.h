@@ -43,7 +43,9 @@ class ConfigReader {
   std::optional<std::string> find_string(ConfigKey key) const;
   std::optional<std::vector<std::string>> find_strings(ConfigKey key) const;
   std::optional<std::vector<double>> find_numbers(ConfigKey key, double low, double high) const;
-  // An integer, or a list of one that all `count` layers share (Hunyuan writes lists).
+  // GGUF's list of a flag for each of `layers`; nothing where the key is absent or holds a single value.
+  std::optional<std::vector<bool>> find_layer_flags(ConfigKey key, int64_t layers) const;
+  // An integer, or a list of one that all layers share (Hunyuan writes lists).
   std::optional<int64_t> find_shared_integer(ConfigKey key, int64_t low, int64_t high) const;
 
   // A reader of the object at `key` of a config.json; nothing where absent. GGUF has none.
@@ -56,6 +58,7 @@ class ConfigReader {
   ConfigReader(const ConfigReader& parent, const Json* json, std::string path);
   const Json* find(ConfigKey key) const;  // Hugging Face only; nullptr where absent or null
   std::string gguf_name(ConfigKey key) const;
+  bool holds_list(ConfigKey key) const;
 
   const ModelFiles* files_;
   std::string source_, architecture_;

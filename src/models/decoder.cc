@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "models/decoder_work.h"
+#include "models/lora.h"
 #include "models/weights.h"
 
 namespace qiao {
@@ -32,7 +33,10 @@ uint64_t KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_token
 struct Decoder::Parts {
   DecoderConfig config;
   Backend* backend = nullptr;
+  const Family* family = nullptr;
+  bool gguf = false;
   DecoderWeights weights;
+  int32_t adapters = 0;
 };
 
 namespace {
@@ -65,12 +69,16 @@ class IndexBlock {
 class StepMemory final : public Decoder::Workspace {
  public:
   StepMemory(Backend& backend, const Decoder::Limits& step_limits, size_t scratch_bytes)
-      : limits(step_limits), indices(backend, step_limits), scratch(backend.allocate(scratch_bytes)) {}
+      : limits(step_limits), indices(backend, step_limits), scratch(backend.allocate(scratch_bytes)) {
+    token_adapters.reserve(static_cast<size_t>(limits.sequences));
+    output_adapters.reserve(static_cast<size_t>(limits.sequences));
+  }
   size_t bytes() const override { return indices.bytes() + scratch.bytes(); }
 
   Decoder::Limits limits;
   IndexBlock indices;
   Buffer scratch;
+  std::vector<nn::AdapterRows> token_adapters, output_adapters;  // of the step
 };
 
 struct StepTensors {
@@ -78,6 +86,7 @@ struct StepTensors {
   nn::StepIndices step;
   Tensor output_rows;  // [O], or absent where every row is wanted
   int64_t outputs = 0;
+  std::span<const nn::AdapterRows> token_adapters, output_adapters;  // which rows adapters change
 };
 
 [[noreturn]] void refuse_step(const std::string& what) {
@@ -111,6 +120,15 @@ void check_sequences(const StepBatch& batch, const KvCache& cache) {
   }
 }
 
+void check_adapters(const StepBatch& batch, int32_t count) {
+  if (!batch.adapters.empty() && batch.adapters.size() != batch.lengths.size())
+    refuse_step(fmt::format("{} adapters of {} sequences", batch.adapters.size(), batch.lengths.size()));
+  for (size_t s = 0; s < batch.adapters.size(); ++s) {
+    if (batch.adapters[s] < -1 || batch.adapters[s] >= count)
+      refuse_step(fmt::format("adapter {} is {}; -1 to {} was expected", s, batch.adapters[s], count - 1));
+  }
+}
+
 void check_step(const StepBatch& batch, const KvCache& cache, const DecoderConfig& config,
                 const Decoder::Limits& limits, bool want_logits) {
   const size_t tokens = batch.tokens.size(), sequences = batch.lengths.size();
@@ -138,7 +156,32 @@ void check_step(const StepBatch& batch, const KvCache& cache, const DecoderConfi
   check_sequences(batch, cache);
 }
 
-StepTensors place_step(const StepBatch& batch, IndexBlock& indices) {
+// `rows` of sequence after sequence, neighbours of one adapter together.
+void add_adapter_rows(int32_t adapter, int64_t first, int64_t count, std::vector<nn::AdapterRows>& rows) {
+  if (adapter < 0 || count == 0) return;
+  if (!rows.empty() && rows.back().adapter == adapter && rows.back().first + rows.back().count == first) {
+    rows.back().count += count;
+  } else {
+    rows.push_back({adapter, first, count});
+  }
+}
+
+void place_adapters(const StepBatch& batch, StepMemory& memory) {
+  memory.token_adapters.clear();
+  memory.output_adapters.clear();
+  size_t output = 0;
+  for (size_t s = 0; s < batch.adapters.size(); ++s) {
+    const int32_t begin = batch.query_starts[s], end = batch.query_starts[s + 1];
+    add_adapter_rows(batch.adapters[s], begin, end - begin, memory.token_adapters);
+    const size_t first = output;
+    while (output < batch.output_rows.size() && batch.output_rows[output] < end) ++output;
+    add_adapter_rows(batch.adapters[s], static_cast<int64_t>(first), static_cast<int64_t>(output - first),
+                     memory.output_adapters);
+  }
+}
+
+StepTensors place_step(const StepBatch& batch, StepMemory& memory) {
+  IndexBlock& indices = memory.indices;
   indices.clear();
   StepTensors step;
   const auto sequences = static_cast<int64_t>(batch.lengths.size());
@@ -151,6 +194,9 @@ StepTensors place_step(const StepBatch& batch, IndexBlock& indices) {
   step.step.query_starts = indices.add(batch.query_starts);
   step.outputs = static_cast<int64_t>(batch.output_rows.size());
   if (batch.output_rows.size() != batch.tokens.size()) step.output_rows = indices.add(batch.output_rows);
+  place_adapters(batch, memory);
+  step.token_adapters = memory.token_adapters;
+  step.output_adapters = memory.output_adapters;
   return step;
 }
 
@@ -189,6 +235,7 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
     outputs.hidden = context.take(DType::kF32, {step.outputs, width});
     if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, config.vocabulary_size});
   }
+  context.set_adapter_rows(step.token_adapters);
   Tensor residual = context.take(DType::kF32, {tokens, width});
   Tensor update = context.take(DType::kF32, {tokens, width});
   weights.embedding.forward(context, step.tokens, residual);
@@ -210,6 +257,7 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
       heads = gather_rows(context, heads, step.output_rows);
       residual = gather_rows(context, residual, step.output_rows);
       update = update.slice(0, step.outputs);
+      context.set_adapter_rows(step.output_adapters);
     }
     layer.attention.output.forward(context, heads, update);
     if (config.post_norms) layer.post_attention_norm.forward(context, update, update);
@@ -244,10 +292,20 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
                                        const DecoderOptions& options) {
   auto parts = std::make_unique<Parts>();
   parts->config = read_decoder_config(files, options.context);
+  parts->family = &find_family(ConfigReader(files));
+  parts->gguf = files.kind() == ModelFiles::Kind::kGguf;
   parts->backend = &backend;
   parts->weights = load_weights(files, backend, parts->config, options);
   return std::unique_ptr<Decoder>(new Decoder(std::move(parts)));
 }
+
+int32_t Decoder::add_adapter(const LoraFiles& files) {
+  const LoraBase base = {parts_->config, *parts_->family, parts_->gguf};
+  parts_->weights.bytes += add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights);
+  return parts_->adapters++;
+}
+
+int32_t Decoder::adapters() const { return parts_->adapters; }
 
 std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted,
                                                             const KvCache& cache) const {
@@ -272,7 +330,8 @@ Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Worksp
                                   bool want_logits) const {
   auto& memory = static_cast<StepMemory&>(workspace);
   check_step(batch, cache, config(), memory.limits, want_logits);
-  const StepTensors step = place_step(batch, memory.indices);
+  check_adapters(batch, adapters());
+  const StepTensors step = place_step(batch, memory);
   memory.indices.upload(backend());
   nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
   return run(context, parts_->weights, config(), step, cache, want_logits);

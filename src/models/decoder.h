@@ -13,6 +13,8 @@
 
 namespace qiao {
 
+class LoraFiles;
+
 struct DecoderOptions {
   enum class Policy { kAuto, kF32, kBF16, kQ8 };
   // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8.
@@ -50,6 +52,9 @@ struct StepBatch {
   std::span<const int32_t> lengths;       // [S]
   std::span<const int32_t> query_starts;  // [S + 1]
   std::span<const int32_t> output_rows;   // [O] rows of T whose outputs are wanted, ascending
+  // [S] the adapter of each sequence, as add_adapter numbered it; -1: none. Empty: none at all. Sequences of
+  // one adapter that lie side by side are computed together.
+  std::span<const int32_t> adapters;
 };
 
 // What a step costs at the least: benches take shares of the machine from it.
@@ -71,7 +76,12 @@ class Decoder {
 
   const DecoderConfig& config() const;
   Backend& backend() const;
-  uint64_t weight_bytes() const;
+  uint64_t weight_bytes() const;  // adapters with them
+
+  // Loads a LoRA adapter beside the weights, for steps to name; returns its number: 0, 1, … Only before the
+  // first workspace is made. Errors as add_lora's (models/lora.h).
+  int32_t add_adapter(const LoraFiles& files);
+  int32_t adapters() const;  // how many there are
   DecoderWork work() const;
 
   // Memory that a step of at most T tokens, S sequences of M pages and O outputs needs; made once, reused

@@ -1,5 +1,7 @@
 #include "models/encoder.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -21,11 +23,26 @@ struct EncoderWeights {
   // Row `type * max_positions + position`: the two tables' sum, so that one gather does for both.
   nn::EmbeddingLayer places;
   nn::LayerNormLayer embedding_norm;
+  nn::Parameter distances;  // biases of scores, [H, 2M - 1]; or absent
   std::vector<EncoderLayer> layers;
   uint64_t bytes = 0;
 };
 
 namespace {
+
+// Where a key lies, seen from its query, as T5 (Raffel et al. 2020) and MPNet group distances: a bucket each
+// up to a quarter of the buckets, then wider and wider ones up to 128 tokens; keys behind in the second half.
+// In F32, whose rounding decides at the edges.
+int64_t distance_bucket(int64_t distance, int64_t buckets) {
+  constexpr float kFarthest = 128;
+  const int64_t half = buckets / 2, exact = half / 2, away = std::abs(distance);
+  const int64_t side = distance > 0 ? half : 0;
+  if (away < exact) return side + away;
+  const auto near = static_cast<float>(exact);
+  const float share = std::log(static_cast<float>(away) / near) / std::log(kFarthest / near);
+  const auto step = static_cast<int64_t>(share * static_cast<float>(half - exact));
+  return side + std::min(exact + step, half - 1);
+}
 
 // Builds every layer; run twice, see TensorLoader.
 class EncoderBuilder {
@@ -41,9 +58,10 @@ class EncoderBuilder {
         {loader_.segment(loader_.name(names_.words), config_.vocabulary_size, width)}, 1, width);
     weights.places = places();
     weights.embedding_norm = norm(names_.embedding_norm, 0);
+    if (config_.relative_buckets > 0) weights.distances = distances();
     if (!loader_.checking()) weights.words.table = words.front().weight;
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer)
-      weights.layers.push_back(build_layer(layer));
+      weights.layers.push_back(build_layer(layer, weights.distances));
     weights.bytes = loader_.laid_out_bytes() + static_cast<uint64_t>(place_bytes_);
     return weights;
   }
@@ -74,6 +92,22 @@ class EncoderBuilder {
     return made;
   }
 
+  // The biases of all distances that a sequence can have, head by head.
+  nn::Parameter distances() {
+    const int64_t heads = config_.num_attention_heads, farthest = config_.max_positions() - 1;
+    const std::vector<float> rows =
+        loader_.matrix(loader_.name(names_.relative), config_.relative_buckets, heads);
+    if (loader_.checking()) return {};
+    std::vector<float> table;
+    table.reserve(static_cast<size_t>(heads * (2 * farthest + 1)));
+    for (int64_t head = 0; head < heads; ++head) {
+      for (int64_t distance = -farthest; distance <= farthest; ++distance)
+        table.push_back(
+            rows[static_cast<size_t>(distance_bucket(distance, config_.relative_buckets) * heads + head)]);
+    }
+    return nn::Parameter::upload(backend_, table);
+  }
+
   // Checkpoints that were converted from TensorFlow say gamma and beta.
   nn::LayerNormLayer norm(std::string_view stem, int64_t layer) {
     const std::string name = loader_.name(stem, layer);
@@ -97,7 +131,7 @@ class EncoderBuilder {
     return made;
   }
 
-  EncoderLayer build_layer(int64_t layer) {
+  EncoderLayer build_layer(int64_t layer, const nn::Parameter& distances) {
     if (!loader_.checking()) loader_.will_need_layer(layer + 1);
     const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
     EncoderLayer made;
@@ -105,6 +139,10 @@ class EncoderBuilder {
     made.attention.output = linear({names_.attention_output}, layer, width, width);
     made.attention.heads = config_.num_attention_heads;
     made.attention.head_dim = width / config_.num_attention_heads;
+    if (distances.tensor.present()) {
+      made.attention.bias = Tensor(distances.tensor.data, DType::kF32,
+                                   {config_.num_attention_heads, 2 * config_.max_positions() - 1});
+    }
     made.attention_norm = norm(names_.attention_norm, layer);
     made.feed_forward.up = linear({names_.up}, layer, inner, width);
     made.feed_forward.down = linear({names_.down}, layer, width, inner);

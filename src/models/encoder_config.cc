@@ -23,6 +23,17 @@ constexpr EncoderNames kBertNames = {
     .down = "encoder.layer.{}.output.dense",
     .output_norm = "encoder.layer.{}.output.LayerNorm",
 };
+constexpr EncoderNames mpnet_names() {
+  EncoderNames names = kBertNames;
+  names.types = "";
+  names.relative = "encoder.relative_attention_bias";
+  names.q = "encoder.layer.{}.attention.attn.q";
+  names.k = "encoder.layer.{}.attention.attn.k";
+  names.v = "encoder.layer.{}.attention.attn.v";
+  names.attention_output = "encoder.layer.{}.attention.attn.o";
+  names.attention_norm = "encoder.layer.{}.attention.LayerNorm";
+  return names;
+}
 constexpr EncoderNames kDistilBertNames = {
     .words = "embeddings.word_embeddings",
     .positions = "embeddings.position_embeddings",
@@ -56,14 +67,31 @@ constexpr EncoderNames kGgufBertNames = {
 
 // llama.cpp's converter has taken RoBERTa's offset out of the position table.
 constexpr EncoderFamily kEncoderFamilies[] = {
-    {"bert", false, kBertNames, {"", "bert."}, "bert.pooler.dense", "classifier", false, 1e-12},
-    {"roberta", false, kBertNames, {"", "roberta."}, "classifier.dense", "classifier.out_proj", true, 1e-12},
+    {"bert",
+     false,
+     kBertNames,
+     {"", "bert."},
+     "bert.pooler.dense",
+     "classifier",
+     HeadActivation::kTanh,
+     false,
+     1e-12},
+    {"roberta",
+     false,
+     kBertNames,
+     {"", "roberta."},
+     "classifier.dense",
+     "classifier.out_proj",
+     HeadActivation::kTanh,
+     true,
+     1e-12},
     {"xlm-roberta",
      false,
      kBertNames,
      {"", "roberta."},
      "classifier.dense",
      "classifier.out_proj",
+     HeadActivation::kTanh,
      true,
      1e-12},
     {"camembert",
@@ -72,10 +100,37 @@ constexpr EncoderFamily kEncoderFamilies[] = {
      {"", "roberta."},
      "classifier.dense",
      "classifier.out_proj",
+     HeadActivation::kTanh,
      true,
      1e-12},
-    {"distilbert", false, kDistilBertNames, {"", "distilbert."}, "", "", false, 1e-12},
-    {"bert", true, kGgufBertNames, {"", ""}, "cls", "cls.output", false, 0},
+    {"electra",
+     false,
+     kBertNames,
+     {"", "electra."},
+     "classifier.dense",
+     "classifier.out_proj",
+     HeadActivation::kGelu,
+     false,
+     1e-12},
+    {"mpnet",
+     false,
+     mpnet_names(),
+     {"", "mpnet."},
+     "classifier.dense",
+     "classifier.out_proj",
+     HeadActivation::kTanh,
+     true,
+     1e-12},
+    {"distilbert",
+     false,
+     kDistilBertNames,
+     {"", "distilbert."},
+     "pre_classifier",
+     "classifier",
+     HeadActivation::kRelu,
+     false,
+     1e-12},
+    {"bert", true, kGgufBertNames, {"", ""}, "cls", "cls.output", HeadActivation::kTanh, false, 0},
 };
 
 constexpr ConfigKey kEncoderVocabulary = {"vocab_size", "vocab_size"};
@@ -163,6 +218,11 @@ EncoderConfig read_encoder_config(const ModelFiles& files) {
                   fmt::format("a divisor of {} ({})", reader.name(keys.width), config.hidden_size));
   }
   config.hidden_act = read_encoder_activation(reader, keys.activation);
+  const ConfigKey embedding = {"embedding_size", ""};  // ELECTRA's small model projects it up
+  if (const auto size = reader.find_integer(embedding, 1, kMaxWidth); size && *size != config.hidden_size) {
+    throw_error(ErrorKind::kUnsupported, "{}: {} is {}: only as wide as {} ({}) is supported",
+                reader.source(), reader.name(embedding), *size, reader.name(keys.width), config.hidden_size);
+  }
   const TensorInfo* words = find_with_prefix(files, *family, family->names.words);
   config.vocabulary_size =
       reader.gguf() ? rows_of(words, 0) : reader.integer(kEncoderVocabulary, 1, kMaxVocabulary);
@@ -183,6 +243,11 @@ EncoderConfig read_encoder_config(const ModelFiles& files) {
         reader.gguf() ? rows_of(types, 0) : reader.find_integer(kEncoderTypes, 1, kMaxTypes).value_or(2);
     if (config.type_vocabulary_size > kMaxTypes)
       throw_error(ErrorKind::kInvalidInput, "{}: more than {} token types", reader.source(), kMaxTypes);
+  }
+  if (!family->names.relative.empty()) {
+    constexpr int64_t kMaxBuckets = 1024;
+    config.relative_buckets =
+        reader.find_integer({"relative_attention_num_buckets", ""}, 4, kMaxBuckets).value_or(32);
   }
   const auto epsilon = reader.find_number(kEncoderEpsilon, 1e-15, 1.0);
   if (!epsilon && family->layer_norm_eps == 0) reader.refuse_missing(kEncoderEpsilon);

@@ -1,5 +1,6 @@
 #include "models/families.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -97,7 +98,8 @@ constexpr TensorNames phi3_gguf_names() {
   return names;
 }
 
-// Sets the window from `key`, and which layers slide: `layer_types` where it is written, else slides(layer).
+// Sets the window, and which layers slide: as `layer_types` or GGUF's pattern says (a flag for each layer, or
+// a period whose last layer is global; 0: all slide), else slides(layer).
 template <typename Slides>
 void read_windows(const ConfigReader& reader, DecoderConfig& config, int64_t default_window, Slides slides) {
   const ConfigKey key = {"sliding_window", "attention.sliding_window"};
@@ -110,10 +112,17 @@ void read_windows(const ConfigReader& reader, DecoderConfig& config, int64_t def
     reader.refuse(types, fmt::format("a list of {}", written->size()),
                   fmt::format("one for each of the {} layers", config.num_hidden_layers));
   }
+  const ConfigKey pattern = {"", "attention.sliding_window_pattern"};
+  const auto flags = reader.find_layer_flags(pattern, config.num_hidden_layers);
+  const auto period = flags ? std::nullopt : reader.find_integer(pattern, 0, kMaxLayers);
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto index = static_cast<size_t>(layer);
+    if (flags) {
+      config.layer_slides[index] = (*flags)[index];
+      continue;
+    }
     if (!written) {
-      config.layer_slides[index] = slides(layer);
+      config.layer_slides[index] = period ? *period == 0 || (layer + 1) % *period != 0 : slides(layer);
       continue;
     }
     const std::string& type = (*written)[index];
@@ -368,7 +377,7 @@ constexpr std::array kFamilies = {
            kHuggingFaceNames,
            phi3_gguf_names(),
            Rope::Layout::kHalf,
-           {.yarn_is_longrope = true},
+           {.yarn_is_longrope = true, .partial_rotary = true},
            configure_phi3},
     Family{"Hunyuan",
            kHunyuanDense,
@@ -406,6 +415,13 @@ const Family& find_family(const ConfigReader& reader) {
   }
   throw_error(ErrorKind::kUnsupported, "{}: architecture {} is not supported; supported are: {}",
               reader.source(), quote_text(reader.architecture()), supported);
+}
+
+const Family* find_gguf_family(std::string_view architecture) {
+  for (const Family& family : kFamilies) {
+    if (std::ranges::find(family.gguf, architecture) != family.gguf.end()) return &family;
+  }
+  return nullptr;
 }
 
 }  // namespace qiao

@@ -21,6 +21,7 @@ struct Family {
     std::string_view activation_key = "hidden_act", activation = "silu";
     bool tied = false;  // embeddings; where config.json does not say and an output matrix is there
     bool yarn_is_longrope = false;  // Phi-3's first files
+    bool partial_rotary = false;    // reads partial_rotary_factor, which Transformers' other families ignore
   };
   std::string_view name;                           // for people
   std::span<const std::string_view> hugging_face;  // model_type
@@ -36,6 +37,9 @@ struct Family {
 
 // Throws Error(kUnsupported) listing the supported ones.
 const Family& find_family(const ConfigReader& reader);
+
+// The family whose GGUF files name this architecture; null: none.
+const Family* find_gguf_family(std::string_view architecture);
 
 // Bounds of what a configuration may say, far above any published model.
 inline constexpr int64_t kMaxLayers = 4096;

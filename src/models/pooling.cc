@@ -21,7 +21,7 @@ constexpr size_t kMaxModules = 16;
 
 Json read_config(const fs::path& path) {
   if (!fs::exists(path)) return Json::object();
-  Json json = parse_json(read_file(path, kMaxModuleBytes), path.string());
+  Json json = parse_json(read_regular_file(path, kMaxModuleBytes), path.string());
   return json;
 }
 
@@ -77,8 +77,8 @@ std::vector<float> read_floats(const ModelFiles& files, const std::string& name,
 }
 
 DenseModule read_dense(const ModelFiles& files, const std::string& stem, int64_t rows, int64_t columns,
-                       bool tanh) {
-  DenseModule dense{rows, columns, read_floats(files, stem + ".weight", {rows, columns}), {}, tanh};
+                       HeadActivation activation) {
+  DenseModule dense{rows, columns, read_floats(files, stem + ".weight", {rows, columns}), {}, activation};
   if (files.find(stem + ".bias") != nullptr) dense.bias = read_floats(files, stem + ".bias", {rows});
   return dense;
 }
@@ -145,26 +145,58 @@ fs::path module_folder(const fs::path& model, const std::string& name, const fs:
   return model / name;
 }
 
+// torch.nn's class of a Dense module; Tanh is the module's default.
+HeadActivation dense_activation(const std::string& name, const fs::path& source) {
+  const std::string kind = name.substr(name.rfind('.') + 1);
+  if (kind.empty() || kind == "Tanh") return HeadActivation::kTanh;
+  if (kind == "Identity") return HeadActivation::kNone;
+  if (kind == "ReLU") return HeadActivation::kRelu;
+  if (kind == "GELU") return HeadActivation::kGelu;
+  throw_error(ErrorKind::kUnsupported,
+              "{}: activation_function {} is not supported; Tanh, ReLU, GELU and Identity are",
+              source.string(), quote_text(name));
+}
+
+double activate(double x, HeadActivation activation) {
+  switch (activation) {
+    case HeadActivation::kTanh:
+      return std::tanh(x);
+    case HeadActivation::kGelu:
+      return 0.5 * x * (1.0 + std::erf(x * std::sqrt(0.5)));
+    case HeadActivation::kRelu:
+      return std::max(x, 0.0);
+    case HeadActivation::kNone:
+      break;
+  }
+  return x;
+}
+
+// How many tokens the tokenizer says the model takes; 0 where it does not (or says 10^30, as some do).
+int64_t tokenizer_limit(const ModelFiles& files) {
+  if (files.kind() == ModelFiles::Kind::kGguf) return 0;
+  const Json& config = files.tokenizer_config();
+  const auto found = config.is_object() ? config.find("model_max_length") : config.end();
+  if (found == config.end() || !found->is_number()) return 0;
+  const double limit = found->get<double>();
+  return limit >= 1 && limit <= static_cast<double>(kMaxWidth) ? static_cast<int64_t>(limit) : 0;
+}
+
 void add_dense(const fs::path& folder, int64_t columns, PoolingHead& head) {
   const fs::path source = folder / "config.json";
   const Json config = read_config(source);
-  const std::string activation = text_of(config, "activation_function");
-  const bool tanh = activation.ends_with(".Tanh") || activation.empty();  // the module's default
-  if (!tanh && !activation.ends_with(".Identity")) {
-    throw_error(ErrorKind::kUnsupported, "{}: activation_function {} is not supported; Tanh and Identity are",
-                source.string(), quote_text(activation));
-  }
+  const HeadActivation activation = dense_activation(text_of(config, "activation_function"), source);
   if (size_in(config, "in_features", source) != columns) {
     throw_error(ErrorKind::kInvalidInput, "{}: in_features is {}; {} was expected", source.string(),
                 size_in(config, "in_features", source), columns);
   }
   const auto files = ModelFiles::open(folder);
-  head.dense.push_back(read_dense(*files, "linear", size_in(config, "out_features", source), columns, tanh));
+  head.dense.push_back(
+      read_dense(*files, "linear", size_in(config, "out_features", source), columns, activation));
 }
 
 void read_modules(const fs::path& model, const EncoderConfig& config, PoolingHead& head) {
   const fs::path source = model / "modules.json";
-  const Json modules = parse_json(read_file(source, kMaxModuleBytes), source.string());
+  const Json modules = parse_json(read_regular_file(source, kMaxModuleBytes), source.string());
   if (!modules.is_array() || modules.size() > kMaxModules) {
     throw_error(ErrorKind::kInvalidInput, "{}: a list of at most {} modules was expected", source.string(),
                 kMaxModules);
@@ -178,6 +210,7 @@ void read_modules(const fs::path& model, const EncoderConfig& config, PoolingHea
       const Json settings = read_config(folder / "sentence_bert_config.json");
       if (settings.contains("max_seq_length") && !settings["max_seq_length"].is_null())
         head.max_tokens = size_in(settings, "max_seq_length", folder / "sentence_bert_config.json");
+      head.lowercase = is_true(settings, "do_lower_case");
     } else if (name == "Pooling") {
       const Json pooling = read_config(folder / "config.json");
       head.kinds = read_kinds(pooling, folder / "config.json");
@@ -203,9 +236,10 @@ void read_head(const ModelFiles& files, const EncoderConfig& config, PoolingHead
   head.scores = true;
   const std::string dense(family.head_dense);
   if (files.find(dense + ".weight") != nullptr)
-    head.dense.push_back(read_dense(files, dense, config.hidden_size, config.hidden_size, true));
-  head.dense.push_back(
-      read_dense(files, std::string(family.head_output), config.num_labels, config.hidden_size, false));
+    head.dense.push_back(
+        read_dense(files, dense, config.hidden_size, config.hidden_size, family.head_activation));
+  head.dense.push_back(read_dense(files, std::string(family.head_output), config.num_labels,
+                                  config.hidden_size, HeadActivation::kNone));
 }
 
 void read_gguf_pooling(const ModelFiles& files, PoolingHead& head) {
@@ -229,7 +263,7 @@ std::vector<float> PoolingHead::apply(std::span<const float> hidden, int64_t wid
       const float* weight = module.weight.data() + r * vector.size();
       double sum = module.bias.empty() ? 0.0f : module.bias[r];
       for (size_t c = 0; c < vector.size(); ++c) sum += vector[c] * weight[c];
-      next[r] = module.tanh ? std::tanh(sum) : sum;
+      next[r] = activate(sum, module.activation);
     }
     vector = std::move(next);
   }
@@ -252,6 +286,7 @@ PoolingHead read_pooling(const ModelFiles& files, const EncoderConfig& config) {
   head.dimensions = head.dense.empty() ? config.hidden_size * static_cast<int64_t>(head.kinds.size())
                                        : head.dense.back().rows;
   const int64_t most = config.max_positions();
+  if (head.max_tokens == 0) head.max_tokens = tokenizer_limit(files);
   head.max_tokens = head.max_tokens == 0 ? most : std::min(head.max_tokens, most);
   return head;
 }

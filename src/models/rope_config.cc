@@ -50,6 +50,7 @@ struct HuggingFaceRope {
   const ConfigReader& top;    // the model's object
   const ConfigReader* scope;  // rope_parameters or rope_scaling, or the part of it for one kind of layer
   const DecoderConfig& config;
+  const Family::Defaults& defaults;
 
   std::optional<double> find(std::string_view key, double low, double high) const {
     return scope == nullptr ? std::nullopt : scope->find_number({key, ""}, low, high);
@@ -70,6 +71,8 @@ struct HuggingFaceRope {
   }
 
   int64_t rotated() const {
+    if (!defaults.partial_rotary)
+      return check_rotated(top, {"head_dim", ""}, config.head_dim, config.head_dim);
     const ConfigKey key = {"partial_rotary_factor", ""};
     auto share = find(key.hf, 0.0, 1.0);
     if (!share) share = top.find_number(key, 0.0, 1.0);
@@ -78,7 +81,7 @@ struct HuggingFaceRope {
                          config.head_dim);
   }
 
-  RopeScaling read(double theta, bool yarn_is_longrope) const {
+  RopeScaling read(double theta) const {
     RopeScaling s;
     s.theta = find("rope_theta", kMinTheta, kMaxTheta).value_or(theta);
     std::string type = "default";
@@ -95,7 +98,7 @@ struct HuggingFaceRope {
     s.original_context = original.value_or(positions);
     s.attention_factor = find("attention_factor", 0.0, 1e3);
     const double grown = std::clamp(positions / s.original_context, kMinFactor, kMaxFactor);
-    if (type == "su" || type == "longrope" || (yarn_is_longrope && type == "yarn")) {
+    if (type == "su" || type == "longrope" || (defaults.yarn_is_longrope && type == "yarn")) {
       s.kind = Kind::kLongRope;
       s.factor = find("factor", kMinFactor, kMaxFactor).value_or(grown);
       s.short_factors = need_factors("short_factor", rotated() / 2);
@@ -145,19 +148,17 @@ void read_hugging_face(const ConfigReader& reader, const Family& family, int64_t
   const ConfigReader* global = full ? &*full : (scope && !sliding ? &*scope : nullptr);
   const ConfigReader* local = sliding ? &*sliding : nullptr;
 
-  const bool yarn_is_longrope = family.defaults.yarn_is_longrope;
   const double theta =
       reader.find_number({"rope_theta", ""}, kMinTheta, kMaxTheta).value_or(family.defaults.rope_theta);
-  const HuggingFaceRope rope{reader, global, config};
-  config.rope = make_rope_table(rope.read(theta, yarn_is_longrope), rope.rotated(), context,
-                                config.max_position_embeddings);
+  const HuggingFaceRope rope{reader, global, config, family.defaults};
+  config.rope = make_rope_table(rope.read(theta), rope.rotated(), context, config.max_position_embeddings);
   if (local == nullptr && family.defaults.local_rope_theta == 0) return;
   const double local_theta =
       reader.find_number({"rope_local_base_freq", ""}, kMinTheta, kMaxTheta)
           .value_or(family.defaults.local_rope_theta != 0 ? family.defaults.local_rope_theta : theta);
-  const HuggingFaceRope local_rope{reader, local, config};
-  config.rope_local = make_rope_table(local_rope.read(local_theta, yarn_is_longrope), local_rope.rotated(),
-                                      context, config.max_position_embeddings);
+  const HuggingFaceRope local_rope{reader, local, config, family.defaults};
+  config.rope_local = make_rope_table(local_rope.read(local_theta), local_rope.rotated(), context,
+                                      config.max_position_embeddings);
 }
 
 RopeScaling read_gguf_scaling(const ConfigReader& reader, int64_t rotated, const DecoderConfig& config) {

@@ -1,6 +1,5 @@
 #include "models/tensor_loader.h"
 
-#include <array>
 #include <charconv>
 #include <cstring>
 #include <functional>
@@ -13,14 +12,6 @@
 namespace qiao {
 namespace {
 
-// Where language models lie in a checkpoint: alone, or beside a vision tower.
-constexpr std::array<std::string_view, 4> kRoots = {"model.", "language_model.model.",
-                                                    "model.language_model.", ""};
-
-std::string shape_text(const TensorInfo& tensor) {
-  return fmt::format("{}[{}]", tensor.type_name(), fmt::join(tensor.shape, ", "));
-}
-
 bool is_dense(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
 
 // Parts of these two may lie in one weight.
@@ -28,11 +19,15 @@ bool may_share(DType a, DType b) { return a == b || (traits(a).quantized && trai
 
 }  // namespace
 
+std::string shape_text(const TensorInfo& tensor) {
+  return fmt::format("{}[{}]", tensor.type_name(), fmt::join(tensor.shape, ", "));
+}
+
 TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options)
     : files_(files), backend_(backend), options_(options) {
   if (files.kind() == ModelFiles::Kind::kGguf) return;
-  root_ = kRoots.front();
-  for (const std::string_view root : kRoots) {
+  root_ = kDecoderRoots.front();
+  for (const std::string_view root : kDecoderRoots) {
     if (files.find(fmt::format("{}embed_tokens.weight", root)) == nullptr) continue;
     root_ = root;
     break;

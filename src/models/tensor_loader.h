@@ -3,6 +3,7 @@
 // real one.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <set>
 #include <string>
@@ -13,6 +14,13 @@
 #include "nn/layers.h"
 
 namespace qiao {
+
+// Where language models lie in a checkpoint: alone, or beside a vision tower.
+inline constexpr std::array<std::string_view, 4> kDecoderRoots = {"model.", "language_model.model.",
+                                                                  "model.language_model.", ""};
+
+// "F32[16, 64]", for messages.
+std::string shape_text(const TensorInfo& tensor);
 
 class TensorLoader {
  public:

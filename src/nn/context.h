@@ -4,10 +4,17 @@
 
 #include <cstddef>
 #include <initializer_list>
+#include <span>
 
 #include "backend/backend.h"
 
 namespace qiao::nn {
+
+// Rows [first, first + count) of the activations that layers see belong to requests of this adapter.
+struct AdapterRows {
+  int32_t adapter;
+  int64_t first, count;
+};
 
 // One step's memory is taken from a block that is planned beforehand: running the same layers on a measuring
 // context tells how much. Nothing here allocates.
@@ -41,6 +48,10 @@ class Context {
     size_t mark_;
   };
 
+  // The rows of the step, or of what is left of it, that adapters change; the caller's memory.
+  void set_adapter_rows(std::span<const AdapterRows> rows) { adapter_rows_ = rows; }
+  std::span<const AdapterRows> adapter_rows() const { return adapter_rows_; }
+
   // The ops of Backend; workspaces are taken from the scratch memory.
   void gather(const Gather& op);
   void gather_rows(const GatherRows& op);
@@ -64,6 +75,7 @@ class Context {
   bool measuring_;
   std::byte* base_;
   size_t bytes_, used_ = 0, peak_ = 0;
+  std::span<const AdapterRows> adapter_rows_;
 };
 
 }  // namespace qiao::nn

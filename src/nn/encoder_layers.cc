@@ -28,6 +28,7 @@ void SelfAttentionLayer::forward(Context& context, const Tensor& x, const Tensor
   op.k = rows.narrow(1, width, width).split_last(heads);
   op.v = rows.narrow(1, 2 * width, width).split_last(heads);
   op.starts = starts;
+  op.bias = bias;
   op.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
   op.out = mixed.split_last(heads);
   context.attention_varlen(op);

@@ -17,6 +17,7 @@ struct SelfAttentionLayer {
   LinearLayer qkv;     // [3 * H * D, C]: query, key, value
   LinearLayer output;  // [C, H * D]
   int64_t heads = 0, head_dim = 0;
+  Tensor bias;  // of scores, by distance: F32 [H, 2M - 1], see AttentionVarlen; or absent
   // y = attention(x) + x. starts is I32 [S + 1]; y does not overlap x.
   void forward(Context& context, const Tensor& x, const Tensor& starts, const Tensor& y) const;
 };

@@ -13,6 +13,25 @@ Parameter Parameter::upload(Backend& backend, const std::vector<float>& values) 
   return parameter;
 }
 
+void LowRankAdapter::forward(Context& context, const Tensor& x, const Tensor& y) const {
+  if (parts.empty()) return;
+  const Context::Scope scope(context);
+  const Tensor inner = context.take(DType::kF32, {x.shape[0], a->rows()});
+  Linear down;
+  down.x = x;
+  down.weight = a.get();
+  down.y = inner;
+  context.linear(down);
+  for (const Part& part : parts) {
+    Linear up;
+    up.x = inner.narrow(1, part.first_rank, part.b->columns());
+    up.weight = part.b.get();
+    up.y = y.narrow(1, part.first_row, part.b->rows());
+    up.residual = up.y;
+    context.linear(up);
+  }
+}
+
 int64_t LinearLayer::rows() const { return pieces.back().first_row + pieces.back().weight->rows(); }
 int64_t GroupedLinearLayer::rows() const { return pieces.back().first_row + pieces.back().weight->rows(); }
 
@@ -30,6 +49,21 @@ void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, co
     op.compute = piece.compute;
     op.y = y.narrow(1, piece.first_row, rows);
     context.linear(op);
+  }
+  if (adapters.empty()) return;
+  QIAO_ASSERT(activation == Activation::kNone);
+  add_adapters(context, x, y);
+}
+
+void LinearLayer::add_adapters(Context& context, const Tensor& x, const Tensor& y) const {
+  if (context.measuring()) {  // any step may be of any one adapter alone
+    for (const LowRankAdapter& adapter : adapters) adapter.forward(context, x, y);
+    return;
+  }
+  for (const AdapterRows& rows : context.adapter_rows()) {
+    const auto index = static_cast<size_t>(rows.adapter);
+    if (index >= adapters.size()) continue;
+    adapters[index].forward(context, x.slice(rows.first, rows.count), y.slice(rows.first, rows.count));
   }
 }
 

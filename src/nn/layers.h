@@ -24,16 +24,33 @@ struct WeightPiece {
   int64_t first_row = 0;
 };
 
-// y = x W^T + bias. One piece where the compute policy lets its parts share a handle (a fused QKV), else one
-// for each.
+// What one adapter adds to a layer: y += B (A x), for each of the layer's parts that it has (LoRA, Hu et al.
+// 2021). All in kF32. Default-made: nothing.
+struct LowRankAdapter {
+  struct Part {
+    std::shared_ptr<Weight> b;  // [rows, r], its scale in it
+    int64_t first_row = 0;      // of y
+    int64_t first_rank = 0;     // of A's rows
+  };
+  std::shared_ptr<Weight> a;  // [R, K]: the parts' A, one below the other
+  std::vector<Part> parts;
+  void forward(Context& context, const Tensor& x, const Tensor& y) const;
+};
+
+// y = x W^T + bias, and on the rows of the context's adapters what they add. One piece where the compute
+// policy lets its parts share a handle (a fused QKV), else one for each.
 struct LinearLayer {
   std::vector<WeightPiece> pieces;
-  Parameter bias;  // [N]
+  Parameter bias;                        // [N]
+  std::vector<LowRankAdapter> adapters;  // by their number; as many as the last that changes this layer needs
   int64_t rows() const;
 
   // residual may be absent, and y may alias it.
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
                Activation activation = Activation::kNone, float soft_cap = 0.0f) const;
+
+ private:
+  void add_adapters(Context& context, const Tensor& x, const Tensor& y) const;
 };
 
 // W[E, N, K]: rows of x sorted by expert.

@@ -15,7 +15,7 @@ Json Answer::head(bool chunk) const {
   return {{"id", id_},
           {"object", object_name(chunk)},
           {"created", created_},
-          {"model", context_.model_name},
+          {"model", model_name_},
           {"system_fingerprint", "qiao"}};
 }
 
@@ -31,6 +31,7 @@ void Answer::start(std::vector<GenerationRequest> requests) {
   const std::lock_guard lock(mutex_);  // events wait until the answer has begun
   choices_.resize(requests.size());
   left_ = requests.size();
+  model_name_ = context_.served_name(requests.front().adapter);
   for (size_t i = 0; i < requests.size(); ++i) choices_[i].text = leading_text(i);
   try {
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -55,6 +56,7 @@ void Answer::start(std::vector<GenerationRequest> requests) {
 void Answer::on_event(size_t index, const GenerationEvent& event) {
   const std::lock_guard lock(mutex_);
   Choice& choice = choices_[index];
+  if (event.has_token) context_.metrics.count_token(choice.last_token);
   const bool last = event.finish != FinishReason::kNone;
   Json logprobs;
   if (wants_logprobs_ && (event.has_token || !event.prompt_logprobs.empty())) {

@@ -29,6 +29,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     std::string text;
     Json logprobs;  // as the endpoint keeps it; null without
     FinishReason finish = FinishReason::kNone;
+    Metrics::LastToken last_token;
   };
   virtual const char* object_name(bool chunk) const = 0;
   // Adds the event's log-probabilities to `logprobs` (null at first). Only called where they were asked for.
@@ -58,6 +59,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   const bool stream_, include_usage_;
   const std::string id_;
   const int64_t created_;
+  std::string model_name_;
   std::mutex mutex_;
   std::vector<Choice> choices_;
 

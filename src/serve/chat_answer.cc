@@ -35,11 +35,12 @@ class ChatAnswer final : public ChatSink {
         stream_(turn.generation.stream),
         include_usage_(turn.generation.include_usage),
         id_(random_id("chatcmpl-")),
+        model_name_(context.served_name(turn.adapter)),
         created_(unix_seconds()),
         choices_(static_cast<size_t>(turn.generation.n)),
         left_(choices_.size()) {}
 
-  void on_begin() override {
+  void on_begin(int64_t) override {
     if (!stream_) return;
     exchange_->begin(200, "text/event-stream; charset=utf-8", sse_headers());
     for (size_t i = 0; i < choices_.size(); ++i) write_delta(i, {{"role", "assistant"}, {"content", ""}});
@@ -112,7 +113,7 @@ class ChatAnswer final : public ChatSink {
     return {{"id", id_},
             {"object", object},
             {"created", created_},
-            {"model", context_.model_name},
+            {"model", model_name_},
             {"system_fingerprint", "qiao"}};
   }
 
@@ -173,6 +174,7 @@ class ChatAnswer final : public ChatSink {
   const std::shared_ptr<HttpExchange> exchange_;
   const bool stream_, include_usage_;
   const std::string id_;
+  const std::string model_name_;
   const int64_t created_;
   std::vector<Choice> choices_;
   size_t left_;

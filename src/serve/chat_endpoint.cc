@@ -4,19 +4,6 @@
 namespace qiao::serve {
 namespace {
 
-// response_format: only plain text for now.
-void check_response_format(Fields& fields) {
-  const Json* format = fields.find("response_format");
-  if (format == nullptr) return;
-  Fields inner(*format, "response_format.");
-  const std::string type = inner.required_text("type");
-  if (type != "text") {
-    throw ApiError(
-        400, fmt::format("response_format.type: '{}' is not supported yet; text is", type.substr(0, 40)),
-        "response_format.type", "unsupported_parameter");
-  }
-}
-
 void check_modalities(Fields& fields) {
   for (const std::string& modality : fields.texts("modalities", 4)) {
     if (modality != "text")
@@ -30,8 +17,8 @@ void chat_completions(ServeContext& context, const HttpRequest& request,
                       const std::shared_ptr<HttpExchange>& exchange) {
   const Json body = parse_body(request);
   Fields fields(body);
-  check_model(context, fields);
   ChatTurn turn;
+  turn.adapter = check_model(context, fields);
   turn.tenant = api_key_of(request);
   if (const Json* extra = fields.find("chat_template_kwargs")) {
     if (!extra->is_object())
@@ -53,16 +40,17 @@ void chat_completions(ServeContext& context, const HttpRequest& request,
   const auto max_tokens = fields.integer("max_tokens", 1, kMaxTokensLimit);
   const auto max_completion_tokens = fields.integer("max_completion_tokens", 1, kMaxTokensLimit);
   turn.max_tokens = max_completion_tokens ? *max_completion_tokens : max_tokens.value_or(-1);
-  check_response_format(fields);
+  turn.format = read_output_format(fields);
   check_modalities(fields);
-  if (const Json* choice = fields.find("tool_choice");
-      choice != nullptr && *choice != Json("none") && *choice != Json("auto")) {
-    throw ApiError(400, "tool_choice: is not supported yet", "tool_choice", "unsupported_parameter");
+  if (const Json* tools = fields.find("tools")) {
+    check_tools(*tools, "tools");
+    turn.tools = *tools;
   }
-  fields.ignore({"parallel_tool_calls"});
-  fields.refuse({"tools", "functions", "function_call", "audio", "prediction", "web_search_options",
-                 "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema"},
-                "is not supported yet");
+  if (const Json* choice = fields.find("tool_choice"))
+    turn.tool_choice = read_tool_choice(*choice, "tool_choice", turn.tools);
+  turn.parallel_tool_calls = fields.flag("parallel_tool_calls", true);
+  fields.refuse({"functions", "function_call"}, "is OpenAI's older form and not supported; tools are");
+  fields.refuse({"audio", "prediction", "web_search_options"}, "is not supported");
   fields.finish();
   const std::shared_ptr<ChatSink> answer = make_chat_answer(context, turn, exchange);
   run_chat(context, std::move(turn), exchange, answer);

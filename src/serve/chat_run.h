@@ -22,6 +22,18 @@ struct OutputFormat {
   std::string field;                 // "response_format.json_schema.schema": where it came from
 };
 
+// What the fields of /v1/chat/completions and /v1/completions ask for: response_format, and vLLM's and
+// llama-server's spellings (guided_json…, structured_outputs, grammar, json_schema), of which one may be
+// given.
+OutputFormat read_output_format(Fields& fields);
+// OpenAI's response_format object, which stands at `field`.
+OutputFormat read_response_format(const Json& format, const std::string& field);
+// A part of an answer. Of kText: any text.
+constrain::Structure output_structure(const OutputFormat& format);
+// Null for kText. Compiled once and kept.
+std::shared_ptr<constrain::CompiledGrammar> compile_output_format(ServeContext& context,
+                                                                  const OutputFormat& format);
+
 struct ChatTurn {
   // As templates take them: role, content (text), tool_calls ({"id", "type", "function": {"name",
   // "arguments": object}}), tool_call_id, name, reasoning_content. Checked by the endpoint.
@@ -32,6 +44,8 @@ struct ChatTurn {
   bool parallel_tool_calls = true;
   Json template_variables = Json::object();  // chat_template_kwargs, reasoning_effort…
   bool add_generation_prompt = true;
+  std::string answer_start;               // what the answer begins with: generation goes on from there
+  std::string prompt_field = "messages";  // what an error names where the prompt is too long
   OutputFormat format;
   GenerationFields generation;  // n, sampling, stop, ignore_eos
   int64_t max_tokens = -1;
@@ -58,7 +72,7 @@ class ChatSink {
   virtual ~ChatSink() = default;
   // All requests are queued: a stream begins here. An answer that cannot begin throws out of run_chat
   // instead.
-  virtual void on_begin() {}
+  virtual void on_begin(int64_t prompt_tokens) { (void)prompt_tokens; }
   virtual void on_event(size_t choice, const chat::ChatEvent& event) = 0;
   // A token, where logprobs were asked for: before the events that its text gives.
   virtual void on_token(size_t choice, const GenerationEvent& token) { (void)choice, (void)token; }
@@ -69,6 +83,9 @@ class ChatSink {
 // kMaxTools of them.
 inline constexpr size_t kMaxTools = 512;
 void check_tools(const Json& tools, const std::string& field);
+// OpenAI's tool_choice: "auto", "none", "required" or {"type": "function", "function": {"name"}}. `tools`
+// have been checked.
+chat::ToolChoice read_tool_choice(const Json& choice, const std::string& field, const Json& tools);
 
 // Renders, tokenizes, compiles what the answer must look like, submits the choices. Throws ApiError or Error
 // where any of it is refused. A peer that hangs up cancels them.

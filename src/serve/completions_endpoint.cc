@@ -1,5 +1,6 @@
 // /v1/completions.
 #include "serve/answer.h"
+#include "serve/chat_run.h"
 
 namespace qiao::serve {
 namespace {
@@ -94,7 +95,7 @@ void completions(ServeContext& context, const HttpRequest& request,
                  const std::shared_ptr<HttpExchange>& exchange) {
   const Json body = parse_body(request);
   Fields fields(body);
-  check_model(context, fields);
+  const std::string adapter = check_model(context, fields);
   const LanguageModel& model = *context.model;
   const Json* prompt = fields.find("prompt");
   if (prompt == nullptr) throw_bad_field("prompt", "is required");
@@ -112,9 +113,8 @@ void completions(ServeContext& context, const HttpRequest& request,
   if (const auto best_of = fields.integer("best_of", 1, kMaxChoices); best_of && *best_of != common.n) {
     throw ApiError(400, "best_of: is not supported; it may only equal n", "best_of", "unsupported_parameter");
   }
-  fields.refuse(
-      {"suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema"},
-      "is not supported yet");
+  const OutputFormat format = read_output_format(fields);
+  fields.refuse({"suffix"}, "is not supported yet");
   if (max_tokens == 0 && !echo) throw_bad_field("max_tokens", "0 is only allowed with echo");
   fields.finish();
   if (ids.size() * static_cast<size_t>(common.n) > kMaxPrompts) {
@@ -122,6 +122,7 @@ void completions(ServeContext& context, const HttpRequest& request,
   }
 
   const bool logprobs = top_logprobs >= 0;
+  const std::shared_ptr<constrain::CompiledGrammar> grammar = compile_output_format(context, format);
   std::vector<GenerationRequest> requests;
   std::vector<TextAnswer::Prompt> prompts;
   for (size_t p = 0; p < ids.size(); ++p) {
@@ -132,9 +133,11 @@ void completions(ServeContext& context, const HttpRequest& request,
     for (int64_t choice = 0; choice < common.n; ++choice) {
       GenerationRequest generation;
       generation.tenant = api_key_of(request);
+      generation.adapter = adapter;
       generation.prompt = ids[p];
       generation.sampling = common.sampling;
       generation.choice = static_cast<int32_t>(choice);
+      generation.grammar = grammar;
       generation.stop = common.stop;
       generation.ignore_eos = common.ignore_eos;
       generation.max_tokens = max_tokens;

@@ -36,14 +36,14 @@ void embeddings(ServeContext& context, const HttpRequest& request,
                 const std::shared_ptr<HttpExchange>& exchange) {
   const Json body = parse_body(request);
   Fields fields(body);
-  check_model(context, fields);
+  const std::string adapter = check_model(context, fields);
   const EmbeddingFields wanted = read_embedding_fields(fields, context.model->decoder().config().hidden_size);
   fields.finish();
   std::vector<std::vector<TokenId>> prompts = prompt_list(context, *wanted.input, "input", kMaxInputs);
 
   const auto answer = std::make_shared<EmbeddingsAnswer>();
   answer->exchange = exchange;
-  answer->model_name = context.model_name;
+  answer->model_name = context.served_name(adapter);
   answer->base64 = wanted.base64;
   answer->left = prompts.size();
   answer->vectors.resize(prompts.size());
@@ -52,6 +52,7 @@ void embeddings(ServeContext& context, const HttpRequest& request,
     for (size_t i = 0; i < prompts.size(); ++i) {
       GenerationRequest generation;
       generation.tenant = api_key_of(request);
+      generation.adapter = adapter;
       generation.prompt = std::move(prompts[i]);
       generation.embedding = true;
       group->add(context.engine.submit(std::move(generation), [answer, i, dimensions = wanted.dimensions,

@@ -93,6 +93,10 @@ Json Usage::to_json() const {
 
 std::string sse(const Json& json) { return "data: " + dump_json(json) + "\n\n"; }
 
+std::string sse_event(std::string_view name, const Json& json) {
+  return fmt::format("event: {}\n{}", name, sse(json));
+}
+
 HttpHeaders sse_headers() { return {{"cache-control", "no-cache"}, {"x-accel-buffering", "no"}}; }
 
 void CancelGroup::add(std::shared_ptr<Generation> generation) {

@@ -44,6 +44,8 @@ struct Usage {
 
 // One server-sent event: "data: JSON\n\n".
 std::string sse(const Json& json);
+// "event: NAME\ndata: JSON\n\n".
+std::string sse_event(std::string_view name, const Json& json);
 inline constexpr std::string_view kSseDone = "data: [DONE]\n\n";
 HttpHeaders sse_headers();
 

@@ -2,6 +2,8 @@
 // stream.
 #include "serve/http_server.h"
 
+#include <fcntl.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -17,6 +19,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <future>
 #include <map>
 #include <mutex>
 #include <random>
@@ -41,6 +44,9 @@ std::string_view HttpRequest::header(std::string_view lower_case_name) const {
 }
 
 namespace {
+
+constexpr std::chrono::seconds kRefusedSeconds(10);      // for the peer to take note of a refusal
+constexpr size_t kMaxPipelinedBytes = size_t{64} << 10;  // kept of what comes while an answer is made
 
 std::string new_request_id() {
   thread_local std::mt19937_64 random{std::random_device{}()};
@@ -155,6 +161,10 @@ class Exchange final : public HttpExchange, public std::enable_shared_from_this<
     const std::lock_guard lock(mutex_);
     return closed_ || !unsent_.empty() || (started_ && !announced_) || (ended_ && !finished_);
   }
+  bool over() const {
+    const std::lock_guard lock(mutex_);
+    return closed_ || finished_;
+  }
   void announced() {
     const std::lock_guard lock(mutex_);
     announced_ = true;
@@ -223,15 +233,19 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   std::mutex mutex;
   std::condition_variable quiet;
   int in_work = 0;
-  size_t open = 0;
+  size_t open = 0;  // connections, those included that have only just been accepted
   bool closing = false;
   uint16_t port = 0;
 
   net::awaitable<void> accept_loop();
   net::awaitable<void> serve(beast::tcp_stream stream);
-  net::awaitable<bool> answer(beast::tcp_stream& stream, http::request<http::string_body> request);
+  net::awaitable<bool> serve_one(beast::tcp_stream& stream, beast::flat_buffer& buffer);
+  net::awaitable<bool> answer(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+                              http::request<http::string_body> request);
   net::awaitable<bool> send_refusal(beast::tcp_stream& stream, int status, std::string_view message);
-  void watch(beast::tcp_stream& stream, const std::shared_ptr<Exchange>& exchange);
+  void watch(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+             const std::shared_ptr<Exchange>& exchange);
+  void count_connection(int change);
 };
 
 namespace {
@@ -246,6 +260,18 @@ http::response<http::empty_body> make_head(const Exchange& exchange, unsigned ve
   return head;
 }
 
+// A peer that vanished without a word is found out by the kernel's probes, after about a minute.
+void prepare(tcp::socket& socket) {
+  const auto set = [&](int level, int name, int value) {
+    ::setsockopt(socket.native_handle(), level, name, &value, sizeof value);
+  };
+  set(IPPROTO_TCP, TCP_NODELAY, 1);
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, 30);
+  set(IPPROTO_TCP, TCP_KEEPINTVL, 10);
+  set(IPPROTO_TCP, TCP_KEEPCNT, 3);
+}
+
 }  // namespace
 
 net::awaitable<void> HttpServer::State::accept_loop() {
@@ -253,16 +279,24 @@ net::awaitable<void> HttpServer::State::accept_loop() {
   while (!stopping) {
     error_code problem;
     tcp::socket socket = co_await acceptor.async_accept(net::redirect_error(net::use_awaitable, problem));
-    if (problem == net::error::operation_aborted || stopping) break;
-    if (problem) {  // out of descriptors, most likely: let some close
-      net::steady_timer pause(*io, std::chrono::milliseconds(100));
-      co_await pause.async_wait(net::redirect_error(net::use_awaitable, problem));
-      continue;
+    if (!problem) {  // also one that came in as the server began to stop: it may have sent its request
+      prepare(socket);
+      count_connection(1);
+      net::co_spawn(*io, serve(beast::tcp_stream(std::move(socket))), net::detached);
     }
-    if (connections.size() >= options.max_connections) continue;  // the socket closes here
-    socket.set_option(tcp::no_delay(true), problem);
-    net::co_spawn(*io, serve(beast::tcp_stream(std::move(socket))), net::detached);
+    // Out of descriptors, or full: the others wait in the kernel's queue until some have closed.
+    while (!stopping && (problem || open >= options.max_connections)) {
+      net::steady_timer pause(*io, std::chrono::milliseconds(50));
+      co_await pause.async_wait(net::redirect_error(net::use_awaitable, problem));
+      problem = {};
+    }
   }
+}
+
+void HttpServer::State::count_connection(int change) {
+  const std::lock_guard lock(mutex);
+  open += static_cast<size_t>(change);
+  quiet.notify_all();
 }
 
 net::awaitable<bool> HttpServer::State::send_refusal(beast::tcp_stream& stream, int status,
@@ -280,27 +314,35 @@ net::awaitable<bool> HttpServer::State::send_refusal(beast::tcp_stream& stream, 
   if (problem) co_return false;
   // Let the peer read it before the connection resets over what it is still sending.
   stream.socket().shutdown(tcp::socket::shutdown_send, problem);
-  char sink[4096];
-  size_t drained = 0;
-  stream.expires_after(std::chrono::seconds(2));
-  while (!problem && drained < (size_t{1} << 20)) {
-    drained +=
-        co_await stream.async_read_some(net::buffer(sink), net::redirect_error(net::use_awaitable, problem));
+  std::vector<char> sink(size_t{64} << 10);
+  stream.expires_after(kRefusedSeconds);
+  while (!problem) {
+    co_await stream.async_read_some(net::buffer(sink), net::redirect_error(net::use_awaitable, problem));
   }
   co_return false;
 }
 
-// Closes the exchange when the peer hangs up while the answer is being made.
-void HttpServer::State::watch(beast::tcp_stream& stream, const std::shared_ptr<Exchange>& exchange) {
-  stream.socket().async_wait(tcp::socket::wait_read, [&stream, exchange](error_code problem) {
-    if (problem) return;  // cancelled: the answer is complete
-    char byte = 0;
-    const ssize_t n = ::recv(stream.socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK)) exchange->close();
+// Closes the exchange when the peer hangs up while the answer is being made. What a pipelining peer sends
+// meanwhile is kept: only who reads on sees the end.
+void HttpServer::State::watch(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+                              const std::shared_ptr<Exchange>& exchange) {
+  stream.socket().async_wait(tcp::socket::wait_read, [this, &stream, &buffer, exchange](error_code problem) {
+    // The answer is complete, and the connection may be gone (the wait may have ended before it was
+    // cancelled).
+    if (problem || exchange->over()) return;
+    if (buffer.size() >= kMaxPipelinedBytes) return;
+    const auto room = buffer.prepare(16 << 10);
+    const ssize_t n = ::recv(stream.socket().native_handle(), room.data(), room.size(), MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) {
+      exchange->close();
+      return;
+    }
+    if (n > 0) buffer.commit(static_cast<size_t>(n));
+    watch(stream, buffer, exchange);
   });
 }
 
-net::awaitable<bool> HttpServer::State::answer(beast::tcp_stream& stream,
+net::awaitable<bool> HttpServer::State::answer(beast::tcp_stream& stream, beast::flat_buffer& buffer,
                                                http::request<http::string_body> request) {
   HttpRequest plain;
   plain.method = std::string(request.method_string());
@@ -316,7 +358,7 @@ net::awaitable<bool> HttpServer::State::answer(beast::tcp_stream& stream,
   const std::string_view wished = plain.header("x-request-id");
   plain.id = usable_request_id(wished) ? std::string(wished) : new_request_id();
   const unsigned version = request.version();
-  const bool keep_alive = request.keep_alive() && !stopping;
+  bool keep_alive = request.keep_alive() && !stopping;
   const bool head_only = request.method() == http::verb::head;
   plain.body = std::move(request.body());
 
@@ -331,7 +373,7 @@ net::awaitable<bool> HttpServer::State::answer(beast::tcp_stream& stream,
     }
   });
   connections[&stream] = exchange;
-  watch(stream, exchange);
+  watch(stream, buffer, exchange);
 
   error_code problem;
   bool announced = false;
@@ -347,13 +389,16 @@ net::awaitable<bool> HttpServer::State::answer(beast::tcp_stream& stream,
     if (!announced) {
       announced = true;
       exchange->announced();
+      keep_alive = keep_alive && !stopping;
+      // Before HTTP/1.1 only the connection's end tells where a streamed answer ends.
+      if (!pending.whole && version < 11) keep_alive = false;
       http::response<http::empty_body> head = make_head(*exchange, version, keep_alive);
-      if (pending.whole) {
+      if (exchange->status() == 204) {
+        head.erase(http::field::content_type);
+      } else if (pending.whole) {
         head.content_length(pending.bytes.size());
       } else if (version >= 11) {
         head.chunked(true);
-      } else {
-        head.keep_alive(false);
       }
       http::response_serializer<http::empty_body> serializer(head);
       co_await http::async_write_header(stream, serializer, net::redirect_error(net::use_awaitable, problem));
@@ -381,15 +426,15 @@ net::awaitable<bool> HttpServer::State::answer(beast::tcp_stream& stream,
   connections[&stream] = nullptr;
 
   stream.socket().cancel(problem);  // the watch
-  co_return keep_alive && (version >= 11 || exchange->status() != 0);
+  co_return keep_alive;
 }
 
 net::awaitable<void> HttpServer::State::serve(beast::tcp_stream stream) {
   const auto self = shared_from_this();
   connections.emplace(&stream, nullptr);
   beast::flat_buffer buffer;
-  bool go_on = true;
-  while (go_on && !stopping) {
+  bool go_on = !closing;
+  while (go_on) {
     error_code problem;
     if (buffer.size() == 0) {
       stream.expires_after(std::chrono::seconds(options.idle_seconds));
@@ -398,39 +443,11 @@ net::awaitable<void> HttpServer::State::serve(beast::tcp_stream stream) {
       if (problem) break;
       buffer.commit(n);
     }
-    http::request_parser<http::string_body> parser;
-    parser.header_limit(static_cast<uint32_t>(options.max_header_bytes));
-    parser.body_limit(options.max_body_bytes);
-    stream.expires_after(std::chrono::seconds(options.request_seconds));
-    co_await http::async_read_header(stream, buffer, parser,
-                                     net::redirect_error(net::use_awaitable, problem));
-    if (!problem && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
-      http::response<http::empty_body> go(http::status::continue_, parser.get().version());
-      co_await http::async_write(stream, go, net::redirect_error(net::use_awaitable, problem));
-    }
-    if (!problem)
-      co_await http::async_read(stream, buffer, parser, net::redirect_error(net::use_awaitable, problem));
-    if (problem) {
-      if (problem == http::error::body_limit) {
-        co_await send_refusal(stream, 413,
-                              fmt::format("body: over the limit of {} bytes", options.max_body_bytes));
-      } else if (problem == http::error::header_limit) {
-        co_await send_refusal(stream, 431,
-                              fmt::format("headers: over the limit of {} bytes", options.max_header_bytes));
-      } else if (problem == beast::error::timeout) {
-        // Nothing to say to who says nothing.
-      } else if (problem.category() == http::make_error_code(http::error::bad_method).category() &&
-                 problem != http::error::end_of_stream && problem != http::error::partial_message) {
-        co_await send_refusal(stream, 400, "malformed HTTP request: " + problem.message());
-      }
-      break;
-    }
     {
       const std::lock_guard lock(mutex);
       ++in_work;
     }
-    stream.expires_never();
-    go_on = co_await answer(stream, parser.release());
+    go_on = co_await serve_one(stream, buffer);
     {
       const std::lock_guard lock(mutex);
       if (--in_work == 0) quiet.notify_all();
@@ -439,41 +456,112 @@ net::awaitable<void> HttpServer::State::serve(beast::tcp_stream stream) {
   error_code ignored;
   stream.socket().shutdown(tcp::socket::shutdown_both, ignored);
   connections.erase(&stream);
-  const std::lock_guard lock(mutex);
-  open = connections.size();
-  quiet.notify_all();
+  count_connection(-1);
 }
+
+// One request, whose first bytes are in the buffer; whether the connection goes on.
+net::awaitable<bool> HttpServer::State::serve_one(beast::tcp_stream& stream, beast::flat_buffer& buffer) {
+  error_code problem;
+  http::request_parser<http::string_body> parser;
+  parser.header_limit(static_cast<uint32_t>(options.max_header_bytes));
+  parser.body_limit(options.max_body_bytes);
+  stream.expires_after(std::chrono::seconds(options.request_seconds));
+  co_await http::async_read_header(stream, buffer, parser, net::redirect_error(net::use_awaitable, problem));
+  if (!problem && beast::iequals(parser.get()[http::field::expect], "100-continue")) {
+    http::response<http::empty_body> go(http::status::continue_, parser.get().version());
+    co_await http::async_write(stream, go, net::redirect_error(net::use_awaitable, problem));
+  }
+  if (!problem)
+    co_await http::async_read(stream, buffer, parser, net::redirect_error(net::use_awaitable, problem));
+  if (!problem && parser.get().version() >= 11 &&
+      parser.get().find(http::field::host) == parser.get().end()) {
+    co_return co_await send_refusal(stream, 400, "malformed HTTP request: it has no Host");
+  }
+  if (!problem) {
+    stream.expires_never();
+    co_return co_await answer(stream, buffer, parser.release());
+  }
+  if (problem == http::error::body_limit) {
+    co_return co_await send_refusal(stream, 413,
+                                    fmt::format("body: over the limit of {} bytes", options.max_body_bytes));
+  }
+  if (problem == http::error::header_limit) {
+    co_return co_await send_refusal(
+        stream, 431, fmt::format("headers: over the limit of {} bytes", options.max_header_bytes));
+  }
+  // Nothing to say to who says nothing, or has gone.
+  const bool malformed = problem != beast::error::timeout && problem != http::error::end_of_stream &&
+                         problem != http::error::partial_message &&
+                         problem.category() == http::make_error_code(http::error::bad_method).category();
+  if (malformed) co_await send_refusal(stream, 400, "malformed HTTP request: " + problem.message());
+  co_return false;
+}
+
+namespace {
+
+void take_over(tcp::acceptor& acceptor, int fd) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  int listens = 0;
+  socklen_t listens_size = sizeof listens;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+      ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &listens_size) != 0 || listens == 0 ||
+      (address.ss_family != AF_INET && address.ss_family != AF_INET6)) {
+    throw_error(ErrorKind::kIo, "descriptor {}: is no listening TCP socket", fd);
+  }
+  ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  acceptor.assign(address.ss_family == AF_INET ? tcp::v4() : tcp::v6(), fd);
+}
+
+}  // namespace
 
 HttpServer::HttpServer(const HttpServerOptions& options, Handler handler)
     : state_(std::make_shared<State>(options, std::move(handler))) {
   State& state = *state_;
-  try {
-    tcp::resolver resolver(*state.io);
-    const auto found = resolver.resolve(options.host, std::to_string(options.port), tcp::resolver::passive);
-    const tcp::endpoint endpoint = found.begin()->endpoint();
-    state.acceptor.open(endpoint.protocol());
-    state.acceptor.set_option(net::socket_base::reuse_address(true));
-    state.acceptor.bind(endpoint);
-    state.acceptor.listen(1024);
-    state.port = state.acceptor.local_endpoint().port();
-  } catch (const boost::system::system_error& e) {
-    throw_error(ErrorKind::kIo, "cannot listen on {}:{}: {}", options.host, options.port, e.code().message());
+  if (options.listening_fd >= 0) {
+    take_over(state.acceptor, options.listening_fd);
+  } else {
+    try {
+      tcp::resolver resolver(*state.io);
+      const auto found = resolver.resolve(options.host, std::to_string(options.port), tcp::resolver::passive);
+      const tcp::endpoint endpoint = found.begin()->endpoint();
+      state.acceptor.open(endpoint.protocol());
+      state.acceptor.set_option(net::socket_base::reuse_address(true));
+      state.acceptor.bind(endpoint);
+      state.acceptor.listen(net::socket_base::max_listen_connections);
+    } catch (const boost::system::system_error& e) {
+      throw_error(ErrorKind::kIo, "cannot listen on {}:{}: {}", options.host, options.port,
+                  e.code().message());
+    }
   }
+  state.port = state.acceptor.local_endpoint().port();
   net::co_spawn(*state.io, state.accept_loop(), net::detached);
   state.thread = std::thread([io = state.io] { io->run(); });
 }
 
 uint16_t HttpServer::port() const { return state_->port; }
 
-void HttpServer::stop(int seconds) {
+int HttpServer::listening_fd() const { return state_->stopping ? -1 : state_->acceptor.native_handle(); }
+
+size_t HttpServer::connections() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->open;
+}
+
+void HttpServer::stop(int seconds, Idle idle) {
   State& state = *state_;
   state.stopping = true;
-  net::post(*state.io, [self = state_] {
+  // Returns once the I/O thread has no connection in hand that is not counted.
+  std::promise<void> closed;
+  net::post(*state.io, [&] {
     error_code ignored;
-    self->acceptor.close(ignored);
+    state.acceptor.close(ignored);
+    net::post(*state.io, [&] { closed.set_value(); });
   });
+  closed.get_future().wait();
   std::unique_lock lock(state.mutex);
-  state.quiet.wait_for(lock, std::chrono::seconds(seconds), [&] { return state.in_work == 0; });
+  state.quiet.wait_for(lock, std::chrono::seconds(seconds),
+                       [&] { return state.in_work == 0 && (idle == Idle::kLeave || state.open == 0); });
 }
 
 HttpServer::~HttpServer() {
@@ -488,7 +576,6 @@ HttpServer::~HttpServer() {
       stream->close();
     }
     const std::lock_guard lock(self->mutex);
-    self->open = self->connections.size();
     self->closing = true;
     self->quiet.notify_all();
   });

@@ -42,10 +42,11 @@ class HttpExchange {
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 8080;  // 0: the system picks one
+  uint16_t port = 8080;   // 0: the system picks one
+  int listening_fd = -1;  // a socket that listens already, in place of host and port; taken over and closed
   size_t max_body_bytes = size_t{64} << 20;
   size_t max_header_bytes = size_t{64} << 10;
-  size_t max_connections = 4096;
+  size_t max_connections = 4096;               // more wait to be accepted
   size_t max_unsent_bytes = size_t{16} << 20;  // of one answer; a reader slower than that is closed
   int request_seconds = 60;                    // to send a whole request, once its first byte has come
   int idle_seconds = 120;                      // between requests
@@ -62,14 +63,22 @@ class HttpServer {
   // throws becomes a 500 without details.
   using Handler = std::function<void(const HttpRequest&, const std::shared_ptr<HttpExchange>&)>;
 
-  // Binds and listens; throws Error(kIo) naming address and port.
+  // Binds and listens, or takes listening_fd; throws Error(kIo) naming address and port, or what is wrong
+  // with the socket.
   HttpServer(const HttpServerOptions& options, Handler handler);
   ~HttpServer();  // closes everything
 
   uint16_t port() const;
+  int listening_fd() const;  // for a successor; -1 once stopped
+  // Connections that are open now. Safe from any thread.
+  size_t connections() const;
+  enum class Idle {
+    kLeave,   // connections without a request do not hold the return up
+    kAnswer,  // nor may a request be lost that comes on one: returns when the peers have closed them
+  };
   // Accepts no more connections; returns when those with a request in work have been answered, or after
-  // `seconds`.
-  void stop(int seconds);
+  // `seconds`. Requests that still come on open connections are answered, each as its connection's last.
+  void stop(int seconds, Idle idle = Idle::kLeave);
 
  private:
   struct State;

@@ -1,12 +1,21 @@
 #include "serve/metrics.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
 
 namespace qiao::serve {
 namespace {
 
-constexpr std::array<double, 14> kBounds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
-                                            0.25,  0.5,    1.0,   2.5,  5.0,   10.0, 60.0};
+constexpr auto kSeconds = std::to_array<double>(
+    {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0});
+constexpr auto kTokens = std::to_array<double>(
+    {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000});
 
 std::string escape(std::string_view value) {
   std::string out;
@@ -17,20 +26,68 @@ std::string escape(std::string_view value) {
   return out;
 }
 
+// What Prometheus' own clients say of their process, under the same names.
+void write_process(std::string& out) {
+  std::ifstream file("/proc/self/stat");
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  std::istringstream fields(
+      text.substr(std::min(text.rfind(')') + 1, text.size())));  // a name may hold spaces
+  std::vector<std::string> field;                                // field[0] is the third of proc(5)
+  for (std::string word; fields >> word;) field.push_back(word);
+  if (field.size() < 22) return;
+  const auto ticks = static_cast<double>(::sysconf(_SC_CLK_TCK));
+  const auto number = [&](size_t index) { return std::strtod(field[index - 3].c_str(), nullptr); };
+  const auto single = [&](std::string_view name, std::string_view type, std::string_view help, double value) {
+    out += fmt::format("# HELP {0} {1}\n# TYPE {0} {2}\n{0} {3}\n", name, help, type, value);
+  };
+  single("process_cpu_seconds_total", "counter", "User and system time.", (number(14) + number(15)) / ticks);
+  single("process_virtual_memory_bytes", "gauge", "Virtual memory.", number(23));
+  single("process_resident_memory_bytes", "gauge", "Resident memory.",
+         number(24) * static_cast<double>(::sysconf(_SC_PAGESIZE)));
+  std::error_code problem;
+  std::filesystem::directory_iterator entry("/proc/self/fd", problem), end;
+  double open = 0;
+  for (; !problem && entry != end; entry.increment(problem)) ++open;
+  single("process_open_fds", "gauge", "Open descriptors.", open);
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0)
+    single("process_max_fds", "gauge", "Most descriptors that may be open.",
+           static_cast<double>(limit.rlim_cur));
+}
+
 }  // namespace
 
 Metrics::Metrics(std::string_view model_name)
-    : labels_(fmt::format("model_name=\"{}\"", escape(model_name))) {}
+    : labels_(fmt::format("model_name=\"{}\"", escape(model_name))),
+      first_token_(kSeconds),
+      gaps_(kSeconds),
+      whole_(kSeconds),
+      per_token_(kSeconds),
+      queue_(kSeconds),
+      prefill_(kSeconds),
+      decode_(kSeconds),
+      inference_(kSeconds),
+      prompt_tokens_(kTokens),
+      completion_tokens_(kTokens) {}
 
-void Metrics::Histogram::add(double seconds) {
-  for (size_t i = 0; i < kBounds.size(); ++i) buckets[i] += seconds <= kBounds[i] ? 1 : 0;
+void Metrics::Histogram::add(double value) {
+  for (size_t i = 0; i < bounds.size(); ++i) buckets[i] += value <= bounds[i] ? 1 : 0;
   ++count;
-  sum += seconds;
+  sum += value;
 }
 
 void Metrics::count_request(std::string_view path, int status) {
   const std::lock_guard lock(mutex_);
   ++requests_[{std::string(path), status}];
+}
+
+void Metrics::count_token(LastToken& before) {
+  const auto now = std::chrono::steady_clock::now();
+  if (before) {
+    const std::lock_guard lock(mutex_);
+    gaps_.add(std::chrono::duration<double>(now - *before).count());
+  }
+  before = now;
 }
 
 void Metrics::count_generation(const GenerationEvent& last) {
@@ -44,20 +101,26 @@ void Metrics::count_generation(const GenerationEvent& last) {
   if (last.completion_tokens > 0) first_token_.add(last.queue_seconds + last.prefill_seconds);
   if (last.completion_tokens > 1)
     per_token_.add(last.decode_seconds / static_cast<double>(last.completion_tokens - 1));
+  prefill_.add(last.prefill_seconds);
+  decode_.add(last.decode_seconds);
+  inference_.add(last.prefill_seconds + last.decode_seconds);
   whole_.add(last.queue_seconds + last.prefill_seconds + last.decode_seconds);
+  prompt_tokens_.add(static_cast<double>(last.prompt_tokens));
+  completion_tokens_.add(static_cast<double>(last.completion_tokens));
 }
 
 void Metrics::write(std::string& out, std::string_view name, std::string_view help,
                     const Histogram& histogram) const {
   out += fmt::format("# HELP {0} {1}\n# TYPE {0} histogram\n", name, help);
-  for (size_t i = 0; i < kBounds.size(); ++i) {
-    out += fmt::format("{}_bucket{{{},le=\"{}\"}} {}\n", name, labels_, kBounds[i], histogram.buckets[i]);
+  for (size_t i = 0; i < histogram.bounds.size(); ++i) {
+    out += fmt::format("{}_bucket{{{},le=\"{}\"}} {}\n", name, labels_, histogram.bounds[i],
+                       histogram.buckets[i]);
   }
   out += fmt::format("{0}_bucket{{{1},le=\"+Inf\"}} {2}\n{0}_sum{{{1}}} {3}\n{0}_count{{{1}}} {2}\n", name,
                      labels_, histogram.count, histogram.sum);
 }
 
-std::string Metrics::text(const EngineStats& stats) const {
+std::string Metrics::text(const EngineStats& stats, size_t connections) const {
   const std::lock_guard lock(mutex_);
   std::string out;
   const auto single = [&](std::string_view name, std::string_view type, std::string_view help, auto value) {
@@ -91,6 +154,7 @@ std::string Metrics::text(const EngineStats& stats) const {
   single("qiao:prefill_seconds_total", "counter", "Time in steps that had prompt tokens.",
          stats.prefill_seconds);
   single("qiao:decode_seconds_total", "counter", "Time in steps that had none.", stats.decode_seconds);
+  single("qiao:http_connections", "gauge", "Connections that are open.", connections);
   out +=
       "# HELP vllm:request_success_total Finished requests by reason.\n# TYPE vllm:request_success_total "
       "counter\n";
@@ -107,9 +171,17 @@ std::string Metrics::text(const EngineStats& stats) const {
                        escape(key.first), key.second, count);
   }
   write(out, "vllm:time_to_first_token_seconds", "From submission to the first token.", first_token_);
-  write(out, "vllm:time_per_output_token_seconds", "Mean time between two tokens of a request.", per_token_);
+  write(out, "vllm:inter_token_latency_seconds", "Between two tokens of a completion.", gaps_);
+  write(out, "vllm:request_time_per_output_token_seconds", "Mean time between two tokens of a request.",
+        per_token_);
   write(out, "vllm:request_queue_time_seconds", "Time in the queue.", queue_);
+  write(out, "vllm:request_prefill_time_seconds", "From the queue's end to the first token.", prefill_);
+  write(out, "vllm:request_decode_time_seconds", "From the first token to the last.", decode_);
+  write(out, "vllm:request_inference_time_seconds", "From the queue's end to the last token.", inference_);
+  write(out, "vllm:request_prompt_tokens", "Prompt tokens of a request.", prompt_tokens_);
+  write(out, "vllm:request_generation_tokens", "Generated tokens of a request.", completion_tokens_);
   write(out, "vllm:e2e_request_latency_seconds", "From submission to the last token.", whole_);
+  write_process(out);
   return out;
 }
 

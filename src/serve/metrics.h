@@ -2,11 +2,14 @@
 // work.
 #pragma once
 
-#include <array>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "infer/engine.h"
 
@@ -17,16 +20,21 @@ class Metrics {
  public:
   explicit Metrics(std::string_view model_name);
   void count_request(std::string_view path, int status);
+  using LastToken = std::optional<std::chrono::steady_clock::time_point>;
+  void count_token(LastToken& before);  // now, of an answer whose last one came at `before`; which it becomes
   void count_generation(const GenerationEvent& last);
-  std::string text(const EngineStats& stats) const;
+  // `connections`: those of HTTP that are open.
+  std::string text(const EngineStats& stats, size_t connections) const;
 
  private:
   // Cumulative buckets, as Prometheus wants them.
   struct Histogram {
-    std::array<int64_t, 14> buckets{};
+    explicit Histogram(std::span<const double> upper) : bounds(upper), buckets(upper.size()) {}
+    std::span<const double> bounds;
+    std::vector<int64_t> buckets;
     int64_t count = 0;
     double sum = 0;
-    void add(double seconds);
+    void add(double value);
   };
   void write(std::string& out, std::string_view name, std::string_view help,
              const Histogram& histogram) const;
@@ -35,7 +43,8 @@ class Metrics {
   mutable std::mutex mutex_;
   std::map<std::pair<std::string, int>, int64_t> requests_;
   std::map<std::string, int64_t> finished_;
-  Histogram first_token_, whole_, per_token_, queue_;
+  Histogram first_token_, gaps_, whole_, per_token_, queue_, prefill_, decode_, inference_, prompt_tokens_,
+      completion_tokens_;
 };
 
 }  // namespace qiao::serve

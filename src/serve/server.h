@@ -12,13 +12,15 @@
 #include "serve/fields.h"
 #include "serve/http_server.h"
 #include "serve/metrics.h"
+#include "serve/response_store.h"
 
 namespace qiao::serve {
 
 struct ServerOptions {
   HttpServerOptions http;
-  std::string model_name;                 // what /v1/models shows; empty: the model's own
-  std::vector<std::string> api_keys;      // none: open
+  std::string model_name;                          // what /v1/models shows; empty: the model's own
+  std::vector<std::string> api_keys;               // none: open
+  size_t response_store_bytes = size_t{64} << 20;  // kept answers of /v1/responses; 0: none
   std::vector<std::string> cors_origins;  // exact origins, or "*"; none: pages of other origins are refused
 };
 
@@ -27,8 +29,15 @@ struct CommonContext {
   explicit CommonContext(const std::string& name);
   Metrics metrics;
   std::string model_name;
+  std::vector<std::string> adapters;  // LoRA adapters by name: each is a model to clients
+  // What answers call the model that an adapter (empty: none) makes of the base.
+  const std::string& served_name(const std::string& adapter) const {
+    return adapter.empty() ? model_name : adapter;
+  }
   int64_t started = 0;  // seconds since 1970
+  std::string openapi;  // the text of /openapi.json
   std::atomic<bool> draining{false};
+  std::atomic<const HttpServer*> http{nullptr};  // once it is there
 };
 
 // Of a server with a language model.
@@ -39,11 +48,14 @@ struct ServeContext : CommonContext {
         engine(its_engine),
         chat_format(model->chat_template() == nullptr
                         ? chat::ChatFormat()
-                        : chat::detect_chat_format(model->chat_template()->source())) {}
+                        : chat::detect_chat_format(model->chat_template()->source())) {
+    for (const AdapterSource& adapter : model->adapters()) adapters.push_back(adapter.name);
+  }
   std::shared_ptr<LanguageModel> model;
   Engine& engine;
   chat::ChatFormat chat_format;      // how the model writes calls of tools and thoughts
   constrain::GrammarCache grammars;  // what answers had to look like, compiled
+  ResponseStore responses;
 };
 
 // Of a server with an encoder: embeddings, or the scores of a cross-encoder.
@@ -59,6 +71,13 @@ using Endpoint = void (*)(ServeContext& context, const HttpRequest& request,
 
 void chat_completions(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void completions(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void create_response(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void count_response_tokens(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void retrieve_response(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void delete_response(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void list_response_items(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void create_message(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void count_message_tokens(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void rerank(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void embeddings(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void tokenize(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
@@ -77,9 +96,14 @@ void encoder_detokenize(EncoderContext&, const HttpRequest&, const std::shared_p
 std::string_view api_key_of(const HttpRequest& request);
 // The body as a JSON object; ApiError 400 otherwise.
 Json parse_body(const HttpRequest& request);
+// The adapter that the field "model" names; empty for the model itself, or where there is no such field.
 // ApiError 404 where the request names a model that is not served.
-void check_model(const CommonContext& context, Fields& fields);
+std::string check_model(const CommonContext& context, Fields& fields);
 void send_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json);
+// ApiError 400 where a prompt of so many tokens has no place in the context.
+void check_fits(const ServeContext& context, size_t tokens, const std::string& field);
+// The same of a text that is much too long, by its beginning: a huge one is not tokenized to be refused.
+void check_text_fits(const ServeContext& context, std::string_view text, const std::string& field);
 // A prompt field's entry: a text or a list of token ids.
 std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, const std::string& field,
                                 bool special);
@@ -98,8 +122,10 @@ class Server {
   Server(EncoderEngine& engine, const ServerOptions& options);
   ~Server();
   uint16_t port() const;
-  // Takes no more work (503), lets what runs finish for at most `seconds`, then closes.
-  void drain(int seconds);
+  int listening_fd() const;  // for a successor
+  // Accepts no more connections (/health on those open says 503), lets what runs finish for at most
+  // `seconds`.
+  void drain(int seconds, HttpServer::Idle idle = HttpServer::Idle::kLeave);
 
  private:
   void start(const ServerOptions& options);

@@ -56,11 +56,11 @@ void AddedTokens::split(std::string_view text, bool parse_special,
     if (token.strip_right) {
       while (end < text.size() && is_space(utf8_decode(text, end, &n))) end += n;
     }
-    begin = std::max(begin, done);
     if (begin > done) piece(text.substr(done, begin - done), nullptr);
     piece(text.substr(begin, end - begin), &token);
+    // The search goes on behind the token itself: one inside the space that this one took is found too, and
+    // what follows that one is read again. So does the tokenizers library.
     done = end;
-    at = std::max(at, end);
   }
   if (done < text.size()) piece(text.substr(done), nullptr);
 }

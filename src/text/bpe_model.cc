@@ -25,13 +25,17 @@ uint64_t mix(uint64_t key) {
 }  // namespace
 
 BpeModel::BpeModel(std::shared_ptr<const Vocabulary> vocabulary, const std::vector<MergeText>& merges,
-                   BpeOptions options, bool strict, std::string_view where)
-    : vocabulary_(std::move(vocabulary)), options_(std::move(options)), low_characters_(kLowCharacters) {
+                   std::vector<bool> matched, BpeOptions options, bool strict, std::string_view where)
+    : vocabulary_(std::move(vocabulary)),
+      matched_(std::move(matched)),
+      options_(std::move(options)),
+      low_characters_(kLowCharacters) {
+  QIAO_ASSERT(static_cast<int64_t>(matched_.size()) == vocabulary_->size());
   if (options_.byte_fallback) bytes_ = ByteTokens(*vocabulary_);
   for (char32_t c = 0; c < kLowCharacters; ++c) {
     std::string text;
     utf8_append(text, c);
-    low_characters_[c] = vocabulary_->find(text);
+    low_characters_[c] = find_matched(text);
   }
   merges_.resize(std::bit_ceil(std::max<size_t>(merges.size() * 2, 16)));
   std::string whole;
@@ -75,6 +79,11 @@ const BpeModel::Merge* BpeModel::find(TokenId left, TokenId right) const {
   }
 }
 
+TokenId BpeModel::find_matched(std::string_view text) const {
+  const TokenId id = vocabulary_->find(text);
+  return id >= 0 && matched_[static_cast<size_t>(id)] ? id : -1;
+}
+
 TokenId BpeModel::character_token(std::string_view character, bool first, bool last) const {
   const bool prefixed = !first && !options_.continuing_prefix.empty();
   const bool suffixed = last && !options_.word_suffix.empty();
@@ -84,12 +93,12 @@ TokenId BpeModel::character_token(std::string_view character, bool first, bool l
       const char32_t c = utf8_decode(character, 0, &n);
       if (c < kLowCharacters) return low_characters_[c];
     }
-    return vocabulary_->find(character);
+    return find_matched(character);
   }
   std::string spelling = prefixed ? options_.continuing_prefix : std::string();
   spelling += character;
   if (suffixed) spelling += options_.word_suffix;
-  return vocabulary_->find(spelling);
+  return find_matched(spelling);
 }
 
 void BpeModel::start(std::string_view word, const InvalidBytes& invalid,
@@ -118,7 +127,7 @@ void BpeModel::encode(std::string_view word, const InvalidBytes& invalid, std::v
   if (word.empty()) return;
   if (options_.ignore_merges ||
       (options_.newline_runs_whole && word.find_first_not_of('\n') == std::string_view::npos)) {
-    if (const TokenId id = vocabulary_->find(word); id >= 0) {
+    if (const TokenId id = find_matched(word); id >= 0) {
       out.push_back(id);
       return;
     }

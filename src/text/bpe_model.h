@@ -27,8 +27,9 @@ class BpeModel : public TokenModel {
   // Rank is the position in the list. A pair whose parts or whole are no tokens is an error naming `where`
   // and the merge (`strict`, as the tokenizers library), or left out (as llama.cpp). A pair listed twice has
   // its last rank (strict) or its first.
+  // `matched[id]` false: that spelling never matches text (added and control tokens are found before).
   BpeModel(std::shared_ptr<const Vocabulary> vocabulary, const std::vector<MergeText>& merges,
-           BpeOptions options, bool strict, std::string_view where);
+           std::vector<bool> matched, BpeOptions options, bool strict, std::string_view where);
 
   void encode(std::string_view word, const InvalidBytes& invalid, std::vector<TokenId>& out) const override;
   bool keeps_bytes() const override { return options_.byte_fallback && bytes_.complete(); }
@@ -41,6 +42,7 @@ class BpeModel : public TokenModel {
     TokenId merged = -1;
   };
   const Merge* find(TokenId left, TokenId right) const;
+  TokenId find_matched(std::string_view text) const;  // -1 where there is none
   void insert(TokenId left, TokenId right, uint32_t rank, TokenId merged, bool replace);
   void start(std::string_view word, const InvalidBytes& invalid, std::vector<TokenId>& symbols) const;
   TokenId character_token(std::string_view character, bool first, bool last) const;
@@ -48,6 +50,7 @@ class BpeModel : public TokenModel {
   void merge_long(std::vector<TokenId>& symbols) const;
 
   std::shared_ptr<const Vocabulary> vocabulary_;
+  std::vector<bool> matched_;
   BpeOptions options_;
   ByteTokens bytes_;
   std::vector<Merge> merges_;  // open addressing, a power of two

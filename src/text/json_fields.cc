@@ -60,12 +60,17 @@ const std::string& type_field(const Json& object, std::string_view where) {
 
 PatternText pattern_field(const Json& object, const char* key, std::string_view where) {
   const Json* value = find(object, key);
-  if (value != nullptr && value->is_string()) return {value->get<std::string>(), false};
+  if (value != nullptr && value->is_string()) {
+    const std::string& text = value->get_ref<const std::string&>();
+    return {text, text.empty()};
+  }
   if (value == nullptr || !value->is_object() || value->size() != 1 || !value->begin()->is_string() ||
       (value->begin().key() != "String" && value->begin().key() != "Regex")) {
     wrong(where, key, "{\"String\": …} or {\"Regex\": …}");
   }
-  return {value->begin()->get<std::string>(), value->begin().key() == "Regex"};
+  // An empty text matches between all characters, which the empty regular expression does.
+  const std::string& text = value->begin()->get_ref<const std::string&>();
+  return {text, text.empty() || value->begin().key() == "Regex"};
 }
 
 }  // namespace qiao::tokenization

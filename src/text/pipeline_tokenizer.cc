@@ -193,3 +193,16 @@ bool is_end_of_generation_name(std::string_view name) {
 }
 
 }  // namespace qiao::tokenization
+
+namespace qiao {
+
+void Tokenizer::require_fit(int64_t vocabulary, std::string_view source) const {
+  for (int64_t i = vocabulary; i < vocabulary_size(); ++i) {
+    const auto id = static_cast<TokenId>(i);
+    if (is_control(id) || token_bytes(id).empty()) continue;
+    throw_error(ErrorKind::kInvalidInput, "{}: the tokenizer has {} tokens, the model only {}", source,
+                vocabulary_size(), vocabulary);
+  }
+}
+
+}  // namespace qiao

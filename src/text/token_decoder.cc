@@ -1,5 +1,7 @@
 #include "text/token_decoder.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/quote.h"
 #include "text/byte_alphabet.h"
@@ -156,6 +158,28 @@ class WordPieceDecoder : public TokenDecoder {
   bool cleanup_;
 };
 
+// Speech models: a token is written once for all the steps that repeat it.
+class CtcDecoder : public TokenDecoder {
+ public:
+  CtcDecoder(std::string pad, std::string delimiter, bool cleanup)
+      : pad_(std::move(pad)), delimiter_(std::move(delimiter)), cleanup_(cleanup) {}
+  void apply(std::vector<std::string>& pieces) const override {
+    pieces.erase(std::unique(pieces.begin(), pieces.end()), pieces.end());
+    for (std::string& piece : pieces) {
+      replace_all(piece, pad_, "");
+      if (!cleanup_) continue;
+      clean_up(piece);
+      replace_all(piece, delimiter_, " ");
+    }
+    std::erase(pieces, std::string());
+  }
+
+ private:
+  std::string pad_;
+  std::string delimiter_;
+  bool cleanup_;
+};
+
 class PhantomSpaceDecoder : public TokenDecoder {
  public:
   void apply(std::vector<std::string>& pieces) const override {
@@ -253,6 +277,11 @@ std::unique_ptr<TokenDecoder> parse_decoder(const Json& json, std::string_view w
   if (type == "WordPiece") {
     return std::make_unique<WordPieceDecoder>(string_field(json, "prefix", "##", where),
                                               bool_field(json, "cleanup", true, where));
+  }
+  if (type == "CTC") {
+    return std::make_unique<CtcDecoder>(string_field(json, "pad_token", "<pad>", where),
+                                        string_field(json, "word_delimiter_token", "|", where),
+                                        bool_field(json, "cleanup", true, where));
   }
   if (type == "BPEDecoder") return std::make_unique<BpeDecoder>(string_field(json, "suffix", "</w>", where));
   throw_error(ErrorKind::kUnsupported, "{}: decoder {} is not supported", where, quote_text(type));

@@ -44,6 +44,10 @@ class Tokenizer {
   virtual std::string decode(std::span<const TokenId> ids, bool skip_special = true) const = 0;
 
   virtual int64_t vocabulary_size() const = 0;
+  // Throws Error(kInvalidInput) naming `source` where a model of `vocabulary` tokens lacks one of these.
+  // Special tokens may lie beyond it (Gemma 3 1B's image token does): a prompt that holds one is refused when
+  // it comes.
+  void require_fit(int64_t vocabulary, std::string_view source) const;
   // The token's text as bytes (what it adds inside a text), e.g. " the"; "<|im_end|>" for a control token.
   virtual std::string token_bytes(TokenId id) const = 0;
   virtual std::optional<TokenId> find_token(

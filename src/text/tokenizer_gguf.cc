@@ -123,13 +123,20 @@ class GgufReader {
     return static_cast<TokenId>(*id);
   }
 
+  // Published files name one behind the vocabulary where padding was added for training only: there is none.
+  std::optional<TokenId> padding_id(int64_t fallback) const {
+    const auto id = metadata_.find_int("tokenizer.ggml.padding_token_id");
+    if (id.has_value() && *id >= vocabulary_->size()) return std::nullopt;
+    return special_id("padding_token_id", fallback);
+  }
+
   void read_special_ids() {
     const bool llama = model_ == "llama";
     const bool t5 = model_ == "t5";
     const bool bert = model_ == "bert";
     parts_.bos = special_id("bos_token_id", llama ? 1 : -1);
     parts_.eos = special_id("eos_token_id", llama ? 2 : t5 ? 1 : -1);
-    parts_.pad = special_id("padding_token_id", t5 || bert ? 0 : -1);
+    parts_.pad = padding_id(t5 || bert ? 0 : -1);
     unknown_ = special_id("unknown_token_id", llama ? 0 : t5 ? 2 : bert ? 100 : -1);
     separator_ = special_id("seperator_token_id", bert ? 102 : -1);
     if (bert) {
@@ -191,7 +198,10 @@ class GgufReader {
       options.ignore_merges = (pre.flags & GgufPreTokenizer::kIgnoreMerges) != 0;
       options.newline_runs_whole = escaped;
       options.byte_fallback = plain;
-      parts_.model = std::make_unique<BpeModel>(vocabulary_, read_merges(), options, false, metadata_.source);
+      std::vector<bool> matched(types_.size());
+      for (size_t i = 0; i < matched.size(); ++i) matched[i] = types_[i] != kControl && types_[i] != kUnknown;
+      parts_.model = std::make_unique<BpeModel>(vocabulary_, read_merges(), std::move(matched), options,
+                                                false, metadata_.source);
     } else {
       // Kimi K2's merges are its vocabulary: the neighbours that make the token of the lowest id go first.
       std::vector<float> scores(types_.size());
@@ -369,8 +379,10 @@ std::unique_ptr<Tokenizer> Tokenizer::from_model(const ModelFiles& files) {
     throw_error(ErrorKind::kNotFound, "{}: no tokenizer.json; a model needs one to read and write text",
                 files.path().string());
   }
+  const std::filesystem::path& path = files.path();
+  const bool alone = path.extension() == ".json" && !std::filesystem::is_directory(path);
   return from_json(files.tokenizer_json(), files.tokenizer_config(),
-                   (files.path() / "tokenizer.json").string());
+                   (alone ? path : path / "tokenizer.json").string());
 }
 
 }  // namespace qiao

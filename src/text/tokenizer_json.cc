@@ -7,6 +7,7 @@
 #include "text/json_fields.h"
 #include "text/pipeline_tokenizer.h"
 #include "text/unigram_model.h"
+#include "text/word_level_model.h"
 #include "text/wordpiece_model.h"
 
 namespace qiao {
@@ -61,7 +62,7 @@ TokenId unknown_token(const Json& model, const Vocabulary& vocabulary, std::stri
 }
 
 std::unique_ptr<TokenModel> parse_bpe(const Json& model, std::shared_ptr<const Vocabulary> vocabulary,
-                                      std::string_view where) {
+                                      std::vector<bool> matched, std::string_view where) {
   BpeOptions options;
   options.unknown = unknown_token(model, *vocabulary, "", true, where);
   options.fuse_unknown = bool_field(model, "fuse_unk", false, where);
@@ -89,7 +90,8 @@ std::unique_ptr<TokenModel> parse_bpe(const Json& model, std::shared_ptr<const V
       throw_error(ErrorKind::kInvalidInput, "{}.merges: merge {}: expected two tokens", where, i);
     }
   }
-  return std::make_unique<BpeModel>(std::move(vocabulary), merges, std::move(options), true, where);
+  return std::make_unique<BpeModel>(std::move(vocabulary), merges, std::move(matched), std::move(options),
+                                    true, where);
 }
 
 // Pairs [token, score]; gives the scores by id.
@@ -203,7 +205,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_json(const Json& json, const Json& co
 
   parts.vocabulary = vocabulary;
   if (type == "BPE") {
-    parts.model = parse_bpe(model, vocabulary, where);
+    parts.model = parse_bpe(model, vocabulary, matched, where);
     parts.kind = "BPE";
   } else if (type == "Unigram") {
     const int64_t unknown = int_field(model, "unk_id", -1, where);
@@ -216,11 +218,13 @@ std::unique_ptr<Tokenizer> Tokenizer::from_json(const Json& json, const Json& co
         vocabulary, std::move(own_scores), matched, static_cast<TokenId>(unknown),
         bool_field(model, "byte_fallback", false, where), UnigramModel::Sums::kDouble, where);
     parts.kind = "unigram";
+  } else if (type == "WordLevel") {
+    const TokenId unknown = unknown_token(model, *vocabulary, "<unk>", false, where);
+    parts.model = std::make_unique<WordLevelModel>(vocabulary, matched, unknown, where);
+    parts.kind = "word level";
   } else {
     WordPieceModel::Options options;
     options.unknown = unknown_token(model, *vocabulary, "[UNK]", false, where);
-    if (type == "WordLevel")
-      throw_error(ErrorKind::kUnsupported, "{}: \"WordLevel\" is not supported", where);
     options.continuing_prefix = string_field(model, "continuing_subword_prefix", "##", where);
     const int64_t most = int_field(model, "max_input_chars_per_word", 100, where);
     if (most < 0) throw_error(ErrorKind::kInvalidInput, "{}.max_input_chars_per_word: {}", where, most);

@@ -19,16 +19,17 @@ struct Best {
 }  // namespace
 
 UnigramModel::UnigramModel(std::shared_ptr<const Vocabulary> vocabulary, std::vector<double> scores,
-                           const std::vector<bool>& matched, TokenId unknown, bool byte_fallback, Sums sums,
+                           std::vector<bool> matched, TokenId unknown, bool byte_fallback, Sums sums,
                            std::string_view where)
     : vocabulary_(std::move(vocabulary)),
       scores_(std::move(scores)),
+      matched_(std::move(matched)),
       unknown_(unknown),
       byte_fallback_(byte_fallback),
       sums_(sums),
       where_(where) {
   QIAO_ASSERT(static_cast<int64_t>(scores_.size()) == vocabulary_->size() &&
-              matched.size() == scores_.size());
+              matched_.size() == scores_.size());
   if (byte_fallback_) bytes_ = ByteTokens(*vocabulary_);
   double lowest = scores_.empty() ? 0 : scores_[0];
   for (size_t i = 0; i < scores_.size(); ++i) {
@@ -36,7 +37,7 @@ UnigramModel::UnigramModel(std::shared_ptr<const Vocabulary> vocabulary, std::ve
       throw_error(ErrorKind::kInvalidInput, "{}: the score of token {} is not a finite number", where, i);
     }
     lowest = std::min(lowest, scores_[i]);
-    if (matched[i]) trie_.insert(vocabulary_->spelling(static_cast<TokenId>(i)), static_cast<TokenId>(i));
+    if (matched_[i]) trie_.insert(vocabulary_->spelling(static_cast<TokenId>(i)), static_cast<TokenId>(i));
   }
   unknown_score_ = lowest - kUnknownPenalty;
   if (sums_ == Sums::kFloat) unknown_score_ = static_cast<double>(static_cast<float>(unknown_score_));
@@ -92,7 +93,7 @@ void UnigramModel::encode(std::string_view word, const InvalidBytes& invalid,
       continue;
     }
     const std::string_view piece = word.substr(path[i].begin, path[i].end - path[i].begin);
-    if (const TokenId id = vocabulary_->find(piece); id >= 0) {
+    if (const TokenId id = vocabulary_->find(piece); id >= 0 && matched_[static_cast<size_t>(id)]) {
       out.push_back(id);
       continue;
     }

@@ -18,7 +18,7 @@ class UnigramModel : public TokenModel {
   // `scores` by id; `matched[id]` false: that spelling never matches text (control and byte tokens of GGUF
   // files). unknown -1: text with a character of no piece is an error naming `where`.
   UnigramModel(std::shared_ptr<const Vocabulary> vocabulary, std::vector<double> scores,
-               const std::vector<bool>& matched, TokenId unknown, bool byte_fallback, Sums sums,
+               std::vector<bool> matched, TokenId unknown, bool byte_fallback, Sums sums,
                std::string_view where);
 
   void encode(std::string_view word, const InvalidBytes& invalid, std::vector<TokenId>& out) const override;
@@ -27,6 +27,7 @@ class UnigramModel : public TokenModel {
  private:
   std::shared_ptr<const Vocabulary> vocabulary_;
   std::vector<double> scores_;
+  std::vector<bool> matched_;
   Trie trie_;
   TokenId unknown_;
   double unknown_score_ = 0;

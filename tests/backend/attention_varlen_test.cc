@@ -35,6 +35,19 @@ TEST_F(AttentionVarlenTest, AnExampleByHand) {
   EXPECT_FLOAT_EQ(out_.data()[2], (1 + 3 * 5) / 4.0f);
 }
 
+TEST_F(AttentionVarlenTest, ABiasGoesByDistanceAndHead) {
+  Floats bias({2, 3},
+              {0, 0, ln3_, ln3_, 0, 0});  // head 0: towards the next key; head 1: towards the one before
+  op_.bias = bias;
+  op_.scale = 0;
+  chip_->attention_varlen(op_);
+  const std::vector<float> out = out_.list();
+  EXPECT_FLOAT_EQ(out[0], (1 + 3 * 5) / 4.0f);
+  EXPECT_FLOAT_EQ(out[2], 3);
+  EXPECT_FLOAT_EQ(out[4], 3);
+  EXPECT_FLOAT_EQ(out[6], (3 * 1 + 5) / 4.0f);
+}
+
 TEST_F(AttentionVarlenTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(5), 4 * 5 * 4);
   EXPECT_EQ(op_.bytes(), 4 * (12 + 6 + 6 + 12 + 4));
@@ -60,6 +73,11 @@ TEST_F(AttentionVarlenTest, Refuses) {
   EXPECT_EQ(refusal(op), "attention_varlen: starts is I32[2, 2], expected 1 dimensions");
   op = op_, op.scale = NAN;
   EXPECT_EQ(refusal(op), "attention_varlen: scale is not finite");
+  Floats bias({2, 4});
+  op = op_, op.bias = bias;
+  EXPECT_EQ(refusal(op), "attention_varlen: bias is F32[2, 4], expected an odd number of distances");
+  op = op_, op.bias = reshaped(bias, {1, 7});
+  EXPECT_EQ(refusal(op), "attention_varlen: bias is F32[1, 7], expected F32[2, 7]");
   op = op_, op.out = q_;
   EXPECT_EQ(refusal(op), "attention_varlen: out F32[3, 2, 2] overlaps q F32[3, 2, 2]");
 }

@@ -128,6 +128,17 @@ TEST(ReadFileTest, AFileOfUnknownLengthIsReadToItsEndOrTheLimit) {
   writer.join();
 }
 
+TEST(ReadFileTest, OfSomebodyElseOnlyRegularFilesAreRead) {
+  const TemporaryDirectory directory;
+  EXPECT_EQ(read_regular_file(directory.write("a", "xyz"), 3), "xyz");
+  const auto pipe = directory.path() / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  // Nobody writes to it: this must not wait.
+  EXPECT_QIAO_ERROR(read_regular_file(pipe, 100), kInvalidInput, "pipe", "not a regular file");
+  EXPECT_QIAO_ERROR(read_regular_file("/dev/zero", 100), kInvalidInput, "not a regular file");
+  EXPECT_QIAO_ERROR(read_regular_file(directory.path(), 100), kInvalidInput, "is a directory");
+}
+
 TEST(WriteFileTest, ReplacesTheWholeFile) {
   const TemporaryDirectory directory;
   const auto path = directory.write("a", "something longer");

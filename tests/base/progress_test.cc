@@ -2,7 +2,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pty.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -52,6 +54,36 @@ TEST(ProgressTest, WritesALineEachTenthWhereThereIsNoTerminal) {
   EXPECT_THAT(output.text(), HasSubstr("x: 100% of 1.00 kB\n"));
   progress.finish();
   EXPECT_THAT(output.text(), HasSubstr("x: 1.00 kB in 0.0 s\n"));
+}
+
+TEST(ProgressTest, StaysOnOneLineOfANarrowTerminal) {
+  for (const unsigned short columns : {1, 12, 30, 60, 200}) {
+    int terminal = -1, line = -1;
+    const winsize size{.ws_row = 5, .ws_col = columns, .ws_xpixel = 0, .ws_ypixel = 0};
+    ASSERT_EQ(::openpty(&terminal, &line, nullptr, nullptr, &size), 0);
+    std::FILE* file = ::fdopen(line, "w");
+    {
+      Progress progress("a model of a long name", 1'000'000'000, Progress::Style::kTerminal, file);
+      progress.update(0);
+      std::this_thread::sleep_for(std::chrono::milliseconds(400));
+      progress.update(123'456'789);
+      char text[1000];
+      const ssize_t n = ::read(terminal, text, sizeof text);
+      ASSERT_GT(n, 0);
+      std::string shown(text, static_cast<size_t>(n));
+      for (size_t at = 0; at < shown.size();) {
+        const size_t end = std::min(shown.find('\r', at + 1), shown.size());
+        const std::string drawn = shown.substr(at, end - at);
+        EXPECT_LE(drawn.size() - std::string("\r\x1b[K").size(), columns - 1u) << drawn;
+        at = end;
+      }
+      if (columns == 30) {
+        EXPECT_THAT(shown, HasSubstr("12%  123 MB of 1.00 GB"));
+      }
+    }
+    std::fclose(file);
+    ::close(terminal);
+  }
 }
 
 TEST(ProgressTest, DoesNotTellAgainWhatWasThereBefore) {

@@ -90,6 +90,56 @@ TEST_F(HostileConstraintTest, AHugeEnum) {
   EXPECT_EQ(testing::judge(grammar, R"("value number x")"), "rejected at byte 14");
 }
 
+TEST_F(HostileConstraintTest, ThousandsOfNames) {
+  parts_ = 4;
+  const auto object_of = [](int names, const char* value) {
+    std::string schema = R"({"type":"object","properties":{)", required = "\"required\":[";
+    for (int i = 0; i < names; ++i) {
+      schema += fmt::format(R"({}"property {}":{})", i == 0 ? "" : ",", i, value);
+      required += fmt::format(R"({}"property {}")", i == 0 ? "" : ",", i);
+    }
+    return schema + "}," + required + "]}";
+  };
+  const auto grammar = testing::schema_of(object_of(2000, "true"));
+  constrain::ConstraintState state(grammar);
+  EXPECT_EQ(state.accept_bytes(R"({"property 1999":1,"property 0)"), 30u);
+  EXPECT_QIAO_ERROR(testing::schema_of(object_of(20'000, "true")), kTooLarge, "properties");
+  // Two lists of names that are held against each other.
+  const std::string half = object_of(15'000, "{}");
+  EXPECT_QIAO_ERROR(testing::schema_of(R"({"allOf":[)" + half + "," + half + "]}"), kTooLarge, "properties");
+}
+
+TEST_F(HostileConstraintTest, ALongChainOfNeededValues) {
+  std::string chain = R"({"$defs":{)";
+  for (int i = 0; i < 5000; ++i) {
+    chain += fmt::format(
+        R"("d{}":{{"type":"object","properties":{{"a":{{"$ref":"#/$defs/d{}"}}}},"required":["a"]}},)", i,
+        i + 1);
+  }
+  EXPECT_TRUE(
+      testing::accepts(testing::schema_of(chain + R"("d5000":{}},"$ref":"#/$defs/d4999"})"), R"({"a":1})"));
+  EXPECT_EQ(testing::judge(testing::schema_of(chain + R"("d5000":{}},"$ref":"#/$defs/d0"})"), R"({"b":1})"),
+            "rejected at byte 6");
+}
+
+TEST_F(HostileConstraintTest, ManyPatterns) {
+  parts_ = 2;
+  std::string schema = R"({"properties":{)";
+  for (int i = 0; i < 2000; ++i)
+    schema +=
+        fmt::format(R"("p{}":{{"type":"string","pattern":"(x|y{})*a.{{12}}b","maxLength":900}},)", i, i);
+  EXPECT_QIAO_ERROR(testing::schema_of(schema + R"("last":true}})"), kTooLarge, "schema");
+}
+
+TEST_F(HostileConstraintTest, HugeCounts) {
+  const auto grammar = testing::schema_of(
+      R"({"type":"array","minItems":900000000,"maxItems":1000000000,"items":{"type":"string","minLength":800000000}})");
+  EXPECT_EQ(testing::judge(grammar, R"(["ab"])"), "rejected at byte 4");
+  EXPECT_EQ(testing::judge(testing::schema_of(R"({"type":"array","minItems":1e30})"), "[]"),
+            "rejected at byte 1");
+  EXPECT_QIAO_ERROR(compile_regex(".{99999}.{99999}.{99999}", "regex"), kTooLarge, "repeat");
+}
+
 TEST_F(HostileConstraintTest, NestedTexts) {
   const auto grammar = constrain::compile_json_object();
   constrain::ConstraintState state(grammar);

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <map>
@@ -136,6 +137,18 @@ TEST_F(ModelDirectory, OfATokenizerAloneOpensWhereWeightsAreNotNeeded) {
   EXPECT_EQ(model->chat_template(), "");
 }
 
+TEST_F(ModelDirectory, ATokenizerFileOpensByItselfWhereWeightsAreNotNeeded) {
+  const auto path = directory.write("some.json", R"({"model":{}})");
+  const auto model = ModelFiles::open(path, {.need_weights = false, .need_usable = false});
+  EXPECT_TRUE(model->tokenizer_json().contains("model"));
+  EXPECT_TRUE(model->tensors().empty());
+  EXPECT_EQ(model->chat_template(), "");
+  EXPECT_QIAO_ERROR(ModelFiles::open(path), kInvalidInput, "some.json", "not a GGUF file");
+  const auto other = directory.write("config.json", "{}");
+  EXPECT_QIAO_ERROR(ModelFiles::open(other, {.need_weights = false}), kInvalidInput, "config.json",
+                    "\"model\"");
+}
+
 TEST_F(ModelDirectory, AnAbsentPathIsNotFound) {
   EXPECT_QIAO_ERROR(ModelFiles::open(directory.path() / "none.gguf"), kNotFound, "none.gguf");
 }
@@ -171,6 +184,19 @@ TEST_F(ModelDirectory, HostileConfigurationFilesAreNamed) {
   write("tokenizer.json", "{\"a\":\"\xff\"}");
   const auto model = open();  // the tokenizer is read on first use
   EXPECT_QIAO_ERROR(model->tokenizer_json(), kInvalidInput, "tokenizer.json");
+}
+
+TEST_F(ModelDirectory, PipesInPlaceOfFilesAreRefusedAtOnce) {
+  write("model.safetensors", kWeights);
+  ASSERT_EQ(::mkfifo((directory.path() / "config.json").c_str(), 0600), 0);
+  EXPECT_QIAO_ERROR(open(), kInvalidInput, "config.json", "not a regular file");
+  std::filesystem::remove(directory.path() / "config.json");
+  write("config.json", "{}");
+  ASSERT_EQ(::mkfifo((directory.path() / "chat_template.jinja").c_str(), 0600), 0);
+  ASSERT_EQ(::mkfifo((directory.path() / "tokenizer.json").c_str(), 0600), 0);
+  const auto model = open();
+  EXPECT_QIAO_ERROR(model->chat_template(), kInvalidInput, "chat_template.jinja", "not a regular file");
+  EXPECT_QIAO_ERROR(model->tokenizer_json(), kInvalidInput, "tokenizer.json", "not a regular file");
 }
 
 TEST_F(ModelDirectory, SpecialTokensFillWhatTheTokenizersConfigLacks) {

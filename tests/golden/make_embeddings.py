@@ -16,6 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+HERE = pathlib.Path(__file__).resolve().parent
 TEXTS = ["The sky is blue.", "", " ", "A bridge carries people over a river; this one carries words.",
          "桥 means bridge. 你好，世界！", "Ünïcödé naïve café", "numbers 0 1 2 42 1000, punctuation?!... (brackets)",
          "один два три", "x" * 150, "word " * 60]
@@ -106,7 +107,9 @@ class Case:
     def __init__(self, folder, model, bert, max_length, seed):
         self.folder, self.max_length = folder, max_length
         self.model = randomize(model, seed)
-        self.tokenizer = train_tokenizer(bert)
+        # Training breaks ties at random: a tokenizer that is committed stays.
+        committed = HERE / "encoders" / folder.name / "tokenizer.json"
+        self.tokenizer = Tokenizer.from_file(str(committed)) if committed.exists() else train_tokenizer(bert)
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(max_length)  # longest_first; the file does not say so: Qiao's own setting does
@@ -151,6 +154,7 @@ class Case:
         write_json(self.folder / "expected.json", {"texts": entries})
 
     def scores(self):
+        write_json(self.folder / "tokenizer_config.json", {"model_max_length": self.max_length})
         entries = []
         for query, document in PAIRS:
             ids, types = self.encode(query, document)
@@ -177,6 +181,19 @@ def make_tiny(folder):
         transformers.BertConfig(num_labels=1, **bert)), True, 64, 5).scores()
     Case(folder / "cross-xlm-roberta", transformers.XLMRobertaForSequenceClassification(
         transformers.XLMRobertaConfig(num_labels=1, **roberta)), False, 64, 6).scores()
+    # Long enough for distances beyond those that have a bucket of their own.
+    mpnet = {k: v for k, v in roberta.items() if k != "type_vocab_size"} | dict(max_position_embeddings=202)
+    Case(folder / "mpnet", transformers.MPNetModel(transformers.MPNetConfig(**mpnet), add_pooling_layer=False), False, 200,
+         7).embeddings(["mean"], True)
+    Case(folder / "cross-mpnet", transformers.MPNetForSequenceClassification(
+        transformers.MPNetConfig(num_labels=1, **mpnet)), False, 64, 8).scores()
+    Case(folder / "cross-distilbert", transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(num_labels=1, **distil)), True, 64, 9).scores()
+    electra = dict(bert, embedding_size=32)
+    Case(folder / "electra", transformers.ElectraModel(transformers.ElectraConfig(**electra)), True, 64,
+         10).embeddings(["cls"], False)
+    Case(folder / "cross-electra", transformers.ElectraForSequenceClassification(
+        transformers.ElectraConfig(num_labels=1, **electra)), True, 64, 11).scores()
 
 
 def make_minilm(folder, source):

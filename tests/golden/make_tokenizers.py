@@ -173,6 +173,16 @@ def make_wordpiece():
         keep(name, tokenizer)
 
 
+def make_word_level():
+    words = [w for w, _ in sorted(word_counts(normalizers.Lowercase(), 200).items(), key=lambda c: (-c[1], c[0]))[:300]]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 301), ("</s>", 302)])
+    keep("word_level", tokenizer)
+
+
 RULES = {"ﬁ": "fi", "Ⅻ": "XII", "\u00a0": " ", "\u3000": " ", "…": "...", "№": "No", "\u0085": " ", "\t": " ", "\n": " ", "\u212b": "\u00c5", "\u200b": ""}
 
 
@@ -294,9 +304,9 @@ def make_parts():
     for step in forms:
         cases["normalizers"].append([json.loads(step.__getstate__()), [step.normalize_str(t) for t in texts]])
     lists = [["▁Hello", "▁wor", "ld", "▁▁", "!"], ["Hel", "##lo", "world", "do", "n't", ".", "##s"], ["ab</w>", "c", "d</w>"],
-             ["ĠHello", "Ġworld", "Ċ", "ðŁĻĤ"], ["<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "a"], []]
+             ["ĠHello", "Ġworld", "Ċ", "ðŁĻĤ"], ["<pad>", "h", "h", "<pad>", "e", "e", "l", "l", "<pad>", "l", "o", "|", "|", " ."], ["<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "a"], []]
     outs = [decoders.Metaspace(), decoders.Metaspace(prepend_scheme="never"), decoders.WordPiece(), decoders.WordPiece("##", False),
-            decoders.BPEDecoder(), decoders.ByteLevel(), decoders.Fuse(), decoders.Replace("l", "L"), decoders.Strip("▁", 1, 0),
+            decoders.BPEDecoder(), decoders.CTC(), decoders.CTC("c", "▁", False), decoders.ByteLevel(), decoders.Fuse(), decoders.Replace("l", "L"), decoders.Strip("▁", 1, 0),
             decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])]
     for step in outs:
         cases["decoders"].append([json.loads(step.__getstate__()), [step.decode(list(t)) for t in lists]])
@@ -307,6 +317,7 @@ def main():
     make_byte_level()
     make_other_bpe()
     make_wordpiece()
+    make_word_level()
     make_sentencepiece()
     make_parts()
     write("expected.json", {"texts": TEXTS, "tokenizers": written})

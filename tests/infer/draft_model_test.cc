@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "constrain/constraint.h"
 #include "infer/engine_harness.h"
 #include "infer/made_model.h"
 #include "support/expect_error.h"
@@ -88,6 +89,30 @@ TEST_F(DraftModelTest, TheSameModelIsRightEveryTimeAndSavesSteps) {
   EXPECT_GT(stats.drafted_tokens, 0);
   EXPECT_EQ(stats.accepted_tokens, stats.drafted_tokens);  // it draws with the target's own numbers
   EXPECT_EQ(stats.steps, 60 - stats.accepted_tokens);
+}
+
+TEST_F(DraftModelTest, UnderAGrammarTheAnswersAreTheSameAndSoonerToo) {
+  for (const char* regex : {"[a-z ]{40}", "([a-c]{3} and nothing else, ){4}", "[^a-zA-Z]{1,40}"}) {
+    SCOPED_TRACE(regex);
+    GenerationRequest request = greedy(*target_, "A bridge", 60);
+    request.grammar = constrain::compile_regex(regex, "regex");
+    request.sampling.temperature = 1.0f;
+    request.sampling.seed = 11;
+    request.logprobs = true;
+    Engine plain(target_, {.context = 200});
+    const Answer alone = run(plain, request);
+    for (const auto& draft : {close_, far_}) {
+      Engine engine(target_, {.context = 200, .draft = draft, .draft_max = 4});
+      expect_equal(run(engine, request), alone);
+    }
+  }
+  // All that may come next is what the model would say anyhow, so its double is right as without a grammar.
+  GenerationRequest request = greedy(*target_, "A bridge", 60);
+  request.grammar = constrain::compile_regex("[\\s\\S]*", "regex");
+  request.ignore_eos = true;
+  Engine engine(target_, {.context = 200, .draft = make_model({.layers = 4}), .draft_max = 4});
+  (void)run(engine, request);
+  EXPECT_GT(engine.stats().accepted_tokens, 0);
 }
 
 TEST_F(DraftModelTest, AStrangerIsSwitchedOff) {

@@ -137,7 +137,8 @@ INSTANTIATE_TEST_SUITE_P(Encoders, EncoderParityTest,
                          ::testing::Values(EncoderCase{"bert", "reference"}, EncoderCase{"bert", "cpu"},
                                            EncoderCase{"bert-all-modes", "cpu"},
                                            EncoderCase{"roberta", "cpu"}, EncoderCase{"roberta", "reference"},
-                                           EncoderCase{"distilbert", "cpu"}),
+                                           EncoderCase{"distilbert", "cpu"}, EncoderCase{"mpnet", "cpu"},
+                                           EncoderCase{"mpnet", "reference"}, EncoderCase{"electra", "cpu"}),
                          [](const auto& info) {
                            std::string name = info.param.folder + "_" + info.param.chip;
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -166,9 +167,13 @@ TEST_P(CrossEncoderTest, ScoresAreTransformers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Encoders, CrossEncoderTest, ::testing::Values("cross-bert", "cross-xlm-roberta"),
+INSTANTIATE_TEST_SUITE_P(Encoders, CrossEncoderTest,
+                         ::testing::Values("cross-bert", "cross-xlm-roberta", "cross-mpnet",
+                                           "cross-distilbert", "cross-electra"),
                          [](const auto& info) {
-                           return info.param == "cross-bert" ? "bert" : "xlm_roberta";
+                           std::string name = info.param.substr(6);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
                          });
 
 TEST(MiniLmTest, IsTransformers) {

@@ -11,8 +11,16 @@
 
 namespace qiao::testing {
 
-inline std::shared_ptr<LanguageModel> load_chat_model(int threads = 1, const std::string& device = "cpu") {
+// Two LoRA adapters for the chat model.
+inline std::vector<AdapterSource> chat_adapters() {
+  const auto folder = std::filesystem::path(QIAO_TEST_DATA) / "golden" / "lora";
+  return {{"one", folder / "chat-one"}, {"two", folder / "chat-two"}};
+}
+
+inline std::shared_ptr<LanguageModel> load_chat_model(int threads = 1, const std::string& device = "cpu",
+                                                      const std::vector<AdapterSource>& adapters = {}) {
   LanguageModelOptions options;
+  options.adapters = adapters;
   options.device = device;
   options.threads = threads;
   return LanguageModel::load(std::filesystem::path(QIAO_TEST_DATA) / "golden" / "chat", options);

@@ -3,15 +3,41 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <functional>
 #include <map>
 #include <random>
 #include <thread>
 
+#include "constrain/structure.h"
 #include "infer/engine_harness.h"
 #include "infer/made_model.h"
 
 namespace qiao::testing {
 namespace {
+
+// Grammars with forced runs in them, and none.
+std::shared_ptr<constrain::CompiledGrammar> grammar_of(uint64_t number) {
+  using constrain::Structure;
+  switch (number % 8) {
+    case 0:
+      return constrain::compile_json_schema(
+          parse_json(R"({"type":"object","properties":{"name":{"type":"string"},"bridges":{"type":"array",
+                         "items":{"enum":["blue","light","carries"]},"maxItems":3}},"required":["name","bridges"]})",
+                     "schema"),
+          "schema", constrain::JsonStyle::generation());
+    case 1:
+      return constrain::compile_regex("([a-f]{2}, )*the bridge( [0-9]+ carries){1,9}", "regex");
+    case 2:
+      return constrain::compile_structure(
+          Structure::sequence({Structure::free_text({"<", "an"}), Structure::literal("<call>"),
+                               Structure::token("<|im_start|>"), Structure::free_text({})}),
+          "tools");
+    case 3:
+      return constrain::compile_choice({"light", "lighter than the bridge", "100 bridges"}, "choice");
+    default:
+      return nullptr;
+  }
+}
 
 // Requests of many lengths, greedy and drawn, some sharing their beginnings.
 std::vector<GenerationRequest> requests(const LanguageModel& model, uint64_t seed, size_t count) {
@@ -31,7 +57,10 @@ std::vector<GenerationRequest> requests(const LanguageModel& model, uint64_t see
     request.sampling.temperature = random() % 2 == 0 ? 0.0f : 1.2f;
     request.sampling.seed = random();
     request.sampling.frequency_penalty = random() % 3 == 0 ? 0.5f : 0.0f;
-    request.logprobs = true;
+    request.logprobs = random() % 2 == 0;
+    request.grammar = grammar_of(i);
+    if (!model.adapters().empty() && random() % 3 != 0)
+      request.adapter = model.adapters()[random() % model.adapters().size()].name;
     list.push_back(std::move(request));
   }
   return list;
@@ -50,6 +79,8 @@ void expect_same(const Answer& got, const Answer& expected, const std::string& w
   EXPECT_EQ(got.tokens, expected.tokens) << where;
   EXPECT_EQ(got.text, expected.text) << where;
   EXPECT_EQ(got.last.finish, expected.last.finish) << where;
+  EXPECT_EQ(got.last.completion_tokens, expected.last.completion_tokens) << where;
+  EXPECT_EQ(got.last.forced_tokens, expected.last.forced_tokens) << where;
   EXPECT_EQ(got.last.embedding, expected.last.embedding) << where;
   expect_same(got.logprobs, expected.logprobs, where);
   expect_same(got.prompt_logprobs, expected.prompt_logprobs, where);
@@ -66,7 +97,7 @@ class InvarianceTest : public ::testing::TestWithParam<Setting> {};
 TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
   constexpr uint64_t kSeed = 20261123;
   constexpr size_t kCount = 24;
-  const auto model = load_chat_model(1);
+  const auto model = load_chat_model(1, "cpu", chat_adapters());
   const std::vector<GenerationRequest> list = requests(*model, kSeed, kCount);
   std::vector<Answer> alone;
   {
@@ -78,7 +109,7 @@ TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
     }
   }
   const Setting& setting = GetParam();
-  const auto other = load_chat_model(setting.threads);
+  const auto other = load_chat_model(setting.threads, "cpu", chat_adapters());
   Engine engine(other, setting.engine);
   std::mt19937_64 random(kSeed + 1);
   std::vector<std::unique_ptr<Pending>> pending;
@@ -92,21 +123,23 @@ TEST_P(InvarianceTest, CompanyChunksPagesAndThreadsChangeNothing) {
   }
 }
 
-// A model with its answers, each given alone, for every type of cached keys and values.
+using Loader = std::function<std::shared_ptr<LanguageModel>(int threads)>;
+
+// A model with its answers, each given alone, for every type of cached keys and values that it can have.
 struct Judge {
   std::shared_ptr<LanguageModel> models[2];  // on one thread and on two
+  std::vector<DType> dtypes;
   std::vector<GenerationRequest> list;
   std::map<DType, std::vector<Answer>> alone;
 
-  Judge(const MadeModel& shape, uint64_t seed, size_t count) {
-    for (int threads = 1; threads <= 2; ++threads) models[threads - 1] = make_model(shape, threads);
-    list = requests(*models[0], seed, count);
+  Judge(const Loader& load, std::vector<DType> cached_as, uint64_t seed, size_t count)
+      : models{load(1), load(2)}, dtypes(std::move(cached_as)), list(requests(*models[0], seed, count)) {
     for (size_t i = 0; i < count; ++i) vary(i);
     GenerationRequest embedding = list[0];
     embedding.embedding = true;
     embedding.prompt_logprobs = false;
     list.push_back(embedding);
-    for (const DType dtype : {DType::kF16, DType::kQ8_0}) {
+    for (const DType dtype : dtypes) {
       Engine engine(models[0], {.context = 160, .slots = 1, .kv_dtype = dtype, .prefix_cache = false});
       for (const GenerationRequest& request : list) alone[dtype].push_back(run(engine, request));
     }
@@ -125,11 +158,16 @@ struct Judge {
     const std::vector<TokenId> phrase = request.prompt;
     for (int times = 0; times < 3; ++times)
       request.prompt.insert(request.prompt.end(), phrase.begin(), phrase.end());
+    request.grammar = i % 8 == 2 ? constrain::compile_regex("([a-z]+|[A-Z]{2}bridge)*", "regex") : nullptr;
     request.sampling.logit_bias = {{65, 50.0f}, {66, 50.0f}};
     if (i % 8 < 4) request.sampling.temperature = 1.0f;
     request.max_tokens = 50;
   }
 };
+
+Loader made(const MadeModel& shape) {
+  return [shape](int threads) { return make_model(shape, threads); };
+}
 
 // Requests come at random times, some are cancelled, and the pages are so few that others must give theirs
 // back; drafts come from the text, from models that are mostly right or mostly wrong, or not at all. Whatever
@@ -141,13 +179,21 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
   const auto from_to = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
-  const Judge judges[] = {Judge({.layers = 2}, kSeed, kCount),
-                          Judge({.layers = 2, .window = 21}, kSeed, kCount)};
-  const std::shared_ptr<LanguageModel> drafts[] = {nullptr, make_model({.layers = 2, .noise = 0.03f}),
-                                                   make_model({.layers = 1, .window = 9, .seed = 77})};
+  const std::vector<DType> both = {DType::kF16, DType::kQ8_0};
+  const Loader chat = [](int threads) { return load_chat_model(threads, "cpu", chat_adapters()); };
+  const Judge judges[] = {
+      Judge(made({.layers = 2}), both, kSeed, kCount),
+      Judge(made({.layers = 2, .window = 21}), both, kSeed, kCount),
+      Judge(chat, {DType::kF16}, kSeed, kCount)};  // its heads are no whole blocks of q8_0
+  const std::shared_ptr<LanguageModel> drafts[][3] = {
+      {nullptr, make_model({.layers = 2, .noise = 0.03f}),
+       make_model({.layers = 1, .window = 9, .seed = 77})},
+      {nullptr, make_model({.layers = 2, .window = 21, .noise = 0.03f}),
+       make_model({.layers = 1, .seed = 77})},
+      {nullptr, load_chat_model(), make_model({.layers = 1, .window = 9, .seed = 77})}};
   int64_t preemptions = 0, hits = 0, accepted = 0, drafted = 0;
-  for (int round = 0; round < 24; ++round) {
-    const Judge& judge = judges[round % 2];
+  for (int round = 0; round < 36; ++round) {
+    const Judge& judge = judges[round % 3];
     const std::vector<GenerationRequest>& list = judge.list;
     EngineOptions options;
     options.context = 160;
@@ -157,10 +203,10 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
     options.pages = from_to(least, least * 2);
     options.batch_tokens = from_to(1, 100);
     options.prefix_cache = random() % 4 != 0;
-    options.kv_dtype = random() % 2 == 0 ? DType::kF16 : DType::kQ8_0;
+    options.kv_dtype = judge.dtypes[random() % judge.dtypes.size()];
     options.lookup = random() % 2 == 0 ? from_to(1, 9) : 0;
     const size_t draft = random() % 3;
-    options.draft = drafts[draft];
+    options.draft = drafts[round % 3][draft];
     options.draft_max = from_to(1, 9);
     Engine engine(judge.models[static_cast<size_t>(from_to(0, 1))], options);
     const std::string where = fmt::format(

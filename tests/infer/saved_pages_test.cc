@@ -135,6 +135,37 @@ TEST_F(SavedPagesTest, ARestartKeepsWarmPromptsOfTheirTenant) {
   }
 }
 
+TEST_F(SavedPagesTest, PagesOfAnAdapterAreOfItsWeightsAlone) {
+  const auto load = [](const std::vector<AdapterSource>& adapters) {
+    return load_chat_model(1, "cpu", adapters);
+  };
+  const auto ask = [&](Engine& engine, const std::string& adapter) {
+    GenerationRequest made = request("key");
+    made.adapter = adapter;
+    return run(engine, made);
+  };
+  Answer cold;
+  {
+    Engine engine(load(chat_adapters()), options());
+    cold = ask(engine, "one");
+    engine.drain();
+    EXPECT_NE(engine.save_cache().find("Saved "), std::string::npos);
+  }
+  {
+    Engine engine(load(chat_adapters()), options());
+    EXPECT_EQ(ask(engine, "").last.cached_tokens, 0);
+    EXPECT_EQ(ask(engine, "two").last.cached_tokens, 0);
+    const Answer warm = ask(engine, "one");
+    EXPECT_GT(warm.last.cached_tokens, 0);
+    EXPECT_EQ(warm.tokens, cold.tokens);
+  }
+  std::vector<AdapterSource> exchanged = chat_adapters();
+  std::swap(exchanged[0].path, exchanged[1].path);
+  Engine engine(load(exchanged), options());
+  EXPECT_NE(engine.restored().find("Restored "), std::string::npos) << engine.restored();
+  EXPECT_EQ(ask(engine, "one").last.cached_tokens, 0);
+}
+
 TEST_F(SavedPagesTest, ADamagedFileIsNamedAndLeftOut) {
   {
     Engine engine(model_, options());

@@ -30,6 +30,7 @@ std::vector<TokenId> generated_alone(const std::vector<TokenId>& prompt, int64_t
 struct ToyJob final : Job {
   int64_t wanted = 0;  // tokens to generate
   bool cancelled = false;
+  bool forces = false;  // a drawn 0 brings the next three tokens with it
   int64_t outputs = 0;  // given by steps
   std::mt19937_64* guesses = nullptr;
 
@@ -50,6 +51,7 @@ struct Machine {
   PrefixTree tree{pool, page_tokens};
   Scheduler scheduler{pool, tree, options};
   int64_t accepted = 0;  // tokens of drafts
+  int64_t forced = 0;
   std::vector<uint64_t> memory = std::vector<uint64_t>(static_cast<size_t>(pages * page_tokens));
 
   uint64_t& at(const Job& job, int64_t position) {
@@ -77,7 +79,16 @@ struct Machine {
     if (end < known) return;
     const int64_t last = job.prompt_tokens + job.wanted;
     for (size_t i = 0; i <= job.draft.size() && static_cast<int64_t>(job.tokens.size()) < last; ++i) {
-      job.tokens.push_back(draw(hashes[static_cast<size_t>(known) - 1 + i]));
+      uint64_t hash = hashes[static_cast<size_t>(known) - 1 + i];
+      job.tokens.push_back(draw(hash));
+      if (job.forces && job.tokens.back() == 0) {
+        for (int more = 0; more < 3 && static_cast<int64_t>(job.tokens.size()) < last; ++more) {
+          hash = extend_hash(hash, job.tokens.back());
+          job.tokens.push_back(draw(hash));
+          ++forced;
+        }
+        break;
+      }
       if (i == job.draft.size() || job.draft[i] != job.tokens.back()) break;
       ++job.computed;
       ++accepted;
@@ -101,7 +112,10 @@ struct Machine {
                 static_cast<int64_t>(entry.job->pages.size()) * page_tokens);
       entry.job->decodes() ? ++decoding : prompt_tokens += entry.count;
       (entry.job->embedding ? embeds : others) = true;
-      if (!entry.job->embedding && entry.job->outputs_had < entry.job->outputs_wanted) rows += entry.count;
+      if (!entry.job->embedding && entry.job->outputs_had < entry.job->outputs_wanted) {
+        const int64_t end = entry.job->computed + entry.count;
+        rows += std::max<int64_t>(0, end - std::max(entry.job->computed, entry.job->outputs_had));
+      }
     }
     ASSERT_FALSE(plan.empty());
     ASSERT_FALSE(embeds && others);
@@ -142,6 +156,24 @@ TEST(SchedulerTest, DecodesFirstAndGivesTheRestOfTheBudgetToPromptsInOrder) {
   EXPECT_EQ(plan[1].count, 7);
   EXPECT_EQ(plan[2].job, third.get());
   EXPECT_EQ(plan[2].count, 2);
+}
+
+TEST(SchedulerTest, ForcedTokensAreOneChunkBeforeTheNextPrompt) {
+  Machine machine{{.slots = 8, .batch_tokens = 10}, 64, 4};
+  const auto first = toy_job(std::vector<TokenId>(6, 7), 30);
+  machine.scheduler.enqueue(first);
+  machine.step();
+  const auto second = toy_job(std::vector<TokenId>(9, 8), 1);
+  machine.scheduler.enqueue(second);
+  first->tokens.insert(first->tokens.end(), 5, 1);
+  EXPECT_FALSE(first->decodes());
+  const std::vector<StepEntry>& plan = machine.scheduler.plan();
+  ASSERT_EQ(plan.size(), 2u);
+  EXPECT_EQ(plan[0].job, first.get());
+  EXPECT_EQ(plan[0].count, 6);  // the token drawn last, and five that follow it
+  EXPECT_EQ(first->pages.size(), 3u);
+  EXPECT_EQ(plan[1].job, second.get());
+  EXPECT_EQ(plan[1].count, 4);
 }
 
 TEST(SchedulerTest, TheYoungestGivesItsPagesBackAndComesFirstAgain) {
@@ -200,7 +232,7 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
   const auto from_to = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
-  int64_t preemptions = 0, accepted = 0;
+  int64_t preemptions = 0, accepted = 0, forced = 0;
   for (int round = 0; round < 40; ++round) {
     constexpr int64_t kLongest = 40;  // tokens of a request, its answer included
     const int64_t page_tokens = from_to(1, 9);
@@ -223,6 +255,7 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
         for (TokenId& token : prompt) token = static_cast<TokenId>(random() % 8 == 0);
         const auto job = toy_job(prompt, from_to(0, 10));
         job->guesses = &random;
+        job->forces = random() % 2 == 0;
         job->tenant = random() % 4 == 0 ? "other" : "";
         job->embedding = random() % 8 == 0;
         if (job->embedding) job->wanted = 0;
@@ -255,8 +288,10 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
     EXPECT_EQ(machine.pool.free(), machine.pool.total());
     preemptions += machine.scheduler.stats().preemptions;
     accepted += machine.accepted;
+    forced += machine.forced;
   }
   EXPECT_GT(accepted, 0);
+  EXPECT_GT(forced, 0);
   EXPECT_GT(preemptions, 0);  // or the pools were not small enough to test anything
 }
 

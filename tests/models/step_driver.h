@@ -37,7 +37,8 @@ class StepDriver {
     }
     length_ += count;
     const int32_t starts[] = {0, count};
-    const StepBatch batch = {tokens, positions, slots, table_, {&length_, 1}, starts, rows};
+    StepBatch batch = {tokens, positions, slots, table_, {&length_, 1}, starts, rows};
+    if (adapter >= 0) batch.adapters = {&adapter, 1};
     const Decoder::Outputs outputs = decoder_.forward(batch, cache_, *workspace_);
     std::vector<float> logits(rows.size() * static_cast<size_t>(decoder_.config().vocabulary_size));
     if (!rows.empty())
@@ -57,6 +58,8 @@ class StepDriver {
     }
     return all;
   }
+
+  int32_t adapter = -1;  // of the sequence
 
  private:
   const Decoder& decoder_;

@@ -187,7 +187,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "413"},
         Refusal{"HeadersOverTheLimit",
                 "GET / HTTP/1.1\r\nHost: x\r\nA: " + std::string(3000, 'a') + "\r\n\r\n", "431"},
-        Refusal{"NotHttp", "hello there\r\n\r\n", "400"},
+        Refusal{"NotHttp", "hello there\r\n\r\n", "400"}, Refusal{"NoHost", "GET / HTTP/1.1\r\n\r\n", "400"},
         Refusal{"BadLength", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -4\r\n\r\n", "400"},
         Refusal{"TwoLengths",
                 "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400"},
@@ -230,6 +230,125 @@ TEST(HttpServerTest, StopWaitsForTheAnswerInWork) {
   server.stop(10);
   EXPECT_NE(client.read_until("late").find("late"), std::string::npos);
   writer.join();
+}
+
+TEST(HttpServerTest, TellsThatAPipeliningPeerHungUp) {
+  std::atomic<bool> closed{false};
+  HttpServer server(quick(), [&](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->on_close([&] { closed = true; });
+    exchange->begin(200, "text/plain");
+  });
+  RawClient client(server.port());
+  client.send("GET /1 HTTP/1.1\r\nHost: x\r\n\r\n");
+  client.read_until("\r\n\r\n");
+  client.send("GET /2 HTTP/1.1\r\nHost: x\r\n\r\n");  // not read before the first answer has ended
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_FALSE(closed);
+  client.hang_up();
+  for (int i = 0; i < 1000 && !closed; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_TRUE(closed);
+}
+
+TEST(HttpServerTest, AnswersWhatWasPipelinedDuringAnAnswer) {
+  std::promise<ExchangePointer> first;
+  HttpServer server(quick(), [&](const HttpRequest& request, const ExchangePointer& exchange) {
+    if (request.path == "/1") return first.set_value(exchange);
+    exchange->send(200, "text/plain", "<" + request.path + request.body + ">");
+  });
+  RawClient client(server.port());
+  client.send("GET /1 HTTP/1.1\r\nHost: x\r\n\r\n");
+  const ExchangePointer exchange = first.get_future().get();
+  client.send("POST /2 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo");
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  client.send("dy");
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  exchange->send(200, "text/plain", "<first>");
+  const std::string both = client.read_until("</2body>");
+  EXPECT_LT(both.find("<first>"), both.find("</2body>"));
+  EXPECT_NE(both.find("</2body>"), std::string::npos) << both;
+}
+
+TEST(HttpServerTest, AStreamBeforeHttp11EndsWithItsConnection) {
+  HttpServer server(quick(), [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->begin(200, "text/plain");
+    exchange->write("all");
+    exchange->end();
+  });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+  const std::string answer =
+      client.read_all();  // returns when the server closes, not after the client's 10 s
+  EXPECT_TRUE(answer.ends_with("\r\n\r\nall")) << answer;
+  EXPECT_EQ(answer.find("chunked"), std::string::npos) << answer;
+}
+
+TEST(HttpServerTest, AnAnswerWithoutContentSaysNoLength) {
+  HttpServer server(quick(), [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(204, "text/plain", "");
+  });
+  RawClient client(server.port());
+  client.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  const std::string answer = client.read_all();
+  EXPECT_NE(answer.find("HTTP/1.1 204"), std::string::npos) << answer;
+  EXPECT_EQ(answer.find("Content-"), std::string::npos) << answer;
+}
+
+TEST(HttpServerTest, MoreConnectionsThanItTakesWait) {
+  HttpServerOptions options = quick();
+  options.max_connections = 2;
+  HttpServer server(options, [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "fine");
+  });
+  RawClient a(server.port()), b(server.port()), waiting(server.port());
+  for (RawClient* client : {&a, &b}) {
+    client->send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    EXPECT_NE(client->read_until("fine").find("200"), std::string::npos);
+  }
+  waiting.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(server.connections(), 2u);
+  a.hang_up();
+  EXPECT_NE(waiting.read_until("fine").find("200"), std::string::npos);
+}
+
+TEST(HttpServerTest, AnswersOnKeptConnectionsWhileItStops) {
+  HttpServer server(quick(), [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "fine");
+  });
+  RawClient kept(server.port());
+  kept.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  kept.read_until("fine");
+  std::future<void> stopped =
+      std::async(std::launch::async, [&] { server.stop(10, HttpServer::Idle::kAnswer); });
+  EXPECT_EQ(stopped.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  kept.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  const std::string answer = kept.read_until("fine");
+  EXPECT_NE(answer.find("Connection: close"), std::string::npos) << answer;
+  EXPECT_EQ(stopped.wait_for(std::chrono::seconds(5)), std::future_status::ready);
+  EXPECT_EQ(server.connections(), 0u);
+}
+
+TEST(HttpServerTest, TakesOverASocketThatListens) {
+  auto first = std::make_unique<HttpServer>(quick(), [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "first");
+  });
+  const uint16_t port = first->port();
+  HttpServerOptions options = quick();
+  options.listening_fd = ::dup(first->listening_fd());
+  HttpServer second(options, [](const HttpRequest&, const ExchangePointer& exchange) {
+    exchange->send(200, "text/plain", "second");
+  });
+  EXPECT_EQ(second.port(), port);
+  first->stop(1);
+  EXPECT_EQ(first->listening_fd(), -1);
+  first.reset();
+  RawClient client(port);
+  client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_NE(client.read_until("second").find("200"), std::string::npos);
+
+  options.listening_fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  EXPECT_THROW(HttpServer(options, [](const HttpRequest&, const ExchangePointer&) {}), Error);
+  ::close(options.listening_fd);
 }
 
 TEST(HttpServerTest, ATakenPortIsAnErrorThatNamesIt) {

@@ -30,8 +30,8 @@ HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
 class Served:
     """A server process on a free port."""
 
-    def __init__(self, *flags, model=MODEL):
-        self.process = subprocess.Popen([BINARY, "serve", "-m", model, "--port", "0", "-c", "512", "-q", *flags],
+    def __init__(self, *flags, model=MODEL, context=512):
+        self.process = subprocess.Popen([BINARY, "serve", "-m", model, "--port", "0", "-c", str(context), "-q", *flags],
                                         stderr=subprocess.PIPE, text=True)
         line = self.process.stderr.readline()
         found = re.search(r"http://[^:]+:(\d+)", line)
@@ -74,6 +74,10 @@ class ServeTest(unittest.TestCase):
         models = list(self.client.models.list())
         self.assertEqual([model.id for model in models], ["chat"])
         self.assertEqual(models[0].object, "model")
+        self.assertEqual(self.client.models.retrieve("chat"), models[0])
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.client.models.retrieve("another/one")
+        self.assertEqual(caught.exception.code, "model_not_found")
 
     def test_health_and_metrics(self):
         self.assertEqual(json.loads(self.served.request("GET", "/health")[2]), {"status": "ok"})
@@ -281,7 +285,7 @@ class ServeTest(unittest.TestCase):
             ("logprobs", {"logprobs": "yes"}), ("top_logprobs", {"top_logprobs": 5}),
             ("top_logprobs", {"logprobs": True, "top_logprobs": 21}), ("stream", {"stream": "yes"}),
             ("stream_options", {"stream_options": {}}), ("stream_options.loud", {"stream": True, "stream_options": {"loud": True}}),
-            ("tools", {"tools": [{"type": "function"}]}), ("response_format.type", {"response_format": {"type": "json_object"}}),
+            ("tools[0].function", {"tools": [{"type": "function"}]}), ("response_format.type", {"response_format": {"type": "xml"}}),
             ("model", {"model": 5}), ("no_such_field", {"no_such_field": 1}),
         ]
         for field, change in cases:
@@ -365,10 +369,11 @@ class ServeTest(unittest.TestCase):
 
 class KeyTest(unittest.TestCase):
     def test_keys_and_cors(self):
-        served = Served("--api-key", "first", "--api-key", "second", "--cors-origin", "https://friend.example", "-a", "tiny")
+        served = Served("--api-key", "first", "--api-key", "second", "--cors-origin", "https://friend.example", "-a", "org/tiny:x")
         try:
             for key in ("first", "second"):
-                self.assertEqual(list(served.client(key).models.list())[0].id, "tiny")
+                self.assertEqual(list(served.client(key).models.list())[0].id, "org/tiny:x")
+                self.assertEqual(served.client(key).models.retrieve("org/tiny:x").id, "org/tiny:x")
             for key in ("third", "firs", "firstfirst", ""):
                 with self.assertRaises(openai.AuthenticationError):
                     list(served.client(key or "x").models.list())
@@ -440,6 +445,95 @@ class QueueTest(unittest.TestCase):
             self.assertRegex(metrics, r"(?m)^qiao:kv_pages_total\{.*\} 16$")
         finally:
             served.stop()
+
+
+class AdapterTest(unittest.TestCase):
+    """LoRA adapters beside the model, each under a name of its own."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = ROOT / "tests" / "golden" / "lora"
+        cls.served = Served("-np", "4", "--lora", f"one={folder}/chat-one", "--lora", f"two={folder}/chat-two",
+                            "--page-tokens", "4")
+        cls.client = cls.served.client()
+
+    @classmethod
+    def tearDownClass(cls):
+        if cls.served.stop() != 0:
+            raise AssertionError("the server did not end with 0")
+
+    def text(self, model, **options):
+        answer = self.client.completions.create(model=model, prompt="A bridge carries", max_tokens=20, **options, **GREEDY)
+        self.assertEqual(answer.model, model)
+        return answer.choices[0].text
+
+    def test_models_lists_them_with_their_base(self):
+        models = {model.id: model for model in self.client.models.list()}
+        self.assertEqual(list(models), ["chat", "one", "two"])
+        self.assertIsNone(models["chat"].parent)
+        self.assertEqual(models["chat"].root, "chat")
+        self.assertEqual(models["two"].parent, "chat")
+        self.assertTrue(models["two"].root.endswith("chat-two"))
+
+    def test_each_answers_in_its_own_way_and_alike_in_company(self):
+        alone = {model: self.text(model) for model in ("chat", "one", "two")}
+        self.assertEqual(len(set(alone.values())), 3)
+        together = {}
+
+        def ask(i):
+            model = ("chat", "one", "two")[i % 3]
+            together[i] = (model, self.text(model))
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for model, text in together.values():
+            self.assertEqual(text, alone[model])
+
+    def test_chat_streamed_and_plain(self):
+        plain = {}
+        for model in ("chat", "one"):
+            answer = self.client.chat.completions.create(model=model, messages=HELLO, max_tokens=12, **GREEDY)
+            self.assertEqual(answer.model, model)
+            plain[model] = answer.choices[0].message.content
+            chunks = list(self.client.chat.completions.create(model=model, messages=HELLO, max_tokens=12, stream=True,
+                                                              **GREEDY))
+            self.assertEqual({chunk.model for chunk in chunks}, {model})
+            self.assertEqual("".join(chunk.choices[0].delta.content or "" for chunk in chunks), plain[model])
+        self.assertNotEqual(plain["chat"], plain["one"])
+
+    def test_embeddings(self):
+        vectors = {model: self.client.embeddings.create(model=model, input="A bridge") for model in ("chat", "one")}
+        self.assertEqual(vectors["one"].model, "one")
+        self.assertNotEqual(vectors["chat"].data[0].embedding, vectors["one"].data[0].embedding)
+
+    def test_cached_prompts_are_of_one_adapter(self):
+        def cached(model):
+            prompt = "Numbers: 0 1 2 3 4 5 6 7 8 9 10 42 100 1000. " * 2
+            usage = self.client.completions.create(model=model, prompt=prompt, max_tokens=1, **GREEDY).usage
+            return usage.prompt_tokens_details.cached_tokens
+
+        for model in ("chat", "one", "two"):
+            self.assertEqual(cached(model), 0)
+        for model in ("chat", "one", "two"):
+            self.assertGreater(cached(model), 0)
+
+    def test_an_unknown_name_is_a_404(self):
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.text("three")
+        self.assertEqual(caught.exception.code, "model_not_found")
+        self.assertIn("'chat' and 'one', 'two' are", str(caught.exception))
+
+    def test_what_does_not_load_is_one_line(self):
+        folder = ROOT / "tests" / "golden"
+        for flag, expected in [("one", "expected NAME=PATH"), (f"one={folder}", "no LoRA adapter"),
+                               (f"a={folder}/lora/qwen3", "was expected"), (f"chat={folder}/lora/chat-one", "is the model's own")]:
+            run = subprocess.run([BINARY, "serve", "-m", MODEL, "--port", "0", "-q", "--lora", flag], capture_output=True,
+                                 text=True, timeout=60)
+            self.assertNotEqual(run.returncode, 0)
+            self.assertIn(expected, run.stderr)
 
 
 class DrainTest(unittest.TestCase):

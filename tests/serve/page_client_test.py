@@ -121,6 +121,41 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.locator("#probe li").count(), 2)
         self.assertEqual(page.inner_text("#probe pre code"), "<script>x</script>")
 
+    def test_the_markdown_of_models(self):
+        page = self.open(viewport={"width": 390, "height": 780})
+        page.evaluate("""() => { const d = document.createElement('div'); d.id = 'probe'; d.className = 'message'; log.append(d);
+            render(d, '# Head\\nA *word*, **two [links](https://x.example/a)** and [no link](javascript:alert(1)), 2 * 3 * 4.\\n' +
+                '1. one\\n   - inner\\n2. two\\n\\n> quoted\\n> twice\\n\\n| a | b |\\n|---|:--:|\\n| 1 | **2** |\\n\\n---\\n' +
+                '```\\n| not | a table |\\n' + 'wide '.repeat(100)); }""")
+        self.assertEqual(page.inner_text("#probe h3"), "Head")
+        self.assertEqual(page.inner_text("#probe em"), "word")
+        self.assertEqual([page.locator("#probe a").count(), page.get_attribute("#probe strong a", "href")], [1, "https://x.example/a"])
+        self.assertEqual(page.get_attribute("#probe a", "rel"), "noopener noreferrer")
+        self.assertEqual(page.locator("#probe ol > li").count(), 2)
+        self.assertEqual(page.inner_text("#probe ol > li ul"), "inner")
+        self.assertIn("twice", page.inner_text("#probe blockquote"))
+        self.assertEqual(page.locator("#probe th").count(), 2)
+        self.assertEqual(page.inner_text("#probe td strong"), "2")
+        self.assertEqual(page.locator("#probe hr").count(), 1)
+        self.assertIn("| not | a table |", page.inner_text("#probe pre"))  # also while its end is still to come
+        self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 390)
+
+    def test_a_new_chat_forgets_an_answer_that_still_runs(self):
+        page = self.open()
+        page.evaluate("""() => { const whole = window.fetch; window.fetch = (url, options) => {
+            if (String(url).includes('chat')) options.body = JSON.stringify({ ...JSON.parse(options.body), ignore_eos: true });
+            return whole(url, options); }; }""")
+        self.ask(page, "Tell me a long story.")
+        page.wait_for_function("document.querySelector('.message.assistant').innerText.length > 1")
+        page.click("#clear")
+        page.wait_for_function("document.getElementById('send').textContent === 'Send'")
+        self.assertEqual(page.evaluate("messages.length"), 0)
+        self.assertEqual(page.locator(".message").count(), 0)
+        self.limit(page, 3)
+        self.ask(page, "Hello")
+        page.wait_for_selector(".message.assistant .note", timeout=60_000)
+        self.assertEqual(page.evaluate("messages.length"), 2)
+
     def test_an_error_is_shown_and_the_text_kept(self):
         page = self.open()
         page.click("#settings")

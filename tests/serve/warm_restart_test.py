@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 import unittest
 
+from restart_test import children_of, wait_until_gone
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("QIAO_BINARY", str(ROOT / "build" / "bin" / "qiao"))
 MODEL = str(ROOT / "tests" / "golden" / "chat")
@@ -32,6 +34,7 @@ class Served:
         body = {"model": "chat", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
         connection.request("POST", "/v1/completions", json.dumps(body), {"Authorization": f"Bearer {key}"})
         answer = json.loads(connection.getresponse().read())
+        connection.close()
         return answer["choices"][0]["text"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
     def stop(self):
@@ -77,6 +80,31 @@ class WarmRestartTest(unittest.TestCase):
         self.assertEqual(again, text)
         self.assertGreater(cached, 50)
         self.assertEqual(server.stop(), 0)
+
+    def test_a_successor_is_warm(self):
+        server = self.serve()
+        text, _ = server.ask("one")
+        server.process.send_signal(signal.SIGUSR2)
+        successors = []
+        for line in iter(server.process.stderr.readline, ""):
+            server.lines.append(line)
+            if "Starting a new server" in line:
+                successors = children_of(server.process.pid)
+            if "The new server serves" in line:
+                break
+        self.assertEqual(server.process.wait(60), 0)
+        (successor,) = successors
+        try:
+            again, cached = server.ask("one")
+            self.assertEqual(again, text)
+            self.assertGreater(cached, 50)
+        finally:
+            os.kill(successor, signal.SIGTERM)
+            server.lines += server.process.stderr.readlines()
+            server.process.stderr.close()
+            wait_until_gone(successor)
+        self.assertEqual([line.split()[0] for line in server.lines if "cached prompts" in line],
+                         ["Saved", "Restored", "Saved"], server.lines)
 
     def test_a_damaged_file_is_named_and_left_out(self):
         server = self.serve()

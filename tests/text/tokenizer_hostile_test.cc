@@ -247,6 +247,10 @@ TEST(HostileGguf, NamesTheKey) {
   EXPECT_QIAO_ERROR(
       Tokenizer::from_gguf(with("gpt2", "tokenizer.ggml.merges", GgufArray(std::vector<std::string>{"ab"}))),
       kInvalidInput, "merges", "[0]");
+  EXPECT_QIAO_ERROR(Tokenizer::from_gguf(with("gpt2", "tokenizer.ggml.padding_token_id", int64_t{-2})),
+                    kInvalidInput, "padding_token_id");
+  EXPECT_EQ(Tokenizer::from_gguf(with("gpt2", "tokenizer.ggml.padding_token_id", uint64_t{4}))->pad(),
+            std::nullopt);  // published files have it
   EXPECT_QIAO_ERROR(Tokenizer::from_gguf(with("gpt2", "tokenizer.ggml.bos_token_id", uint64_t{4})),
                     kInvalidInput, "bos_token_id", "4");
   EXPECT_QIAO_ERROR(Tokenizer::from_gguf(with("gpt2", "tokenizer.ggml.eos_token_id", int64_t{-2})),

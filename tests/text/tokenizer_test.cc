@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "formats/gguf.h"
+#include "support/expect_error.h"
 #include "text/byte_alphabet.h"
 #include "text/gguf_pre_tokenizers.h"
 #include "text/regex.h"
@@ -52,6 +53,49 @@ TEST(Tokenizer, MergesInTheOrderOfRanks) {
   EXPECT_EQ(tokenizer->encode("hello"), Ids{259});
   EXPECT_EQ(tokenizer->encode("hell yell"), (Ids{258, ' ', 'y', 'e', 257}));
   EXPECT_EQ(tokenizer->kind(), "byte-level BPE (gpt-2)");
+}
+
+// Gemma 3 1B's tokenizer.json has an image token behind the model's last.
+TEST(Tokenizer, OnlySpecialTokensMayLieBeyondTheModel) {
+  const auto tokenizer = Tokenizer::from_gguf(byte_level());  // 260 is a control token, 261 user-defined
+  EXPECT_NO_THROW(tokenizer->require_fit(262, "test"));
+  EXPECT_NO_THROW(tokenizer->require_fit(300, "test"));
+  EXPECT_QIAO_ERROR(tokenizer->require_fit(261, "test"), kInvalidInput, "test: ", "262 tokens", "only 261");
+  const Json json = Json::parse(
+      R"({"added_tokens":[{"id":2,"content":"<s>","special":true}],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}})");
+  const auto with_special = Tokenizer::from_json(json, Json(), "test");
+  EXPECT_NO_THROW(with_special->require_fit(2, "test"));
+  EXPECT_QIAO_ERROR(with_special->require_fit(1, "test"), kInvalidInput, "3 tokens", "only 1");
+}
+
+// Expected: what the tokenizers wheel 0.23 gives.
+TEST(Tokenizer, AddedTokensAreFoundInTheSpaceThatAnotherTook) {
+  const auto tokenizer = Tokenizer::from_json(
+      Json::parse(
+          R"({"added_tokens":[{"id":4,"content":"\n","rstrip":true,"normalized":false},{"id":5,"content":"\t\t","normalized":false}],"model":{"type":"BPE","vocab":{"a":0,"b":1," ":2,"\t":3},"merges":[]}})"),
+      Json(), "test");
+  EXPECT_EQ(tokenizer->encode("a\n  b"), (Ids{0, 4, 1}));
+  EXPECT_EQ(tokenizer->encode("a\n\n \nb"), (Ids{0, 4, 4, 4, 1}));
+  EXPECT_EQ(tokenizer->encode("a\n\t\t \tb"), (Ids{0, 4, 5, 2, 3, 1}));  // " \t" is read twice
+}
+
+// An added token whose own rules refuse a place must not be found there by the model.
+TEST(Tokenizer, TheModelDoesNotFindAddedTokens) {
+  const auto with_model = [](const std::string& model) {
+    return Tokenizer::from_json(
+        Json::parse(
+            R"({"added_tokens":[{"id":3,"content":"ab","special":false,"normalized":false,"single_word":true}],"model":)" +
+            model + "}"),
+        Json(), "test");
+  };
+  const auto bpe =
+      with_model(R"({"type":"BPE","vocab":{"a":0,"b":1,"c":2},"merges":[],"ignore_merges":true})");
+  EXPECT_EQ(bpe->encode("ab"), Ids{3});
+  EXPECT_EQ(bpe->encode("abc"), (Ids{0, 1, 2}));
+  EXPECT_EQ(bpe->encode("cab"), (Ids{2, 0, 1}));
+  const auto unigram = with_model(R"({"type":"Unigram","vocab":[["<unk>",0],["c",-1],["d",-2]],"unk_id":0})");
+  EXPECT_EQ(unigram->encode("ab"), Ids{3});
+  EXPECT_EQ(unigram->encode("cab"), (Ids{1, 0}));  // "ab" is a run of unknown characters
 }
 
 TEST(Tokenizer, SpecialTokensOnlyWhereAsked) {

@@ -2,6 +2,7 @@
 // bytes are the same alone and among others.
 #include "backend/ops/attention_varlen.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "backend/conformance/harness.h"
@@ -50,7 +51,12 @@ void varlen_case(Harness& h, size_t line) {
   v.fill([&] { return h.normal(); });
   AttentionVarlen op, law;
   op.scale = h.pick({1.0f / std::sqrt(static_cast<float>(heads.width)), 1.0f, 0.0f, -0.3f});
+  const int64_t most = *std::max_element(lengths.begin(), lengths.end());
+  Guarded bias(h, DType::kF32, {heads.query, 2 * std::max<int64_t>(most, 1) - 1 + 2 * h.between(0, 2)});
+  bias.fill([&] { return 3 * h.normal(); });
+  const bool biased = h.pick({true, false});
   law = op;
+  if (biased) law.bias = bias.host(), op.bias = bias.device();
   law.q = q.host(), law.k = k.host(), law.v = v.host(), law.out = out.host(), law.starts = starts.host();
   op.q = q.device(), op.k = k.device(), op.v = v.device(), op.out = out.device();
   op.starts = starts.device();
@@ -86,6 +92,9 @@ void varlen_invariance(Harness& h, size_t line, const VarlenHeads& heads,
   const Guarded starts = starts_of(h, lengths);
   AttentionVarlen op;
   op.scale = 0.3f;
+  Guarded bias(h, DType::kF32, {heads.query, 2 * tokens - 1});
+  bias.fill([&] { return h.normal(); });
+  if (h.pick({true, false})) op.bias = bias.device();
   op.q = q.device(), op.k = k.device(), op.v = v.device(), op.out = all.device();
   op.starts = starts.device();
   h.give_workspace(&op);

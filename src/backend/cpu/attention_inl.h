@@ -102,7 +102,7 @@ struct AttentionKernel {
     float* rescale = block.scores + block.rows * kBlockKeys;
     for (int64_t r = 0; r < block.rows; ++r) {
       const float before = rows.sum[r] == 0.0f ? -INFINITY : rows.largest[r];
-      const float here = shape_scores(block, block.scores + r * kBlockKeys);
+      const float here = shape_scores(block, r);
       rows.largest[r] = here > before ? here : before;
       rescale[r] = before - rows.largest[r];
     }
@@ -200,14 +200,16 @@ struct AttentionKernel {
     });
   }
 
-  // Scales, caps and masks a row's scores; returns the largest.
-  static float shape_scores(const AttentionBlock& block, float* scores) {
+  // Scales, biases, caps and masks a row's scores; returns the largest.
+  static float shape_scores(const AttentionBlock& block, int64_t row) {
+    float* scores = block.scores + row * kBlockKeys;
     F most = V::set(-INFINITY);
     for (int64_t g = 0; g < kBlockGroups; ++g) {
       const int64_t begin = block.first - g * 16, end = block.end - g * 16;
       F s = V::set(-INFINITY);
       if (end > 0 && begin < 16) {
         s = V::mul(V::load(scores + g * 16), V::set(block.scale));
+        if (block.bias != nullptr) s = V::add(s, V::load(block.bias + row * kBlockKeys + g * 16));
         if (block.soft_cap > 0) {
           const F cap = V::set(block.soft_cap);
           s = V::mul(cap, Math::tanh(V::div(s, cap)));

@@ -30,7 +30,8 @@ struct AttentionBlock {
   const float* q;        // [rows, D]
   int64_t rows, dim, pitch;
   float scale, soft_cap;
-  float* scores;  // scratch: [rows, 64] and one more a row
+  float* scores;      // scratch: [rows, 64] and one more a row
+  const float* bias;  // [rows, 64]: added to the scaled scores; or null
 };
 
 struct AttentionKernels {

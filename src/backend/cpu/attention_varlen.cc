@@ -26,7 +26,7 @@ constexpr auto kBlockSlots = [] {
 }();
 
 // All sizes that follow from shapes; the workspace is [first item of each sequence][a scratch for each
-// worker]. A scratch holds, in floats: keys, values, queries, scores, largest, sums, out.
+// worker]. A scratch holds, in floats: keys, values, queries, scores, largest, sums, out, biases.
 struct VarlenPlan {
   int64_t share, dim, pitch, run, rows, worker_floats, items_bytes;
 
@@ -36,8 +36,9 @@ struct VarlenPlan {
     dim = op.q.shape[2];
     pitch = up(dim, 16);
     run = std::max<int64_t>(1, kRunRows / share);
+    const int64_t biases = op.bias.present() ? kBlockKeys : 0;
     rows = std::min(run, std::max<int64_t>(op.q.shape[0], 1)) * share;
-    worker_floats = up(kBlockKeys * (dim + pitch) + rows * (dim + kBlockKeys + 1 + pitch + 2), 16);
+    worker_floats = up(kBlockKeys * (dim + pitch) + rows * (dim + kBlockKeys + 1 + pitch + 2 + biases), 16);
     items_bytes = up(op.starts.shape[0] * static_cast<int64_t>(sizeof(int64_t)), 64);
   }
   int64_t bytes(int threads) const { return items_bytes + 4 * threads * worker_floats; }
@@ -47,6 +48,19 @@ struct VarlenKernels {
   const AttentionKernels& attention;
   const KvWriteKernels& kv_write;
 };
+
+// The biases of some rows, `share` heads from `head` on of each query from `query` on, towards count keys
+// from `key` on.
+void gather_biases(const Tensor& bias, int64_t share, int64_t head, int64_t rows, int64_t query, int64_t key,
+                   int64_t count, float* out) {
+  const int64_t zero = (bias.shape[1] - 1) / 2;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* from =
+        bias.as<float>() + (head + r % share) * bias.shape[1] + zero + key - query - r / share;
+    std::copy_n(from, count, out + r * kBlockKeys);
+    std::fill_n(out + r * kBlockKeys + count, kBlockKeys - count, 0.0f);
+  }
+}
 
 // Queries [begin, end) of the sequence whose rows are [first, last), with one key/value head.
 void attend(const AttentionVarlen& op, const VarlenPlan& plan, const VarlenKernels& kernels, int64_t head,
@@ -77,6 +91,8 @@ void attend(const AttentionVarlen& op, const VarlenPlan& plan, const VarlenKerne
   block.pitch = plan.pitch;
   block.scale = op.scale;
   block.scores = scores;
+  float* biases = op.bias.present() ? result.out + plan.rows * plan.pitch : nullptr;
+  block.bias = biases;
   for (int64_t key = first; key < last; key += kBlockKeys) {
     block.end = std::min(kBlockKeys, last - key);
     KvWrite write;
@@ -84,6 +100,8 @@ void attend(const AttentionVarlen& op, const VarlenPlan& plan, const VarlenKerne
     write.v = op.v.slice(key, block.end).narrow(1, head, 1);
     write.slots = Tensor(const_cast<int32_t*>(kBlockSlots.data()), DType::kI32, {block.end});
     kernels.kv_write.f32(write, target, 0, block.end);
+    if (biases != nullptr)
+      gather_biases(op.bias, plan.share, head * plan.share, rows, begin, key, block.end, biases);
     kernels.attention.add_f32(block, result);
   }
   for (int64_t r = 0; r < rows; ++r) {

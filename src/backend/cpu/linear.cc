@@ -2,6 +2,8 @@
 // unpacked chunk by chunk and multiplied with a block of rows of x that stays in the L2 cache; weights are
 // streamed once a block of rows, so once in all for up to kRowBlock rows. The kernels and their limits are in
 // linear_micro_inl.h.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -36,10 +38,14 @@ void write(const Linear& op, const GatedActivationKernels& activations, const fl
   }
 }
 
-// Rows of x a block: their quants should stay in about half of a 1 MB L2 cache.
+// Rows of x a block: their quants should stay in about half of the L2 cache.
 int64_t row_block(int64_t rows, int64_t columns, Compute compute) {
+  static const int64_t l2 = [] {
+    const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where it is not known
+    return std::clamp<int64_t>(bytes, int64_t{512} << 10, int64_t{1} << 20);
+  }();
   const int64_t row = columns * (compute == Compute::kQ8 ? 2 : 4);
-  const int64_t fitting = std::clamp<int64_t>(786432 / row / 4 * 4, 32, kRowBlock);
+  const int64_t fitting = std::clamp<int64_t>(l2 / 4 * 3 / row / 4 * 4, 32, kRowBlock);
   const int64_t blocks = (rows + fitting - 1) / fitting;
   return std::min(fitting, ((rows + blocks - 1) / blocks + 3) / 4 * 4);
 }

@@ -1,5 +1,5 @@
-// Matmul kernels for AVX2: 16 rows of W are two 256-bit vectors; int8 dot products as vpmaddubsw, vpmaddwd,
-// vpaddd. 16 registers hold a tile of 2 rows of x by one group.
+// Matmul kernels for AVX2: 16 rows of W are two 256-bit vectors. Plain weights go through linear_micro_inl.h,
+// 16 registers holding a tile of 4 rows of x by one group; quants through linear_avx2_inl.h.
 #include "backend/cpu/linear_kernels.h"
 
 #if defined(__x86_64__)
@@ -15,16 +15,10 @@ namespace {
 #include "backend/cpu/linear_micro_inl.h"
 
 struct Avx2 {
-  static constexpr int kRows = 2, kGroups = 1, kFloatRows = 4, kPackedRows = 4;
+  static constexpr int kGroups = 1, kFloatRows = 4;
   struct F {
     __m256 low, high;
   };
-  struct I {
-    __m256i low, high;
-  };
-  using W = I;
-  using X = __m256i;
-
   static F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static void store(float* p, F v) {
     _mm256_storeu_ps(p, v.low);
@@ -34,52 +28,8 @@ struct Avx2 {
     const __m256 v = _mm256_broadcast_ss(p);
     return {v, v};
   }
-  static F mul(F a, F b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
   static F fma(F a, F b, F c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
-  }
-  static F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
-  static I zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  static I splat(const int32_t* p) {
-    const __m256i v = _mm256_set1_epi32(*p);
-    return {v, v};
-  }
-  static I sub(I a, I b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
-  static I shift_left(I a, int count) {
-    const __m128i by = _mm_cvtsi32_si128(count);
-    return {_mm256_sll_epi32(a.low, by), _mm256_sll_epi32(a.high, by)};
-  }
-  static W load_weights(const uint8_t* p) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
-  }
-  static X splat_activations(const int8_t* p) {
-    int32_t word;
-    __builtin_memcpy(&word, p, 4);
-    return _mm256_set1_epi32(word);
-  }
-  static constexpr bool kShorts = true;
-  static I multiply_pairs(W w, X x) {
-    return {_mm256_maddubs_epi16(w.low, x), _mm256_maddubs_epi16(w.high, x)};
-  }
-  static I add16(I a, I b) { return {_mm256_add_epi16(a.low, b.low), _mm256_add_epi16(a.high, b.high)}; }
-  static I add_pairs(I sum, I pairs) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(pairs.low, ones)),
-            _mm256_add_epi32(sum.high, _mm256_madd_epi16(pairs.high, ones))};
-  }
-  // Of 8 bits: as 2 * (w / 2) + w % 2, whose pairs fit 16 bits.
-  static __m256i dot8(__m256i sum, __m256i w, __m256i x) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i half = _mm256_and_si256(_mm256_srli_epi16(w, 1), _mm256_set1_epi8(127));
-    const __m256i rest = _mm256_and_si256(w, _mm256_set1_epi8(1));
-    const __m256i twice = _mm256_madd_epi16(_mm256_maddubs_epi16(half, x), _mm256_set1_epi16(2));
-    return _mm256_add_epi32(_mm256_add_epi32(sum, twice),
-                            _mm256_madd_epi16(_mm256_maddubs_epi16(rest, x), ones));
-  }
-  template <Width>
-  static I dot(I sum, W w, X x) {
-    return {dot8(sum.low, w.low, x), dot8(sum.high, w.high, x)};
   }
   static F load_step(const float* p) { return load(p); }
   static F splat_step(const float* p) { return splat(p); }
@@ -102,10 +52,21 @@ struct Avx2 {
   static F step(Two w, Two x, F sum) { return fma(w.high, x.high, fma(w.low, x.low, sum)); }
 };
 
+#include "backend/cpu/linear_avx2_inl.h"
+
+#include "backend/cpu/linear_scales_avx2_inl.h"
+
 }  // namespace
 
 const LinearKernels& linear_kernels_avx2() {
-  static const LinearKernels table = make_table<Avx2>(Isa::kAvx2);
+  static const LinearKernels table = [] {
+    LinearKernels kernels = make_table<Avx2>(Isa::kAvx2);
+    kernels.quantize = quantize_avx2;
+    kernels.scales[static_cast<size_t>(DType::kQ4_K)] = scales_k4_avx2<128>;
+    kernels.scales[static_cast<size_t>(DType::kQ5_K)] = scales_k4_avx2<160>;
+    kernels.scales[static_cast<size_t>(DType::kQ6_K)] = scales_q6_k_avx2;
+    return kernels;
+  }();
   return table;
 }
 

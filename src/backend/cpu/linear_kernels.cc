@@ -10,7 +10,7 @@ FormatForm format_form(DType dtype) {
       return {Family::kOffset32, 3, Width::kFour};
     case DType::kQ5_0:
     case DType::kMXFP4:
-      return {Family::kOffset32, 4, Width::kSix};
+      return {Family::kOffset32, 4, Width::kFive};
     case DType::kQ8_0:
     case DType::kIQ4_NL:
     case DType::kIQ4_XS:
@@ -20,7 +20,7 @@ FormatForm format_form(DType dtype) {
       return {Family::kMinimum32, 0, Width::kFour};
     case DType::kQ5_1:
     case DType::kQ5_K:
-      return {Family::kMinimum32, 0, Width::kSix};
+      return {Family::kMinimum32, 0, Width::kFive};
     case DType::kQ3_K:
       return {Family::kOffset16, 2, Width::kFour};
     case DType::kQ6_K:

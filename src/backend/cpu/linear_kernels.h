@@ -32,9 +32,9 @@ struct TileMeta {
 enum class Family : uint8_t { kOffset32, kMinimum32, kOffset16, kMinimum16 };
 inline constexpr int kFamilies = 4;
 
-// Bits of the unsigned quants: up to 4 (15), 6 (63) or 8.
-enum class Width : uint8_t { kFour, kSix, kEight };
-inline constexpr int kWidths = 3;
+// Bits of the unsigned quants: up to 4 (15), 5 (31), 6 (63) or 8.
+enum class Width : uint8_t { kFour, kFive, kSix, kEight };
+inline constexpr int kWidths = 4;
 
 struct FormatForm {
   Family family;
@@ -72,7 +72,10 @@ struct DotQ8 {
 struct DotPacked {
   const std::byte* chunk;
   int64_t elements;
-  const float* scales;  // [tile][scale_floats]
+  // LinearKernels::scales of the format: the kernel calls it when it suits its reading of memory.
+  void (*unpack_scales)(const std::byte* chunk, int64_t elements, int64_t stride, float* scales);
+  float* scales;  // scratch: [tile][scale_floats]
+  int32_t* dots;  // scratch: [tile][scales_per_tile][rows][16], 64-byte aligned
   int offset_shift;
   int64_t rows;  // 1 to LinearKernels::packed_rows
   const int8_t* x;

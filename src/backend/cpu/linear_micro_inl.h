@@ -35,8 +35,11 @@ inline __attribute__((always_inline)) void start_dots(const TileMeta* meta, int6
   }
 }
 
-// Quads of 4 products whose pairs' sums fit 16 bits: 2 * 15 * 127 * 8 and 2 * 63 * 127 * 2 do.
-constexpr int pairs_that_fit(Width width) { return width == Width::kFour ? 8 : width == Width::kSix ? 2 : 0; }
+// Quads of 4 products whose pairs' sums fit 16 bits: 2 * 15 * 127 * 8, 2 * 31 * 127 * 4 and 2 * 63 * 127 * 2
+// do.
+constexpr int pairs_that_fit(Width width) {
+  return width == Width::kFour ? 8 : width == Width::kFive ? 4 : width == Width::kSix ? 2 : 0;
+}
 
 // One tile of 32 elements of M rows of x and G groups, added to sum.
 template <class V, int M, int G, Family family, Width width>
@@ -203,6 +206,7 @@ inline constexpr int kPackedRows =
 
 template <class V, class Format, Family family, Width width>
 void dot_packed(const DotPacked& a) {
+  a.unpack_scales(a.chunk, a.elements, Shape<family>::kFloats, a.scales);
   if constexpr (kPackedRows < V, Format >> 1) {
     if (a.rows == 2) return dot_packed_rows<V, Format, family, width, 2>(a);
   }
@@ -288,10 +292,25 @@ void dot_float(const DotFloat& a) {
   }
 }
 
+// The int8 dot products of a set; those of sets whose registers want other shapes are specializations.
+template <class V>
+struct Dots {
+  template <Family family, Width width>
+  static void shared(const DotQ8& a) {
+    dot_q8<V, family, width>(a);
+  }
+  template <class Format, Family family, Width width>
+  static void packed(const DotPacked& a) {
+    dot_packed<V, Format, family, width>(a);
+  }
+  template <class Format>
+  static constexpr int kMostPackedRows = kPackedRows<V, Format>;
+};
+
 template <class V, class Format, Family family, Width width>
 void set_packed(LinearKernels& table, DType dtype) {
-  table.dot_packed[static_cast<size_t>(dtype)] = dot_packed<V, Format, family, width>;
-  table.packed_rows[static_cast<size_t>(dtype)] = kPackedRows<V, Format>;
+  table.dot_packed[static_cast<size_t>(dtype)] = Dots<V>::template packed<Format, family, width>;
+  table.packed_rows[static_cast<size_t>(dtype)] = Dots<V>::template kMostPackedRows<Format>;
 }
 
 template <class V>
@@ -300,29 +319,30 @@ LinearKernels make_table(Isa isa) {
   table.isa = isa;
   fill_unpack(table);
   const auto dots = [&]<Family family, Width width>() {
-    table.dot_q8[static_cast<size_t>(family)][static_cast<size_t>(width)] = dot_q8<V, family, width>;
+    table.dot_q8[static_cast<size_t>(family)][static_cast<size_t>(width)] =
+        Dots<V>::template shared<family, width>;
   };
   dots.template operator()<Family::kOffset32, Width::kFour>();
-  dots.template operator()<Family::kOffset32, Width::kSix>();
+  dots.template operator()<Family::kOffset32, Width::kFive>();
   dots.template operator()<Family::kOffset32, Width::kEight>();
   dots.template operator()<Family::kMinimum32, Width::kFour>();
-  dots.template operator()<Family::kMinimum32, Width::kSix>();
+  dots.template operator()<Family::kMinimum32, Width::kFive>();
   dots.template operator()<Family::kOffset16, Width::kFour>();
   dots.template operator()<Family::kOffset16, Width::kSix>();
   dots.template operator()<Family::kMinimum16, Width::kFour>();
   set_packed<V, Nibbles32, Family::kOffset32, Width::kFour>(table, DType::kQ4_0);
   set_packed<V, Nibbles32, Family::kMinimum32, Width::kFour>(table, DType::kQ4_1);
-  set_packed<V, Five32, Family::kOffset32, Width::kSix>(table, DType::kQ5_0);
-  set_packed<V, Five32, Family::kMinimum32, Width::kSix>(table, DType::kQ5_1);
+  set_packed<V, Five32, Family::kOffset32, Width::kFive>(table, DType::kQ5_0);
+  set_packed<V, Five32, Family::kMinimum32, Width::kFive>(table, DType::kQ5_1);
   set_packed<V, Bytes32, Family::kOffset32, Width::kEight>(table, DType::kQ8_0);
   set_packed<V, TwoK, Family::kMinimum16, Width::kFour>(table, DType::kQ2_K);
   set_packed<V, ThreeK, Family::kOffset16, Width::kFour>(table, DType::kQ3_K);
   set_packed<V, FourK, Family::kMinimum32, Width::kFour>(table, DType::kQ4_K);
-  set_packed<V, FiveK, Family::kMinimum32, Width::kSix>(table, DType::kQ5_K);
+  set_packed<V, FiveK, Family::kMinimum32, Width::kFive>(table, DType::kQ5_K);
   set_packed<V, SixK, Family::kOffset16, Width::kSix>(table, DType::kQ6_K);
   set_packed<V, Table32<kTableNl>, Family::kOffset32, Width::kEight>(table, DType::kIQ4_NL);
   set_packed<V, Table32<kTableNl>, Family::kOffset32, Width::kEight>(table, DType::kIQ4_XS);
-  set_packed<V, Table32<kTableFp4>, Family::kOffset32, Width::kSix>(table, DType::kMXFP4);
+  set_packed<V, Table32<kTableFp4>, Family::kOffset32, Width::kFive>(table, DType::kMXFP4);
   table.dot_f32 = dot_float<V, float, float>;
   table.dot_f16 = dot_float<V, Half, float>;
   table.dot_bf16_f32 = dot_float<V, HalfPair, FloatPair>;

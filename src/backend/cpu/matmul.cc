@@ -41,7 +41,10 @@ void multiply_packed(const LinearKernels& kernels, const CpuWeight::Panels& pane
   const auto d = static_cast<size_t>(panels.dtype);
   const FormatForm form = format_form(panels.dtype);
   DotPacked dot;
+  dot.unpack_scales = kernels.scales[d];
   dot.scales = scratch.scales.data();
+  dot.dots = reinterpret_cast<int32_t*>(scratch.quants.data());
+  static_assert(sizeof scratch.quants >= sizeof(int32_t) * (kMaxChunk / kTile) * 2 * kRowTile * 16);
   dot.offset_shift = form.offset_shift;
   dot.rows = rows;
   dot.x_stride = a.quants_stride;
@@ -61,7 +64,6 @@ void multiply_packed(const LinearKernels& kernels, const CpuWeight::Panels& pane
       dot.ahead_bytes = chunk_bytes(panels.dtype, next);
       dot.ahead_scales = scales_offset(panels.dtype, next) / 64 * 64;
       dot.ahead_for_tile = (dot.ahead_bytes / (dot.elements / kTile) + 63) / 64 * 64;
-      kernels.scales[d](dot.chunk, dot.elements, scale_floats(form.family), scratch.scales.data());
       kernels.dot_packed[d](dot);
       dot.chunk += bytes;
     }

@@ -23,11 +23,18 @@ void AttentionVarlen::check() const {
   if (starts.shape[0] < 1) check::refuse(op, "starts are empty, expected one more than sequences");
   check::dense(op, "starts", starts, DType::kI32, {starts.shape[0]});
   if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  if (bias.present()) {
+    check::rank(op, "bias", bias, 2);
+    check::dense(op, "bias", bias, DType::kF32, {heads, bias.shape[1]});
+    if (bias.shape[1] % 2 == 0)
+      check::refuse(op, fmt::format("bias is {}, expected an odd number of distances", to_string(bias)));
+  }
   check::workspace(op, workspace);
   check::distinct(op, "out", out, "q", q);
   check::distinct(op, "out", out, "k", k);
   check::distinct(op, "out", out, "v", v);
   check::distinct(op, "out", out, "starts", starts);
+  check::distinct(op, "out", out, "bias", bias);
   check::distinct(op, "workspace", workspace, "out", out);
   check::distinct(op, "workspace", workspace, "q", q);
   check::distinct(op, "workspace", workspace, "k", k);
@@ -39,7 +46,7 @@ double AttentionVarlen::flops(int64_t pairs) const {
 }
 
 double AttentionVarlen::bytes() const {
-  return static_cast<double>(q.bytes() + k.bytes() + v.bytes() + out.bytes() + starts.bytes());
+  return static_cast<double>(q.bytes() + k.bytes() + v.bytes() + out.bytes() + starts.bytes() + bias.bytes());
 }
 
 }  // namespace qiao

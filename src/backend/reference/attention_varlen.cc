@@ -33,9 +33,11 @@ AttentionTerms exact_attention_varlen(const AttentionVarlen& op) {
             dot += product;
             absolute += std::abs(product);
           }
-          scores.push_back(static_cast<double>(op.scale) * dot);
+          const double bias = op.bias.present() ? at(op.bias, h, j - t + (op.bias.shape[1] - 1) / 2) : 0.0;
+          scores.push_back(static_cast<double>(op.scale) * dot + bias);
           largest = std::max(largest, scores.back());
-          magnitude = std::max(magnitude, std::abs(static_cast<double>(op.scale)) * absolute);
+          magnitude =
+              std::max(magnitude, std::abs(static_cast<double>(op.scale)) * absolute + std::abs(bias));
         }
         double sum = 0;
         for (double& score : scores) sum += score = std::exp(score - largest);

@@ -1,0 +1,284 @@
+#include "models/lora.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "base/error.h"
+#include "base/quote.h"
+#include "base/units.h"
+#include "models/tensor_loader.h"
+#include "tensor/half.h"
+
+namespace qiao {
+namespace {
+
+// The rows of a layer that one module of a file stands for.
+struct LoraTarget {
+  nn::LinearLayer* layer = nullptr;
+  int64_t first_row = 0, rows = 0, columns = 0;
+  int64_t rotary_rows = 0;  // the first rows, those of heads that rotate
+  int64_t order = 0;
+};
+
+struct LoraJob {
+  const LoraPair* pair;
+  LoraTarget target;
+  float scale;
+};
+
+// Every module that an adapter may change, by its name in files. A name may have two meanings (Phi-3's ffn_up
+// is gate and up): the one whose rows fit is meant.
+class LoraTargets {
+ public:
+  LoraTargets(const TensorNames& names, const DecoderConfig& config, DecoderWeights& weights) {
+    const int64_t q = config.num_attention_heads * config.head_dim,
+                  kv = config.num_key_value_heads * config.head_dim, width = config.hidden_size;
+    for (size_t i = 0; i < weights.layers.size(); ++i) {
+      DecoderLayer& layer = weights.layers[i];
+      nn::LinearLayer& qkv = layer.attention.qkv;
+      layer_ = i;
+      add(names.q, {&qkv, 0, q, width, q});
+      add(names.k, {&qkv, q, kv, width, kv});
+      add(names.v, {&qkv, q + kv, kv, width});
+      add(names.qkv, {&qkv, 0, q + 2 * kv, width, q + kv});
+      add(names.attention_output, {&layer.attention.output, 0, width, q});
+      if (layer.is_moe) {
+        if (config.shared_intermediate_size > 0) {
+          add_mlp(names.shared_gate, names.shared_up, "", names.shared_down, layer.moe.shared,
+                  config.shared_intermediate_size, width);
+        }
+      } else {
+        add_mlp(names.gate, names.up, names.gate_up, names.down, layer.mlp, config.intermediate_size, width);
+      }
+    }
+  }
+
+  // Null where there is no such module.
+  const std::vector<LoraTarget>* find(std::string_view name) const {
+    const auto found = targets_.find(name);
+    return found == targets_.end() ? nullptr : &found->second;
+  }
+
+ private:
+  void add_mlp(std::string_view gate, std::string_view up, std::string_view gate_up, std::string_view down,
+               nn::MlpLayer& mlp, int64_t inner, int64_t width) {
+    add(gate, {&mlp.gate_up, 0, inner, width});
+    add(up, {&mlp.gate_up, inner, inner, width});
+    add(gate_up, {&mlp.gate_up, 0, 2 * inner, width});
+    add(down, {&mlp.down, 0, width, inner});
+  }
+
+  void add(std::string_view stem, LoraTarget target) {
+    if (stem.empty()) return;
+    std::string name(stem);
+    name.replace(name.find("{}"), 2, fmt::to_string(layer_));
+    target.order = count_++;
+    targets_[name].push_back(target);
+  }
+
+  std::map<std::string, std::vector<LoraTarget>, std::less<>> targets_;
+  size_t layer_ = 0;
+  int64_t count_ = 0;
+};
+
+std::string_view lora_refusal(std::string_view module) {
+  const auto has = [&](std::string_view part) { return module.find(part) != std::string_view::npos; };
+  if (has("expert") || has("_exps")) return "adapters of experts are not supported";
+  if (has("embed_tokens") || has("token_embd")) return "adapters of embeddings are not supported";
+  if (has("lm_head") || module == "output") return "adapters of the output matrix are not supported";
+  return "the base has no such module that takes an adapter";
+}
+
+bool is_lora_dtype(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 || dtype == DType::kQ8_0;
+}
+
+// One adapter on its way into the layers.
+class LoraLoader {
+ public:
+  LoraLoader(const LoraFiles& files, const LoraBase& base, Backend& backend, DecoderWeights& weights)
+      : files_(files), base_(base), backend_(backend) {
+    check_architecture();
+    const LoraTargets targets(base.family.names(files.gguf()), base.config, weights);
+    for (const LoraPair& pair : files.pairs()) jobs_.push_back(plan(pair, targets));
+    // Parts of one layer side by side, in the order of their rows.
+    std::ranges::stable_sort(jobs_, {}, [](const LoraJob& job) { return job.target.order; });
+    check_memory();
+  }
+
+  uint64_t load(int32_t index) {
+    for (size_t begin = 0, end = 0; begin < jobs_.size(); begin = end) {
+      nn::LinearLayer& layer = *jobs_[begin].target.layer;
+      while (end < jobs_.size() && jobs_[end].target.layer == &layer) ++end;
+      const auto place = static_cast<size_t>(index);
+      if (layer.adapters.size() <= place) layer.adapters.resize(place + 1);
+      layer.adapters[place] = make(std::span(jobs_).subspan(begin, end - begin));
+    }
+    return bytes_;
+  }
+
+ private:
+  // The files' own layout of the rows that rotate: llama.cpp's converter reorders them for some families.
+  Rope::Layout layout(bool gguf) const { return gguf ? base_.family.gguf_rope : Rope::Layout::kHalf; }
+
+  void check_architecture() const {
+    if (!files_.gguf()) return;
+    const std::string& name = files_.architecture();
+    const Family* family = find_gguf_family(name);
+    // Mistral's files have Llama's name.
+    const bool fits = family == &base_.family || (family != nullptr && base_.family.gguf.empty() &&
+                                                  family->gguf_rope == base_.family.gguf_rope);
+    if (fits) return;
+    throw_error(ErrorKind::kInvalidInput,
+                "{}: general.architecture is {}: an adapter of another architecture than the model's ({})",
+                files_.source(), quote_text(name), base_.family.name);
+  }
+
+  const std::vector<LoraTarget>* find(const LoraTargets& targets, std::string_view module) const {
+    if (files_.gguf()) return targets.find(module);
+    for (const std::string_view root : kDecoderRoots) {
+      if (!module.starts_with(root)) continue;
+      if (const auto* found = targets.find(module.substr(root.size()))) return found;
+    }
+    return nullptr;
+  }
+
+  LoraJob plan(const LoraPair& pair, const LoraTargets& targets) const {
+    const std::vector<LoraTarget>* candidates = find(targets, pair.module);
+    if (candidates == nullptr) {
+      throw_error(ErrorKind::kUnsupported, "{}: tensor {} ({}): {}", files_.source(),
+                  quote_text(pair.a->name), shape_text(*pair.a), lora_refusal(pair.module));
+    }
+    const auto fitting = std::ranges::find(*candidates, pair.b->shape[0], &LoraTarget::rows);
+    const LoraTarget& target = fitting == candidates->end() ? candidates->front() : *fitting;
+    check_shape(*pair.a, {pair.a->shape[0], target.columns});
+    check_shape(*pair.b, {target.rows, pair.a->shape[0]});
+    return {&pair, target, static_cast<float>(files_.scale(pair))};
+  }
+
+  void check_shape(const TensorInfo& tensor, const std::vector<int64_t>& shape) const {
+    if (tensor.shape != shape) {
+      throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected", files_.source(),
+                  quote_text(tensor.name), shape_text(tensor), fmt::join(shape, ", "));
+    }
+    if (!is_lora_dtype(tensor.dtype) || shape[1] % traits(tensor.dtype).block_elements != 0) {
+      throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; F32, F16, BF16 or Q8_0 was expected",
+                  files_.source(), quote_text(tensor.name), shape_text(tensor));
+    }
+  }
+
+  void check_memory() const {
+    uint64_t need = 0;
+    for (const LoraJob& job : jobs_)
+      need += job.pair->a->bytes + static_cast<uint64_t>(job.pair->b->elements()) * sizeof(float);
+    const uint64_t free = backend_.describe().free_bytes;
+    if (free != 0 && need > free) {
+      throw_error(ErrorKind::kTooLarge, "{}: its matrices take {}, chip {} has {} free", files_.source(),
+                  format_bytes(need), backend_.chip(), format_bytes(free));
+    }
+  }
+
+  nn::LowRankAdapter make(std::span<const LoraJob> jobs) {
+    nn::LowRankAdapter made;
+    WeightSource a{.experts = 1, .columns = jobs.front().target.columns, .parts = {}};
+    int64_t rank = 0;
+    for (const LoraJob& job : jobs) {
+      const TensorInfo& info = *job.pair->a;
+      a.parts.push_back({info.dtype, info.shape[0], files_.bytes(info).data()});
+      made.parts.push_back({make_b(job), job.target.first_row, rank});
+      rank += info.shape[0];
+    }
+    made.a = backend_.make_weight(a);
+    bytes_ += made.a->bytes();
+    return made;
+  }
+
+  // B with the scale in it, its rows as the base has them.
+  std::shared_ptr<Weight> make_b(const LoraJob& job) {
+    const TensorInfo& info = *job.pair->b;
+    std::vector<float> values = read(info);
+    for (float& value : values) value *= job.scale;
+    if (layout(files_.gguf()) != layout(base_.gguf)) values = reordered(values, job);
+    DType dtype = info.dtype;
+    const std::vector<std::byte> bytes = narrowed(values, dtype);
+    WeightSource source{.experts = 1, .columns = info.shape[1], .parts = {}};
+    source.parts.push_back({dtype, info.shape[0], bytes.data()});
+    std::shared_ptr<Weight> made = backend_.make_weight(source);
+    bytes_ += made->bytes();
+    return made;
+  }
+
+  std::vector<float> read(const TensorInfo& info) const {
+    std::vector<float> values(static_cast<size_t>(info.elements()));
+    const std::byte* bytes = files_.bytes(info).data();
+    constexpr size_t kBlock = 32;  // of Q8_0: a half-precision scale, then as many 8-bit quants
+    for (size_t i = 0; i < values.size(); ++i) {
+      uint16_t half = 0;
+      if (info.dtype == DType::kF32) {
+        std::memcpy(&values[i], bytes + i * sizeof(float), sizeof(float));
+      } else if (info.dtype == DType::kQ8_0) {
+        const std::byte* block = bytes + i / kBlock * (sizeof(half) + kBlock);
+        std::memcpy(&half, block, sizeof(half));
+        values[i] = f16_to_float(half) * static_cast<float>(static_cast<int8_t>(block[2 + i % kBlock]));
+      } else {
+        std::memcpy(&half, bytes + i * sizeof(half), sizeof(half));
+        values[i] = info.dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
+      }
+    }
+    return values;
+  }
+
+  // A head's rows in halves (Transformers: dimension i rotates with i + D / 2) to pairs side by side
+  // (llama.cpp's "llama" files), or back.
+  std::vector<float> reordered(const std::vector<float>& values, const LoraJob& job) const {
+    const int64_t rank = job.pair->b->shape[1], dim = base_.config.head_dim, half = dim / 2;
+    const bool to_pairs = layout(base_.gguf) == Rope::Layout::kInterleaved;
+    std::vector<float> rows = values;
+    for (int64_t row = 0; row < job.target.rotary_rows; ++row) {
+      const int64_t head = row / dim * dim, i = row % dim;
+      const int64_t paired = head + i % half * 2 + i / half;
+      const int64_t from = to_pairs ? row : paired, to = to_pairs ? paired : row;
+      std::copy_n(values.begin() + from * rank, rank, rows.begin() + to * rank);
+    }
+    return rows;
+  }
+
+  // The values in the file's half-precision type where it holds them all exactly (a scale that is a power of
+  // two), else in F32.
+  static std::vector<std::byte> narrowed(const std::vector<float>& values, DType& dtype) {
+    const auto narrow = [&](float value) {
+      return dtype == DType::kF16 ? float_to_f16(value) : float_to_bf16(value);
+    };
+    const auto widen = [&](uint16_t half) {
+      return dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
+    };
+    const bool is_half = dtype == DType::kF16 || dtype == DType::kBF16;
+    if (!is_half || !std::ranges::all_of(values, [&](float v) { return widen(narrow(v)) == v; })) {
+      dtype = DType::kF32;
+      const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
+      return {bytes, bytes + values.size() * sizeof(float)};
+    }
+    std::vector<std::byte> bytes(values.size() * sizeof(uint16_t));
+    for (size_t i = 0; i < values.size(); ++i) {
+      const uint16_t half = narrow(values[i]);
+      std::memcpy(bytes.data() + i * sizeof(half), &half, sizeof(half));
+    }
+    return bytes;
+  }
+
+  const LoraFiles& files_;
+  const LoraBase& base_;
+  Backend& backend_;
+  std::vector<LoraJob> jobs_;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace
+
+uint64_t add_lora(const LoraFiles& files, const LoraBase& base, Backend& backend, int32_t index,
+                  DecoderWeights& weights) {
+  return LoraLoader(files, base, backend, weights).load(index);
+}
+
+}  // namespace qiao

@@ -1,0 +1,26 @@
+// Lays a LoRA adapter's matrices out beside those of the decoder that it changes.
+#pragma once
+
+#include <cstdint>
+
+#include "models/families.h"
+#include "models/lora_files.h"
+#include "models/weights.h"
+
+namespace qiao {
+
+// The model that an adapter is for, and how its own files are written.
+struct LoraBase {
+  const DecoderConfig& config;
+  const Family& family;
+  bool gguf;
+};
+
+// Gives every layer that the adapter changes its part, as adapter number `index`, and returns the bytes it
+// takes. Either format goes with either format of the base. Every name, dtype and shape is checked before the
+// first matrix is laid out: Error(kInvalidInput or kUnsupported) naming file and tensor; Error(kTooLarge),
+// with both sizes, where memory will not do.
+uint64_t add_lora(const LoraFiles& files, const LoraBase& base, Backend& backend, int32_t index,
+                  DecoderWeights& weights);
+
+}  // namespace qiao

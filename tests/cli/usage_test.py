@@ -1,0 +1,124 @@
+"""The program in bad weather: full disks, closed descriptors, narrow terminals, interrupts, wrong values."""
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import select
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import time
+import unittest
+
+QIAO = os.environ["QIAO_BINARY"]
+MODEL = str(pathlib.Path(__file__).resolve().parents[1] / "golden" / "chat")
+
+
+def qiao(*arguments, **more):
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 60, **more}
+    return subprocess.run([QIAO, *arguments], **options)
+
+
+def on_terminal(*arguments, columns, keys=(), seconds=30):
+    """What the program shows on a terminal; each of `keys` is (what to wait for, what to type then)."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(QIAO, [QIAO, *arguments])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+    keys, shown, end = list(keys), b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if keys and keys[0][0] in shown:
+            os.write(terminal, keys.pop(0)[1])
+        if select.select([terminal], [], [], 0.05)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # it has ended
+                break
+    else:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown.decode("utf-8", "replace")
+
+
+class UsageTest(unittest.TestCase):
+    def test_a_full_disk_is_an_error(self):
+        for arguments in (["list"], ["--help"], ["chat", "--help"], ["list", "--json"], ["generate", "-m", MODEL, "-p", "x", "-n", "2"]):
+            with open("/dev/full", "w") as full:
+                run = qiao(*arguments, stdout=full, stderr=subprocess.PIPE, capture_output=False)
+            self.assertEqual(run.returncode, 1, arguments)
+            self.assertIn("No space left on device", run.stderr)
+            self.assertEqual(run.stderr.count("\n"), 1)
+
+    def test_closed_descriptors(self):
+        for redirection, code in ((">&-", 1), ("<&-", 0), ("2>&-", 0), (">&- 2>&-", 1)):
+            run = subprocess.run(["bash", "-c", f'"$0" generate -m "$1" -p x -n 2 {redirection}', QIAO, MODEL],
+                                 capture_output=True, text=True, timeout=60)
+            self.assertEqual(run.returncode, code, redirection)
+
+    def test_a_reader_that_leaves_ends_it(self):
+        run = subprocess.run(["bash", "-c", '"$0" generate -m "$1" -p x -n 400 --ignore-eos | head -c 1; echo "${PIPESTATUS[0]}"', QIAO, MODEL],
+                             capture_output=True, timeout=60)
+        self.assertIn(run.stdout[1:].strip(), (b"141", b"0"))  # SIGPIPE, unless it had written all before
+        self.assertEqual(run.stderr, b"")
+
+    def test_values_that_mean_nothing(self):
+        for arguments, said in ((["bench", "-m", MODEL, "-p", "0", "-n", "0"], "nothing to measure"),
+                                (["serve", "-m", MODEL, "--port", "70000"], "--port: Value 70000 not in range 0 to 65535"),
+                                (["serve", "-m", MODEL, "--port", "x"], "--port"), (["chat", "-m", MODEL, "--temp", "hot", "x"], "--temp"),
+                                (["chat", "-p", "a", "-f", "b"], "--file")):
+            run = qiao(*arguments)
+            self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
+            self.assertIn(said, run.stderr)
+            self.assertEqual(run.stderr.count("\n"), 1)
+        run = qiao("serve", "-m", MODEL, "--api-key", "", "--port", "0")
+        self.assertEqual((run.returncode, run.stderr), (1, "qiao: --api-key: is empty; leave it out to ask for none\n"))
+
+    def test_help_fits_the_terminal(self):
+        for columns in (60, 80, 200):
+            code, shown = on_terminal("chat", "--help", columns=columns)
+            self.assertEqual(code, 0)
+            options = shown.split("Options:")[1].split("Examples:")[0]
+            self.assertLessEqual(max(len(line.rstrip("\r")) for line in options.split("\n")), min(columns, 100))
+            self.assertIn("-n, --predict, --n-predict N", options)
+            self.assertNotIn("INT", options)
+        self.assertRegex(qiao("serve", "--help").stdout, r"(?s)--port PORT +Port to listen on.*?\[8080\]")
+
+    def test_messages_from_files_and_pipes(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("Why?")
+            file.flush()
+            answers = [qiao("chat", "-m", MODEL, "-n", "8", "-s", "1", "--json", *how, input=text, stdin=None)
+                       for how, text in ((["-f", file.name], ""), (["Why?"], ""), (["-p", "Why?"], ""), ([], "Why?"))]
+        self.assertEqual([run.returncode for run in answers], [0] * 4, answers)
+        self.assertEqual(len({json.loads(run.stdout)["text"] for run in answers}), 1)
+
+    def test_an_interrupt_ends_an_answer_with_what_there_is(self):
+        process = subprocess.Popen([QIAO, "generate", "-m", MODEL, "-p", "x", "-n", "500", "--ignore-eos", "--json", "-t", "1"],
+                                   stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        # Before the model has been loaded the signal ends it; after the last token it comes too late.
+        self.assertIn(process.returncode, (130, -signal.SIGINT, 0))
+        if process.returncode != -signal.SIGINT:
+            self.assertIn(json.loads(out)["finish_reason"], ("cancelled", "length"))
+
+    def test_a_conversation_on_a_narrow_terminal(self):
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["QIAO_HOME"] = home
+            try:
+                code, shown = on_terminal("chat", "-m", MODEL, "-n", "4", columns=24, keys=[
+                    (b"> ", b"/help\r"), (b"/exit", b"hello\r"), (b"hello", b"/nosuch\r"), (b"No such command", b"/exit\r")])
+            finally:
+                del os.environ["QIAO_HOME"]
+            self.assertEqual(code, 0, shown)
+            self.assertIn("hello", pathlib.Path(home, "history").read_text())
+            self.assertEqual(pathlib.Path(home, "history").stat().st_mode & 0o077, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
