@@ -133,7 +133,7 @@ class StructuredTest(StructuredCase):
             return {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": value, **more}}}
 
         at = "response_format.json_schema.schema"
-        self.refused(at, "unevaluatedItems", **schema({"type": "array", "unevaluatedItems": False}))
+        self.refused(at, "uniqueItems", **schema({"type": "array", "uniqueItems": True}))
         self.refused(at, **schema(5))
         self.refused(at, **schema({"type": "strnig"}))
         self.refused("response_format.json_schema.name", response_format={"type": "json_schema", "json_schema": {"schema": {}}})
@@ -145,7 +145,7 @@ class StructuredTest(StructuredCase):
         for path in ("/v1/chat/completions", "/v1/completions"):
             self.refused("regex", path=path, regex="(")
             self.refused("regex", path=path, regex=5)
-            self.refused("grammar", path=path, grammar="root ::= ")
+            self.refused("grammar", path=path, grammar='root ::= "')
             self.refused("choice", path=path, choice=[])
             self.refused("choice[1]", path=path, choice=["a", 1])
             self.refused("guided_json", path=path, guided_json="{")
