@@ -64,11 +64,11 @@ class StructuredCase(unittest.TestCase):
             **{**dict(model="tiny", messages=ASK, max_tokens=800, temperature=1, seed=seed), **more})
         return answer.choices[0].finish_reason, answer.choices[0].message.content
 
-    def refused(self, param, *parts, path="/v1/chat/completions", **change):
+    def refused(self, param, *parts, path="/v1/chat/completions", expected=400, **change):
         body = {"max_tokens": 2, **({"messages": ASK} if "chat" in path else {"prompt": "a"}), **change}
         status, _, data = self.served.request("POST", path, body)
         error = json.loads(data)["error"]
-        self.assertEqual((status, error["param"]), (400, param), error)
+        self.assertEqual((status, error["param"]), (expected, param), error)
         for part in (param, *parts):
             self.assertIn(part, error["message"])
 
@@ -159,7 +159,7 @@ class StructuredTest(StructuredCase):
             deep = {"items": deep}
         status, _, data = self.served.request("POST", "/v1/chat/completions", {"messages": ASK, **schema(deep)})
         self.assertEqual(status, 400, data)
-        self.refused("regex", regex="(" * 500_000)
+        self.refused("regex", regex="(" * 500_000, expected=413)
         self.refused("regex", regex="((((a{1000}){1000}){1000}){1000})")
 
     def test_the_clients_own_helpers(self):
