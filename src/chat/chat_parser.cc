@@ -352,8 +352,8 @@ bool ChatParser::State::arguments() {
 
 bool ChatParser::State::call_end() {
   TextMatch match(held);
-  match.space();
   if (form.body == CallForm::Body::kCallObject || form.body == CallForm::Body::kCallList) {
+    match.space();
     while (match.peek() == ',') {  // "id" behind the arguments
       match.literal(",");
       match.space();
@@ -366,8 +366,10 @@ bool ChatParser::State::call_end() {
     }
     match.literal("}");
   }
-  match.space();
-  if (!form.end.empty()) match.marker(form.end.substr(leading_space(form.end)));
+  if (!form.end.empty()) {  // else the whitespace is of what follows
+    match.space();
+    match.marker(form.end.substr(leading_space(form.end)));
+  }
   if (match.result() == Match::kMore) {
     if (final) held.clear();
     return false;

@@ -187,7 +187,7 @@ Form SchemaReader::positive(const Json& schema) {
   if (ref_alone_ && has(schema, "$ref")) {
     const auto ref = schema.find("$ref");
     if (!ref->is_string()) invalid(schema, "$ref", "a string");
-    return form(atoms(target(schema, ref->get_ref<const std::string&>())));
+    return form(atoms(target(schema, "$ref", ref->get_ref<const std::string&>())));
   }
   const bool collects = has(schema, "unevaluatedProperties") || has(schema, "unevaluatedItems");
   collecting_ += collects;

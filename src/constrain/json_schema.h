@@ -123,7 +123,7 @@ class SchemaReader {
   static Form silent(Form form);
   std::vector<AtomSet> referred(const Json& schema, bool negative);
   void check_dialect(const Json& root);
-  const Json& target(const Json& schema, const std::string& reference);
+  const Json& target(const Json& schema, const char* keyword, const std::string& reference);
   void index_ids(const Json& schema, const std::string& base, int depth);
   bool provably_empty(const AtomSet& set, int depth);
   const Json& made(Json schema);

@@ -243,12 +243,12 @@ std::vector<AtomSet> SchemaReader::referred(const Json& schema, bool negative) {
     }
     if (std::string_view(keyword) == "$recursiveRef" && dynamic_anchors_[""] > 1)
       unsupported(schema, keyword, "with several $recursiveAnchor");
-    all.push_back(atoms(target(schema, reference), negative));
+    all.push_back(atoms(target(schema, keyword, reference), negative));
   }
   return all;
 }
 
-const Json& SchemaReader::target(const Json& schema, const std::string& reference) {
+const Json& SchemaReader::target(const Json& schema, const char* keyword, const std::string& reference) {
   const size_t hash = std::min(reference.find('#'), reference.size());
   const std::string file = reference.substr(0, hash);
   const std::string fragment = hash < reference.size() ? unescape_percent(reference.substr(hash + 1)) : "";
@@ -259,14 +259,14 @@ const Json& SchemaReader::target(const Json& schema, const std::string& referenc
   if (const auto known = ids_.find(document); known != ids_.end()) {
     at = known->second;
   } else if (!file.empty()) {
-    unsupported(schema, "$ref",
+    unsupported(schema, keyword,
                 fmt::format("{} is not in this document, and others are not fetched", quote_text(reference)));
   }
   if (fragment.empty()) return *at;
   if (!fragment.starts_with('/')) {
     const auto anchor = ids_.find(document + "#" + fragment);
     if (anchor == ids_.end())
-      invalid(schema, "$ref", fmt::format("a place in the schema: there is no {}", quote_text(reference)));
+      invalid(schema, keyword, fmt::format("a place in the schema: there is no {}", quote_text(reference)));
     return *anchor->second;
   }
   for (size_t begin = 1; begin <= fragment.size();) {
@@ -286,7 +286,7 @@ const Json& SchemaReader::target(const Json& schema, const std::string& referenc
       next = index < at->size() ? &(*at)[index] : nullptr;
     }
     if (next == nullptr)
-      invalid(schema, "$ref", fmt::format("a place in the schema: there is no {}", quote_text(reference)));
+      invalid(schema, keyword, fmt::format("a place in the schema: there is no {}", quote_text(reference)));
     at = next;
     begin = end + 1;
   }
@@ -297,7 +297,7 @@ const Json& SchemaReader::target(const Json& schema, const std::string& referenc
 // that type.
 Form SchemaReader::negative(const Json& schema) {
   if (const Json* ref = find(schema, "$ref"); ref != nullptr && ref->is_string() && ref_alone_) {
-    return form(atoms(target(schema, ref->get_ref<const std::string&>()), true));
+    return form(atoms(target(schema, "$ref", ref->get_ref<const std::string&>()), true));
   }
   Form result = negated_parts(schema);
   const Form all = Form::anything();

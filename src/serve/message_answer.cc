@@ -48,8 +48,7 @@ Json message_error_json(int status, std::string_view message, std::string_view r
 
 MessageAnswer::MessageAnswer(ServeContext& context, const MessagesRequest& request,
                              std::shared_ptr<HttpExchange> exchange, std::string request_id)
-    : context_(context),
-      exchange_(std::move(exchange)),
+    : exchange_(std::move(exchange)),
       stream_(request.stream),
       show_thinking_(request.show_thinking),
       max_tokens_(request.turn.max_tokens),

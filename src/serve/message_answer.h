@@ -27,7 +27,6 @@ class MessageAnswer final : public ChatSink {
   void emit(const char* type, Json fields);
   void finish_with_error(const std::string& message, int status);
 
-  ServeContext& context_;
   const std::shared_ptr<HttpExchange> exchange_;
   const bool stream_, show_thinking_;
   const int64_t max_tokens_;

@@ -133,8 +133,8 @@ Json read_item(const Json& value, const std::string& path, const OfferedTools& t
   Fields item(value, path);
   const std::string type = item.text("type").value_or("message");
   const auto starts = [&](std::string_view prefix) {
-    Json shown = {{"id", item.text("id").value_or("")}, {"type", type}};
-    if (shown["id"] == "") shown["id"] = random_id(prefix);
+    const std::string id = item.text("id").value_or("");
+    Json shown = {{"id", id.empty() ? random_id(prefix) : id}, {"type", type}};
     item.ignore({"status"});
     shown["status"] = "completed";
     return shown;

@@ -38,7 +38,7 @@ class Hammer:
     def __init__(self, port, threads=8):
         self.port, self.over = port, threading.Event()
         self.failures, self.answers = [], []
-        self.threads = [threading.Thread(target=self._run, args=(i % 2 == 0, i % 4 < 2)) for i in range(threads)]
+        self.threads = [threading.Thread(target=self._run, args=(i % 2 == 0, i % 4 < 2), daemon=True) for i in range(threads)]
         for thread in self.threads:
             thread.start()
 
@@ -66,13 +66,13 @@ class Hammer:
 
 
 def children_of(pid):
-    children = []
-    for task in os.listdir(f"/proc/{pid}/task"):
+    found = []
+    for children in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            children += map(int, pathlib.Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-        except OSError:  # a thread that has ended meanwhile
+            found += [int(child) for child in children.read_text().split()]
+        except OSError:  # a thread that has ended since
             pass
-    return children
+    return found
 
 
 def wait_until_gone(pid, seconds=60):

@@ -141,8 +141,8 @@ class ToolFieldsTest(unittest.TestCase):
             self.refused("tools[0].function.name", tools=self.tool(name=name))
         self.refused("tools[1].function.name", "two", tools=self.tool() * 2)
         self.refused("tools[0].function.parameters", tools=self.tool(parameters=[]))
-        self.refused("tools[0].function.parameters", "unevaluatedItems",
-                     tools=self.tool(parameters={"type": "object", "properties": {"a": {"type": "array", "unevaluatedItems": False}}}))
+        self.refused("tools[0].function.parameters", "uniqueItems",
+                     tools=self.tool(parameters={"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}))
         self.refused("tools[0].function.strict", tools=self.tool(strict="yes"))
         self.refused("tools[0].function.colour", tools=self.tool(colour=1))
         many = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(3000)]
