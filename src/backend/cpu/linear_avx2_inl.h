@@ -327,7 +327,7 @@ template <Family family, int M>
 [[gnu::always_inline]] inline void add_chunk(const DotPacked& a, const int32_t* dots, const TileMeta* meta,
                                              float* sums) {
   using S = Shape<family>;
-  constexpr int kChains = M > 2 ? 1 : QIAO_SUM_CHAINS;
+  constexpr int kChainsOfFewRows = QIAO_SUM_CHAINS, kChains = M > 2 ? 1 : kChainsOfFewRows;
   __m256 sum[kChains][M][2];
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) {
