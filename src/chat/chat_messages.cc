@@ -100,8 +100,9 @@ Json chat_variables(const ChatFormat& format, Json messages, const Json& tools) 
       if (!message.contains("content") || message["content"].is_null()) message["content"] = "";
       continue;
     }
-    const bool no_text =
-        !message.contains("content") || message["content"].is_null() || message["content"] == "";
+    const auto content = message.find("content");
+    const bool no_text = content == message.end() || content->is_null() ||
+                         (content->is_string() && content->get_ref<const std::string&>().empty());
     if (no_text) message["content"] = format.null_content ? Json(nullptr) : Json("");
     for (Json& call : message["tool_calls"]) {
       if (format.short_ids && call.contains("id")) call["id"] = short_id(call["id"].get<std::string>());
