@@ -40,7 +40,7 @@ constexpr std::array<std::string_view, 11> kLoraKeys = {
 // What an adapter says with null, false, "" or nothing in it, it does not say.
 bool says_nothing(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
-         ((value.is_string() || value.is_array() || value.is_object()) && value.size() == 0) ||
+         (value.is_structured() && value.empty()) ||
          (value.is_string() && value.get_ref<const std::string&>().empty());
 }
 

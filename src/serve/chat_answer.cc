@@ -128,7 +128,7 @@ class ChatAnswer final : public ChatSink {
     exchange_->write(sse(chunk));
   }
 
-  void write_call(size_t index, Json part) {
+  void write_call(size_t index, const Json& part) {
     Json call = {{"index", choices_[index].calls_begun - 1}};
     call.update(part);
     write_delta(index, {{"tool_calls", Json::array({std::move(call)})}});
