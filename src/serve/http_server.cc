@@ -225,6 +225,7 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   net::executor_work_guard<net::io_context::executor_type> work{
       io->get_executor()};  // until the destructor stops it
   tcp::acceptor acceptor;
+  net::steady_timer pause{*io};  // of the accept loop
   net::thread_pool handlers;
   std::thread thread;
   // Of the I/O thread.
@@ -235,6 +236,7 @@ struct HttpServer::State : std::enable_shared_from_this<HttpServer::State> {
   int in_work = 0;
   size_t open = 0;  // connections, those included that have only just been accepted
   bool closing = false;
+  bool accepting = false;  // the accept loop has not ended
   uint16_t port = 0;
 
   net::awaitable<void> accept_loop();
@@ -286,11 +288,14 @@ net::awaitable<void> HttpServer::State::accept_loop() {
     }
     // Out of descriptors, or full: the others wait in the kernel's queue until some have closed.
     while (!stopping && (problem || open >= options.max_connections)) {
-      net::steady_timer pause(*io, std::chrono::milliseconds(50));
+      pause.expires_after(std::chrono::milliseconds(50));
       co_await pause.async_wait(net::redirect_error(net::use_awaitable, problem));
       problem = {};
     }
   }
+  const std::lock_guard lock(mutex);
+  accepting = false;
+  quiet.notify_all();
 }
 
 void HttpServer::State::count_connection(int change) {
@@ -535,6 +540,7 @@ HttpServer::HttpServer(const HttpServerOptions& options, Handler handler)
     }
   }
   state.port = state.acceptor.local_endpoint().port();
+  state.accepting = true;
   net::co_spawn(*state.io, state.accept_loop(), net::detached);
   state.thread = std::thread([io = state.io] { io->run(); });
 }
@@ -556,6 +562,7 @@ void HttpServer::stop(int seconds, Idle idle) {
   net::post(*state.io, [&] {
     error_code ignored;
     state.acceptor.close(ignored);
+    state.pause.cancel();
     net::post(*state.io, [&] { closed.set_value(); });
   });
   closed.get_future().wait();
@@ -568,8 +575,7 @@ HttpServer::~HttpServer() {
   stop(0);
   State& state = *state_;
   state.handlers.join();
-  // Each connection's coroutine ends by itself once its socket is closed; none may be left when the context
-  // goes.
+  // Each coroutine ends by itself once its socket is closed; none may be left when the context goes.
   net::post(*state.io, [self = state_] {
     for (const auto& [stream, exchange] : self->connections) {
       if (exchange != nullptr) exchange->close();
@@ -581,7 +587,7 @@ HttpServer::~HttpServer() {
   });
   {
     std::unique_lock lock(state.mutex);
-    state.quiet.wait(lock, [&] { return state.closing && state.open == 0; });
+    state.quiet.wait(lock, [&] { return state.closing && state.open == 0 && !state.accepting; });
   }
   state.io->stop();
   state.thread.join();
