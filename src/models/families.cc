@@ -114,7 +114,7 @@ void read_windows(const ConfigReader& reader, DecoderConfig& config, int64_t def
   }
   const ConfigKey pattern = {"", "attention.sliding_window_pattern"};
   const auto flags = reader.find_layer_flags(pattern, config.num_hidden_layers);
-  const auto period = flags ? std::nullopt : reader.find_integer(pattern, 0, kMaxLayers);
+  const int64_t period = flags ? -1 : reader.find_integer(pattern, 0, kMaxLayers).value_or(-1);  // -1: none
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto index = static_cast<size_t>(layer);
     if (flags) {
@@ -122,7 +122,7 @@ void read_windows(const ConfigReader& reader, DecoderConfig& config, int64_t def
       continue;
     }
     if (!written) {
-      config.layer_slides[index] = period ? *period == 0 || (layer + 1) % *period != 0 : slides(layer);
+      config.layer_slides[index] = period < 0 ? slides(layer) : period == 0 || (layer + 1) % period != 0;
       continue;
     }
     const std::string& type = (*written)[index];
