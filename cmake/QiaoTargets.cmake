@@ -33,9 +33,9 @@ endif()
 set(QIAO_COMMON_HEADERS <algorithm> <array> <cstdint> <filesystem> <functional> <map> <memory> <optional> <span> <string>
     <string_view> <unordered_map> <utility> <variant> <vector> <fmt/format.h> <nlohmann/json.hpp>)
 # Several sources of a module are compiled as one: the headers' templates are instantiated once for all of them, which
-# more than halves the build again. Names in anonymous namespaces are therefore unique within a module; clang-tidy
-# reads each source alone. Not for the CPU chip, whose sources have instruction sets of their own, nor for the HTTP server,
-# which alone takes as long as a dozen others.
+# more than halves the build again. Names in anonymous namespaces are therefore unique within a module. Not for the CPU
+# chip, whose sources have instruction sets of their own, nor for the HTTP server, which alone takes as long as a dozen
+# others.
 function(qiao_unity target batch)
   if(QIAO_UNITY)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${batch})

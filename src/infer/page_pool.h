@@ -1,6 +1,7 @@
 // Which pages of a KvCache are in use, and by how many. Holds no keys or values itself. Not thread-safe.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

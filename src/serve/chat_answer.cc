@@ -72,7 +72,7 @@ class ChatAnswer final : public ChatSink {
         Json call = {
             {"id", event.id}, {"type", "function"}, {"function", {{"name", event.name}, {"arguments", ""}}}};
         ++choice.calls_begun;
-        if (stream_) return write_call(index, std::move(call));
+        if (stream_) return write_call(index, call);
         choice.calls.push_back(std::move(call));
         return;
       }
