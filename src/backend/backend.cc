@@ -147,6 +147,15 @@ QIAO_OP(kv_write, KvWrite)
 QIAO_OP(attention_paged, AttentionPaged)
 QIAO_OP(attention_varlen, AttentionVarlen)
 QIAO_OP(sample, Sample)
+QIAO_OP(gather_backward, GatherBackward)
+QIAO_OP(linear_backward, LinearBackward)
+QIAO_OP(add_rms_norm_backward, AddRmsNormBackward)
+QIAO_OP(gated_activation_backward, GatedActivationBackward)
+QIAO_OP(attention_varlen_backward, AttentionVarlenBackward)
+QIAO_OP(token_logprob, TokenLogprob)
+QIAO_OP(token_logprob_backward, TokenLogprobBackward)
+QIAO_OP(sum_of_squares, SumOfSquares)
+QIAO_OP(adamw, AdamW)
 #undef QIAO_OP
 
 }  // namespace qiao

@@ -19,8 +19,10 @@
 #include "backend/ops/linear.h"
 #include "backend/ops/moe.h"
 #include "backend/ops/norm.h"
+#include "backend/ops/optimizer.h"
 #include "backend/ops/rope.h"
 #include "backend/ops/sample.h"
+#include "backend/ops/token_logprob.h"
 #include "backend/weight.h"
 
 namespace qiao {
@@ -91,6 +93,9 @@ class Backend {
   std::unique_ptr<Weight> make_weight(const WeightSource& source);
   // The bytes of one segment of one expert as the file had them.
   void read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes);
+  // Rewrites the rows of one expert from canonical F32 values [N, K] on the chip, rounded to nearest even to
+  // each segment's dtype: F32, F16 or BF16. What the optimizer changed is so what every op reads next.
+  void write_weight(Weight& weight, int64_t expert, const Tensor& values);
   std::unique_ptr<KvPages> make_kv_pages(const KvPagesSpec& spec);
   // A page's contents as pages.page_bytes() bytes, and back: the same bits on any chip.
   void export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes);
@@ -102,6 +107,10 @@ class Backend {
   virtual size_t workspace_bytes(const AttentionPaged&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionVarlen&) const { return 0; }
   virtual size_t workspace_bytes(const Sample&) const { return 0; }
+  virtual size_t workspace_bytes(const LinearBackward&) const { return 0; }
+  virtual size_t workspace_bytes(const AttentionVarlenBackward&) const { return 0; }
+  virtual size_t workspace_bytes(const TokenLogprob&) const { return 0; }
+  virtual size_t workspace_bytes(const TokenLogprobBackward&) const { return 0; }
 
   // The ops.
   void gather(const Gather& op);
@@ -120,12 +129,24 @@ class Backend {
   void attention_varlen(const AttentionVarlen& op);
   void sample(const Sample& op);
 
+  // The way back, and what training alone needs.
+  void gather_backward(const GatherBackward& op);
+  void linear_backward(const LinearBackward& op);
+  void add_rms_norm_backward(const AddRmsNormBackward& op);
+  void gated_activation_backward(const GatedActivationBackward& op);
+  void attention_varlen_backward(const AttentionVarlenBackward& op);
+  void token_logprob(const TokenLogprob& op);
+  void token_logprob_backward(const TokenLogprobBackward& op);
+  void sum_of_squares(const SumOfSquares& op);
+  void adamw(const AdamW& op);
+
  protected:
   friend class Buffer;
   virtual void* do_allocate(size_t bytes) = 0;
   virtual void do_free(void* data, size_t bytes) = 0;
   virtual std::unique_ptr<Weight> do_make_weight(const WeightSource& source) = 0;
   virtual void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) = 0;
+  virtual void do_write_weight(Weight& weight, int64_t expert, const Tensor& values);
   virtual std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) = 0;
   virtual void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) = 0;
   virtual void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) = 0;
@@ -145,6 +166,15 @@ class Backend {
   virtual void do_attention_paged(const AttentionPaged& op);
   virtual void do_attention_varlen(const AttentionVarlen& op);
   virtual void do_sample(const Sample& op);
+  virtual void do_gather_backward(const GatherBackward& op);
+  virtual void do_linear_backward(const LinearBackward& op);
+  virtual void do_add_rms_norm_backward(const AddRmsNormBackward& op);
+  virtual void do_gated_activation_backward(const GatedActivationBackward& op);
+  virtual void do_attention_varlen_backward(const AttentionVarlenBackward& op);
+  virtual void do_token_logprob(const TokenLogprob& op);
+  virtual void do_token_logprob_backward(const TokenLogprobBackward& op);
+  virtual void do_sum_of_squares(const SumOfSquares& op);
+  virtual void do_adamw(const AdamW& op);
 };
 
 struct BackendOptions {

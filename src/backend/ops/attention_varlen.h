@@ -4,10 +4,12 @@
 
 namespace qiao {
 
-// Bidirectional attention over sequences packed one after the other, without a cache (encoders). Sequence s
-// owns rows [starts[s], starts[s + 1]) of q, k, v and out; each of its queries sees all of its keys.
-//   score_j = scale * q·k_j + bias[h, j - i + M - 1] of query i;  out = sum_j exp(score_j - max) v_j / sum_j
-//   exp(score_j - max)
+// Attention over sequences packed one after the other, without a cache (encoders, training). Sequence s
+// owns rows [starts[s], starts[s + 1]) of q, k, v and out; each of its queries sees all of its keys, or with
+// `causal` those at and before its own place, of which `window` > 0 leaves the last `window`.
+//   score_j = scale * q·k_j + bias[h, j - i + M - 1] of query i, and with a soft-cap c * tanh(that / c)
+//   out = sum_j exp(score_j - max) v_j / sum_j exp(score_j - max)
+// Causal results are the bits of kv_write and AttentionPaged over F32 pages, whatever their chunks.
 // Query head h reads key/value head h / (H / G). Accumulation is F32, in an order that depends on the
 // sequence's length and the head alone (never on what is packed beside it): keys in ascending blocks of a
 // fixed size. Bound, with n keys: (exp(2 gamma_(D+16) * B) - 1 + gamma_(2n+16)) * sum_j p_j |v_j| + 2^-126,
@@ -21,11 +23,37 @@ struct AttentionVarlen {
   // F32 [H, 2M - 1], by distance (T5's and MPNet's relative positions), or absent: none. No sequence has more
   // than M tokens: the producer's duty.
   Tensor bias;
+  bool causal = false;
+  int64_t window = 0;     // 0: unlimited; of causal attention
+  float soft_cap = 0.0f;  // 0: none
+  // F32 [T, H] or absent: the logarithm of each query's sum_j exp(score_j), for the way back.
+  Tensor log_sum_exp;
   Tensor out;        // F32 [T, H, D], last dimension contiguous; overlaps nothing
   Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   // The caller tells the (query, key) pairs, for benches: starts lie on the device.
+  double flops(int64_t pairs) const;
+  double bytes() const;
+};
+
+// Gradients of AttentionVarlen without bias. With p_j = exp(score_j - log_sum_exp), dp_j = dout · v_j,
+// delta = dout · out, and ds_j = p_j (dp_j - delta) times the soft-cap's slope (1 - (score_j / c)^2):
+//   dq = scale * sum_j ds_j k_j;  dk_j = scale * sum over queries of ds q;  dv_j = sum over queries of p dout
+// where the queries of all heads of a group add up in dk and dv, head by head, queries ascending (Dao 2023,
+// FlashAttention-2, algorithm 2). A sequence's gradients depend on that sequence alone.
+struct AttentionVarlenBackward {
+  Tensor q, k, v, starts;  // as AttentionVarlen's
+  float scale = 1.0f;
+  bool causal = false;
+  int64_t window = 0;
+  float soft_cap = 0.0f;
+  Tensor out, log_sum_exp;  // as it gave them
+  Tensor dout;              // F32 [T, H, D], last dimension contiguous
+  Tensor dq, dk, dv;        // as q, k, v; overlap nothing
+  Tensor workspace;         // U8 [>= Backend::workspace_bytes(*this)]
+
+  void check() const;
   double flops(int64_t pairs) const;
   double bytes() const;
 };

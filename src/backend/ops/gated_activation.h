@@ -16,4 +16,18 @@ struct GatedActivation {
   double bytes() const;
 };
 
+// Gradient of GatedActivation: with a = activation, gate = x[t, f], up = x[t, F + f]:
+//   dx[t, f] = dy[t, f] * up * a'(gate);  dx[t, F + f] = dy[t, f] * a(gate)
+// Bound: 24 u * |dy| * |up| * (|a'(gate)| + 1), and 16 u * |dy| * (|gate| + |a(gate)|).
+struct GatedActivationBackward {
+  Tensor x;                                   // as GatedActivation's
+  Activation activation = Activation::kSilu;  // kSilu, kGelu or kGeluTanh
+  Tensor dy;                                  // F32 [T, F], rows contiguous
+  Tensor dx;  // F32 [T, 2F], rows contiguous; may alias x exactly, overlaps dy never
+
+  void check() const;
+  double flops() const;
+  double bytes() const;
+};
+
 }  // namespace qiao

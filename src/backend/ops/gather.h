@@ -29,4 +29,18 @@ struct GatherRows {
   double bytes() const;
 };
 
+// Gradient of Gather: dtable[ids[t], :] += scale * dout[t, :], for ascending t. dtable is canonical
+// (row-major). Bound: gamma_(n + 1) * (scale * sum |dout| + |before|) of the n rows that one row of the table
+// meets.
+struct GatherBackward {
+  Tensor ids;  // I32 [T], each in [0, V): the producer's duty
+  float scale = 1.0f;
+  Tensor dout;    // F32 [T, C], rows contiguous
+  Tensor dtable;  // F32 [V, C], dense
+
+  void check() const;
+  double flops() const;
+  double bytes() const;
+};
+
 }  // namespace qiao

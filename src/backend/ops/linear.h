@@ -52,4 +52,27 @@ struct GroupedLinear {
   double bytes() const;  // counts every expert's weight once
 };
 
+// Gradients of Linear without activation (and of its residual, which is dy itself):
+//   dx[t, k] = sum_n dy[t, n] * W[n, k]      (+ dx as it was, with add_dx)
+//   dw[n, k] += sum_t dy[t, n] * x[t, k];    dbias[n] += sum_t dy[t, n]
+// W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a quantized
+// base is read straight through: QLoRA, Dettmers et al. 2023). Sums are F32, in ascending order of n and of
+// t: dx of a row depends on that row alone. dw and dbias are canonical: row-major, as the file has the
+// weight. Bounds, with gamma_m and u as above: gamma_(N + 2) * (sum_n |dy W| + |dx before|), gamma_(T + 2) *
+// (sum_t |dy x| + |dw before|), the same for dbias with |dy|; each + 2^-126 * terms.
+struct LinearBackward {
+  Tensor dy;                       // F32 [T, N], rows contiguous
+  Tensor x;                        // F32 [T, K], rows contiguous; absent without dw
+  const Weight* weight = nullptr;  // [N, K], one expert
+  Tensor dx;                       // F32 [T, K], rows contiguous, or absent; overlaps nothing
+  bool add_dx = false;
+  Tensor dw;         // F32 [N, K], dense, or absent
+  Tensor dbias;      // F32 [N] or absent
+  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+
+  void check() const;
+  double flops() const;
+  double bytes() const;
+};
+
 }  // namespace qiao

@@ -25,4 +25,25 @@ struct AddRmsNorm {
   double bytes() const;
 };
 
+// Gradients of AddRmsNorm, from h as residual_out (or x) had it. With g = gamma + gamma_offset,
+// r = 1 / sqrt(mean(h^2) + epsilon), over a row of C elements:
+//   dh[c] = dresidual_out[c] + r * (g[c] dy[c] - h[c] * r^2 / C * sum_i g[i] dy[i] h[i])
+//   dgamma[c] += sum over rows of dy[c] * h[c] * r,  in ascending order of rows
+// dh is the gradient of x and of residual alike. Sums of a row are taken as AddRmsNorm's. dh may alias dy or
+// dresidual_out.
+struct AddRmsNormBackward {
+  Tensor dy;             // as AddRmsNorm's y
+  Tensor dresidual_out;  // as dy, or absent (nothing else read the sum)
+  Tensor h;              // as dy
+  Tensor gamma;          // as AddRmsNorm's, or absent
+  float gamma_offset = 0.0f;
+  float epsilon = 1e-6f;
+  Tensor dh;      // as dy
+  Tensor dgamma;  // F32, as gamma, or absent
+
+  void check() const;
+  double flops() const;
+  double bytes() const;
+};
+
 }  // namespace qiao
