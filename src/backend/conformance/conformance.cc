@@ -29,6 +29,11 @@ constexpr Table kTables[] = {
     {"attention_paged", conform_attention_paged},
     {"attention_varlen", conform_attention_varlen},
     {"sample", conform_sample},
+    {"attention_varlen_backward", conform_attention_varlen_backward},
+    {"token_logprob", conform_token_logprob},
+    {"token_logprob_backward", conform_token_logprob_backward},
+    {"sum_of_squares", conform_sum_of_squares},
+    {"adamw", conform_adamw},
 };
 
 // What is wrong with an op's lines, given what the chip says it lacks.

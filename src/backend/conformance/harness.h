@@ -145,5 +145,10 @@ void conform_kv_write(Harness& harness);
 void conform_attention_paged(Harness& harness);
 void conform_attention_varlen(Harness& harness);
 void conform_sample(Harness& harness);
+void conform_attention_varlen_backward(Harness& harness);
+void conform_token_logprob(Harness& harness);
+void conform_token_logprob_backward(Harness& harness);
+void conform_sum_of_squares(Harness& harness);
+void conform_adamw(Harness& harness);
 
 }  // namespace qiao::conformance

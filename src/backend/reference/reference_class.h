@@ -42,6 +42,11 @@ class ReferenceBackend final : public Backend {
   void do_attention_paged(const AttentionPaged& op) override;
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_sample(const Sample& op) override;
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
+  void do_token_logprob(const TokenLogprob& op) override;
+  void do_token_logprob_backward(const TokenLogprobBackward& op) override;
+  void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_adamw(const AdamW& op) override;
 };
 
 }  // namespace qiao::reference
