@@ -147,8 +147,10 @@ void varlen_invariance(Harness& h, size_t line, const VarlenHeads& heads,
 
 // One causal sequence, and the same through pages in chunks: the same bytes.
 void varlen_like_paged(Harness& h, size_t line, const VarlenHeads& heads, int64_t length) {
-  Guarded q(h, DType::kF32, {length, heads.query, heads.width}), out(h, DType::kF32, {length, heads.query, heads.width});
-  Guarded k(h, DType::kF32, {length, heads.kv, heads.width}), v(h, DType::kF32, {length, heads.kv, heads.width});
+  Guarded q(h, DType::kF32, {length, heads.query, heads.width}),
+      out(h, DType::kF32, {length, heads.query, heads.width});
+  Guarded k(h, DType::kF32, {length, heads.kv, heads.width}),
+      v(h, DType::kF32, {length, heads.kv, heads.width});
   Guarded paged(h, DType::kF32, {length, heads.query, heads.width});
   for (Guarded* tensor : {&q, &k, &v}) tensor->fill([&] { return h.normal(); });
   AttentionVarlen op;
@@ -164,8 +166,7 @@ void varlen_like_paged(Harness& h, size_t line, const VarlenHeads& heads, int64_
 
   const int64_t page_tokens = h.pick<int64_t>({5, 16, 32});
   const int64_t count = (length + page_tokens - 1) / page_tokens;
-  const auto pages =
-      h.chip().make_kv_pages({count, page_tokens, heads.kv, heads.width, DType::kF32});
+  const auto pages = h.chip().make_kv_pages({count, page_tokens, heads.kv, heads.width, DType::kF32});
   Guarded table(h, DType::kI32, {1, count}), slots(h, DType::kI32, {length});
   for (int64_t i = 0; i < count; ++i) table.host_at<int32_t>(i) = static_cast<int32_t>(count - 1 - i);
   for (int64_t j = 0; j < length; ++j) {
@@ -346,7 +347,9 @@ void conform_attention_varlen_backward(Harness& h) {
   const bool quick = h.options().quick;
   for (int i = 0; i < (quick ? 12 : 80); ++i) h.run_case(line, [&] { backward_case(h, line); });
   for (int i = 0; i < (quick ? 2 : 8); ++i) {
-    h.run_case(line, [&] { backward_invariance(h, line, {h.between(1, 150), 1, h.between(1, 70), 16, 130}); });
+    h.run_case(line, [&] {
+      backward_invariance(h, line, {h.between(1, 150), 1, h.between(1, 70), 16, 130});
+    });
   }
   h.run_case(line, [&] {
     if (!h.benches()) return;

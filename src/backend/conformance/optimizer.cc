@@ -74,13 +74,13 @@ void adamw_case(Harness& h, size_t line) {
     const auto at = static_cast<size_t>(i);
     h.element(line, first.result_at(i), terms.first_moment[at], gamma(5) * terms.moment_size[at] + kLeast, 0,
               i);
-    h.element(line, second.result_at(i), terms.second_moment[at],
-              gamma(8) * terms.second_moment[at] + kLeast, 1, i);
+    h.element(line, second.result_at(i), terms.second_moment[at], gamma(8) * terms.second_moment[at] + kLeast,
+              1, i);
     const double divisor = terms.divisor[at], lost = 0x1p-62 / (root * divisor);
-    const double bound = gamma(3) * std::abs(terms.decayed[at]) +
-                         size * terms.moment_size[at] / divisor *
-                             ((1 + gamma(9)) / (1 - gamma(9) - lost) - 1) +
-                         kLeast * (1 + size / divisor);
+    const double bound =
+        gamma(3) * std::abs(terms.decayed[at]) +
+        size * terms.moment_size[at] / divisor * ((1 + gamma(9)) / (1 - gamma(9) - lost) - 1) +
+        kLeast * (1 + size / divisor);
     h.element(line, parameters.result_at(i), terms.parameters[at], bound, 2, i);
   }
 }

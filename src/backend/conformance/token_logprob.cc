@@ -40,7 +40,8 @@ struct LogprobCase {
     fill_activations(h, &x, 100.0f);
     labels = Guarded(h, DType::kI32, {tokens});
     labels.fill([&] {
-      return static_cast<int32_t>(h.chance(0.2) ? -1 : h.pick({h.between(0, vocabulary - 1), vocabulary - 1}));
+      return static_cast<int32_t>(h.chance(0.2) ? -1
+                                                : h.pick({h.between(0, vocabulary - 1), vocabulary - 1}));
     });
     temperature = h.pick({1.0f, 1.0f, 0.7f, 2.0f});
     soft_cap = h.pick({0.0f, 0.0f, 30.0f, 2.0f});
@@ -62,9 +63,9 @@ struct LogprobCase {
                                              : static_cast<double>(columns) + 2;
     const reference::Products& products = terms.products;
     const double capped = terms.z[at] * static_cast<double>(temperature);
-    double bound = gamma(m) * products.magnitude[at] +
-                   0x1p-126 * (m + products.x_sum[static_cast<size_t>(t)] +
-                               products.w_sum[static_cast<size_t>(v)]);
+    double bound =
+        gamma(m) * products.magnitude[at] +
+        0x1p-126 * (m + products.x_sum[static_cast<size_t>(t)] + products.w_sum[static_cast<size_t>(v)]);
     if (soft_cap > 0) bound += 16 * kUnit * (std::abs(products.sum[at]) + std::abs(capped));
     bound += kUnit * std::abs(capped);
     return bound / static_cast<double>(temperature) + kUnit * std::abs(terms.z[at]);

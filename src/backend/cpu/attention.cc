@@ -19,11 +19,10 @@
 namespace qiao::cpu {
 
 using GenericKernel = AttentionKernel<generic::Simd>;
-const AttentionKernels kAttentionGeneric = {GenericKernel::add<float>, GenericKernel::add<Half>,
-                                            GenericKernel::add<Brain>, GenericKernel::add<Q8>,
-                                            GenericKernel::merge,      GenericKernel::finish,
-                                            GenericKernel::dots,       GenericKernel::dot,
-                                            GenericKernel::gradients};
+const AttentionKernels kAttentionGeneric = {
+    GenericKernel::add<float>, GenericKernel::add<Half>, GenericKernel::add<Brain>,
+    GenericKernel::add<Q8>,    GenericKernel::merge,     GenericKernel::finish,
+    GenericKernel::dots,       GenericKernel::dot,       GenericKernel::gradients};
 
 namespace {
 

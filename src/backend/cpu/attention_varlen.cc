@@ -137,7 +137,8 @@ class VarlenHead {
     for (int64_t chunk = from / kChunkKeys * kChunkKeys; chunk < to; chunk += kChunkKeys) {
       std::fill_n(chunk_.sum, rows, 0.0f);
       const int64_t chunk_end = std::min(chunk + kChunkKeys, to);
-      for (int64_t key = std::max(chunk, from / kBlockKeys * kBlockKeys); key < chunk_end; key += kBlockKeys) {
+      for (int64_t key = std::max(chunk, from / kBlockKeys * kBlockKeys); key < chunk_end;
+           key += kBlockKeys) {
         lay_out(first_ + key, std::min(kBlockKeys, chunk_end - key), begin, rows);
         meet_block(kernels_.attention.add_f32, block_, key, position, queries, plan_.share, op_.window,
                    chunk_);

@@ -48,7 +48,13 @@ class BackwardHead {
  public:
   BackwardHead(const AttentionVarlenBackward& op, const BackwardPlan& plan, const BackwardKernels& kernels,
                int64_t group, int64_t first, int64_t length, float* delta, float* scratch)
-      : op_(op), plan_(plan), kernels_(kernels), group_(group), first_(first), length_(length), delta_(delta) {
+      : op_(op),
+        plan_(plan),
+        kernels_(kernels),
+        group_(group),
+        first_(first),
+        length_(length),
+        delta_(delta) {
     keys_ = scratch;
     values_ = keys_ + kBlockKeys * plan.dim;
     unread_ = values_ + kBlockKeys * plan.dim;
@@ -105,7 +111,8 @@ class BackwardHead {
 
   void copy_rows(const Tensor& from, int64_t query, int64_t queries, int64_t h, float* to) const {
     for (int64_t i = 0; i < queries; ++i) {
-      std::memcpy(to + i * plan_.dim, row(from, query + i, h), static_cast<size_t>(plan_.dim) * sizeof(float));
+      std::memcpy(to + i * plan_.dim, row(from, query + i, h),
+                  static_cast<size_t>(plan_.dim) * sizeof(float));
     }
   }
 
@@ -133,10 +140,10 @@ class BackwardHead {
     kernels_.attention.gradients({scores_, products_, op_.log_sum_exp.as<float>() + at, delta_ + at, heads,
                                   queries, op_.scale, op_.soft_cap, keys, query - key, op_.window,
                                   op_.causal});
-    kernels_.products.add({scores_, 1, kBlockKeys, dout_, dim, queries, row(op_.dv, key, group_),
-                           op_.dv.stride[0], keys, dim});
-    kernels_.products.add({products_, 1, kBlockKeys, q_, dim, queries, row(op_.dk, key, group_),
-                           op_.dk.stride[0], keys, dim});
+    kernels_.products.add(
+        {scores_, 1, kBlockKeys, dout_, dim, queries, row(op_.dv, key, group_), op_.dv.stride[0], keys, dim});
+    kernels_.products.add(
+        {products_, 1, kBlockKeys, q_, dim, queries, row(op_.dk, key, group_), op_.dk.stride[0], keys, dim});
     kernels_.products.add({products_, kBlockKeys, 1, row(op_.k, key, group_), op_.k.stride[0], keys,
                            row(op_.dq, query, h), op_.dq.stride[0], queries, dim});
   }

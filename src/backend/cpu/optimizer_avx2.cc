@@ -3,6 +3,7 @@
 
 namespace qiao::cpu {
 
-const OptimizerKernels kOptimizerAvx2 = {OptimizerKernel<avx2::Simd>::squares, OptimizerKernel<avx2::Simd>::adamw};
+const OptimizerKernels kOptimizerAvx2 = {OptimizerKernel<avx2::Simd>::squares,
+                                         OptimizerKernel<avx2::Simd>::adamw};
 
 }  // namespace qiao::cpu

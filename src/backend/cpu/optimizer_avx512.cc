@@ -3,6 +3,7 @@
 
 namespace qiao::cpu {
 
-const OptimizerKernels kOptimizerAvx512 = {OptimizerKernel<avx512::Simd>::squares, OptimizerKernel<avx512::Simd>::adamw};
+const OptimizerKernels kOptimizerAvx512 = {OptimizerKernel<avx512::Simd>::squares,
+                                           OptimizerKernel<avx512::Simd>::adamw};
 
 }  // namespace qiao::cpu

@@ -48,9 +48,10 @@ struct AttentionVarlen {
 // alone. out and log_sum_exp are taken as given. Bounds, with B and log_sum_exp of the row (of dk and dv: the
 // largest of the sequence's rows of the group), W_j = |dout|·|v_j| + |dout|·|out|, n the keys or the rows
 // that are added up and gamma as in linear.h:
-//   P = exp(gamma_(D+16) B + 3 u (B + |log_sum_exp|) + 8 u) - 1           relative, of p
-//   F = (1 + P)(1 + gamma_(D+4))((1 + gamma_(D+16) B / c)^2 + 8 u) - 1    of ds, beside p W; B / c = 0 without c
-//   dq: ((1 + F)(1 + gamma_(n+4)) - 1) * |scale| sum_j p_j W_j |k_j|;  dk the same with |q|
+//   P = exp(gamma_(D+16) B + 3 u (B + |log_sum_exp|) + 8 u) - 1, relative, of p
+//   C = (1 + gamma_(D+16) B / c)^2, or 1 without a soft-cap
+//   F = (1 + P)(1 + gamma_(D+4))(C + 8 u) - 1, of ds, beside p W
+//   dq: ((1 + F)(1 + gamma_(n+4)) - 1) * |scale| sum_j p_j W_j |k_j|;  dk: the same with |q|
 //   dv: ((1 + P)(1 + gamma_(n+1)) - 1) * sum p |dout|
 // each + 2^-125 * (1 + the same sum without p): a p that underflows is lost.
 struct AttentionVarlenBackward {

@@ -24,8 +24,8 @@ struct SumOfSquares {
 //   v = beta2 * v + (1 - beta2) * (g * g)
 //   p = (1 - learning_rate * weight_decay) * p
 //       - (learning_rate / (1 - beta1^step)) * (m / (sqrt(v) * (1 / sqrt(1 - beta2^step)) + epsilon))
-// so that a run does not depend on the machine. Bounds against the formulas in
-// exact arithmetic, with u and gamma as in linear.h:
+// so that it does not depend on the machine. Bounds against the formulas in exact arithmetic, gamma as in
+// linear.h:
 //   m: gamma_5 * M, M = |beta1 m| + |(1 - beta1) g|;  v: gamma_8 * v', v' the new one;  each + 2^-124
 //   p: gamma_3 * |(1 - learning_rate * weight_decay) p| + A M / d ((1 + gamma_9) / (1 - gamma_9 - r) - 1)
 //      + 2^-124 (1 + A / d), with A = learning_rate / (1 - beta1^step), d the divisor and

@@ -83,9 +83,8 @@ double TokenLogprobBackward::flops() const {
 
 // dw is read and written.
 double TokenLogprobBackward::bytes() const {
-  return check::weight_bytes(*weight) +
-         static_cast<double>(x.bytes() + labels.bytes() + log_sum_exp.bytes() + dlogprob.bytes() +
-                             dx.bytes() + 2 * dw.bytes());
+  return check::weight_bytes(*weight) + static_cast<double>(x.bytes() + labels.bytes() + log_sum_exp.bytes() +
+                                                            dlogprob.bytes() + dx.bytes() + 2 * dw.bytes());
 }
 
 }  // namespace qiao

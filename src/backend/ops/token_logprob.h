@@ -11,8 +11,8 @@ namespace qiao {
 //   log_sum_exp[t] = log sum_v exp(z_v);  logprob[t] = z_label - log_sum_exp[t]
 // The products with their cap are Linear's, bit for bit, the division by the temperature is Sample's, and so
 // is the order of log_sum_exp: these are the bits that Sample gives for logits divided by the temperature.
-// A row whose label is -1 carries no loss: its logprob and log_sum_exp are 0. Bounds, with e_v the bound of Linear (with
-// kSoftCap where soft_cap > 0) over the temperature + u |z_v|:
+// A row whose label is -1 carries no loss: its logprob and log_sum_exp are 0. Bounds, with e_v the bound of
+// Linear (with kSoftCap where soft_cap > 0) over the temperature + u |z_v|:
 //   log_sum_exp: max_v e_v + 2^-20 + 2^-22 |log_sum_exp|
 //   logprob:     e_label + max_v e_v + 2^-20 + 2^-22 |logprob|
 struct TokenLogprob {
@@ -40,7 +40,8 @@ struct TokenLogprob {
 // x. log_sum_exp is taken as given. Bounds, with e_v as above, u and gamma as in linear.h and |h_v| <= H_v =
 // |g| ((v == label) + p_v) / temperature:
 //   P = exp(e_v + 2 u (|z_v| + |log_sum_exp|) + 8 u) - 1
-//   E_v = H_v ((1 + P)((1 + e_v temperature / soft_cap)^2 + 8 u)(1 + 6 u) - 1), e_v / soft_cap = 0 without one
+//   C = (1 + e_v temperature / soft_cap)^2, or 1 without a soft-cap
+//   E_v = H_v ((1 + P)(C + 8 u)(1 + 6 u) - 1)
 //   dx: sum_v (E_v (1 + gamma_(V+2)) + gamma_(V+2) |h_v|) |W[v]|
 //   dw: sum_t (E_v (1 + gamma_(T+2)) + gamma_(T+2) |h_v|) |x[t]| + gamma_(T+2) |dw before|
 // each + 2^-125 * (1 + sum |g / temperature| |W or x|).

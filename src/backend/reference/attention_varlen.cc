@@ -26,7 +26,8 @@ double plain_score(const Op& op, int64_t t, int64_t h, int64_t j, double* magnit
   const int64_t group = h / (op.q.shape[1] / op.k.shape[1]);
   double dot = 0, absolute = 0;
   for (int64_t d = 0; d < op.q.shape[2]; ++d) {
-    const double product = static_cast<double>(at(op.q, t, h, d)) * static_cast<double>(at(op.k, j, group, d));
+    const double product =
+        static_cast<double>(at(op.q, t, h, d)) * static_cast<double>(at(op.k, j, group, d));
     dot += product;
     absolute += std::abs(product);
   }

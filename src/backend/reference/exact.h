@@ -27,10 +27,10 @@ void round_activations(Compute compute, const float* x, int64_t count, double* o
 double activate(Activation activation, double soft_cap, double x);
 
 struct AttentionTerms {
-  std::vector<double> out;        // [T, H, D]
-  std::vector<double> magnitude;  // [T, H, D]: sum_j p_j |v_j|
-  std::vector<double> score;      // [T, H]: max_j |scale| (|q|·|k_j|)
-  std::vector<int64_t> keys;      // [T]: keys seen
+  std::vector<double> out;            // [T, H, D]
+  std::vector<double> magnitude;      // [T, H, D]: sum_j p_j |v_j|
+  std::vector<double> score;          // [T, H]: max_j |scale| (|q|·|k_j|)
+  std::vector<int64_t> keys;          // [T]: keys seen
   std::vector<double> log_sum_exp{};  // [T, H], of attention_varlen
 };
 AttentionTerms exact_attention(const AttentionPaged& op);
@@ -96,11 +96,11 @@ LogprobTerms exact_token_logprob(const TokenLogprob& op);
 
 struct LogprobGradients {
   LogprobTerms terms;
-  std::vector<double> h;      // [T, V]: the products' gradients
-  std::vector<double> size;   // [T, V]: |g| ((v == label) + p_v) / temperature
-  std::vector<double> w;      // [V, C], dequantized
-  std::vector<double> dx;     // [T, C]
-  std::vector<double> dw;     // [V, C]: what is added
+  std::vector<double> h;     // [T, V]: the products' gradients
+  std::vector<double> size;  // [T, V]: |g| ((v == label) + p_v) / temperature
+  std::vector<double> w;     // [V, C], dequantized
+  std::vector<double> dx;    // [T, C]
+  std::vector<double> dw;    // [V, C]: what is added
 };
 LogprobGradients exact_token_logprob_backward(const TokenLogprobBackward& op);
 
@@ -109,9 +109,9 @@ double exact_sum_of_squares(const SumOfSquares& op);
 // The new values [n], and what their bounds are made of.
 struct AdamWTerms {
   std::vector<double> parameters, first_moment, second_moment;
-  std::vector<double> decayed;         // (1 - learning_rate * weight_decay) p
-  std::vector<double> moment_size;     // |beta1 m| + |(1 - beta1) g|
-  std::vector<double> divisor;         // sqrt(v) / sqrt(1 - beta2^step) + epsilon
+  std::vector<double> decayed;      // (1 - learning_rate * weight_decay) p
+  std::vector<double> moment_size;  // |beta1 m| + |(1 - beta1) g|
+  std::vector<double> divisor;      // sqrt(v) / sqrt(1 - beta2^step) + epsilon
 };
 AdamWTerms exact_adamw(const AdamW& op);
 

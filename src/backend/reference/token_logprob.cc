@@ -111,7 +111,8 @@ LogprobGradients exact_token_logprob_backward(const TokenLogprobBackward& op) {
 void ReferenceBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
   const LogprobGradients gradients = exact_token_logprob_backward(op);
   for (int64_t i = 0; op.dx.present() && i < op.dx.elements(); ++i) {
-    at(op.dx, i / op.dx.shape[1], i % op.dx.shape[1]) = static_cast<float>(gradients.dx[static_cast<size_t>(i)]);
+    at(op.dx, i / op.dx.shape[1], i % op.dx.shape[1]) =
+        static_cast<float>(gradients.dx[static_cast<size_t>(i)]);
   }
   for (int64_t i = 0; op.dw.present() && i < op.dw.elements(); ++i) {
     float& to = op.dw.as<float>()[i];
