@@ -8,13 +8,14 @@
 
 namespace qiao::reference {
 
+// In more than float64, which is what a chip has.
 double exact_sum_of_squares(const SumOfSquares& op) {
-  double sum = 0;
+  long double sum = 0;
   for (int64_t i = 0; i < op.x.shape[0]; ++i) {
-    const double x = op.x.as<float>()[i];
+    const long double x = op.x.as<float>()[i];
     sum += x * x;
   }
-  return op.sum.as<double>()[0] + sum;
+  return static_cast<double>(op.sum.as<double>()[0] + sum);
 }
 
 void ReferenceBackend::do_sum_of_squares(const SumOfSquares& op) {
