@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "models/decoder_layers.h"
 #include "models/decoder_work.h"
 #include "models/lora.h"
 #include "models/weights.h"
@@ -251,8 +252,6 @@ Tensor gather_rows(nn::Context& context, const Tensor& x, const Tensor& rows) {
   return op.out;
 }
 
-// Two tensors go from layer to layer: `residual`, the stream, and `update`, the last block's output that is
-// not in it yet: the next norm adds it, in one op.
 Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const DecoderConfig& config,
                      const StepTensors& step, KvCache& cache, bool want_logits) {
   Decoder::Outputs outputs;
@@ -262,42 +261,29 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
     if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, config.vocabulary_size});
   }
   context.set_adapter_rows(step.token_adapters);
-  Tensor residual = context.take(DType::kF32, {tokens, width});
-  Tensor update = context.take(DType::kF32, {tokens, width});
-  weights.embedding.forward(context, step.tokens, residual);
-  bool is_updated = false;  // `update` holds something
+  LayerStream stream = {context.take(DType::kF32, {tokens, width}),
+                        context.take(DType::kF32, {tokens, width})};
+  weights.embedding.forward(context, step.tokens, stream.residual);
   for (const DecoderLayer& layer : weights.layers) {
-    const bool is_last = &layer == &weights.layers.back();
     const int64_t number = &layer - weights.layers.data();
+    const bool is_last = &layer == &weights.layers.back();
     KvPages& pages = cache.layer(number);
     const nn::StepIndices& indices = cache.slides(number) ? step.sliding : step.step;
-    if (is_updated) {
-      layer.attention_norm.forward(context, update, update, residual, residual);
-    } else {
-      layer.attention_norm.forward(context, residual, update);
-    }
+    const Tensor x = enter_attention(context, layer, number > 0, &stream);
     const nn::Context::Scope scope(context);
-    const Tensor qkv = layer.attention.project(context, update, indices, pages);
+    const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, indices.positions);
+    layer.attention.keep(context, qkv, indices, pages);
     if (is_last && step.outputs == 0) return outputs;
-    Tensor heads = layer.attention.attend(context, qkv, indices, pages);
+    Tensor heads = layer.attention.attend(context, qkv.q, indices, pages);
     if (is_last && step.output_rows.present()) {
       // Past the last keys and values only the wanted rows matter.
       heads = gather_rows(context, heads, step.output_rows);
-      residual = gather_rows(context, residual, step.output_rows);
-      update = update.slice(0, step.outputs);
+      stream.residual = gather_rows(context, stream.residual, step.output_rows);
+      stream.update = stream.update.slice(0, step.outputs);
       context.set_adapter_rows(step.output_adapters);
     }
-    layer.attention.output.forward(context, heads, update);
-    if (config.post_norms) layer.post_attention_norm.forward(context, update, update);
-    layer.ffn_norm.forward(context, update, update, residual, residual);
-    if (layer.is_moe) {
-      layer.moe.forward(context, update, update);
-    } else {
-      layer.mlp.forward(context, update, update);
-    }
-    if (config.post_norms) layer.post_ffn_norm.forward(context, update, update);
-    is_updated = true;
-    if (is_last) weights.final_norm.forward(context, update, outputs.hidden, residual);
+    leave_attention(context, layer, config, heads, stream, stream);
+    if (is_last) weights.final_norm.forward(context, stream.update, outputs.hidden, stream.residual);
   }
   if (want_logits) {
     const float cap = config.final_logit_softcapping;
