@@ -298,6 +298,7 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
 Decoder::Decoder(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Decoder::~Decoder() = default;
 const DecoderConfig& Decoder::config() const { return parts_->config; }
+const DecoderWeights& Decoder::weights() const { return parts_->weights; }
 Backend& Decoder::backend() const { return *parts_->backend; }
 uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }

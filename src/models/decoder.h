@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,12 +15,26 @@
 namespace qiao {
 
 class LoraFiles;
+struct DecoderWeights;
+
+// Where a tensor of a file went: rows of a weight, or a small F32 tensor on the chip.
+struct LaidOutTensor {
+  const TensorInfo* source;
+  Weight* weight = nullptr;  // with the rest: rows [first_row, first_row + rows) of one expert
+  int64_t expert = 0, first_row = 0, rows = 0;
+  Tensor parameter;  // where `weight` is null
+};
 
 struct DecoderOptions {
   enum class Policy { kAuto, kF32, kBF16, kQ8 };
   // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8.
   Policy compute = Policy::kAuto;
   int64_t context = 0;  // see read_decoder_config
+  // Float weights are laid out in this dtype (F32 or BF16, what training computes in) rather than in the
+  // file's.
+  std::optional<DType> float_weights;
+  // Called for every tensor once it is laid out: training keeps a canonical copy of each.
+  std::function<void(const LaidOutTensor& tensor)> laid_out;
   // Called as tensors are laid out, with bytes done and bytes in all; may throw to stop loading.
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
@@ -88,6 +103,7 @@ class Decoder {
   ~Decoder();
 
   const DecoderConfig& config() const;
+  const DecoderWeights& weights() const;
   Backend& backend() const;
   uint64_t weight_bytes() const;  // adapters with them
 

@@ -44,6 +44,12 @@ Tensor Context::over(const Tensor& input) {
   return take(input.dtype, {input.shape[0], input.shape[1], input.shape[2]});
 }
 
+void Context::refuse_recording(std::string_view op) const {
+  if (tape_ != nullptr)
+    throw_error(ErrorKind::kUnsupported, "op {} has no way back yet: models that use it cannot be trained",
+                op);
+}
+
 template <class Op>
 void Context::run(Op op, void (Backend::*method)(const Op&)) {
   if constexpr (requires { op.workspace; }) {
@@ -61,8 +67,14 @@ void Context::linear(const Linear& op) {
   record(op);
   run(op, &Backend::linear);
 }
-void Context::grouped_linear(const GroupedLinear& op) { run(op, &Backend::grouped_linear); }
-void Context::attention_paged(const AttentionPaged& op) { run(op, &Backend::attention_paged); }
+void Context::grouped_linear(const GroupedLinear& op) {
+  refuse_recording("grouped_linear");
+  run(op, &Backend::grouped_linear);
+}
+void Context::attention_paged(const AttentionPaged& op) {
+  refuse_recording("attention_paged");
+  run(op, &Backend::attention_paged);
+}
 void Context::attention_varlen(AttentionVarlen op) {
   if (tape_ != nullptr) op.log_sum_exp = take(DType::kF32, {op.q.shape[0], op.q.shape[1]});
   record(op);
@@ -72,15 +84,30 @@ void Context::gather(const Gather& op) {
   record(op);
   run(op, &Backend::gather);
 }
-void Context::gather_rows(const GatherRows& op) { run(op, &Backend::gather_rows); }
-void Context::moe_route(const MoeRoute& op) { run(op, &Backend::moe_route); }
-void Context::moe_permute(const MoePermute& op) { run(op, &Backend::moe_permute); }
-void Context::moe_combine(const MoeCombine& op) { run(op, &Backend::moe_combine); }
+void Context::gather_rows(const GatherRows& op) {
+  refuse_recording("gather_rows");
+  run(op, &Backend::gather_rows);
+}
+void Context::moe_route(const MoeRoute& op) {
+  refuse_recording("moe_route");
+  run(op, &Backend::moe_route);
+}
+void Context::moe_permute(const MoePermute& op) {
+  refuse_recording("moe_permute");
+  run(op, &Backend::moe_permute);
+}
+void Context::moe_combine(const MoeCombine& op) {
+  refuse_recording("moe_combine");
+  run(op, &Backend::moe_combine);
+}
 void Context::add_rms_norm(const AddRmsNorm& op) {
   record(op);
   run(op, &Backend::add_rms_norm);
 }
-void Context::layer_norm(const LayerNorm& op) { run(op, &Backend::layer_norm); }
+void Context::layer_norm(const LayerNorm& op) {
+  refuse_recording("layer_norm");
+  run(op, &Backend::layer_norm);
+}
 void Context::rope(const Rope& op) {
   record(op);
   run(op, &Backend::rope);
@@ -89,6 +116,9 @@ void Context::gated_activation(const GatedActivation& op) {
   record(op);
   run(op, &Backend::gated_activation);
 }
-void Context::kv_write(const KvWrite& op) { run(op, &Backend::kv_write); }
+void Context::kv_write(const KvWrite& op) {
+  refuse_recording("kv_write");
+  run(op, &Backend::kv_write);
+}
 
 }  // namespace qiao::nn

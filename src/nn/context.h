@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <initializer_list>
 #include <span>
+#include <string_view>
 
 #include "backend/backend.h"
 #include "nn/tape.h"
@@ -86,6 +87,8 @@ class Context {
   void record(const Op& op) {
     if (tape_ != nullptr) tape_->record(op);
   }
+  // Of an op without a way back: throws Error(kUnsupported) while a tape records.
+  void refuse_recording(std::string_view op) const;
 
   Backend& backend_;
   bool measuring_;

@@ -62,6 +62,11 @@ Tensor Tape::read_gradient(const Tensor& tensor) {
   return gradient;
 }
 
+bool Tape::has_gradient(const Tensor& tensor) {
+  const std::byte* begin = nullptr;
+  return block_of(tensor, &begin).written;
+}
+
 // Two tensors that are only ever added have one gradient, where neither is read by another op.
 void Tape::share_gradient(const Tensor& tensor, const Tensor& with) {
   const std::byte *begin = nullptr, *other = nullptr;
@@ -130,9 +135,10 @@ void Tape::back(const AddRmsNorm& op) {
   AddRmsNormBackward back;
   back.dy = read_gradient(op.y);
   back.h = op.x;
+  QIAO_ASSERT(!op.residual.present() || op.residual_out.present());  // else the sum is not kept
   if (op.residual_out.present()) {
     back.h = op.residual_out;
-    back.dresidual_out = read_gradient(op.residual_out);
+    if (has_gradient(op.residual_out)) back.dresidual_out = read_gradient(op.residual_out);
   }
   back.gamma = op.gamma;
   back.gamma_offset = op.gamma_offset;

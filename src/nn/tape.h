@@ -62,6 +62,7 @@ class Tape {
   Tensor write_gradient(const Tensor& tensor, bool* written);
   // Of a tensor that some op has read: written by its way back.
   Tensor read_gradient(const Tensor& tensor);
+  bool has_gradient(const Tensor& tensor);
   void share_gradient(const Tensor& tensor, const Tensor& with);
   std::byte* take(size_t bytes);
   Tensor workspace(size_t bytes);
