@@ -20,9 +20,10 @@ struct DecoderWeights;
 // Where a tensor of a file went: rows of a weight, or a small F32 tensor on the chip.
 struct LaidOutTensor {
   const TensorInfo* source;
-  Weight* weight = nullptr;  // with the rest: rows [first_row, first_row + rows) of one expert
+  Weight* weight = nullptr;
+  Tensor parameter;  // where `weight` is null: all that lies with it
+  // Rows of one expert of the weight, or elements of the parameter: [first_row, first_row + rows).
   int64_t expert = 0, first_row = 0, rows = 0;
-  Tensor parameter;  // where `weight` is null
 };
 
 struct DecoderOptions {

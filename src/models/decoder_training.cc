@@ -163,9 +163,9 @@ void DecoderTraining::State::plan() {
   for (Tensor* tensor : {&hidden, &hidden_gradient, &stream_gradient[0], &stream_gradient[1]})
     *tensor = make(DType::kF32, {tokens, width});
   for (Tensor* tensor : {&logprob, &log_sum_exp, &dlogprob}) *tensor = make(DType::kF32, {tokens});
-  // The head's gradient takes part in the op's needs, if not its memory.
-  const size_t loss_bytes =
-      std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(loss_back(nullptr)));
+  TokenLogprobBackward back = loss_back(nullptr);
+  back.dw = Tensor(hidden.data, DType::kF32, {config.vocabulary_size, width});  // its shape alone is read
+  const size_t loss_bytes = std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(back));
   workspace = make(DType::kU8, {static_cast<int64_t>(std::max<size_t>(loss_bytes, 64))});
 
   size_t scratch_bytes = 0, gradient_bytes = 0;

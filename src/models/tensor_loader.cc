@@ -207,9 +207,14 @@ nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::st
   nn::Parameter made = nn::Parameter::upload(backend_, values);
   int64_t first = 0;
   for (const auto& [stem, count] : stems) {
-    if (options_.laid_out)
-      options_.laid_out({.source = files_.find(fmt::format("{}{}", stem, suffix)),
-                         .parameter = made.tensor.slice(first, count)});
+    if (options_.laid_out) {
+      LaidOutTensor tensor;
+      tensor.source = files_.find(fmt::format("{}{}", stem, suffix));
+      tensor.parameter = made.tensor;
+      tensor.first_row = first;
+      tensor.rows = count;
+      options_.laid_out(tensor);
+    }
     first += count;
   }
   return made;
@@ -227,10 +232,10 @@ void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weig
       const bool one_by_one = std::ssize(segment.tensors) == weight.experts();
       options_.laid_out({.source = segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0],
                          .weight = &weight,
+                         .parameter = {},
                          .expert = expert,
                          .first_row = row,
-                         .rows = segment.rows,
-                         .parameter = {}});
+                         .rows = segment.rows});
       row += segment.rows;
     }
   }
