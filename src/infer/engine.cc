@@ -43,6 +43,14 @@ std::unique_ptr<DraftModel> make_draft(const LanguageModel& model, const EngineO
                                                          .tokens = most_step_tokens(o)});
 }
 
+void check_context(int64_t context, std::string_view why) {
+  constexpr int64_t kLeast = 2;  // a token of a prompt and one of an answer
+  if (context >= kLeast) return;
+  throw_error(ErrorKind::kInvalidInput,
+              "the context (-c) is {} token{}; the least is {}: one of a prompt and one of its answer",
+              context, why, kLeast);
+}
+
 // The options with the defaults filled in, checked against the model and the memory.
 EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options) {
   EngineOptions o = options;
@@ -52,13 +60,14 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   constexpr int64_t kMost = INT32_MAX;  // slots of the cache have 31 bits
   const auto within = [](int64_t value, int64_t least) { return value >= least && value <= kMost; };
   if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
-      !within(o.lookup, 0) || !within(o.draft_max, 0) || !within(o.context, 2)) {
+      !within(o.lookup, 0) || !within(o.draft_max, 0) || o.context > kMost) {
     throw_error(ErrorKind::kInvalidInput,
                 "engine: context {}, slots {}, page tokens {}, pages {}, batch tokens {}, lookup {} and "
                 "draft tokens {} "
                 "must be positive and fit 31 bits",
                 o.context, o.slots, o.page_tokens, o.pages, o.batch_tokens, o.lookup, o.draft_max);
   }
+  check_context(o.context, "");
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const uint64_t page_bytes = bytes_per_page(model, o);
   const uint64_t free = model.backend().describe().free_bytes;
@@ -81,6 +90,9 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
                 o.pages, o.page_tokens, gib(need), gib(free), asked ? "--kv-pages" : "-c (context)");
   }
   o.context = std::min(o.context, o.pages * o.page_tokens);
+  check_context(o.context,
+                fmt::format(", which is all that {} of {} tokens hold",
+                            o.pages == 1 ? "1 page" : fmt::format("{} pages", o.pages), o.page_tokens));
   return o;
 }
 
@@ -253,9 +265,13 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
     throw_error(ErrorKind::kInvalidInput, "prompt: has no tokens; at least one is needed");
   const int64_t most = options.context - (request.embedding || request.max_tokens == 0 ? 0 : 1);
   if (prompt_tokens > most) {
-    throw_error(ErrorKind::kInvalidInput,
-                "prompt: {} tokens do not fit the context of {} (the cache has {} pages of {} tokens)",
-                prompt_tokens, options.context, options.pages, options.page_tokens);
+    const bool cache_is_full = options.context == options.pages * options.page_tokens;
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "prompt: {} tokens do not fit the context of {}{}; the least for it is {} (-c)", prompt_tokens,
+        options.context,
+        cache_is_full ? fmt::format(" ({} pages of {} tokens)", options.pages, options.page_tokens) : "",
+        prompt_tokens + options.context - most);
   }
   for (const TokenId id : request.prompt) {
     if (id < 0 || id >= vocabulary) {

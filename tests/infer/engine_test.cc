@@ -234,6 +234,19 @@ TEST_F(EngineTest, RefusesACacheThatDoesNotFitInMemory) {
   EXPECT_QIAO_ERROR(Engine(model_, {.slots = -1}), kInvalidInput, "slots -1");
 }
 
+TEST_F(EngineTest, RefusesAContextThatHoldsNoAnswer) {
+  EXPECT_QIAO_ERROR(Engine(model_, {.context = 1}), kInvalidInput,
+                    "the context (-c) is 1 token; the least is 2");
+  EXPECT_QIAO_ERROR(Engine(model_, {.context = 64, .page_tokens = 1, .pages = 1}), kInvalidInput,
+                    "the context (-c) is 1 token, which is all that 1 page of 1 tokens hold");
+  Engine least(model_, {.context = 2});
+  GenerationRequest request = greedy(*model_, kPrompt);
+  EXPECT_QIAO_ERROR(run(least, request), kInvalidInput, "do not fit the context of 2",
+                    fmt::format("the least for it is {} (-c)", request.prompt.size() + 1).c_str());
+  request.prompt.resize(1);
+  EXPECT_EQ(run(least, request).tokens.size(), 1u);
+}
+
 TEST_F(EngineTest, RefusesAPromptThatCanNeverFitTheCache) {
   Engine small(model_, {.context = 256, .slots = 4, .page_tokens = 16, .pages = 3});
   EXPECT_EQ(small.options().context, 48);
