@@ -131,7 +131,7 @@ void DraftModel::compute(std::span<Row> rows) {
 void DraftModel::draw(std::span<Row> rows) {
   samples_.clear();
   for (const Row& row : rows) samples_.add(*row.sequence, std::ssize(row.sequence->draft));
-  const std::span<const int32_t> drawn = samples_.draw(outputs_.logits);
+  const std::span<const int32_t> drawn = samples_.draw(outputs_.logits, {}).ids;
   for (size_t i = 0; i < rows.size(); ++i) {
     Sequence& sequence = *rows[i].sequence;
     const TokenId id = drawn[i];

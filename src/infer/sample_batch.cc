@@ -1,6 +1,7 @@
 #include "infer/sample_batch.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace qiao {
 
@@ -32,22 +33,35 @@ void SampleBatch::add_history(const Sequence& sequence, int64_t ahead) {
   }
 }
 
+void SampleBatch::add_bias(TokenId id, float bias) {
+  if (id >= vocabulary_) return;
+  bias_ids_.push_back(id);
+  bias_values_.push_back(bias);
+}
+
+void SampleBatch::end_row() {
+  history_offsets_.push_back(static_cast<int32_t>(history_ids_.size()));
+  bias_offsets_.push_back(static_cast<int32_t>(bias_ids_.size()));
+}
+
 void SampleBatch::add(const Sequence& sequence, int64_t ahead) {
   const GenerationRequest& request = sequence.request();
   rows_.push_back(
       sample_row(request.sampling, request.choice, static_cast<int64_t>(sequence.tokens.size()) + ahead));
   add_history(sequence, ahead);
-  for (const auto& [id, bias] : request.sampling.logit_bias) {
-    if (id >= vocabulary_) continue;
-    bias_ids_.push_back(id);
-    bias_values_.push_back(bias);
-  }
-  history_offsets_.push_back(static_cast<int32_t>(history_ids_.size()));
-  bias_offsets_.push_back(static_cast<int32_t>(bias_ids_.size()));
+  for (const auto& [id, bias] : request.sampling.logit_bias) add_bias(id, bias);
+  end_row();
 }
 
-Tensor SampleBatch::device(int index, DType dtype, int64_t count) {
-  Tensor tensor(nullptr, dtype, {count});
+void SampleBatch::add_known(TokenId target) {
+  rows_.push_back(SampleRow{});
+  // A bias that nothing outweighs makes the greedy draw give the target.
+  add_bias(target, std::numeric_limits<float>::max());
+  end_row();
+}
+
+Tensor SampleBatch::device(int index, DType dtype, std::initializer_list<int64_t> shape) {
+  Tensor tensor(nullptr, dtype, shape);
   const auto bytes = static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 64));
   if (device_[index].bytes() < bytes) {
     device_[index] = Buffer();  // free first: both need not fit
@@ -57,36 +71,64 @@ Tensor SampleBatch::device(int index, DType dtype, int64_t count) {
   return tensor;
 }
 
-Tensor SampleBatch::upload(int index, const void* host, DType dtype, size_t count) {
-  Tensor tensor = device(index, dtype, static_cast<int64_t>(count));
-  if (count > 0) backend_.upload(tensor.data, host, static_cast<size_t>(tensor.bytes()));
+template <class T>
+Tensor SampleBatch::upload(int index, DType dtype, std::span<const T> host) {
+  Tensor tensor = device(index, dtype, {static_cast<int64_t>(host.size())});
+  if (!host.empty()) backend_.upload(tensor.data, host.data(), host.size_bytes());
   return tensor;
 }
 
-std::span<const int32_t> SampleBatch::draw(const Tensor& logits) {
-  const size_t count = rows_.size();
+SampleBatch::Draws SampleBatch::draw(const Tensor& logits, const Wanted& wanted) {
+  enum {
+    kRows,
+    kMask,
+    kHistory,
+    kBias = kHistory + 3,
+    kIds = kBias + 3,
+    kLogProbability,
+    kTop,
+    kWorkspace = kTop + 2
+  };
+  const auto rows = static_cast<int64_t>(rows_.size());
+  const auto count = rows_.size();
   Sample op;
   op.logits = logits;
-  op.rows = upload(0, rows_.data(), DType::kU8, count * sizeof(SampleRow));
-  op.rows = Tensor(op.rows.data, DType::kU8,
-                   {static_cast<int64_t>(count), static_cast<int64_t>(sizeof(SampleRow))});
+  op.rows = device(kRows, DType::kU8, {rows, static_cast<int64_t>(sizeof(SampleRow))});
+  backend_.upload(op.rows.data, rows_.data(), count * sizeof(SampleRow));
+  if (!wanted.masks.empty()) {
+    op.mask = device(kMask, DType::kI32, {rows, (vocabulary_ + 31) / 32});
+    backend_.upload(op.mask.data, wanted.masks.data(), wanted.masks.size_bytes());
+  }
   if (!history_ids_.empty()) {
-    op.history_ids = upload(1, history_ids_.data(), DType::kI32, history_ids_.size());
-    op.history_counts = upload(2, history_counts_.data(), DType::kI32, history_ids_.size());
-    op.history_offsets = upload(3, history_offsets_.data(), DType::kI32, count + 1);
+    op.history_ids = upload<int32_t>(kHistory, DType::kI32, history_ids_);
+    op.history_counts = upload<int32_t>(kHistory + 1, DType::kI32, history_counts_);
+    op.history_offsets = upload<int32_t>(kHistory + 2, DType::kI32, history_offsets_);
   }
   if (!bias_ids_.empty()) {
-    op.bias_ids = upload(4, bias_ids_.data(), DType::kI32, bias_ids_.size());
-    op.bias_values = upload(5, bias_values_.data(), DType::kF32, bias_ids_.size());
-    op.bias_offsets = upload(6, bias_offsets_.data(), DType::kI32, count + 1);
+    op.bias_ids = upload<int32_t>(kBias, DType::kI32, bias_ids_);
+    op.bias_values = upload<float>(kBias + 1, DType::kF32, bias_values_);
+    op.bias_offsets = upload<int32_t>(kBias + 2, DType::kI32, bias_offsets_);
   }
-  op.ids = device(7, DType::kI32, static_cast<int64_t>(count));
+  op.ids = device(kIds, DType::kI32, {rows});
+  if (wanted.log_probabilities) op.log_probabilities = device(kLogProbability, DType::kF32, {rows});
+  const int64_t top = std::min(wanted.top, vocabulary_);
+  if (top > 0) {
+    op.top_ids = device(kTop, DType::kI32, {rows, top});
+    op.top_log_probabilities = device(kTop + 1, DType::kF32, {rows, top});
+  }
   if (const size_t bytes = backend_.workspace_bytes(op); bytes > 0)
-    op.workspace = device(8, DType::kU8, static_cast<int64_t>(bytes));
+    op.workspace = device(kWorkspace, DType::kU8, {static_cast<int64_t>(bytes)});
   backend_.sample(op);
-  drawn_.resize(count);
-  backend_.download(drawn_.data(), op.ids.data, count * sizeof(int32_t));
-  return drawn_;
+
+  const auto download = [&](auto& host, const Tensor& from) {
+    host.resize(from.present() ? static_cast<size_t>(from.elements()) : 0);
+    if (!host.empty()) backend_.download(host.data(), from.data, host.size() * sizeof(host[0]));
+  };
+  download(drawn_, op.ids);
+  download(log_probabilities_, op.log_probabilities);
+  download(top_ids_, op.top_ids);
+  download(top_log_probabilities_, op.top_log_probabilities);
+  return {drawn_, log_probabilities_, top, top_ids_, top_log_probabilities_};
 }
 
 }  // namespace qiao

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <vector>
 
@@ -18,23 +19,41 @@ class SampleBatch {
   // A row: the draw of the token behind the first `ahead` tokens of the sequence's draft, as if those had
   // been drawn. Tokens beyond the vocabulary are left out of what it asks for.
   void add(const Sequence& sequence, int64_t ahead);
-  // The token of each row of F32 logits [rows, V], in the order of add(); -1 where none can be drawn. Valid
-  // until the next call.
-  std::span<const int32_t> draw(const Tensor& logits);
+  // A row whose draw is `target`, for its log-probability.
+  void add_known(TokenId target);
+
+  struct Wanted {
+    std::span<const uint32_t> masks;  // [rows, ceil(V / 32)]: the tokens allowed; empty: all
+    bool log_probabilities = false;   // of what is drawn, and of the `top` likeliest tokens of each row
+    int64_t top = 0;
+  };
+  struct Draws {
+    std::span<const int32_t> ids;  // [rows]; -1 where none can be drawn
+    std::span<const float> log_probabilities;
+    int64_t top = 0;  // as wanted, or the vocabulary
+    std::span<const int32_t> top_ids;
+    std::span<const float> top_log_probabilities;  // [rows, top]
+  };
+  // Draws for F32 logits [rows, V], in the order of the rows. Valid until the next call.
+  Draws draw(const Tensor& logits, const Wanted& wanted);
 
  private:
   void add_history(const Sequence& sequence, int64_t ahead);
   void add_count(TokenId id, int32_t count);
-  Tensor device(int index, DType dtype, int64_t count);
-  Tensor upload(int index, const void* host, DType dtype, size_t count);
+  void add_bias(TokenId id, float bias);
+  void end_row();
+  Tensor device(int index, DType dtype, std::initializer_list<int64_t> shape);
+  template <class T>
+  Tensor upload(int index, DType dtype, std::span<const T> host);
 
   Backend& backend_;
   int64_t vocabulary_;
   std::vector<SampleRow> rows_;
   std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
   std::vector<float> bias_values_;
-  std::vector<int32_t> drawn_;
-  Buffer device_[9];  // the same on the chip, grown when a step needs more
+  std::vector<int32_t> drawn_, top_ids_;
+  std::vector<float> log_probabilities_, top_log_probabilities_;
+  Buffer device_[13];  // the same on the chip, grown when a step needs more
 };
 
 }  // namespace qiao

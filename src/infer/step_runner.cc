@@ -1,7 +1,7 @@
 #include "infer/step_runner.h"
 
 #include <algorithm>
-#include <limits>
+#include <utility>
 
 #include "base/error.h"
 
@@ -9,22 +9,6 @@ namespace qiao {
 namespace {
 
 constexpr int64_t kTopLogprobs = 20;
-
-enum DeviceIndex {
-  kRows,
-  kHistoryIds,
-  kHistoryCounts,
-  kHistoryOffsets,
-  kBiasIds,
-  kBiasValues,
-  kBiasOffsets,
-  kIds,
-  kLogprobs,
-  kTopIds,
-  kTopLogprobValues,
-  kSampleWorkspace,
-  kMasks,
-};
 
 Sequence& sequence_of(const StepEntry& entry) { return static_cast<Sequence&>(*entry.job); }
 
@@ -36,30 +20,14 @@ StepRunner::StepRunner(const LanguageModel& model, KvCache& cache, int64_t seque
       backend_(model.backend()),
       cache_(cache),
       pages_per_sequence_(pages_per_sequence),
-      vocabulary_(model.decoder().config().vocabulary_size) {
+      vocabulary_(model.decoder().config().vocabulary_size),
+      batch_(backend_, vocabulary_) {
   workspace_ = model.decoder().make_workspace({.tokens = tokens,
                                                .sequences = sequences,
                                                .pages_per_sequence = pages_per_sequence,
                                                .outputs = tokens,
                                                .logits = std::min(tokens, sequences + kPromptLogprobRows)},
                                               cache);
-}
-
-Tensor StepRunner::device(int index, DType dtype, int64_t rows, int64_t columns) {
-  Tensor tensor(nullptr, dtype, {rows, columns});
-  const size_t bytes = static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 64));
-  if (device_[index].bytes() < bytes) {
-    device_[index] = Buffer();  // free first: both need not fit
-    device_[index] = backend_.allocate(bytes * 2);
-  }
-  tensor.data = device_[index].data();
-  return tensor;
-}
-
-Tensor StepRunner::upload(int index, const void* host, DType dtype, int64_t count) {
-  Tensor tensor = device(index, dtype, 1, count);
-  if (count > 0) backend_.upload(tensor.data, host, static_cast<size_t>(tensor.bytes()));
-  return Tensor(tensor.data, dtype, {count});
 }
 
 // Those of one adapter side by side: their rows are multiplied together. No answer depends on the order.
@@ -146,22 +114,6 @@ void StepRunner::take_hidden(const Tensor& hidden) {
   }
 }
 
-// Times each token occurs before the one to be drawn; the draft's tokens count as generated.
-void StepRunner::add_history(const Output& output) {
-  const Sequence& sequence = *output.sequence;
-  if (!sequence.keeps_history()) return;
-  const auto ahead = std::span(sequence.draft).first(static_cast<size_t>(output.ahead));
-  for (const auto& [id, count] : sequence.history()) {
-    history_ids_.push_back(id);
-    history_counts_.push_back(count + static_cast<int32_t>(std::count(ahead.begin(), ahead.end(), id)));
-  }
-  for (auto id = ahead.begin(); id != ahead.end(); ++id) {
-    if (sequence.history().contains(*id) || std::find(ahead.begin(), id, *id) != id) continue;
-    history_ids_.push_back(*id);
-    history_counts_.push_back(static_cast<int32_t>(std::count(id, ahead.end(), *id)));
-  }
-}
-
 // What was computed of the draft beyond its right tokens is not the sequence's.
 void StepRunner::settle_draft(Sequence& sequence) {
   const auto drafted = static_cast<int64_t>(sequence.draft.size());
@@ -191,102 +143,37 @@ void StepRunner::fill_masks() {
 
 void StepRunner::draw(const Tensor& logits) {
   fill_masks();
-  rows_.clear();
-  history_ids_.clear();
-  history_counts_.clear();
-  bias_ids_.clear();
-  bias_values_.clear();
-  history_offsets_.assign(1, 0);
-  bias_offsets_.assign(1, 0);
+  batch_.clear();
   int64_t top = 0;
   for (const Output& output : outputs_) {
-    const Sequence& sequence = *output.sequence;
-    const GenerationRequest& request = sequence.request();
-    top = std::max<int64_t>(top, std::min<int64_t>(request.top_logprobs, kTopLogprobs));
-    if (output.draws) {
-      rows_.push_back(sample_row(request.sampling, request.choice,
-                                 static_cast<int64_t>(sequence.tokens.size()) + output.ahead));
-      add_history(output);
-      for (const auto& [id, bias] : request.sampling.logit_bias) {
-        bias_ids_.push_back(id);
-        bias_values_.push_back(bias);
-      }
-    } else {
-      // A bias that nothing outweighs makes the greedy draw give the target, and so its log-probability.
-      rows_.push_back(SampleRow{});
-      bias_ids_.push_back(output.target);
-      bias_values_.push_back(std::numeric_limits<float>::max());
-    }
-    history_offsets_.push_back(static_cast<int32_t>(history_ids_.size()));
-    bias_offsets_.push_back(static_cast<int32_t>(bias_ids_.size()));
+    top = std::max<int64_t>(top, output.sequence->request().top_logprobs);
+    output.draws ? batch_.add(*output.sequence, output.ahead) : batch_.add_known(output.target);
   }
-  const auto count = static_cast<int64_t>(rows_.size());
-  Sample op;
-  op.logits = logits;
-  op.rows = upload(kRows, rows_.data(), DType::kU8, count * static_cast<int64_t>(sizeof(SampleRow)));
-  op.rows = Tensor(op.rows.data, DType::kU8, {count, static_cast<int64_t>(sizeof(SampleRow))});
-  if (!masks_.empty()) {
-    const Tensor masks = upload(kMasks, masks_.data(), DType::kI32, static_cast<int64_t>(masks_.size()));
-    op.mask = Tensor(masks.data, DType::kI32, {count, (vocabulary_ + 31) / 32});
-  }
-  if (!history_ids_.empty()) {
-    const auto n = static_cast<int64_t>(history_ids_.size());
-    op.history_ids = upload(kHistoryIds, history_ids_.data(), DType::kI32, n);
-    op.history_counts = upload(kHistoryCounts, history_counts_.data(), DType::kI32, n);
-    op.history_offsets = upload(kHistoryOffsets, history_offsets_.data(), DType::kI32, count + 1);
-  }
-  if (!bias_ids_.empty()) {
-    const auto n = static_cast<int64_t>(bias_ids_.size());
-    op.bias_ids = upload(kBiasIds, bias_ids_.data(), DType::kI32, n);
-    op.bias_values = upload(kBiasValues, bias_values_.data(), DType::kF32, n);
-    op.bias_offsets = upload(kBiasOffsets, bias_offsets_.data(), DType::kI32, count + 1);
-  }
-  op.ids = Tensor(device(kIds, DType::kI32, 1, count).data, DType::kI32, {count});
-  op.log_probabilities = Tensor(device(kLogprobs, DType::kF32, 1, count).data, DType::kF32, {count});
-  if (top > 0) {
-    top = std::min(top, vocabulary_);
-    op.top_ids = device(kTopIds, DType::kI32, count, top);
-    op.top_log_probabilities = device(kTopLogprobValues, DType::kF32, count, top);
-  }
-  if (const size_t bytes = backend_.workspace_bytes(op); bytes > 0) {
-    op.workspace = Tensor(device(kSampleWorkspace, DType::kU8, 1, static_cast<int64_t>(bytes)).data,
-                          DType::kU8, {static_cast<int64_t>(bytes)});
-  }
-  backend_.sample(op);
-
-  const auto rows = static_cast<size_t>(count);
-  drawn_.resize(rows);
-  logprobs_.resize(rows);
-  backend_.download(drawn_.data(), op.ids.data, rows * sizeof(int32_t));
-  backend_.download(logprobs_.data(), op.log_probabilities.data, rows * sizeof(float));
-  if (top > 0) {
-    top_ids_.resize(rows * static_cast<size_t>(top));
-    top_logprobs_.resize(top_ids_.size());
-    backend_.download(top_ids_.data(), op.top_ids.data, top_ids_.size() * sizeof(int32_t));
-    backend_.download(top_logprobs_.data(), op.top_log_probabilities.data, top_ids_.size() * sizeof(float));
-  }
-  for (size_t i = 0; i < rows; ++i) {
+  const SampleBatch::Draws draws =
+      batch_.draw(logits, {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)});
+  for (size_t i = 0; i < outputs_.size(); ++i) {
     Sequence& sequence = *outputs_[i].sequence;
     TokenLogprobs logprobs;
-    logprobs.logprob = logprobs_[i];
-    const int64_t wanted = std::min<int64_t>(sequence.request().top_logprobs, top);
+    logprobs.logprob = draws.log_probabilities[i];
+    const int64_t wanted = std::min<int64_t>(sequence.request().top_logprobs, draws.top);
     for (int64_t j = 0; j < wanted; ++j) {
-      const size_t at = i * static_cast<size_t>(top) + static_cast<size_t>(j);
-      logprobs.top.emplace_back(top_ids_[at], top_logprobs_[at]);
+      const size_t at = i * static_cast<size_t>(draws.top) + static_cast<size_t>(j);
+      logprobs.top.emplace_back(draws.top_ids[at], draws.top_log_probabilities[at]);
     }
+    const TokenId drawn = draws.ids[i];
     if (!outputs_[i].draws) {
       sequence.add_logprobs(std::move(logprobs));
     } else if (sequence.finished || outputs_[i].ahead > sequence.draft_accepted) {
       continue;  // drawn behind a draft that was wrong
-    } else if (drawn_[i] < 0) {
+    } else if (drawn < 0) {
       sequence.accept_none();
     } else {
       const size_t known = sequence.tokens.size();
-      sequence.accept(drawn_[i], std::move(logprobs));
+      sequence.accept(drawn, std::move(logprobs));
       const auto next = static_cast<size_t>(outputs_[i].ahead);
       // Where forced tokens follow, what was drawn behind the draft is not what comes next.
       if (!sequence.finished && sequence.tokens.size() == known + 1 && next < sequence.draft.size() &&
-          sequence.draft[next] == drawn_[i])
+          sequence.draft[next] == drawn)
         ++sequence.draft_accepted;
     }
   }

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "infer/sample_batch.h"
 #include "infer/sequence.h"
 #include "models/decoder.h"
 
@@ -41,7 +42,6 @@ class StepRunner {
   };
   std::span<const StepEntry> by_adapter(std::span<const StepEntry> entries);
   void pack(const StepEntry& entry, bool embed);
-  void add_history(const Output& output);
   void fill_masks();
   void draw(const Tensor& logits);
   void settle_draft(Sequence& sequence);
@@ -58,16 +58,9 @@ class StepRunner {
   std::vector<int32_t> adapters_;   // of the sequences; empty where the model has none
   std::vector<StepEntry> entries_;  // in the order in which they are packed
   std::vector<Output> outputs_;
-  std::vector<SampleRow> rows_;
-  std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
-  std::vector<float> bias_values_;
   std::vector<uint32_t> masks_;  // [outputs, ceil(V / 32)], where one of them is constrained
-  std::vector<int32_t> drawn_, top_ids_;
-  std::vector<float> logprobs_, top_logprobs_, hidden_;
-  // The same on the chip, grown when a step needs more.
-  Buffer device_[13];
-  Tensor upload(int index, const void* host, DType dtype, int64_t count);
-  Tensor device(int index, DType dtype, int64_t rows, int64_t columns);
+  std::vector<float> hidden_;
+  SampleBatch batch_;
 };
 
 }  // namespace qiao

@@ -15,26 +15,37 @@
 namespace qiao::cpu {
 namespace {
 
+// y = sums + residual (which may be y), or sums alone. `columns` is nearly always a constant to the compiler.
+inline void write_row(float* y, const float* sums, const float* residual, int64_t columns) {
+  float values[kPair * 16];
+  for (int64_t n = 0; n < columns; ++n) values[n] = sums[n];
+  if (residual != nullptr) {
+    for (int64_t n = 0; n < columns; ++n) values[n] += residual[n];
+  }
+  std::copy_n(values, columns, y);
+}
+
 void write(const Linear& op, const GatedActivationKernels& activations, const float* sums, int64_t row,
            int64_t rows, int64_t column, int64_t columns) {
+  constexpr int64_t kColumns = kPair * 16;
   const float* bias = op.bias.present() ? op.bias.as<float>() + column : nullptr;
-  for (int64_t t = 0; t < rows; ++t, sums += kPair * 16) {
+  for (int64_t t = 0; t < rows; ++t, sums += kColumns) {
     float* y = op.y.as<float>() + (row + t) * op.y.stride[0] + column;
     const float* residual = op.residual.present()
                                 ? op.residual.as<float>() + (row + t) * op.residual.stride[0] + column
                                 : nullptr;
-    if (bias == nullptr && op.activation == Activation::kNone) {
-      for (int64_t n = 0; n < columns; ++n) y[n] = residual == nullptr ? sums[n] : sums[n] + residual[n];
-      continue;
+    const float* from = sums;
+    float values[kColumns];
+    if (bias != nullptr || op.activation != Activation::kNone) {
+      for (int64_t n = 0; n < columns; ++n) values[n] = bias == nullptr ? sums[n] : sums[n] + bias[n];
+      if (op.activation == Activation::kSoftCap) {
+        for (int64_t n = 0; n < columns; ++n) values[n] = op.soft_cap * std::tanh(values[n] / op.soft_cap);
+      } else if (op.activation != Activation::kNone) {
+        activations.activate(op.activation, values, columns);
+      }
+      from = values;
     }
-    float values[kPair * 16];
-    for (int64_t n = 0; n < columns; ++n) values[n] = bias == nullptr ? sums[n] : sums[n] + bias[n];
-    if (op.activation == Activation::kSoftCap) {
-      for (int64_t n = 0; n < columns; ++n) values[n] = op.soft_cap * std::tanh(values[n] / op.soft_cap);
-    } else if (op.activation != Activation::kNone) {
-      activations.activate(op.activation, values, columns);
-    }
-    for (int64_t n = 0; n < columns; ++n) y[n] = residual == nullptr ? values[n] : values[n] + residual[n];
+    columns == kColumns ? write_row(y, from, residual, kColumns) : write_row(y, from, residual, columns);
   }
 }
 
