@@ -119,7 +119,8 @@ TEST(DraftWithAdaptersTest, AnswersAreTheSameBytes) {
         EXPECT_GT(engine.stats().accepted_tokens, 0);
       }
     }
-    for (size_t i = 1; i < 4; ++i) {  // through an adapter, too, the draft is asked
+    for (size_t i = 1; i < 3; ++i) {  // through an adapter, too, the draft is asked
+      SCOPED_TRACE(i);
       Engine engine(target, {.context = 160, .draft = draft, .draft_max = 4});
       expect_equal(run(engine, list[i]), alone[i]);
       EXPECT_GT(engine.stats().drafted_tokens, 0);
