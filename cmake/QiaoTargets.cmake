@@ -9,12 +9,20 @@ if(QIAO_SANITIZE)
   endif()
 endif()
 
-# Tests need not be fast themselves, and compile a third faster so; what they test is optimised as ever.
+# What need not be fast itself compiles a third faster so: commands, HTTP, tests (what they test is optimised as ever).
+function(qiao_cold target)
+  if(NOT QIAO_SANITIZE AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+    get_target_property(type ${target} TYPE)
+    if(type STREQUAL "INTERFACE_LIBRARY")
+      target_compile_options(${target} INTERFACE -O1)
+    else()
+      target_compile_options(${target} PRIVATE -O1)
+    endif()
+  endif()
+endfunction()
 add_library(qiao_test_flags INTERFACE)
 target_link_libraries(qiao_test_flags INTERFACE qiao_flags)
-if(NOT QIAO_SANITIZE AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
-  target_compile_options(qiao_test_flags INTERFACE -O1)
-endif()
+qiao_cold(qiao_test_flags)
 
 find_program(QIAO_CCACHE ccache)
 if(QIAO_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
@@ -33,9 +41,8 @@ endif()
 set(QIAO_COMMON_HEADERS <algorithm> <array> <cstdint> <filesystem> <functional> <map> <memory> <optional> <span> <string>
     <string_view> <unordered_map> <utility> <variant> <vector> <fmt/format.h> <nlohmann/json.hpp>)
 # Several sources of a module are compiled as one: the headers' templates are instantiated once for all of them, which
-# more than halves the build again. Names in anonymous namespaces are therefore unique within a module. Not for the CPU
-# chip, whose sources have instruction sets of their own, nor for the HTTP server, which alone takes as long as a dozen
-# others.
+# more than halves the build again. Names in anonymous namespaces are therefore unique within a module. Not for the HTTP
+# server, which alone takes as long as a dozen others.
 function(qiao_unity target batch)
   if(QIAO_UNITY)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${batch})
@@ -59,10 +66,11 @@ function(qiao_precompile)
   endif()
 endfunction()
 
-# qiao_module(NAME [DIRECTORY dir] LINK lib… [PRECOMPILE header…]): one static library a folder of src/, every *.cc in
-# it (not below it). PRECOMPILE names heavy headers that most of its sources include.
+# qiao_module(NAME [COLD] [DIRECTORY dir] LINK lib… [PRECOMPILE header…]): one static library a folder of src/, every
+# *.cc in it (not below it). COLD: nothing in it takes time. PRECOMPILE names heavy headers that most of its sources
+# include.
 function(qiao_module name)
-  cmake_parse_arguments(ARG "" "DIRECTORY" "LINK;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(ARG "COLD" "DIRECTORY" "LINK;PRECOMPILE" ${ARGN})
   if(NOT ARG_DIRECTORY)
     set(ARG_DIRECTORY ${name})
   endif()
@@ -75,8 +83,9 @@ function(qiao_module name)
   if(sources)
     add_library(qiao_${name} STATIC ${sources})
     target_link_libraries(qiao_${name} PUBLIC qiao_flags ${ARG_LINK})
-    if(NOT ARG_DIRECTORY STREQUAL "backend/cpu")
-      qiao_unity(qiao_${name} 12)
+    qiao_unity(qiao_${name} 12)
+    if(ARG_COLD)
+      qiao_cold(qiao_${name})
     endif()
     if(ARG_DIRECTORY MATCHES "^backend/")
       # A chip's sources are compiled for instruction sets of their own: no header is precompiled for those.

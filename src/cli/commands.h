@@ -29,8 +29,4 @@ void add_tokenize_command(CLI::App& app);
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
 
-// Parses and runs; returns the exit code. What a command throws as qiao::Error is printed as one line on
-// stderr.
-int run(int argc, char** argv);
-
 }  // namespace qiao::cli

@@ -1,3 +1,5 @@
+#include "cli/run.h"
+
 #include <fmt/format.h>
 
 #include "base/version.h"

@@ -8,9 +8,9 @@
 
 namespace qiao::cpu {
 
-using GenericKernel = KvWriteKernel<generic::Simd>;
-const KvWriteKernels kKvWriteGeneric = {GenericKernel::tokens<float>, GenericKernel::tokens<Half>,
-                                        GenericKernel::tokens<Brain>, GenericKernel::q8_tokens};
+using GenericKvWriting = KvWriteKernel<generic::Simd>;
+const KvWriteKernels kKvWriteGeneric = {GenericKvWriting::tokens<float>, GenericKvWriting::tokens<Half>,
+                                        GenericKvWriting::tokens<Brain>, GenericKvWriting::q8_tokens};
 
 void CpuBackend::do_kv_write(const KvWrite& op) {
   const auto& pages = static_cast<const CpuKvPages&>(*op.pages);

@@ -3,8 +3,8 @@
 
 namespace qiao::cpu {
 
-using Kernel = KvWriteKernel<avx2::Simd>;
-const KvWriteKernels kKvWriteAvx2 = {Kernel::tokens<float>, Kernel::tokens<Half>, Kernel::tokens<Brain>,
-                                     Kernel::q8_tokens};
+using KvWriting = KvWriteKernel<avx2::Simd>;
+const KvWriteKernels kKvWriteAvx2 = {KvWriting::tokens<float>, KvWriting::tokens<Half>,
+                                     KvWriting::tokens<Brain>, KvWriting::q8_tokens};
 
 }  // namespace qiao::cpu

@@ -3,8 +3,8 @@
 
 namespace qiao::cpu {
 
-using Kernel = KvWriteKernel<avx512::Simd>;
-const KvWriteKernels kKvWriteAvx512 = {Kernel::tokens<float>, Kernel::tokens<Half>, Kernel::tokens<Brain>,
-                                       Kernel::q8_tokens};
+using KvWriting = KvWriteKernel<avx512::Simd>;
+const KvWriteKernels kKvWriteAvx512 = {KvWriting::tokens<float>, KvWriting::tokens<Half>,
+                                       KvWriting::tokens<Brain>, KvWriting::q8_tokens};
 
 }  // namespace qiao::cpu

@@ -18,10 +18,10 @@
 
 namespace qiao::cpu {
 
-using GenericKernel = SampleKernel<generic::Simd>;
-const SampleKernels kSampleGeneric = {GenericKernel::largest, GenericKernel::find,   GenericKernel::exp_sum,
-                                      GenericKernel::divide,  GenericKernel::mask,   GenericKernel::between,
-                                      GenericKernel::masses,  GenericKernel::may_win};
+using GenericSampling = SampleKernel<generic::Simd>;
+const SampleKernels kSampleGeneric = {
+    GenericSampling::largest, GenericSampling::find,    GenericSampling::exp_sum, GenericSampling::divide,
+    GenericSampling::mask,    GenericSampling::between, GenericSampling::masses,  GenericSampling::may_win};
 
 namespace {
 

@@ -3,8 +3,9 @@
 
 namespace qiao::cpu {
 
-using Kernel = SampleKernel<avx2::Simd>;
-const SampleKernels kSampleAvx2 = {Kernel::largest, Kernel::find,    Kernel::exp_sum, Kernel::divide,
-                                   Kernel::mask,    Kernel::between, Kernel::masses,  Kernel::may_win};
+using Sampling = SampleKernel<avx2::Simd>;
+const SampleKernels kSampleAvx2 = {Sampling::largest, Sampling::find,   Sampling::exp_sum,
+                                   Sampling::divide,  Sampling::mask,   Sampling::between,
+                                   Sampling::masses,  Sampling::may_win};
 
 }  // namespace qiao::cpu

@@ -3,8 +3,9 @@
 
 namespace qiao::cpu {
 
-using Kernel = SampleKernel<avx512::Simd>;
-const SampleKernels kSampleAvx512 = {Kernel::largest, Kernel::find,    Kernel::exp_sum, Kernel::divide,
-                                     Kernel::mask,    Kernel::between, Kernel::masses,  Kernel::may_win};
+using Sampling = SampleKernel<avx512::Simd>;
+const SampleKernels kSampleAvx512 = {Sampling::largest, Sampling::find,   Sampling::exp_sum,
+                                     Sampling::divide,  Sampling::mask,   Sampling::between,
+                                     Sampling::masses,  Sampling::may_win};
 
 }  // namespace qiao::cpu
