@@ -202,7 +202,8 @@ Form SchemaReader::one_of(const Json& schema, const Json& branches) {
 
 // A cheap look, a few levels deep: true only where it is certain.
 bool SchemaReader::provably_empty(const AtomSet& set, int depth) {
-  if (depth > 4) return false;
+  if (depth == 0) looks_ = 0;
+  if (depth > 4 || ++looks_ > kMaxLooks) return false;
   for (const Atom& atom : set) {
     if (open_.contains(atom)) return false;  // being read just now
   }

@@ -71,6 +71,31 @@ TEST_F(HostileConstraintTest, AChainAndACycleOfReferences) {
       kInvalidInput, "cycle");
 }
 
+// Each level names the next one twice.
+TEST_F(HostileConstraintTest, DoublingReferences) {
+  for (const char* level :
+       {R"({{"allOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}})",
+        R"({{"anyOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}})",
+        R"({{"not":{{"anyOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}}}})"}) {
+    SCOPED_TRACE(level);
+    std::string schema = R"({"$defs":{)";
+    for (int i = 0; i < 40; ++i)
+      schema += fmt::format("\"d{}\":", i) + fmt::format(fmt::runtime(level), i + 1) + ",";
+    schema += R"("d40":{"type":"integer","minimum":3}},"$ref":"#/$defs/d0"})";
+    const auto grammar = testing::schema_of(schema);
+    EXPECT_TRUE(testing::accepts(grammar, "3"));
+    EXPECT_FALSE(testing::accepts(grammar, "2"));
+  }
+}
+
+TEST_F(HostileConstraintTest, ManyNamesOfCategories) {
+  std::string pattern;
+  for (int i = 0; i < 12'000; ++i) pattern += "\\p{L}";
+  const auto grammar = compile_regex(pattern, "regex");
+  constrain::ConstraintState state(grammar);
+  EXPECT_EQ(state.accept_bytes("ab1"), 2u);
+}
+
 TEST_F(HostileConstraintTest, AProductOfAlternatives) {
   std::string schema = R"({"allOf":[)";
   for (int i = 0; i < 12; ++i) {
