@@ -97,6 +97,7 @@ class SchemaReader {
   static constexpr size_t kMaxAlternatives = 2000;
   static constexpr size_t kMaxKeptAlternatives = 200'000;
   static constexpr int kMaxLooks = 1000;
+  static constexpr size_t kMaxOneOf = 500, kMaxOverlaps = 2000;
 
   [[noreturn]] void invalid(const Json& schema, std::string_view keyword, std::string_view expected) const;
   std::string place_of(const Json& schema) const;

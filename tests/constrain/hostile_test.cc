@@ -88,6 +88,16 @@ TEST_F(HostileConstraintTest, DoublingReferences) {
   }
 }
 
+TEST_F(HostileConstraintTest, ManyBranchesThatOverlap) {
+  const auto one_of = [](int count) {
+    std::string schema = R"({"oneOf":[{})";
+    for (int i = 0; i < count; ++i) schema += fmt::format(R"(,{{"required":["a{}"]}})", i);
+    return schema + "]}";
+  };
+  EXPECT_QIAO_ERROR(testing::schema_of(one_of(2000)), kTooLarge, "oneOf", "2001 branches");
+  EXPECT_QIAO_ERROR(testing::schema_of(one_of(400)), kTooLarge, "oneOf", "pairs of branches");
+}
+
 TEST_F(HostileConstraintTest, ManyNamesOfCategories) {
   std::string pattern;
   for (int i = 0; i < 12'000; ++i) pattern += "\\p{L}";
