@@ -218,8 +218,9 @@ TEST_F(EngineTest, RefusesRequestsThatCannotRun) {
 }
 
 TEST_F(EngineTest, AFullQueueIsAnErrorNotAWait) {
-  Engine small(load_chat_model(), {.context = 256, .slots = 1, .max_queued = 1});
-  Pending running(small, greedy(*model_, kPrompt, 200));
+  Engine small(load_chat_model(), {.context = 2048, .slots = 1, .max_queued = 1});
+  Pending running(small,
+                  greedy(*model_, kPrompt, 1900));  // long enough for what follows to come before its end
   running.wait_for_tokens(1);
   Pending queued(small, greedy(*model_, kPrompt, 2));
   EXPECT_QIAO_ERROR(run(small, greedy(*model_, kPrompt, 2)), kUnavailable, "queue");
@@ -262,9 +263,10 @@ TEST_F(EngineTest, WhenAllHasEndedOnlyThePrefixCacheHoldsPages) {
   run(engine, greedy(*model_, kPrompt, 20));
   engine.drain();
   const EngineStats stats = engine.stats();
-  EXPECT_EQ(stats.pages_used, 0);
-  EXPECT_GT(stats.pages_cached, 0);
-  EXPECT_EQ(stats.pages_total, 32);
+  EXPECT_EQ(stats.pages.used, 0);
+  EXPECT_GT(stats.pages.cached, 0);
+  EXPECT_EQ(stats.pages.total, 32);
+  EXPECT_EQ(stats.sliding_pages.total, 0);  // the model has no such layers
   EXPECT_EQ(stats.running + stats.waiting, 0);
 }
 
