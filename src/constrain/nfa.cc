@@ -181,7 +181,7 @@ uint32_t LazyDfa::intern() {
     if (states_[it->second].members == members_) return it->second;
   }
   work_ += members_.size();
-  if (states_.size() >= kMaxStates || work_ > kMaxWork) too_large();
+  if (states_.size() >= kMaxStates || members_.size() > kMaxMembers || work_ > kMaxWork) too_large();
   State state;
   state.members = members_;
   // The matches that the end of the text would bring, through $ too.

@@ -75,6 +75,7 @@ class ChatRun : public std::enable_shared_from_this<ChatRun> {
         break;
     }
     finish.error = event.error;
+    finish.error_kind = event.error_kind;
     finish.stop_text = event.stop_text;
     finish.prompt_tokens = event.prompt_tokens;
     finish.cached_tokens = event.cached_tokens;

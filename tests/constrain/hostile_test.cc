@@ -175,6 +175,13 @@ TEST_F(HostileConstraintTest, HugeCounts) {
   EXPECT_QIAO_ERROR(compile_regex(".{99999}.{99999}.{99999}", "regex"), kTooLarge, "repeat");
 }
 
+TEST_F(HostileConstraintTest, ManyOptionalCharacters) {
+  std::string pattern;
+  for (int i = 0; i < 20'000; ++i) pattern += "a?";
+  EXPECT_QIAO_ERROR(compile_regex(pattern + std::string(20'000, 'a'), "regex"), kTooLarge, "regex",
+                    "simplify");
+}
+
 TEST_F(HostileConstraintTest, NestedTexts) {
   const auto grammar = constrain::compile_json_object();
   constrain::ConstraintState state(grammar);
