@@ -82,6 +82,10 @@ struct EngineOptions {
   // Of the cache; 0: as many as the slots' contexts need, or as half of the free memory holds, if those are
   // fewer, but at least one context.
   int64_t pages = 0;
+  // Of layers with a window, in numbers of their own (KvCache); none where the model has no such layers. 0:
+  // what the slots can use and as many again for cached prompts. Never fewer than the slots can use, and
+  // never more than `pages`.
+  int64_t sliding_pages = 0;
   DType kv_dtype = DType::kF16;
   int64_t batch_tokens = 512;  // budget of a step
   int64_t max_queued = 1024;
@@ -107,9 +111,12 @@ struct EngineStats {
   int64_t running = 0, waiting = 0;
   int64_t preemptions = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens that were looked for and found in the cache
-  int64_t pages_total = 0;
-  int64_t pages_used = 0;    // by running requests
-  int64_t pages_cached = 0;  // in the prefix cache, in use or not
+  struct Pages {
+    int64_t total = 0;
+    int64_t used = 0;    // by running requests
+    int64_t cached = 0;  // in the prefix cache, in use or not
+  };
+  Pages pages, sliding_pages;
   int64_t drafts = 0, drafted_tokens = 0, accepted_tokens = 0;
   int64_t steps = 0;
   double prefill_seconds = 0, decode_seconds = 0;  // of steps with and without prompt tokens

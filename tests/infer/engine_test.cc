@@ -249,9 +249,10 @@ TEST_F(EngineTest, WhenAllHasEndedOnlyThePrefixCacheHoldsPages) {
   run(engine, greedy(*model_, kPrompt, 20));
   engine.drain();
   const EngineStats stats = engine.stats();
-  EXPECT_EQ(stats.pages_used, 0);
-  EXPECT_GT(stats.pages_cached, 0);
-  EXPECT_EQ(stats.pages_total, 32);
+  EXPECT_EQ(stats.pages.used, 0);
+  EXPECT_GT(stats.pages.cached, 0);
+  EXPECT_EQ(stats.pages.total, 32);
+  EXPECT_EQ(stats.sliding_pages.total, 0);  // the model has no such layers
   EXPECT_EQ(stats.running + stats.waiting, 0);
 }
 
