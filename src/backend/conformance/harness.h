@@ -145,5 +145,10 @@ void conform_kv_write(Harness& harness);
 void conform_attention_paged(Harness& harness);
 void conform_attention_varlen(Harness& harness);
 void conform_sample(Harness& harness);
+void conform_write_weight(Harness& harness);
+void conform_gather_backward(Harness& harness);
+void conform_linear_backward(Harness& harness);
+void conform_add_rms_norm_backward(Harness& harness);
+void conform_gated_activation_backward(Harness& harness);
 
 }  // namespace qiao::conformance
