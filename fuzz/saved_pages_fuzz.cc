@@ -8,7 +8,7 @@
 
 namespace {
 
-const qiao::SavedPagesKind kKind = {std::string(64, 'a'), 2, 8, 100};
+const qiao::SavedPagesKind kKind = {std::string(64, 'a'), 2, 8, 4, 100};
 
 void parse(std::string_view bytes) {
   try {
@@ -18,6 +18,8 @@ void parse(std::string_view bytes) {
       QIAO_ASSERT(file.pages[i].parent < static_cast<int64_t>(i) && file.pages[i].contents.size() == 8);
       for (const qiao::TokenId id : file.pages[i].tokens) QIAO_ASSERT(id >= 0 && id < 100);
     }
+    for (const qiao::SavedSlidingPage& page : file.sliding)
+      QIAO_ASSERT(page.beside < std::ssize(file.pages) && page.contents.size() == 4);
   } catch (const qiao::Error& e) {
     QIAO_ASSERT(std::string_view(e.what()).find('\n') == std::string_view::npos);
   }
@@ -28,14 +30,16 @@ void parse(std::string_view bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   parse(bytes);
-  constexpr size_t kPage = 4;  // a parent, a tenant's digit and two tokens
-  std::string file =
-      qiao::saved_pages_header(kKind, std::string(32, '0'), static_cast<int64_t>(size / kPage));
+  constexpr size_t kPage = 4;  // a parent, a tenant's digit and two tokens; what is left: sliding pages
+  std::string file = qiao::saved_pages_header(kKind, std::string(32, '0'), static_cast<int64_t>(size / kPage),
+                                              static_cast<int64_t>(size % kPage));
   for (size_t i = 0; i + kPage <= size; i += kPage) {
     const std::string tenant(64, static_cast<char>(bytes[i + 1]));
     file += qiao::saved_page_record(
         {static_cast<int8_t>(bytes[i]), tenant, {bytes[i + 2], bytes[i + 3]}, "contents"});
   }
+  for (const char beside : bytes.substr(size - size % kPage))
+    file += qiao::saved_page_record(qiao::SavedSlidingPage{beside, "part"});
   parse(file);
   return 0;
 }

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "backend/ops/check.h"
 #include "base/error.h"
 
 namespace qiao {
@@ -74,6 +75,26 @@ std::unique_ptr<Weight> Backend::make_weight(const WeightSource& source) {
 void Backend::read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) {
   QIAO_ASSERT(expert >= 0 && expert < weight.experts() && segment < weight.segments().size());
   do_read_weight(weight, expert, segment, bytes);
+}
+
+void Backend::write_weight(Weight& weight, int64_t expert, const Tensor& values) {
+  if (expert < 0 || expert >= weight.experts()) {
+    throw_error(ErrorKind::kInvalidInput, "write_weight: expert is {}, expected it in [0, {})", expert,
+                weight.experts());
+  }
+  check::dense("write_weight", "values", values, DType::kF32, {weight.rows(), weight.columns()});
+  for (const Weight::Segment& segment : weight.segments()) {
+    if (!traits(segment.dtype).quantized) continue;
+    throw_error(ErrorKind::kUnsupported,
+                "write_weight: rows from {} are {}, a block format, which is never quantized again; weights "
+                "that change are F32, F16 or BF16",
+                segment.first_row, traits(segment.dtype).name);
+  }
+  do_write_weight(weight, expert, values);
+}
+
+void Backend::do_write_weight(Weight&, int64_t, const Tensor&) {
+  throw_error(ErrorKind::kUnsupported, "write_weight: chip {} cannot rewrite a weight", chip());
 }
 
 std::unique_ptr<KvPages> Backend::make_kv_pages(const KvPagesSpec& spec) {

@@ -33,8 +33,8 @@ struct WeightSource {
 };
 
 // A weight as its chip lays it out: a permutation of the source's blocks, never a second quantization.
-// Immutable; read by any number of ops. gather, linear and grouped_linear read the same handle (a tied
-// embedding is kept once).
+// Changed by Backend::write_weight alone; read by any number of ops. gather, linear and grouped_linear read
+// the same handle (a tied embedding is kept once).
 class Weight {
  public:
   struct Segment {  // of one expert

@@ -23,6 +23,7 @@ void add_rm_command(CLI::App& app);
 void add_serve_command(CLI::App& app);
 void add_template_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
+void add_train_command(CLI::App& app);
 
 // What a failed run exits with: 1 for wrong input or a failed job, 2 for wrong usage (flags, unsupported
 // schema).

@@ -177,10 +177,14 @@ void serve_model(ServeFlags flags) {
                static_cast<long long>(options.slots));
   for (const AdapterSource& adapter : model->adapters())
     std::fprintf(stderr, "LoRA adapter %s: %s\n", adapter.name.c_str(), adapter.path.c_str());
-  std::fprintf(stderr, "Key/value cache: %lld pages of %lld tokens, %s, %.2f GiB\n",
-               static_cast<long long>(options.pages), static_cast<long long>(options.page_tokens),
-               std::string(traits(options.kv_dtype).name).c_str(),
-               static_cast<double>(engine.cache_bytes()) / 0x1p30);
+  const std::string sliding =
+      options.sliding_pages == 0
+          ? ""
+          : fmt::format(", {} more for layers with a window of {}", options.sliding_pages,
+                        model->decoder().config().sliding_window);
+  say(fmt::format("Key/value cache: {} pages of {} tokens{}, {}, {:.2f} GiB", options.pages,
+                  options.page_tokens, sliding, traits(options.kv_dtype).name,
+                  static_cast<double>(engine.cache_bytes()) / 0x1p30));
   say(engine.restored());
   run_server(flags, restart, signals, server, [&] { return engine.save_cache(); });
 }
@@ -212,7 +216,8 @@ void add_serve_command(CLI::App& app) {
       ->type_name("N");
   command
       ->add_option("--kv-pages", flags->kv_pages,
-                   "Pages of the key/value cache; 0: half of the free memory, at most what -np contexts need")
+                   "Pages of the key/value cache; 0: half of the free memory, at most what -np contexts need "
+                   "(sliding-window layers have their own, as many as -np windows need)")
       ->check(CLI::Range(int64_t{0}, int64_t{INT32_MAX}))
       ->capture_default_str()
       ->type_name("N");

@@ -65,7 +65,7 @@ DraftModel::DraftModel(std::shared_ptr<LanguageModel> model, const LanguageModel
       hashes_(static_cast<size_t>(limits.pages * limits.page_tokens)) {}
 
 size_t DraftModel::slot(const Sequence& sequence, int64_t position) const {
-  const int64_t page = sequence.pages[static_cast<size_t>(position / limits_.page_tokens)];
+  const int64_t page = sequence.pages.full[static_cast<size_t>(position / limits_.page_tokens)];
   return static_cast<size_t>(page * limits_.page_tokens + position % limits_.page_tokens);
 }
 
@@ -107,7 +107,8 @@ void DraftModel::compute(std::span<Row> rows) {
     lengths_.push_back(static_cast<int32_t>(row.to));
     query_starts_.push_back(static_cast<int32_t>(tokens_.size()));
     const size_t begin = page_table_.size();
-    page_table_.insert(page_table_.end(), row.sequence->pages.begin(), row.sequence->pages.end());
+    const std::vector<int32_t>& pages = row.sequence->pages.full;
+    page_table_.insert(page_table_.end(), pages.begin(), pages.end());
     page_table_.resize(begin + static_cast<size_t>(limits_.pages_per_sequence), 0);
   }
   outputs_ = model_->decoder().forward({.tokens = tokens_,

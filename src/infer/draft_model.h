@@ -16,9 +16,10 @@
 
 namespace qiao {
 
-// Of the engine's thread. The draft's keys and values lie in the same page and slot numbers as the target's:
-// what is shared, evicted, preempted or rolled back there needs no second bookkeeping here. What a slot holds
-// is told by a hash of every token up to it, so whatever is missing is computed when it is next needed.
+// Of the engine's thread. The draft's keys and values, of all its layers, lie in the numbers of the target's
+// full pages and their slots: what is shared, evicted, preempted or rolled back there needs no second
+// bookkeeping here. What a slot holds is told by a hash of every token up to it, so whatever is missing is
+// computed when it is next needed.
 class DraftModel final : public Drafter {
  public:
   struct Limits {

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "infer/draft_model.h"
+#include "infer/engine_options.h"
 #include "infer/saved_pages.h"
 #include "infer/scheduler.h"
 #include "infer/sequence.h"
@@ -16,22 +17,8 @@
 namespace qiao {
 namespace {
 
-constexpr double kCacheShare = 0.5;  // of the free memory: the rest is the machine's
-
-double gib(uint64_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
-
 Sequence& as_sequence(Job& job) { return static_cast<Sequence&>(job); }
 const Sequence& as_sequence(const Job& job) { return static_cast<const Sequence&>(job); }
-
-// Of both models, over all layers.
-uint64_t bytes_per_page(const LanguageModel& model, const EngineOptions& o) {
-  uint64_t bytes = KvCache::bytes_per_page(model.decoder().config(), o.page_tokens, o.kv_dtype);
-  if (o.draft) bytes += KvCache::bytes_per_page(o.draft->decoder().config(), o.page_tokens, o.kv_dtype);
-  return bytes;
-}
-
-int64_t pages_per_sequence(const EngineOptions& o) { return (o.context + o.page_tokens - 1) / o.page_tokens; }
-int64_t most_step_tokens(const EngineOptions& o) { return std::max(o.batch_tokens, o.slots); }
 
 std::unique_ptr<DraftModel> make_draft(const LanguageModel& model, const EngineOptions& o) {
   if (!o.draft) return nullptr;
@@ -43,47 +30,6 @@ std::unique_ptr<DraftModel> make_draft(const LanguageModel& model, const EngineO
                                                          .tokens = most_step_tokens(o)});
 }
 
-// The options with the defaults filled in, checked against the model and the memory.
-EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options) {
-  EngineOptions o = options;
-  const DecoderConfig& config = model.decoder().config();
-  const int64_t trained = config.max_position_embeddings;
-  if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
-  constexpr int64_t kMost = INT32_MAX;  // slots of the cache have 31 bits
-  const auto within = [](int64_t value, int64_t least) { return value >= least && value <= kMost; };
-  if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
-      !within(o.lookup, 0) || !within(o.draft_max, 0) || !within(o.context, 2)) {
-    throw_error(ErrorKind::kInvalidInput,
-                "engine: context {}, slots {}, page tokens {}, pages {}, batch tokens {}, lookup {} and "
-                "draft tokens {} "
-                "must be positive and fit 31 bits",
-                o.context, o.slots, o.page_tokens, o.pages, o.batch_tokens, o.lookup, o.draft_max);
-  }
-  if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
-  const uint64_t page_bytes = bytes_per_page(model, o);
-  const uint64_t free = model.backend().describe().free_bytes;
-  const bool asked = o.pages > 0;
-  if (!asked) {
-    const int64_t one = (o.context + o.page_tokens - 1) / o.page_tokens;
-    const auto fit = static_cast<int64_t>(static_cast<double>(free) * kCacheShare /
-                                          static_cast<double>(std::max<uint64_t>(page_bytes, 1)));
-    o.pages = std::min({one * o.slots, std::max(fit, one), std::max(kMost / o.page_tokens, one)});
-  }
-  if (o.pages > kMost / o.page_tokens) {
-    throw_error(ErrorKind::kTooLarge, "{} pages of {} tokens are more than a cache can hold ({} tokens)",
-                o.pages, o.page_tokens, kMost);
-  }
-  const uint64_t need = page_bytes * static_cast<uint64_t>(o.pages);
-  if (need > free) {
-    throw_error(ErrorKind::kTooLarge,
-                "the cache of {} pages of {} tokens takes {:.1f} GiB, and {:.1f} GiB of memory are free; "
-                "lower {}",
-                o.pages, o.page_tokens, gib(need), gib(free), asked ? "--kv-pages" : "-c (context)");
-  }
-  o.context = std::min(o.context, o.pages * o.page_tokens);
-  return o;
-}
-
 }  // namespace
 
 struct Engine::State {
@@ -91,10 +37,11 @@ struct Engine::State {
       : model(std::move(served)),
         options(complete_options(*model, wished)),
         cache(model->backend(), model->decoder().config(), options.pages, options.page_tokens,
-              options.kv_dtype),
-        pool(options.pages),
-        tree(pool, options.page_tokens),
-        scheduler(pool, tree,
+              options.kv_dtype, options.sliding_pages),
+        pools(options.pages, options.page_tokens, options.sliding_pages,
+              model->decoder().config().sliding_window),
+        tree(pools),
+        scheduler(pools, tree,
                   {.slots = options.slots,
                    .batch_tokens = options.batch_tokens,
                    .wanted_rows = StepRunner::kPromptLogprobRows,
@@ -103,7 +50,7 @@ struct Engine::State {
         runner(*model, cache, options.slots, pages_per_sequence(options), most_step_tokens(options)),
         drafter(make_draft(*model, options)) {
     if (options.cache_directory.empty() || !options.prefix_cache) return;
-    saved.emplace(*model, cache, pool, tree, options.cache_directory, options.cache_directory_bytes);
+    saved.emplace(*model, cache, pools, tree, options.cache_directory, options.cache_directory_bytes);
     restored = saved->restore();
   }
 
@@ -112,7 +59,7 @@ struct Engine::State {
 
   // Of the engine's thread.
   KvCache cache;
-  PagePool pool;
+  PagePools pools;
   PrefixTree tree;
   Scheduler scheduler;
   StepRunner runner;
@@ -152,9 +99,8 @@ void Engine::State::publish() {
   totals.drafts = runner.drafts();
   totals.drafted_tokens = runner.drafted_tokens();
   totals.accepted_tokens = runner.accepted_tokens();
-  totals.pages_total = pool.total();
-  totals.pages_used = pool.used();
-  totals.pages_cached = pool.cached();
+  totals.pages = {pools.full.total(), pools.full.used(), pools.full.cached()};
+  totals.sliding_pages = {pools.sliding.total(), pools.sliding.used(), pools.sliding.cached()};
 }
 
 template <typename Predicate>
@@ -253,9 +199,13 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
     throw_error(ErrorKind::kInvalidInput, "prompt: has no tokens; at least one is needed");
   const int64_t most = options.context - (request.embedding || request.max_tokens == 0 ? 0 : 1);
   if (prompt_tokens > most) {
-    throw_error(ErrorKind::kInvalidInput,
-                "prompt: {} tokens do not fit the context of {} (the cache has {} pages of {} tokens)",
-                prompt_tokens, options.context, options.pages, options.page_tokens);
+    const bool cache_is_full = options.context == options.pages * options.page_tokens;
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "prompt: {} tokens do not fit the context of {}{}; the least for it is {} (-c)", prompt_tokens,
+        options.context,
+        cache_is_full ? fmt::format(" ({} pages of {} tokens)", options.pages, options.page_tokens) : "",
+        prompt_tokens + options.context - most);
   }
   for (const TokenId id : request.prompt) {
     if (id < 0 || id >= vocabulary) {
@@ -320,9 +270,7 @@ const std::string& Engine::restored() const { return state_->restored; }
 const EngineOptions& Engine::options() const { return state_->options; }
 const LanguageModel& Engine::model() const { return *state_->model; }
 
-uint64_t Engine::cache_bytes() const {
-  return bytes_per_page(model(), state_->options) * static_cast<uint64_t>(state_->options.pages);
-}
+uint64_t Engine::cache_bytes() const { return qiao::cache_bytes(model(), state_->options); }
 
 EngineStats Engine::stats() const {
   const std::lock_guard lock(state_->mutex);

@@ -56,7 +56,9 @@ struct GenerationEvent {
   std::vector<float> embedding;                // [C]
   FinishReason finish = FinishReason::kNone;
   std::string stop_text;  // the stop string that ended it, if one did
-  std::string error;      // with kError
+  // With kError; kIo where the request is not to blame.
+  std::string error;
+  ErrorKind error_kind = ErrorKind::kIo;
   // With the last event:
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   int64_t forced_tokens = 0;  // of the completion: the grammar left no choice, and they were not drawn
@@ -82,6 +84,10 @@ struct EngineOptions {
   // Of the cache; 0: as many as the slots' contexts need, or as half of the free memory holds, if those are
   // fewer, but at least one context.
   int64_t pages = 0;
+  // Of layers with a window, in numbers of their own (KvCache); none where the model has no such layers. 0:
+  // what the slots can use and as many again for cached prompts. Never fewer than the slots can use, and
+  // never more than `pages`.
+  int64_t sliding_pages = 0;
   DType kv_dtype = DType::kF16;
   int64_t batch_tokens = 512;  // budget of a step
   int64_t max_queued = 1024;
@@ -107,9 +113,12 @@ struct EngineStats {
   int64_t running = 0, waiting = 0;
   int64_t preemptions = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // prompt tokens that were looked for and found in the cache
-  int64_t pages_total = 0;
-  int64_t pages_used = 0;    // by running requests
-  int64_t pages_cached = 0;  // in the prefix cache, in use or not
+  struct Pages {
+    int64_t total = 0;
+    int64_t used = 0;    // by running requests
+    int64_t cached = 0;  // in the prefix cache, in use or not
+  };
+  Pages pages, sliding_pages;
   int64_t drafts = 0, drafted_tokens = 0, accepted_tokens = 0;
   int64_t steps = 0;
   double prefill_seconds = 0, decode_seconds = 0;  // of steps with and without prompt tokens

@@ -5,7 +5,7 @@
 namespace qiao {
 
 PagePool::PagePool(int64_t pages) : pages_(static_cast<size_t>(pages)) {
-  QIAO_ASSERT(pages > 0 && pages <= INT32_MAX);
+  QIAO_ASSERT(pages >= 0 && pages <= INT32_MAX);
   free_.reserve(pages_.size());
   for (int64_t page = pages - 1; page >= 0; --page) free_.push_back(static_cast<int32_t>(page));
 }

@@ -57,11 +57,11 @@ std::string megabytes(uint64_t bytes) {
 
 }  // namespace
 
-SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePool& pool, PrefixTree& tree,
+SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePools& pools, PrefixTree& tree,
                        const std::filesystem::path& directory, uint64_t most_bytes)
     : backend_(model.backend()),
       cache_(cache),
-      pool_(pool),
+      pools_(pools),
       tree_(tree),
       directory_(directory),
       most_bytes_(most_bytes),
@@ -74,8 +74,10 @@ SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePool& poo
   kind_.identity = identity_of(model, cache);
   kind_.page_tokens = cache.page_tokens();
   kind_.vocabulary = model.decoder().config().vocabulary_size;
-  for (int64_t layer = 0; layer < cache.layers(); ++layer)
-    kind_.page_bytes += static_cast<int64_t>(cache.layer(layer).page_bytes());
+  for (int64_t layer = 0; layer < cache.layers(); ++layer) {
+    (cache.slides(layer) ? kind_.sliding_bytes : kind_.page_bytes) +=
+        static_cast<int64_t>(cache.layer(layer).page_bytes());
+  }
   path_ = directory / (kind_.identity.substr(0, 24) + std::string(kSuffix));
 }
 
@@ -103,27 +105,55 @@ std::string SavedPages::restore() {
 
 void SavedPages::restore_from(const SavedPagesFile& file, int64_t* restored) {
   std::vector<int32_t> page_of(file.pages.size(), -1);  // -1: left out, and so are those that follow it
-  std::vector<int32_t> added;
-  for (size_t i = 0; i < file.pages.size() && pool_.free() > 0; ++i) {
+  PageTables added;
+  for (size_t i = 0; i < file.pages.size() && pools_.full.free() > 0; ++i) {
     const SavedPage& saved = file.pages[i];
     const int32_t parent = saved.parent < 0 ? -1 : page_of[static_cast<size_t>(saved.parent)];
     if (saved.parent >= 0 && parent < 0) continue;
-    const int32_t page = pool_.allocate();
+    const int32_t page = pools_.full.allocate();
     if (!tree_.add(saved.tenant, parent, saved.tokens, page)) {  // twice in the file
-      pool_.unref(page);
+      pools_.full.unref(page);
       continue;
     }
-    const char* contents = saved.contents.data();
-    for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
-      KvPages& pages = cache_.layer(layer);
-      backend_.import_kv_page(pages, page, reinterpret_cast<const std::byte*>(contents));
-      contents += pages.page_bytes();
-    }
+    import_page(page, false, saved.contents);
     page_of[i] = page;
-    added.push_back(page);
+    added.full.push_back(page);
+  }
+  for (size_t i = 0; i < file.sliding.size() && pools_.sliding.free() > 0; ++i) {
+    const SavedSlidingPage& saved = file.sliding[i];
+    const int32_t beside = page_of[static_cast<size_t>(saved.beside)];
+    if (beside < 0) continue;
+    const int32_t page = pools_.sliding.allocate();
+    if (!tree_.add_sliding(beside, page)) {  // twice in the file
+      pools_.sliding.unref(page);
+      continue;
+    }
+    import_page(page, true, saved.contents);
+    added.sliding.push_back(page);
   }
   tree_.release(added);  // the first, which was used last, becomes the most recent again
-  *restored = std::ssize(added);
+  *restored = std::ssize(added.full);
+}
+
+// A page's contents are those of its group's layers, one after another.
+void SavedPages::import_page(int32_t page, bool sliding, std::string_view contents) {
+  for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
+    if (cache_.slides(layer) != sliding) continue;
+    KvPages& pages = cache_.layer(layer);
+    backend_.import_kv_page(pages, page, reinterpret_cast<const std::byte*>(contents.data()));
+    contents.remove_prefix(pages.page_bytes());
+  }
+}
+
+void SavedPages::export_page(int32_t page, bool sliding, std::string& contents) const {
+  contents.resize(static_cast<size_t>(sliding ? kind_.sliding_bytes : kind_.page_bytes));
+  char* to = contents.data();
+  for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
+    if (cache_.slides(layer) != sliding) continue;
+    const KvPages& pages = cache_.layer(layer);
+    backend_.export_kv_page(pages, page, reinterpret_cast<std::byte*>(to));
+    to += pages.page_bytes();
+  }
 }
 
 std::string SavedPages::save() {
@@ -139,25 +169,25 @@ std::string SavedPages::save() {
 }
 
 int64_t SavedPages::write() {
-  const uint64_t record = saved_page_record_bytes(kind_), header = saved_pages_header_bytes();
-  const uint64_t fit = most_bytes_ > header ? (most_bytes_ - header) / record : 0;
-  const std::vector<PrefixTree::Entry> entries = tree_.newest(static_cast<size_t>(fit));
-  if (entries.empty()) return 0;  // what was saved before may still be of use
-  AtomicFile file(path_, 0600);   // prompts are their users'
-  file.write(saved_pages_header(kind_, salt_, std::ssize(entries)));
-  std::string contents(static_cast<size_t>(kind_.page_bytes), '\0');
-  for (const PrefixTree::Entry& entry : entries) {
-    char* to = contents.data();
-    for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
-      const KvPages& pages = cache_.layer(layer);
-      backend_.export_kv_page(pages, entry.page, reinterpret_cast<std::byte*>(to));
-      to += pages.page_bytes();
-    }
+  const uint64_t header = saved_pages_header_bytes();
+  const PrefixTree::Contents tree =
+      tree_.newest(most_bytes_ - std::min(header, most_bytes_), saved_page_record_bytes(kind_),
+                   saved_sliding_page_record_bytes(kind_));
+  if (tree.pages.empty()) return 0;  // what was saved before may still be of use
+  AtomicFile file(path_, 0600);      // prompts are their users'
+  file.write(saved_pages_header(kind_, salt_, std::ssize(tree.pages), std::ssize(tree.sliding)));
+  std::string contents;
+  for (const PrefixTree::Entry& entry : tree.pages) {
+    export_page(entry.page, false, contents);
     file.write(saved_page_record(
         {entry.parent, entry.tenant, {entry.tokens.begin(), entry.tokens.end()}, contents}));
   }
+  for (const PrefixTree::SlidingEntry& entry : tree.sliding) {
+    export_page(entry.page, true, contents);
+    file.write(saved_page_record(SavedSlidingPage{entry.beside, contents}));
+  }
   file.commit();
-  return std::ssize(entries);
+  return std::ssize(tree.pages);
 }
 
 void SavedPages::make_room() const {

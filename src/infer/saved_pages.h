@@ -20,7 +20,7 @@ class SavedPages {
   // Reads the model's files through, for their digest. The directory is made where there is none; most_bytes
   // is the size of all files of saved pages in it. Throws Error where it cannot be made or the model cannot
   // be read.
-  SavedPages(const LanguageModel& model, KvCache& cache, PagePool& pool, PrefixTree& tree,
+  SavedPages(const LanguageModel& model, KvCache& cache, PagePools& pools, PrefixTree& tree,
              const std::filesystem::path& directory, uint64_t most_bytes);
 
   // The tree's name of a tenant: what a file may tell. Safe from any thread.
@@ -37,12 +37,14 @@ class SavedPages {
 
  private:
   void restore_from(const SavedPagesFile& file, int64_t* restored);
+  void import_page(int32_t page, bool sliding, std::string_view contents);
+  void export_page(int32_t page, bool sliding, std::string& contents) const;
   int64_t write();
   void make_room() const;
 
   Backend& backend_;
   KvCache& cache_;
-  PagePool& pool_;
+  PagePools& pools_;
   PrefixTree& tree_;
   const std::filesystem::path directory_;
   const uint64_t most_bytes_;

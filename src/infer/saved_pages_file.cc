@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "hub/digest.h"
@@ -13,7 +14,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little);
 
 constexpr std::string_view kMagic = "QIAO-KV\n";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kChecksumDigits = 16, kTenantDigits = 64, kIdentityDigits = 64, kSaltDigits = 32;
 
 std::string checksum(std::string_view bytes) {
@@ -59,9 +60,11 @@ class Parser {
 
   SavedPagesFile parse() {
     SavedPagesFile file;
-    const size_t count = parse_header(&file);
-    file.pages.reserve(count);
-    for (size_t i = 0; i < count; ++i) file.pages.push_back(parse_page(i, file.pages));
+    const auto [pages, sliding] = parse_header(&file);
+    file.pages.reserve(pages);
+    for (size_t i = 0; i < pages; ++i) file.pages.push_back(parse_page(i, file.pages));
+    file.sliding.reserve(sliding);
+    for (size_t i = 0; i < sliding; ++i) file.sliding.push_back(parse_sliding_page(i, pages));
     return file;
   }
 
@@ -79,7 +82,8 @@ class Parser {
     return content;
   }
 
-  size_t parse_header(SavedPagesFile* file) {
+  // Returns how many pages follow, and how many sliding ones.
+  std::pair<size_t, size_t> parse_header(SavedPagesFile* file) {
     if (!bytes_.starts_with(kMagic)) refuse(0, "not a file of saved pages");
     if (bytes_.size() < saved_pages_header_bytes())
       refuse(0, fmt::format("{} bytes; a header has {}", bytes_.size(), saved_pages_header_bytes()));
@@ -88,18 +92,28 @@ class Parser {
     const auto version = fields.take<uint32_t>();
     if (version != kVersion) refuse(8, fmt::format("version {}, and {} was expected", version, kVersion));
     const auto page_tokens = fields.take<uint32_t>();
-    const auto page_bytes = fields.take<uint64_t>(), count = fields.take<uint64_t>();
-    if (page_tokens != kind_.page_tokens || page_bytes != static_cast<uint64_t>(kind_.page_bytes)) {
-      refuse(12, fmt::format("pages of {} tokens and {} bytes, and {} tokens and {} bytes were expected",
-                             page_tokens, page_bytes, kind_.page_tokens, kind_.page_bytes));
+    const auto page_bytes = fields.take<uint64_t>(), sliding_bytes = fields.take<uint64_t>();
+    const auto pages = fields.take<uint64_t>(), sliding_pages = fields.take<uint64_t>();
+    if (page_tokens != kind_.page_tokens || page_bytes != static_cast<uint64_t>(kind_.page_bytes) ||
+        sliding_bytes != static_cast<uint64_t>(kind_.sliding_bytes)) {
+      refuse(12, fmt::format("pages of {} tokens and {} and {} bytes, and {} tokens and {} and {} bytes were "
+                             "expected",
+                             page_tokens, page_bytes, sliding_bytes, kind_.page_tokens, kind_.page_bytes,
+                             kind_.sliding_bytes));
     }
-    if (fields.take(kIdentityDigits) != kind_.identity) refuse(32, "pages of another model");
+    if (fields.take(kIdentityDigits) != kind_.identity) refuse(48, "pages of another model");
     file->salt = fields.take(kSaltDigits);
-    if (!is_hex(file->salt)) refuse(96, "the salt is not hexadecimal");
-    const size_t room = bytes_.size() - saved_pages_header_bytes(), record = saved_page_record_bytes(kind_);
-    if (room % record != 0 || room / record != count)
-      refuse(24, fmt::format("{} pages of {} bytes do not make the {} that follow", count, record, room));
-    return static_cast<size_t>(count);
+    if (!is_hex(file->salt)) refuse(112, "the salt is not hexadecimal");
+    const size_t room = bytes_.size() - saved_pages_header_bytes();
+    const size_t record = saved_page_record_bytes(kind_), sliding = saved_sliding_page_record_bytes(kind_);
+    const bool too_many = pages > room / record || (sliding_pages > 0 && kind_.sliding_bytes == 0);
+    const size_t rest = too_many ? 0 : room - static_cast<size_t>(pages) * record;
+    if (too_many || rest % sliding != 0 || rest / sliding != sliding_pages) {
+      refuse(32, fmt::format("{} pages of {} bytes and {} of {} do not make the {} that follow", pages,
+                             record, sliding_pages, sliding, room));
+    }
+    first_sliding_ = saved_pages_header_bytes() + static_cast<size_t>(pages) * record;
+    return {static_cast<size_t>(pages), static_cast<size_t>(sliding_pages)};
   }
 
   SavedPage parse_page(size_t index, const std::vector<SavedPage>& before) const {
@@ -125,31 +139,46 @@ class Parser {
     return page;
   }
 
+  SavedSlidingPage parse_sliding_page(size_t index, size_t pages) const {
+    const size_t record = saved_sliding_page_record_bytes(kind_), offset = first_sliding_ + index * record;
+    Fields fields(checked(offset, record));
+    const auto beside = fields.take<uint64_t>();
+    if (beside >= pages) refuse(offset, fmt::format("sliding page {} lies beside page {}", index, beside));
+    return {static_cast<int64_t>(beside), fields.take(static_cast<size_t>(kind_.sliding_bytes))};
+  }
+
   std::string_view bytes_, source_;
   const SavedPagesKind& kind_;
+  size_t first_sliding_ = 0;  // offset
 };
 
 }  // namespace
 
 size_t saved_pages_header_bytes() {
-  return kMagic.size() + 2 * sizeof(uint32_t) + 2 * sizeof(uint64_t) + kIdentityDigits + kSaltDigits +
+  return kMagic.size() + 2 * sizeof(uint32_t) + 4 * sizeof(uint64_t) + kIdentityDigits + kSaltDigits +
          kChecksumDigits;
 }
 
 size_t saved_page_record_bytes(const SavedPagesKind& kind) {
   QIAO_ASSERT(kind.page_tokens > 0 && kind.page_tokens <= 1 << 16);
-  QIAO_ASSERT(kind.page_bytes > 0 && kind.page_bytes <= int64_t{1} << 40);
+  QIAO_ASSERT(kind.page_bytes >= 0 && kind.page_bytes <= int64_t{1} << 40);
   return sizeof(int64_t) + kTenantDigits + static_cast<size_t>(kind.page_tokens) * sizeof(TokenId) +
          static_cast<size_t>(kind.page_bytes) + kChecksumDigits;
 }
 
-std::string saved_pages_header(const SavedPagesKind& kind, std::string_view salt, int64_t pages) {
+size_t saved_sliding_page_record_bytes(const SavedPagesKind& kind) {
+  QIAO_ASSERT(kind.sliding_bytes >= 0 && kind.sliding_bytes <= int64_t{1} << 40);
+  return sizeof(uint64_t) + static_cast<size_t>(kind.sliding_bytes) + kChecksumDigits;
+}
+
+std::string saved_pages_header(const SavedPagesKind& kind, std::string_view salt, int64_t pages,
+                               int64_t sliding_pages) {
   QIAO_ASSERT(kind.identity.size() == kIdentityDigits && salt.size() == kSaltDigits);
   std::string header(kMagic);
   put(header, kVersion);
   put(header, static_cast<uint32_t>(kind.page_tokens));
-  put(header, static_cast<uint64_t>(kind.page_bytes));
-  put(header, static_cast<uint64_t>(pages));
+  for (const int64_t number : {kind.page_bytes, kind.sliding_bytes, pages, sliding_pages})
+    put(header, static_cast<uint64_t>(number));
   header += kind.identity;
   header += salt;
   return header + checksum(header);
@@ -162,6 +191,15 @@ std::string saved_page_record(const SavedPage& page) {
   put(record, page.parent);
   record += page.tenant;
   record.append(reinterpret_cast<const char*>(page.tokens.data()), page.tokens.size() * sizeof(TokenId));
+  record += page.contents;
+  record += checksum(record);
+  return record;
+}
+
+std::string saved_page_record(const SavedSlidingPage& page) {
+  std::string record;
+  record.reserve(page.contents.size() + 32);
+  put(record, static_cast<uint64_t>(page.beside));
   record += page.contents;
   record += checksum(record);
   return record;

@@ -1,38 +1,90 @@
 #include "infer/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
 namespace qiao {
+namespace {
 
-Scheduler::Scheduler(PagePool& pool, PrefixTree& tree, const SchedulerOptions& options)
-    : pool_(pool), tree_(tree), options_(options) {}
+// Puts `found` into the table from entry `at` on, in place of the job's own pages there.
+void replace(PagePool& pool, std::vector<int32_t>& table, int64_t at, std::span<const int32_t> found) {
+  auto place = static_cast<size_t>(at);
+  for (const int32_t page : found) {
+    if (place == table.size()) table.push_back(kNoPage);
+    const int32_t own = std::exchange(table[place++], page);
+    if (own != kNoPage) pool.unref(own);
+  }
+}
+
+}  // namespace
+
+Scheduler::Scheduler(PagePools& pools, PrefixTree& tree, const SchedulerOptions& options)
+    : pools_(pools), tree_(tree), options_(options) {
+  const int64_t step_tokens = std::max(options.slots, options.batch_tokens);
+  QIAO_ASSERT(!pools.slides() ||
+              pools.sliding.total() >=
+                  std::min(pools.full.total(), PagePools::window_pages(pools.window, pools.page_tokens,
+                                                                       options.slots, step_tokens)));
+}
 
 void Scheduler::enqueue(std::shared_ptr<Job> job) {
-  QIAO_ASSERT(pages_for(static_cast<int64_t>(job->tokens.size())) <= pool_.total());
+  QIAO_ASSERT(pools_.pages_for(static_cast<int64_t>(job->tokens.size())) <= pools_.full.total());
   waiting_.push_back(std::move(job));
 }
 
-int64_t Scheduler::pages_for(int64_t tokens) const {
-  return (tokens + tree_.page_tokens() - 1) / tree_.page_tokens();
-}
-
-// Pages for the job's first `tokens` tokens; false, and nothing changed, where there are not enough.
+// Full pages for the job's first `tokens` tokens; false, and nothing changed, where there are not enough.
 bool Scheduler::extend(Job& job, int64_t tokens) {
-  const auto pages = static_cast<size_t>(pages_for(tokens));
-  if (pages <= job.pages.size()) return true;
-  if (static_cast<int64_t>(pages - job.pages.size()) > pool_.available()) return false;
-  while (job.pages.size() < pages) {
-    if (pool_.free() == 0) tree_.evict();
-    job.pages.push_back(pool_.allocate());
+  const auto pages = static_cast<size_t>(pools_.pages_for(tokens));
+  if (pages <= job.pages.full.size()) return true;
+  if (static_cast<int64_t>(pages - job.pages.full.size()) > pools_.full.available()) return false;
+  while (job.pages.full.size() < pages) {
+    if (pools_.full.free() == 0) tree_.evict();
+    job.pages.full.push_back(pools_.full.allocate());
   }
   return true;
 }
 
+// Sliding pages for what the planned step computes: never more than its window and these does a job hold.
+void Scheduler::take_sliding_pages() {
+  if (!pools_.slides()) return;
+  for (const StepEntry& entry : plan_) {
+    std::vector<int32_t>& table = entry.job->pages.sliding;
+    const int64_t pages = pools_.pages_for(entry.job->computed + entry.count);
+    while (std::ssize(table) < pages) {
+      if (pools_.sliding.free() == 0) tree_.evict_sliding();
+      table.push_back(pools_.sliding.allocate());
+    }
+  }
+}
+
+// Who comes later with the same beginning goes on from the end of the prompt, or from where other requests
+// left it before; at other places of a long prompt hardly anybody does.
+bool Scheduler::is_worth_keeping(const Job& job, int64_t page) const {
+  // A page more: of the same prompt the last token is computed again, which may be the page's last.
+  const auto in_window_of = [&](int64_t end) { return page < end && page >= pools_.window_start(end - 1); };
+  return in_window_of(job.prompt_tokens / pools_.page_tokens) || in_window_of(job.branch_pages);
+}
+
+// Gives back the sliding pages that no token behind the last full page sees, and those that only a wrong
+// draft needed.
+void Scheduler::leave_window(Job& job) {
+  if (!pools_.slides()) return;
+  std::vector<int32_t>& table = job.pages.sliding;
+  const auto computed = static_cast<size_t>(pools_.pages_for(job.computed));
+  for (; table.size() > computed; table.pop_back()) pools_.sliding.unref(table.back());
+  const size_t end =
+      std::min(table.size(), static_cast<size_t>(pools_.window_start(job.computed / pools_.page_tokens)));
+  size_t begin = end;
+  while (begin > 0 && table[begin - 1] != kNoPage) --begin;
+  for (; begin < end; ++begin)
+    tree_.leave(std::exchange(table[begin], kNoPage), is_worth_keeping(job, static_cast<int64_t>(begin)));
+}
+
 void Scheduler::release(Job& job) {
   tree_.release(job.pages);
-  job.pages.clear();
+  job.pages = {};
   job.computed = job.shared_pages = 0;
 }
 
@@ -43,27 +95,24 @@ void Scheduler::look_up(Job& job) {
   const auto size = static_cast<int64_t>(job.tokens.size());
   const int64_t most =
       std::min(size - 1, job.outputs_had < job.outputs_wanted ? job.outputs_had : int64_t{INT32_MAX});
-  std::vector<int32_t> known(job.pages.begin(), job.pages.begin() + job.shared_pages);
-  tree_.match(job.tenant, std::span(job.tokens).first(static_cast<size_t>(most)), known);
-  const auto found = static_cast<int64_t>(known.size());
-  if (found == job.shared_pages) return;
-  for (int64_t i = job.shared_pages; i < found; ++i) {
-    const auto at = static_cast<size_t>(i);
-    if (at < job.pages.size()) {
-      pool_.unref(std::exchange(job.pages[at], known[at]));  // the job's own is not in the tree
-    } else {
-      job.pages.push_back(known[at]);
-    }
-  }
-  const int64_t computed = found * tree_.page_tokens();
+  const PrefixTree::Match match =
+      tree_.match(job.tenant, std::span(job.tokens).first(static_cast<size_t>(most)),
+                  std::span(job.pages.full).first(static_cast<size_t>(job.shared_pages)));
+  if (match.reach > job.shared_pages) job.branch_pages = match.reach;
+  if (match.pages.full.empty()) return;
+  const int64_t found = job.shared_pages + std::ssize(match.pages.full);
+  const int64_t computed = found * pools_.page_tokens;
   QIAO_ASSERT(computed > job.computed);
   if (job.preemptions == 0) {
     const int64_t more = std::min(computed, job.prompt_tokens) - std::min(job.computed, job.prompt_tokens);
     job.cached_tokens += more;
     totals_.prefix_hits += more;
   }
-  job.shared_pages = found;
   job.computed = computed;
+  leave_window(job);
+  replace(pools_.full, job.pages.full, job.shared_pages, match.pages.full);
+  replace(pools_.sliding, job.pages.sliding, job.shared_pages, match.pages.sliding);
+  job.shared_pages = found;
 }
 
 bool Scheduler::admit(Job& job) {
@@ -71,8 +120,8 @@ bool Scheduler::admit(Job& job) {
   look_up(job);
   // The watermark: a page for each running job, which will need it soon.
   const auto tokens = static_cast<int64_t>(job.tokens.size());
-  const int64_t need = pages_for(tokens) - static_cast<int64_t>(job.pages.size());
-  if (need + static_cast<int64_t>(running_.size()) > pool_.available()) {
+  const int64_t need = pools_.pages_for(tokens) - std::ssize(job.pages.full);
+  if (need + static_cast<int64_t>(running_.size()) > pools_.full.available()) {
     release(job);
     totals_.prefix_hits = hits;
     job.cached_tokens = cached;
@@ -148,7 +197,7 @@ int64_t Scheduler::draft_budget() const {
 // So many of `wish` tokens behind the pending one find pages: no draft is worth a preemption.
 int64_t Scheduler::room_for_draft(Job& job, int64_t wish) {
   if (extend(job, job.computed + 1 + wish)) return wish;
-  return std::min(wish, static_cast<int64_t>(job.pages.size()) * tree_.page_tokens() - job.computed - 1);
+  return std::min(wish, std::ssize(job.pages.full) * pools_.page_tokens - job.computed - 1);
 }
 
 void Scheduler::plan_drafts() {
@@ -181,6 +230,7 @@ void Scheduler::draft(Drafter& drafter, int64_t most) {
   if (draft_tasks_.empty()) return;
   drafter.propose(draft_tasks_);
   for (StepEntry& entry : plan_) entry.count += entry.count == 1 ? std::ssize(entry.job->draft) : 0;
+  take_sliding_pages();
 }
 
 const std::vector<StepEntry>& Scheduler::plan() {
@@ -199,17 +249,20 @@ const std::vector<StepEntry>& Scheduler::plan() {
   // However many decode, prompts get on.
   plan_prompts(std::max<int64_t>(1, options_.batch_tokens - static_cast<int64_t>(plan_.size())));
   plan_drafts();
+  take_sliding_pages();
   return plan_;
 }
 
 void Scheduler::settle() {
   for (const StepEntry& entry : plan_) {
     Job& job = *entry.job;
-    const int64_t full = job.computed / tree_.page_tokens();
-    if (!options_.prefix_cache || full <= job.shared_pages) continue;
-    tree_.insert(job.tenant, std::span(job.tokens).first(static_cast<size_t>(job.computed)),
-                 std::span(job.pages).first(static_cast<size_t>(full)), job.shared_pages);
-    job.shared_pages = full;
+    const int64_t full = job.computed / pools_.page_tokens;
+    if (options_.prefix_cache && full > job.shared_pages) {
+      tree_.insert(job.tenant, std::span(job.tokens).first(static_cast<size_t>(job.computed)), job.pages,
+                   job.shared_pages);
+      job.shared_pages = full;
+    }
+    leave_window(job);
   }
   plan_.clear();
   remove_if([](const Job& job) { return job.finished; });

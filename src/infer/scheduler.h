@@ -39,10 +39,12 @@ struct Job {
   // How many guesses, at most `most`, can be of use before the job ends.
   virtual int64_t draft_room(int64_t most) const { return most; }
 
-  // The first `computed` tokens have their keys and values in `pages`. Whoever runs the step advances it.
+  // The first `computed` tokens have their keys and values in `pages`; in sliding layers, as far as a token
+  // to come sees them. Whoever runs the step advances it.
   int64_t computed = 0;
-  std::vector<int32_t> pages;
+  PageTables pages;
   int64_t shared_pages = 0;   // so many of them, from the first, are in the prefix tree
+  int64_t branch_pages = 0;   // with so many pages its tokens left what was in the tree
   int64_t cached_tokens = 0;  // of the prompt, found there
   int64_t preemptions = 0;
 
@@ -87,8 +89,10 @@ class Scheduler {
   // Drafts go only into steps of fewer tokens: beyond, a chip computes no token for free.
   static constexpr int64_t kDraftStepTokens = 32;
 
-  // Required of every job: the pages hold as many tokens as it can ever have.
-  Scheduler(PagePool& pool, PrefixTree& tree, const SchedulerOptions& options);
+  // Required of every job: the full pages hold as many tokens as it can ever have. Of sliding pages there are
+  // PagePools::window_pages of the slots and the largest step, or as many as full ones: so a job that has
+  // full pages finds sliding ones too, and only the full ones are waited for or taken from others.
+  Scheduler(PagePools& pools, PrefixTree& tree, const SchedulerOptions& options);
 
   void enqueue(std::shared_ptr<Job> job);
 
@@ -114,8 +118,10 @@ class Scheduler {
   SchedulerStats stats() const;
 
  private:
-  int64_t pages_for(int64_t tokens) const;
   bool extend(Job& job, int64_t tokens);
+  void take_sliding_pages();
+  void leave_window(Job& job);
+  bool is_worth_keeping(const Job& job, int64_t page) const;
   bool admit(Job& job);
   void look_up(Job& job);
   void release(Job& job);
@@ -127,7 +133,7 @@ class Scheduler {
   int64_t draft_budget() const;
   int64_t room_for_draft(Job& job, int64_t wish);
 
-  PagePool& pool_;
+  PagePools& pools_;
   PrefixTree& tree_;
   const SchedulerOptions options_;
   std::deque<std::shared_ptr<Job>> waiting_;

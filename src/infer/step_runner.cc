@@ -45,9 +45,21 @@ std::span<const StepEntry> StepRunner::by_adapter(std::span<const StepEntry> ent
   return entries_;
 }
 
+// The slots of a sequence's positions [begin, end), and its row of the table.
+void StepRunner::pack_pages(std::span<const int32_t> pages, int64_t begin, int64_t end,
+                            std::vector<int32_t>& slots, std::vector<int32_t>& table) const {
+  const int64_t page_tokens = cache_.page_tokens();
+  for (int64_t position = begin; position < end; ++position) {
+    const int64_t page = pages[static_cast<size_t>(position / page_tokens)];
+    slots.push_back(static_cast<int32_t>(page * page_tokens + position % page_tokens));
+  }
+  const size_t row = table.size();
+  table.insert(table.end(), pages.begin(), pages.end());
+  table.resize(row + static_cast<size_t>(pages_per_sequence_), 0);
+}
+
 void StepRunner::pack(const StepEntry& entry, bool embed) {
   Sequence& sequence = sequence_of(entry);
-  const int64_t page_tokens = cache_.page_tokens();
   const size_t known = sequence.tokens.size();
   QIAO_ASSERT(entry.count >= 1 &&
               entry.count <= sequence.pending() + static_cast<int64_t>(sequence.draft.size()));
@@ -57,8 +69,6 @@ void StepRunner::pack(const StepEntry& entry, bool embed) {
     const auto index = static_cast<size_t>(position);
     tokens_.push_back(index < known ? sequence.tokens[index] : sequence.draft[index - known]);
     positions_.push_back(static_cast<int32_t>(position));
-    const int64_t page = sequence.pages[static_cast<size_t>(position / page_tokens)];
-    slots_.push_back(static_cast<int32_t>(page * page_tokens + position % page_tokens));
     // Positions computed again after a preemption have given their outputs before.
     const bool wanted = position >= sequence.outputs_had && position < sequence.outputs_wanted;
     if (wanted) {
@@ -72,14 +82,14 @@ void StepRunner::pack(const StepEntry& entry, bool embed) {
   }
   lengths_.push_back(static_cast<int32_t>(end));
   query_starts_.push_back(static_cast<int32_t>(tokens_.size()));
-  const size_t begin = page_table_.size();
-  page_table_.insert(page_table_.end(), sequence.pages.begin(), sequence.pages.end());
-  page_table_.resize(begin + static_cast<size_t>(pages_per_sequence_), 0);
+  pack_pages(sequence.pages.full, sequence.computed, end, slots_, page_table_);
+  if (cache_.sliding_pages() > 0)
+    pack_pages(sequence.pages.sliding, sequence.computed, end, sliding_slots_, sliding_table_);
 }
 
 void StepRunner::run(std::span<const StepEntry> entries) {
-  for (auto* list :
-       {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_, &adapters_}) {
+  for (auto* list : {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_,
+                     &adapters_, &sliding_slots_, &sliding_table_}) {
     list->clear();
   }
   outputs_.clear();
@@ -94,7 +104,9 @@ void StepRunner::run(std::span<const StepEntry> entries) {
                                                          .lengths = lengths_,
                                                          .query_starts = query_starts_,
                                                          .output_rows = output_rows_,
-                                                         .adapters = adapters_},
+                                                         .adapters = adapters_,
+                                                         .sliding_slots = sliding_slots_,
+                                                         .sliding_table = sliding_table_},
                                                         cache_, *workspace_, !embed);
   for (const StepEntry& entry : entries) entry.job->computed += entry.count;
   if (!outputs_.empty()) embed ? take_hidden(out.hidden) : draw(out.logits);

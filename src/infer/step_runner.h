@@ -42,6 +42,8 @@ class StepRunner {
   };
   std::span<const StepEntry> by_adapter(std::span<const StepEntry> entries);
   void pack(const StepEntry& entry, bool embed);
+  void pack_pages(std::span<const int32_t> pages, int64_t begin, int64_t end, std::vector<int32_t>& slots,
+                  std::vector<int32_t>& table) const;
   void fill_masks();
   void draw(const Tensor& logits);
   void settle_draft(Sequence& sequence);
@@ -55,8 +57,9 @@ class StepRunner {
   int64_t drafts_ = 0, drafted_ = 0, accepted_ = 0;
 
   std::vector<int32_t> tokens_, positions_, slots_, page_table_, lengths_, query_starts_, output_rows_;
-  std::vector<int32_t> adapters_;   // of the sequences; empty where the model has none
-  std::vector<StepEntry> entries_;  // in the order in which they are packed
+  std::vector<int32_t> sliding_slots_, sliding_table_;  // empty where the cache has one group of layers
+  std::vector<int32_t> adapters_;                       // of the sequences; empty where the model has none
+  std::vector<StepEntry> entries_;                      // in the order in which they are packed
   std::vector<Output> outputs_;
   std::vector<uint32_t> masks_;  // [outputs, ceil(V / 32)], where one of them is constrained
   std::vector<float> hidden_;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "models/decoder_layers.h"
 #include "models/decoder_work.h"
 #include "models/lora.h"
 #include "models/weights.h"
@@ -11,14 +12,16 @@
 namespace qiao {
 
 KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens,
-                 DType dtype)
-    : pages_(pages), page_tokens_(page_tokens) {
-  const KvPagesSpec spec = {pages, page_tokens, config.num_key_value_heads, config.head_dim, dtype};
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
-    layers_.push_back(backend.make_kv_pages(spec));
+                 DType dtype, int64_t sliding_pages)
+    : pages_(pages), page_tokens_(page_tokens), sliding_pages_(sliding_pages) {
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    slides_.push_back(sliding_pages > 0 && config.layer_slides[static_cast<size_t>(layer)]);
+    layers_.push_back(backend.make_kv_pages({slides_.back() ? sliding_pages : pages, page_tokens,
+                                             config.num_key_value_heads, config.head_dim, dtype}));
+  }
 }
 
-uint64_t KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
+KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
   if (const int64_t block = traits(dtype).block_elements; config.head_dim % block != 0) {
     throw_error(
         ErrorKind::kInvalidInput,
@@ -26,8 +29,12 @@ uint64_t KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_token
         "or f32 (--kv-type)",
         config.head_dim, traits(dtype).name, block);
   }
-  const int64_t rows = 2 * config.num_hidden_layers * page_tokens * config.num_key_value_heads;
-  return static_cast<uint64_t>(rows * row_bytes(dtype, config.head_dim));
+  const int64_t rows = 2 * page_tokens * config.num_key_value_heads;
+  const auto layer_bytes = static_cast<uint64_t>(rows * row_bytes(dtype, config.head_dim));
+  PageBytes bytes;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    (config.layer_slides[static_cast<size_t>(layer)] ? bytes.sliding : bytes.full) += layer_bytes;
+  return bytes;
 }
 
 struct Decoder::Parts {
@@ -44,9 +51,9 @@ namespace {
 // A step's indices, all in one block: filled on the host, copied to the chip in one go.
 class IndexBlock {
  public:
-  IndexBlock(Backend& backend, const Decoder::Limits& limits)
-      : host_(static_cast<size_t>(3 * limits.tokens + limits.sequences * (limits.pages_per_sequence + 2) + 1 +
-                                  limits.outputs)),
+  IndexBlock(Backend& backend, const Decoder::Limits& limits, int64_t tables)
+      : host_(static_cast<size_t>((2 + tables) * limits.tokens + 2 * limits.sequences + 1 + limits.outputs +
+                                  tables * limits.sequences * limits.pages_per_sequence)),
         device_(backend.allocate(host_.size() * sizeof(int32_t))) {}
 
   void clear() { used_ = 0; }
@@ -68,8 +75,8 @@ class IndexBlock {
 
 class StepMemory final : public Decoder::Workspace {
  public:
-  StepMemory(Backend& backend, const Decoder::Limits& step_limits, size_t scratch_bytes)
-      : limits(step_limits), indices(backend, step_limits), scratch(backend.allocate(scratch_bytes)) {
+  StepMemory(Backend& backend, const Decoder::Limits& step_limits, int64_t tables, size_t scratch_bytes)
+      : limits(step_limits), indices(backend, step_limits, tables), scratch(backend.allocate(scratch_bytes)) {
     token_adapters.reserve(static_cast<size_t>(limits.sequences));
     output_adapters.reserve(static_cast<size_t>(limits.sequences));
   }
@@ -83,8 +90,8 @@ class StepMemory final : public Decoder::Workspace {
 
 struct StepTensors {
   Tensor tokens;
-  nn::StepIndices step;
-  Tensor output_rows;  // [O], or absent where every row is wanted
+  nn::StepIndices step, sliding;  // by group of layers
+  Tensor output_rows;             // [O], or absent where every row is wanted
   int64_t outputs = 0;
   std::span<const nn::AdapterRows> token_adapters, output_adapters;  // which rows adapters change
 };
@@ -93,10 +100,10 @@ struct StepTensors {
   throw_error(ErrorKind::kInvalidInput, "decoder step: {}", what);
 }
 
-void check_range(std::span<const int32_t> values, int64_t limit, std::string_view what) {
+void check_range(std::span<const int32_t> values, int64_t limit, std::string_view what, int32_t least = 0) {
   for (size_t i = 0; i < values.size(); ++i) {
-    if (values[i] < 0 || values[i] >= limit)
-      refuse_step(fmt::format("{} {} is {}; 0 to {} was expected", what, i, values[i], limit - 1));
+    if (values[i] < least || values[i] >= limit)
+      refuse_step(fmt::format("{} {} is {}; {} to {} was expected", what, i, values[i], least, limit - 1));
   }
 }
 
@@ -105,7 +112,7 @@ void check_count(size_t count, int64_t limit, std::string_view what) {
     refuse_step(fmt::format("{} {}; the workspace is for {}", count, what, limit));
 }
 
-void check_sequences(const StepBatch& batch, const KvCache& cache) {
+void check_sequences(const StepBatch& batch, const KvCache& cache, int64_t window) {
   const size_t sequences = batch.lengths.size();
   const size_t pages = batch.page_table.size() / sequences;
   for (size_t s = 0; s < sequences; ++s) {
@@ -117,6 +124,12 @@ void check_sequences(const StepBatch& batch, const KvCache& cache) {
     }
     const auto used = static_cast<size_t>((length + cache.page_tokens() - 1) / cache.page_tokens());
     check_range(batch.page_table.subspan(s * pages, used), cache.pages(), "page table entry");
+    if (batch.sliding_table.empty()) continue;
+    const int64_t hidden = std::max<int64_t>(0, length - queries - window + 1);  // tokens before the window
+    const auto before = static_cast<size_t>(hidden / cache.page_tokens());
+    const std::span<const int32_t> table = batch.sliding_table.subspan(s * pages, used);
+    check_range(table.first(before), cache.sliding_pages(), "page before the window", -1);
+    check_range(table.subspan(before), cache.sliding_pages(), "page of the window");
   }
 }
 
@@ -144,16 +157,24 @@ void check_step(const StepBatch& batch, const KvCache& cache, const DecoderConfi
                     tokens, batch.positions.size(), batch.slots.size(), sequences, batch.query_starts.size(),
                     batch.page_table.size()));
   }
+  const bool two_groups = cache.sliding_pages() > 0;
+  if (batch.sliding_slots.size() != (two_groups ? tokens : 0) ||
+      batch.sliding_table.size() != (two_groups ? batch.page_table.size() : 0)) {
+    refuse_step(fmt::format("{} slots and {} table entries of sliding layers, and {} and {} were expected",
+                            batch.sliding_slots.size(), batch.sliding_table.size(), two_groups ? tokens : 0,
+                            two_groups ? batch.page_table.size() : 0));
+  }
   check_count(batch.page_table.size() / sequences, limits.pages_per_sequence, "pages of a sequence");
   check_range(batch.tokens, config.vocabulary_size, "token");
   check_range(batch.positions, INT32_MAX, "position");
   check_range(batch.slots, cache.pages() * cache.page_tokens(), "slot");
+  check_range(batch.sliding_slots, cache.sliding_pages() * cache.page_tokens(), "slot of sliding layers");
   check_range(batch.output_rows, static_cast<int64_t>(tokens), "output row");
   for (size_t i = 1; i < batch.output_rows.size(); ++i)
     if (batch.output_rows[i] <= batch.output_rows[i - 1]) refuse_step("output rows do not ascend");
   if (batch.query_starts.front() != 0 || batch.query_starts.back() != static_cast<int32_t>(tokens))
     refuse_step(fmt::format("query starts do not run from 0 to {}", tokens));
-  check_sequences(batch, cache);
+  check_sequences(batch, cache, config.sliding_window);
 }
 
 // `rows` of sequence after sequence, neighbours of one adapter together.
@@ -192,6 +213,11 @@ StepTensors place_step(const StepBatch& batch, StepMemory& memory) {
   step.step.page_table = Tensor(table.data, DType::kI32, {sequences, table.shape[0] / sequences});
   step.step.lengths = indices.add(batch.lengths);
   step.step.query_starts = indices.add(batch.query_starts);
+  if (!batch.sliding_slots.empty()) {
+    step.sliding = step.step;
+    step.sliding.slots = indices.add(batch.sliding_slots);
+    step.sliding.page_table.data = indices.add(batch.sliding_table).data;
+  }
   step.outputs = static_cast<int64_t>(batch.output_rows.size());
   if (batch.output_rows.size() != batch.tokens.size()) step.output_rows = indices.add(batch.output_rows);
   place_adapters(batch, memory);
@@ -211,6 +237,7 @@ StepTensors largest_step(const Decoder::Limits& limits, int64_t outputs) {
   step.step = {shape({limits.tokens}), shape({limits.tokens}),
                shape({limits.sequences, limits.pages_per_sequence}), shape({limits.sequences}),
                shape({limits.sequences + 1})};
+  step.sliding = step.step;
   step.outputs = outputs;
   step.output_rows = shape({outputs});
   return step;
@@ -225,8 +252,6 @@ Tensor gather_rows(nn::Context& context, const Tensor& x, const Tensor& rows) {
   return op.out;
 }
 
-// Two tensors go from layer to layer: `residual`, the stream, and `update`, the last block's output that is
-// not in it yet: the next norm adds it, in one op.
 Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const DecoderConfig& config,
                      const StepTensors& step, KvCache& cache, bool want_logits) {
   Decoder::Outputs outputs;
@@ -236,40 +261,29 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
     if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, config.vocabulary_size});
   }
   context.set_adapter_rows(step.token_adapters);
-  Tensor residual = context.take(DType::kF32, {tokens, width});
-  Tensor update = context.take(DType::kF32, {tokens, width});
-  weights.embedding.forward(context, step.tokens, residual);
-  bool is_updated = false;  // `update` holds something
+  LayerStream stream = {context.take(DType::kF32, {tokens, width}),
+                        context.take(DType::kF32, {tokens, width})};
+  weights.embedding.forward(context, step.tokens, stream.residual);
   for (const DecoderLayer& layer : weights.layers) {
+    const int64_t number = &layer - weights.layers.data();
     const bool is_last = &layer == &weights.layers.back();
-    KvPages& pages = cache.layer(&layer - weights.layers.data());
-    if (is_updated) {
-      layer.attention_norm.forward(context, update, update, residual, residual);
-    } else {
-      layer.attention_norm.forward(context, residual, update);
-    }
+    KvPages& pages = cache.layer(number);
+    const nn::StepIndices& indices = cache.slides(number) ? step.sliding : step.step;
+    const Tensor x = enter_attention(context, layer, number > 0, &stream);
     const nn::Context::Scope scope(context);
-    const Tensor qkv = layer.attention.project(context, update, step.step, pages);
+    const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, indices.positions);
+    layer.attention.keep(context, qkv, indices, pages);
     if (is_last && step.outputs == 0) return outputs;
-    Tensor heads = layer.attention.attend(context, qkv, step.step, pages);
+    Tensor heads = layer.attention.attend(context, qkv.q, indices, pages);
     if (is_last && step.output_rows.present()) {
       // Past the last keys and values only the wanted rows matter.
       heads = gather_rows(context, heads, step.output_rows);
-      residual = gather_rows(context, residual, step.output_rows);
-      update = update.slice(0, step.outputs);
+      stream.residual = gather_rows(context, stream.residual, step.output_rows);
+      stream.update = stream.update.slice(0, step.outputs);
       context.set_adapter_rows(step.output_adapters);
     }
-    layer.attention.output.forward(context, heads, update);
-    if (config.post_norms) layer.post_attention_norm.forward(context, update, update);
-    layer.ffn_norm.forward(context, update, update, residual, residual);
-    if (layer.is_moe) {
-      layer.moe.forward(context, update, update);
-    } else {
-      layer.mlp.forward(context, update, update);
-    }
-    if (config.post_norms) layer.post_ffn_norm.forward(context, update, update);
-    is_updated = true;
-    if (is_last) weights.final_norm.forward(context, update, outputs.hidden, residual);
+    leave_attention(context, layer, config, heads, stream, stream);
+    if (is_last) weights.final_norm.forward(context, stream.update, outputs.hidden, stream.residual);
   }
   if (want_logits) {
     const float cap = config.final_logit_softcapping;
@@ -284,6 +298,7 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
 Decoder::Decoder(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Decoder::~Decoder() = default;
 const DecoderConfig& Decoder::config() const { return parts_->config; }
+const DecoderWeights& Decoder::weights() const { return parts_->weights; }
 Backend& Decoder::backend() const { return *parts_->backend; }
 uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
@@ -323,7 +338,8 @@ std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted
   run(measure, parts_->weights, config(), largest_step(limits, limits.outputs), pages, false);
   nn::Context with_logits(backend());
   run(with_logits, parts_->weights, config(), largest_step(limits, limits.logits), pages, true);
-  return std::make_unique<StepMemory>(backend(), limits, std::max(measure.peak(), with_logits.peak()));
+  return std::make_unique<StepMemory>(backend(), limits, cache.sliding_pages() > 0 ? 2 : 1,
+                                      std::max(measure.peak(), with_logits.peak()));
 }
 
 Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,

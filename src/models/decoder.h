@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,31 +15,56 @@
 namespace qiao {
 
 class LoraFiles;
+struct DecoderWeights;
+
+// Where a tensor of a file went: rows of a weight, or a small F32 tensor on the chip.
+struct LaidOutTensor {
+  const TensorInfo* source;
+  Weight* weight = nullptr;
+  Tensor parameter;  // where `weight` is null: all that lies with it
+  // Rows of one expert of the weight, or elements of the parameter: [first_row, first_row + rows).
+  int64_t expert = 0, first_row = 0, rows = 0;
+};
 
 struct DecoderOptions {
   enum class Policy { kAuto, kF32, kBF16, kQ8 };
   // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8.
   Policy compute = Policy::kAuto;
   int64_t context = 0;  // see read_decoder_config
+  // Float weights are laid out in this dtype (F32 or BF16, what training computes in) rather than in the
+  // file's.
+  std::optional<DType> float_weights;
+  // Called for every tensor once it is laid out: training keeps a canonical copy of each.
+  std::function<void(const LaidOutTensor& tensor)> laid_out;
   // Called as tensors are laid out, with bytes done and bytes in all; may throw to stop loading.
   std::function<void(uint64_t done, uint64_t total)> progress;
 };
 
-// Pages of every layer: page p of each layer belongs together, one page table serves all.
+// Pages of every layer: page p of each layer belongs together, one page table serves all. Or two groups of
+// layers, where sliding_pages > 0: those with a window have so many pages, in numbers and with a table of
+// their own, and the others `pages`; the pages before a sequence's window can then be given to another.
 class KvCache {
  public:
-  KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens, DType dtype);
+  KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens, DType dtype,
+          int64_t sliding_pages = 0);
   KvPages& layer(int64_t index) { return *layers_[static_cast<size_t>(index)]; }
   const KvPages& layer(int64_t index) const { return *layers_[static_cast<size_t>(index)]; }
   int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
   int64_t pages() const { return pages_; }
+  int64_t sliding_pages() const { return sliding_pages_; }                          // 0: one group
+  bool slides(int64_t layer) const { return slides_[static_cast<size_t>(layer)]; }  // is of the sliding group
   int64_t page_tokens() const { return page_tokens_; }
-  // Bytes that one page takes over all layers: to plan by before making a cache. Throws Error(kInvalidInput)
-  // where the model's heads do not divide into the dtype's blocks.
-  static uint64_t bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype);
+  // Bytes that one page takes over all layers of a group: to plan by before making a cache. With one group a
+  // page takes both. Throws Error(kInvalidInput) where the model's heads do not divide into the dtype's
+  // blocks.
+  struct PageBytes {
+    uint64_t full = 0, sliding = 0;
+  };
+  static PageBytes bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype);
 
  private:
-  int64_t pages_, page_tokens_;
+  int64_t pages_, page_tokens_, sliding_pages_;
+  std::vector<bool> slides_;
   std::vector<std::unique_ptr<KvPages>> layers_;
 };
 
@@ -55,6 +81,9 @@ struct StepBatch {
   // [S] the adapter of each sequence, as add_adapter numbered it; -1: none. Empty: none at all. Sequences of
   // one adapter that lie side by side are computed together.
   std::span<const int32_t> adapters;
+  // As slots and page_table, of the sliding group where the cache has one, else empty. A page that the first
+  // of a sequence's tokens does not see may be -1.
+  std::span<const int32_t> sliding_slots, sliding_table;
 };
 
 // What a step costs at the least: benches take shares of the machine from it.
@@ -75,6 +104,7 @@ class Decoder {
   ~Decoder();
 
   const DecoderConfig& config() const;
+  const DecoderWeights& weights() const;
   Backend& backend() const;
   uint64_t weight_bytes() const;  // adapters with them
 

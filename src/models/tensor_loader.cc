@@ -14,6 +14,31 @@ namespace {
 
 bool is_dense(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
 
+float float_at(DType dtype, const std::byte* bytes, int64_t index) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, bytes + index * 4, sizeof(value));
+    return value;
+  }
+  uint16_t half;
+  std::memcpy(&half, bytes + index * 2, sizeof(half));
+  return dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
+}
+
+std::vector<std::byte> converted_floats(DType from, DType to, const std::byte* bytes, int64_t count) {
+  std::vector<std::byte> made(static_cast<size_t>(row_bytes(to, count)));
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = float_at(from, bytes, i);
+    if (to == DType::kF32) {
+      std::memcpy(made.data() + i * 4, &value, sizeof(value));
+    } else {
+      const uint16_t half = to == DType::kF16 ? float_to_f16(value) : float_to_bf16(value);
+      std::memcpy(made.data() + i * 2, &half, sizeof(half));
+    }
+  }
+  return made;
+}
+
 // Parts of these two may lie in one weight.
 bool may_share(DType a, DType b) { return a == b || (traits(a).quantized && traits(b).quantized); }
 
@@ -111,14 +136,15 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
   std::vector<nn::WeightPiece> pieces;
   int64_t first_row = 0;
   for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
-    const DType dtype = segments[begin].tensors.front()->dtype;
+    const DType dtype = kept_as(segments[begin].tensors.front()->dtype);
     for (end = begin; end < segments.size(); ++end) {
       check_dtypes(segments[end]);
-      const DType next = segments[end].tensors.front()->dtype;
+      const DType next = kept_as(segments[end].tensors.front()->dtype);
       if (!may_share(dtype, next) || compute_for(dtype) != compute_for(next)) break;
     }
     if (checking_) continue;
     WeightSource source{.experts = experts, .columns = columns, .parts = {}};
+    std::vector<std::vector<std::byte>> converted;  // what is laid out in another dtype than the file's
     source.done_with = [this](const std::byte* bytes, int64_t count) { release_bytes(bytes, count); };
     for (int64_t expert = 0; expert < experts; ++expert) {
       for (size_t i = begin; i < end; ++i) {
@@ -126,11 +152,16 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
         const bool one_by_one = static_cast<int64_t>(segment.tensors.size()) == experts;
         const TensorInfo& tensor = *segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0];
         const int64_t bytes = segment.rows * row_bytes(tensor.dtype, columns);
-        source.parts.push_back(
-            {tensor.dtype, segment.rows, files_.bytes(tensor).data() + (one_by_one ? 0 : expert * bytes)});
+        const std::byte* data = files_.bytes(tensor).data() + (one_by_one ? 0 : expert * bytes);
+        if (const DType kept = kept_as(tensor.dtype); kept != tensor.dtype) {
+          converted.push_back(converted_floats(tensor.dtype, kept, data, segment.rows * columns));
+          data = converted.back().data();
+        }
+        source.parts.push_back({kept_as(tensor.dtype), segment.rows, data});
       }
     }
     nn::WeightPiece piece{backend_.make_weight(source), compute_for(dtype), first_row};
+    tell_laid_out(std::span(segments).subspan(begin, end - begin), *piece.weight);
     first_row += piece.weight->rows();
     laid_out_ += piece.weight->bytes();
     pieces.push_back(std::move(piece));
@@ -150,15 +181,8 @@ std::vector<float> TensorLoader::floats(const TensorInfo& tensor) {
   for (const int64_t size : tensor.shape) count *= static_cast<size_t>(size);
   std::vector<float> values(count);
   const std::byte* bytes = files_.bytes(tensor).data();
-  if (tensor.dtype == DType::kF32) {
-    std::memcpy(values.data(), bytes, values.size() * sizeof(float));
-  } else {
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint16_t half;
-      std::memcpy(&half, bytes + i * sizeof(half), sizeof(half));
-      values[i] = tensor.dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
-    }
-  }
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = float_at(tensor.dtype, bytes, static_cast<int64_t>(i));
   done_with(tensor);
   return values;
 }
@@ -180,7 +204,41 @@ nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::st
   }
   if (checking_) return {};
   laid_out_ += values.size() * sizeof(float);
-  return nn::Parameter::upload(backend_, values);
+  nn::Parameter made = nn::Parameter::upload(backend_, values);
+  int64_t first = 0;
+  for (const auto& [stem, count] : stems) {
+    if (options_.laid_out) {
+      LaidOutTensor tensor;
+      tensor.source = files_.find(fmt::format("{}{}", stem, suffix));
+      tensor.parameter = made.tensor;
+      tensor.first_row = first;
+      tensor.rows = count;
+      options_.laid_out(tensor);
+    }
+    first += count;
+  }
+  return made;
+}
+
+DType TensorLoader::kept_as(DType dtype) const {
+  return is_dense(dtype) ? options_.float_weights.value_or(dtype) : dtype;
+}
+
+void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weight) const {
+  if (!options_.laid_out) return;
+  for (int64_t expert = 0; expert < weight.experts(); ++expert) {
+    int64_t row = 0;
+    for (const Segment& segment : segments) {
+      const bool one_by_one = std::ssize(segment.tensors) == weight.experts();
+      options_.laid_out({.source = segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0],
+                         .weight = &weight,
+                         .parameter = {},
+                         .expert = expert,
+                         .first_row = row,
+                         .rows = segment.rows});
+      row += segment.rows;
+    }
+  }
 }
 
 void TensorLoader::done_with(const TensorInfo& tensor) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -67,6 +68,8 @@ class TensorLoader {
   // Gives back the file pages of a part of a tensor.
   void release_bytes(const std::byte* bytes, int64_t count) const;
   Compute compute_for(DType dtype) const;
+  DType kept_as(DType dtype) const;  // the dtype in which a tensor of this one is laid out
+  void tell_laid_out(std::span<const Segment> segments, Weight& weight) const;
   // The layer that a tensor belongs to; -1: none.
   int64_t layer_of(std::string_view tensor) const;
 

@@ -22,72 +22,103 @@ Context::Context(Backend& backend)
 Context::Context(Backend& backend, void* scratch, size_t bytes)
     : backend_(backend), measuring_(false), base_(static_cast<std::byte*>(scratch)), bytes_(bytes) {}
 
+void Context::record_on(Tape& tape) {
+  tape_ = &tape;
+  keeps_inputs_ = true;
+}
+
 Tensor Context::take(DType dtype, std::initializer_list<int64_t> dimensions) {
   Tensor tensor(base_ + used_, dtype, dimensions);
   const size_t bytes = (static_cast<size_t>(tensor.bytes()) + kAlignment - 1) / kAlignment * kAlignment;
   QIAO_ASSERT(bytes <= bytes_ - used_);
   used_ += bytes;
   peak_ = std::max(peak_, used_);
+  if (tape_ != nullptr) tape_->add_block(tensor.data, bytes);
   return tensor;
 }
 
-Tensor Context::workspace(size_t bytes) {
-  return bytes == 0 ? Tensor() : take(DType::kU8, {static_cast<int64_t>(bytes)});
+Tensor Context::over(const Tensor& input) {
+  if (!keeps_inputs_) return input;
+  QIAO_ASSERT(input.rank == 2 || input.rank == 3);
+  if (input.rank == 2) return take(input.dtype, {input.shape[0], input.shape[1]});
+  return take(input.dtype, {input.shape[0], input.shape[1], input.shape[2]});
 }
 
-void Context::linear(Linear op) {
-  const Scope scope(*this);
-  op.workspace = workspace(backend_.workspace_bytes(op));
-  if (!measuring_) backend_.linear(op);
+void Context::refuse_recording(std::string_view op) const {
+  if (tape_ != nullptr)
+    throw_error(ErrorKind::kUnsupported, "op {} has no way back yet: models that use it cannot be trained",
+                op);
 }
 
-void Context::grouped_linear(GroupedLinear op) {
-  const Scope scope(*this);
-  op.workspace = workspace(backend_.workspace_bytes(op));
-  if (!measuring_) backend_.grouped_linear(op);
+template <class Op>
+void Context::run(Op op, void (Backend::*method)(const Op&)) {
+  if constexpr (requires { op.workspace; }) {
+    const size_t mark = used_;
+    if (const size_t bytes = backend_.workspace_bytes(op); bytes > 0)
+      op.workspace = take(DType::kU8, {static_cast<int64_t>(bytes)});
+    if (!measuring_) (backend_.*method)(op);
+    used_ = mark;
+  } else {
+    if (!measuring_) (backend_.*method)(op);
+  }
 }
 
-void Context::attention_paged(AttentionPaged op) {
-  const Scope scope(*this);
-  op.workspace = workspace(backend_.workspace_bytes(op));
-  if (!measuring_) backend_.attention_paged(op);
+void Context::linear(const Linear& op) {
+  record(op);
+  run(op, &Backend::linear);
 }
-
+void Context::grouped_linear(const GroupedLinear& op) {
+  refuse_recording("grouped_linear");
+  run(op, &Backend::grouped_linear);
+}
+void Context::attention_paged(const AttentionPaged& op) {
+  refuse_recording("attention_paged");
+  run(op, &Backend::attention_paged);
+}
 void Context::attention_varlen(AttentionVarlen op) {
-  const Scope scope(*this);
-  op.workspace = workspace(backend_.workspace_bytes(op));
-  if (!measuring_) backend_.attention_varlen(op);
+  if (tape_ != nullptr) op.log_sum_exp = take(DType::kF32, {op.q.shape[0], op.q.shape[1]});
+  record(op);
+  run(op, &Backend::attention_varlen);
 }
-
 void Context::gather(const Gather& op) {
-  if (!measuring_) backend_.gather(op);
+  record(op);
+  run(op, &Backend::gather);
 }
 void Context::gather_rows(const GatherRows& op) {
-  if (!measuring_) backend_.gather_rows(op);
+  refuse_recording("gather_rows");
+  run(op, &Backend::gather_rows);
 }
 void Context::moe_route(const MoeRoute& op) {
-  if (!measuring_) backend_.moe_route(op);
+  refuse_recording("moe_route");
+  run(op, &Backend::moe_route);
 }
 void Context::moe_permute(const MoePermute& op) {
-  if (!measuring_) backend_.moe_permute(op);
+  refuse_recording("moe_permute");
+  run(op, &Backend::moe_permute);
 }
 void Context::moe_combine(const MoeCombine& op) {
-  if (!measuring_) backend_.moe_combine(op);
+  refuse_recording("moe_combine");
+  run(op, &Backend::moe_combine);
 }
 void Context::add_rms_norm(const AddRmsNorm& op) {
-  if (!measuring_) backend_.add_rms_norm(op);
+  record(op);
+  run(op, &Backend::add_rms_norm);
 }
 void Context::layer_norm(const LayerNorm& op) {
-  if (!measuring_) backend_.layer_norm(op);
+  refuse_recording("layer_norm");
+  run(op, &Backend::layer_norm);
 }
 void Context::rope(const Rope& op) {
-  if (!measuring_) backend_.rope(op);
+  record(op);
+  run(op, &Backend::rope);
 }
 void Context::gated_activation(const GatedActivation& op) {
-  if (!measuring_) backend_.gated_activation(op);
+  record(op);
+  run(op, &Backend::gated_activation);
 }
 void Context::kv_write(const KvWrite& op) {
-  if (!measuring_) backend_.kv_write(op);
+  refuse_recording("kv_write");
+  run(op, &Backend::kv_write);
 }
 
 }  // namespace qiao::nn

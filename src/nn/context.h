@@ -1,12 +1,14 @@
-// What layers call ops through: a backend and scratch memory for one step. In training a tape will record
-// here; layers know nothing of it.
+// What layers call ops through: a backend and scratch memory for one step. In training a tape records here;
+// layers know nothing of it.
 #pragma once
 
 #include <cstddef>
 #include <initializer_list>
 #include <span>
+#include <string_view>
 
 #include "backend/backend.h"
+#include "nn/tape.h"
 
 namespace qiao::nn {
 
@@ -32,6 +34,13 @@ class Context {
   bool measuring() const { return measuring_; }
   size_t peak() const { return peak_; }
 
+  // Ops are recorded from now on, and what is taken stays until the context ends. `tape` outlives it.
+  void record_on(Tape& tape);
+  // Where an op's result may take its input's place, it takes what over(input) gives: the input itself, or
+  // new memory where the input is wanted later on.
+  void keep_inputs() { keeps_inputs_ = true; }
+  Tensor over(const Tensor& input);
+
   // Contiguous, not initialised, valid until the enclosing Scope ends.
   Tensor take(DType dtype, std::initializer_list<int64_t> dimensions);
 
@@ -39,7 +48,9 @@ class Context {
   class Scope {
    public:
     explicit Scope(Context& context) : context_(context), mark_(context.used_) {}
-    ~Scope() { context_.used_ = mark_; }
+    ~Scope() {
+      if (context_.tape_ == nullptr) context_.used_ = mark_;
+    }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
@@ -55,8 +66,8 @@ class Context {
   // The ops of Backend; workspaces are taken from the scratch memory.
   void gather(const Gather& op);
   void gather_rows(const GatherRows& op);
-  void linear(Linear op);
-  void grouped_linear(GroupedLinear op);
+  void linear(const Linear& op);
+  void grouped_linear(const GroupedLinear& op);
   void moe_route(const MoeRoute& op);
   void moe_permute(const MoePermute& op);
   void moe_combine(const MoeCombine& op);
@@ -65,17 +76,27 @@ class Context {
   void rope(const Rope& op);
   void gated_activation(const GatedActivation& op);
   void kv_write(const KvWrite& op);
-  void attention_paged(AttentionPaged op);
+  void attention_paged(const AttentionPaged& op);
   void attention_varlen(AttentionVarlen op);
 
  private:
-  Tensor workspace(size_t bytes);
+  // Calls the backend with a workspace of its own for the op, where it needs one.
+  template <class Op>
+  void run(Op op, void (Backend::*method)(const Op&));
+  template <class Op>
+  void record(const Op& op) {
+    if (tape_ != nullptr) tape_->record(op);
+  }
+  // Of an op without a way back: throws Error(kUnsupported) while a tape records.
+  void refuse_recording(std::string_view op) const;
 
   Backend& backend_;
   bool measuring_;
   std::byte* base_;
   size_t bytes_, used_ = 0, peak_ = 0;
   std::span<const AdapterRows> adapter_rows_;
+  Tape* tape_ = nullptr;
+  bool keeps_inputs_ = false;
 };
 
 }  // namespace qiao::nn

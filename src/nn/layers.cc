@@ -102,43 +102,51 @@ void RmsNormLayer::forward(Context& context, const Tensor& x, const Tensor& y, c
   context.add_rms_norm(op);
 }
 
-Tensor AttentionLayer::project(Context& context, const Tensor& x, const StepIndices& step,
-                               KvPages& pages) const {
+AttentionLayer::Projections AttentionLayer::project(Context& context, const Tensor& x,
+                                                    const Tensor& positions) const {
   const Tensor rows = context.take(DType::kF32, {x.shape[0], (heads + 2 * kv_heads) * head_dim});
   qkv.forward(context, x, rows);
-  const Tensor q = rows.narrow(1, 0, heads * head_dim).split_last(heads);
-  const Tensor k = rows.narrow(1, heads * head_dim, kv_heads * head_dim).split_last(kv_heads);
-  const Tensor v = rows.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim).split_last(kv_heads);
+  Projections made;
+  made.q = rows.narrow(1, 0, heads * head_dim).split_last(heads);
+  made.k = rows.narrow(1, heads * head_dim, kv_heads * head_dim).split_last(kv_heads);
+  made.v = rows.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim).split_last(kv_heads);
   const auto normalize = [&] {
-    q_norm.forward(context, q, q);
-    k_norm.forward(context, k, k);
+    const Tensor q = context.over(made.q), k = context.over(made.k);
+    q_norm.forward(context, made.q, q);
+    k_norm.forward(context, made.k, k);
+    made.q = q;
+    made.k = k;
   };
   if (qk_norm == QkNorm::kBeforeRope) normalize();
   if (rotary != nullptr) {
     Rope op;
-    op.q = q;
-    op.k = k;
-    op.positions = step.positions;
+    op.q = made.q;
+    op.k = made.k;
+    op.positions = positions;
     op.inverse_frequencies = rotary->inverse_frequencies.tensor;
     op.layout = rotary->layout;
     op.scale = rotary->scale;
     context.rope(op);
   }
   if (qk_norm == QkNorm::kAfterRope) normalize();
+  return made;
+}
+
+void AttentionLayer::keep(Context& context, const Projections& projections, const StepIndices& step,
+                          KvPages& pages) const {
   KvWrite write;
-  write.k = k;
-  write.v = v;
+  write.k = projections.k;
+  write.v = projections.v;
   write.slots = step.slots;
   write.pages = &pages;
   context.kv_write(write);
-  return rows;
 }
 
-Tensor AttentionLayer::attend(Context& context, const Tensor& qkv_rows, const StepIndices& step,
+Tensor AttentionLayer::attend(Context& context, const Tensor& q, const StepIndices& step,
                               const KvPages& pages) const {
-  const Tensor out = context.take(DType::kF32, {qkv_rows.shape[0], heads * head_dim});
+  const Tensor out = context.take(DType::kF32, {q.shape[0], heads * head_dim});
   AttentionPaged op;
-  op.q = qkv_rows.narrow(1, 0, heads * head_dim).split_last(heads);
+  op.q = q;
   op.pages = &pages;
   op.page_table = step.page_table;
   op.lengths = step.lengths;
@@ -148,6 +156,23 @@ Tensor AttentionLayer::attend(Context& context, const Tensor& qkv_rows, const St
   op.soft_cap = soft_cap;
   op.out = out.split_last(heads);
   context.attention_paged(op);
+  return out;
+}
+
+Tensor AttentionLayer::attend_packed(Context& context, const Projections& projections,
+                                     const Tensor& starts) const {
+  const Tensor out = context.take(DType::kF32, {projections.q.shape[0], heads * head_dim});
+  AttentionVarlen op;
+  op.q = projections.q;
+  op.k = projections.k;
+  op.v = projections.v;
+  op.starts = starts;
+  op.causal = true;
+  op.window = window;
+  op.scale = scale;
+  op.soft_cap = soft_cap;
+  op.out = out.split_last(heads);
+  context.attention_varlen(op);
   return out;
 }
 

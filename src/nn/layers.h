@@ -98,12 +98,18 @@ struct AttentionLayer {
   int64_t window = 0;  // 0: unlimited
   float scale = 1.0f, soft_cap = 0.0f;
 
-  // Projects x [T, C], writes keys and values to the pages. Returns the projections [T, (H + 2G) * D], taken
-  // from the context's scratch memory.
-  Tensor project(Context& context, const Tensor& x, const StepIndices& step, KvPages& pages) const;
-  // Attends with the queries of project()'s result. Returns [T, H * D], over the queries' memory or new.
-  Tensor attend(Context& context, const Tensor& qkv_rows, const StepIndices& step,
-                const KvPages& pages) const;
+  struct Projections {
+    Tensor q, k, v;  // [T, H, D], [T, G, D] twice
+  };
+  // Projects x [T, C], normed and rotated, into the context's scratch memory.
+  Projections project(Context& context, const Tensor& x, const Tensor& positions) const;
+  // Writes keys and values to the pages.
+  void keep(Context& context, const Projections& projections, const StepIndices& step, KvPages& pages) const;
+  // Attends over the pages. Returns [T, H * D].
+  Tensor attend(Context& context, const Tensor& q, const StepIndices& step, const KvPages& pages) const;
+  // Attends over the projections alone: whole sequences, one behind the other, from `starts` [S + 1] on. The
+  // same bits as over F32 pages.
+  Tensor attend_packed(Context& context, const Projections& projections, const Tensor& starts) const;
 };
 
 // down(activation(gate x) * (up x))

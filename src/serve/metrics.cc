@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
@@ -129,11 +130,12 @@ std::string Metrics::text(const EngineStats& stats, size_t connections) const {
   single("vllm:num_requests_running", "gauge", "Requests that generate or compute their prompt now.",
          stats.running);
   single("vllm:num_requests_waiting", "gauge", "Requests in the queue.", stats.waiting);
-  const double used = stats.pages_total == 0
-                          ? 0.0
-                          : static_cast<double>(stats.pages_used) / static_cast<double>(stats.pages_total);
+  const auto share = [](const EngineStats::Pages& pages) {
+    return pages.total == 0 ? 0.0 : static_cast<double>(pages.used) / static_cast<double>(pages.total);
+  };
   single("vllm:kv_cache_usage_perc", "gauge",
-         "Share of the key/value cache that running requests use; 1 is all of it.", used);
+         "Share of the key/value cache that running requests use; 1 is all of it.",
+         std::max(share(stats.pages), share(stats.sliding_pages)));
   single("vllm:prompt_tokens_total", "counter", "Prompt tokens of finished requests.", stats.prompt_tokens);
   single("vllm:generation_tokens_total", "counter", "Generated tokens of finished requests.",
          stats.completion_tokens);
@@ -147,9 +149,16 @@ std::string Metrics::text(const EngineStats& stats, size_t connections) const {
   single("vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens of drafts.", stats.drafted_tokens);
   single("vllm:spec_decode_num_accepted_tokens_total", "counter", "Tokens of drafts that were right.",
          stats.accepted_tokens);
-  single("qiao:kv_pages_total", "gauge", "Pages of the key/value cache.", stats.pages_total);
-  single("qiao:kv_pages_used", "gauge", "Pages that running requests use.", stats.pages_used);
-  single("qiao:kv_pages_cached", "gauge", "Pages in the prefix cache, in use or not.", stats.pages_cached);
+  single("qiao:kv_pages_total", "gauge", "Pages of the key/value cache.", stats.pages.total);
+  single("qiao:kv_pages_used", "gauge", "Pages that running requests use.", stats.pages.used);
+  single("qiao:kv_pages_cached", "gauge", "Pages in the prefix cache, in use or not.", stats.pages.cached);
+  const EngineStats::Pages& sliding = stats.sliding_pages;
+  single("qiao:kv_sliding_pages_total", "gauge", "Pages of sliding-window layers; 0: the model has none.",
+         sliding.total);
+  single("qiao:kv_sliding_pages_used", "gauge", "Sliding-window pages that running requests use.",
+         sliding.used);
+  single("qiao:kv_sliding_pages_cached", "gauge", "Sliding-window pages in the prefix cache, in use or not.",
+         sliding.cached);
   single("qiao:steps_total", "counter", "Steps that the engine has run.", stats.steps);
   single("qiao:prefill_seconds_total", "counter", "Time in steps that had prompt tokens.",
          stats.prefill_seconds);

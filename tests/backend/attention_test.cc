@@ -52,6 +52,14 @@ TEST_F(AttentionTest, TheWindowHidesOldKeys) {
   EXPECT_FLOAT_EQ(out_.data()[6], (3 * 3 + 4) / 4.0f);  // keys 2 and 3
 }
 
+TEST_F(AttentionTest, APageBeforeEveryWindowNeedNotBeThere) {
+  chip_->kv_write(write_);
+  op_.window = 1;
+  table_.data()[0] = -1;  // keys 0 and 1; the queries stand at 2 and 3
+  chip_->attention_paged(op_);
+  EXPECT_EQ(out_.list(), (std::vector<float>{3, 30, 3, 30, 4, 40, 4, 40}));
+}
+
 TEST_F(AttentionTest, TheSoftCapBoundsScores) {
   chip_->kv_write(write_);
   op_.soft_cap = 0.5f;

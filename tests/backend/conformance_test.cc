@@ -18,14 +18,22 @@ Options quick(std::string op = "") {
   return options;
 }
 
+// For chips that are wrong: nothing is left to learn of a line that has failed.
+Options until_failure(const std::string& op) {
+  Options options = quick(op);
+  options.until_failure = true;
+  return options;
+}
+
 using ChipAndOp = std::tuple<std::string_view, std::string_view>;
 class ChipConformanceTest : public ::testing::TestWithParam<ChipAndOp> {};
 
-TEST_P(ChipConformanceTest, IsGreenForServe) {
+TEST_P(ChipConformanceTest, IsGreen) {
   const auto& [name, op] = GetParam();
   const std::unique_ptr<Backend> chip = make_backend(name, BackendOptions{2});
   const Report report = run(*chip, quick(std::string(op)));
   EXPECT_TRUE(report.green) << to_table(report);
+  EXPECT_TRUE(report.green_for_train) << to_table(report);
 }
 
 INSTANTIATE_TEST_SUITE_P(Chips, ChipConformanceTest,
@@ -107,6 +115,22 @@ class MeddledChip final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override {
     law_->attention_varlen(op), meddle("attention_varlen", op.out);
   }
+  void do_write_weight(Weight& weight, int64_t expert, const Tensor& values) override {
+    if (op_ != "write_weight") law_->write_weight(weight, expert, values);
+  }
+  void do_gather_backward(const GatherBackward& op) override {
+    law_->gather_backward(op), meddle("gather_backward", op.dtable);
+  }
+  void do_linear_backward(const LinearBackward& op) override {
+    law_->linear_backward(op), meddle("linear_backward", op.dx), meddle("linear_backward dw", op.dw);
+  }
+  void do_add_rms_norm_backward(const AddRmsNormBackward& op) override {
+    law_->add_rms_norm_backward(op), meddle("add_rms_norm_backward", op.dh);
+    meddle("add_rms_norm_backward dgamma", op.dgamma);
+  }
+  void do_gated_activation_backward(const GatedActivationBackward& op) override {
+    law_->gated_activation_backward(op), meddle("gated_activation_backward", op.dx);
+  }
   void do_sample(const Sample& op) override {
     if (op_ == "sample missing") return Backend::do_sample(op);
     law_->sample(op);
@@ -185,7 +209,7 @@ class WrongChipTest : public ::testing::TestWithParam<std::tuple<const char*, si
 TEST_P(WrongChipTest, IsNotGreen) {
   const auto& [op, wrong] = GetParam();
   MeddledChip chip(op, wrongs()[wrong].meddle);
-  const Report report = run(chip, quick(op));
+  const Report report = run(chip, until_failure(op));
   EXPECT_FALSE(report.green) << to_table(report);
   for (const Line& line : report.lines) EXPECT_FALSE(line.passed()) << line.variant;
 }
@@ -195,7 +219,9 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values("gather", "gather_rows", "grouped_linear", "moe_route",
                                          "moe_permute", "moe_combine", "add_rms_norm", "rope",
                                          "gated_activation", "attention_paged", "layer_norm",
-                                         "attention_varlen", "attention_varlen_backward", "token_logprob",
+                                         "attention_varlen", "gather_backward", "linear_backward",
+                                         "add_rms_norm_backward", "gated_activation_backward",
+                                         "attention_varlen_backward", "token_logprob",
                                          "token_logprob_backward", "adamw"),
                        ::testing::Range(size_t{0}, wrongs().size())),
     [](const auto& info) {
@@ -210,18 +236,33 @@ INSTANTIATE_TEST_SUITE_P(Linear, WrongChipTest,
 
 TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
   for (const char* op : {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation",
-                         "rope", "layer_norm", "attention_varlen", "attention_varlen_backward",
-                         "token_logprob", "token_logprob_backward"}) {
+                         "rope", "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
+                         "gated_activation_backward", "attention_varlen_backward", "token_logprob",
+                         "token_logprob_backward"}) {
     MeddledChip chip(op, [](const Tensor& out) {
       if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
     });
-    EXPECT_FALSE(run(chip, quick(op)).green) << op;
+    EXPECT_FALSE(run(chip, until_failure(op)).green) << op;
   }
+}
+
+TEST(ConformanceTest, AWrongGradientOfAWeightFails) {
+  for (const char* op : {"linear_backward", "add_rms_norm_backward"}) {
+    const std::string of_weight = std::string(op) + (op[0] == 'l' ? " dw" : " dgamma");
+    MeddledChip chip(of_weight, [](const Tensor& out) { each(out, [](float& v) { v *= 1.01f; }); });
+    EXPECT_FALSE(run(chip, quick(op)).green) << of_weight;
+  }
+}
+
+TEST(ConformanceTest, AWriteThatIsLostFails) {
+  MeddledChip chip("write_weight", {});
+  const Report report = run(chip, quick("write_weight"));
+  for (const Line& line : report.lines) EXPECT_FALSE(line.passed()) << line.variant;
 }
 
 TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {
   MeddledChip chip("kv_write", {});
-  EXPECT_FALSE(run(chip, quick("kv_write")).green);
+  EXPECT_FALSE(run(chip, until_failure("kv_write")).green);
 }
 
 TEST(ConformanceTest, ASumThatIsSlightlyWrongFails) {
@@ -255,6 +296,16 @@ TEST(ConformanceTest, AListedOpThatPassesIsAFault) {
   chip.listed = {{"sample", "train", "not written yet"}};
   EXPECT_THAT(run(chip, quick("sample")).faults,
               ::testing::ElementsAre("sample: listed as missing, but passes"));
+}
+
+TEST(ConformanceTest, WhatTrainingLacksDoesNotStopServing) {
+  MeddledChip chip("sample missing", {});
+  chip.listed = {{"sample", "train", "not written yet"}};
+  const Report report = run(chip, quick("sample"));
+  EXPECT_TRUE(report.green);
+  EXPECT_FALSE(report.green_for_train);
+  EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is green for profile serve"));
+  EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is NOT green for profile train"));
 }
 
 TEST(ConformanceTest, AnUnknownOpIsNamed) {

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <memory>
 #include <vector>
@@ -66,6 +68,19 @@ inline std::unique_ptr<Weight> empty_weight(Backend& chip, DType dtype, int64_t 
 // `tensor` seen as another shape of the same memory, for refusals.
 inline Tensor reshaped(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   return Tensor(tensor.data, tensor.dtype, shape);
+}
+
+// The derivative of `loss` by values[i], by central differences in float64: correct to some 1e-9 of the loss.
+template <typename Loss>
+double difference_quotient(Loss loss, std::vector<double> values, size_t i) {
+  const double at = values[i], step = 1e-5 * std::max(1.0, std::abs(at));
+  values[i] = at + step;
+  const double above = loss(values);
+  values[i] = at - step;
+  return (above - loss(values)) / (2 * step);
+}
+inline std::vector<double> as_doubles(const std::vector<float>& values) {
+  return {values.begin(), values.end()};
 }
 
 // What check() says of op; empty where it is content.

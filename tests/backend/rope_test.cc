@@ -57,6 +57,43 @@ TEST_F(RopeTest, KeysMayBeAbsent) {
   EXPECT_EQ(k_.data()[0], 1);
 }
 
+TEST_F(RopeTest, InverseTurnsBackAndStillScales) {
+  op_.scale = 2, op_.inverse = true;
+  chip_->rope(op_);
+  // Pairs (1, 3) by a quarter turn back and (2, 4) by a half, doubled.
+  const std::vector<float> q = q_.list();
+  EXPECT_NEAR(q[0], 6, 1e-6);
+  EXPECT_NEAR(q[2], -2, 1e-6);
+  EXPECT_NEAR(q[1], -4, 1e-6);
+  EXPECT_NEAR(q[3], -8, 1e-6);
+  EXPECT_EQ(q[4], 5);
+}
+
+TEST_F(RopeTest, InverseIsTheDerivative) {
+  const std::vector<float> x = {1, -2, 3, 0.5f, 5}, c = {0.25f, 1, -2, 3, 1.5f};
+  frequencies_.data()[0] = 0.7f, frequencies_.data()[1] = 0.1f;
+  positions_.data()[0] = 3;
+  for (const Rope::Layout layout : {Rope::Layout::kHalf, Rope::Layout::kInterleaved}) {
+    const bool half = layout == Rope::Layout::kHalf;
+    const auto loss = [&](const std::vector<double>& at) {
+      double sum = c[4] * at[4];
+      for (size_t i = 0; i < 2; ++i) {
+        const size_t first = half ? i : 2 * i, second = half ? i + 2 : 2 * i + 1;
+        const double angle = 3.0f * frequencies_.data()[i];
+        sum += 1.5 * c[first] * (at[first] * std::cos(angle) - at[second] * std::sin(angle));
+        sum += 1.5 * c[second] * (at[second] * std::cos(angle) + at[first] * std::sin(angle));
+      }
+      return sum;
+    };
+    std::copy(c.begin(), c.end(), q_.data());
+    op_.k = {}, op_.layout = layout, op_.scale = 1.5f, op_.inverse = true;
+    chip_->rope(op_);
+    for (size_t i = 0; i < 5; ++i) {
+      EXPECT_NEAR(q_.data()[i], difference_quotient(loss, as_doubles(x), i), 1e-6) << i;
+    }
+  }
+}
+
 TEST_F(RopeTest, Refuses) {
   EXPECT_EQ(refusal(op_), "");
   Rope op = op_;

@@ -181,19 +181,21 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
   };
   const std::vector<DType> both = {DType::kF16, DType::kQ8_0};
   const Loader chat = [](int threads) { return load_chat_model(threads, "cpu", chat_adapters()); };
-  const Judge judges[] = {
-      Judge(made({.layers = 2}), both, kSeed, kCount),
-      Judge(made({.layers = 2, .window = 21}), both, kSeed, kCount),
-      Judge(chat, {DType::kF16}, kSeed, kCount)};  // its heads are no whole blocks of q8_0
+  const Judge judges[] = {Judge(made({.layers = 2}), both, kSeed, kCount),
+                          Judge(made({.layers = 2, .window = 21}), both, kSeed, kCount),
+                          Judge(chat, {DType::kF16}, kSeed, kCount),  // its heads are no whole blocks of q8_0
+                          Judge(made({.layers = 2, .window = 13, .all_slide = true}), both, kSeed, kCount)};
   const std::shared_ptr<LanguageModel> drafts[][3] = {
       {nullptr, make_model({.layers = 2, .noise = 0.03f}),
        make_model({.layers = 1, .window = 9, .seed = 77})},
       {nullptr, make_model({.layers = 2, .window = 21, .noise = 0.03f}),
        make_model({.layers = 1, .seed = 77})},
-      {nullptr, load_chat_model(), make_model({.layers = 1, .window = 9, .seed = 77})}};
-  int64_t preemptions = 0, hits = 0, accepted = 0, drafted = 0;
-  for (int round = 0; round < 36; ++round) {
-    const Judge& judge = judges[round % 3];
+      {nullptr, load_chat_model(), make_model({.layers = 1, .window = 9, .seed = 77})},
+      {nullptr, make_model({.layers = 2, .window = 13, .all_slide = true, .noise = 0.03f}),
+       make_model({.layers = 1, .seed = 77})}};
+  int64_t preemptions = 0, hits = 0, sliding_hits = 0, accepted = 0, drafted = 0;
+  for (int round = 0; round < 48; ++round) {
+    const Judge& judge = judges[round % 4];
     const std::vector<GenerationRequest>& list = judge.list;
     EngineOptions options;
     options.context = 160;
@@ -201,19 +203,21 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
     options.page_tokens = std::array{int64_t{1}, int64_t{16}, int64_t{32}, from_to(2, 40)}[random() % 4];
     const int64_t least = (options.context + options.page_tokens - 1) / options.page_tokens;
     options.pages = from_to(least, least * 2);
+    options.sliding_pages = random() % 2 == 0 ? 1 : 0;  // as few as will do
     options.batch_tokens = from_to(1, 100);
     options.prefix_cache = random() % 4 != 0;
     options.kv_dtype = judge.dtypes[random() % judge.dtypes.size()];
     options.lookup = random() % 2 == 0 ? from_to(1, 9) : 0;
     const size_t draft = random() % 3;
-    options.draft = drafts[round % 3][draft];
+    options.draft = drafts[round % 4][draft];
     options.draft_max = from_to(1, 9);
     Engine engine(judge.models[static_cast<size_t>(from_to(0, 1))], options);
     const std::string where = fmt::format(
-        "seed {}, round {}: slots {}, pages {} of {}, batch {}, prefix cache {}, {}, lookup {}, draft {} of "
-        "{}",
-        kSeed, round, options.slots, options.pages, options.page_tokens, options.batch_tokens,
-        options.prefix_cache, traits(options.kv_dtype).name, options.lookup, draft, options.draft_max);
+        "seed {}, round {}: slots {}, pages {} and {} of {}, batch {}, prefix cache {}, {}, lookup {}, draft "
+        "{} of {}",
+        kSeed, round, options.slots, options.pages, engine.options().sliding_pages, options.page_tokens,
+        options.batch_tokens, options.prefix_cache, traits(options.kv_dtype).name, options.lookup, draft,
+        options.draft_max);
     std::vector<std::unique_ptr<Pending>> pending;
     std::vector<bool> cancelled(list.size());
     for (size_t i = 0; i < list.size(); ++i) {
@@ -235,7 +239,8 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
     }
     engine.drain();
     const EngineStats stats = engine.stats();
-    EXPECT_EQ(stats.pages_used, 0) << where;
+    EXPECT_EQ(stats.pages.used + stats.sliding_pages.used, 0) << where;
+    if (stats.sliding_pages.total > 0) sliding_hits += stats.prefix_hits;
     preemptions += stats.preemptions;
     hits += stats.prefix_hits;
     accepted += stats.accepted_tokens;
@@ -245,6 +250,7 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
   EXPECT_GT(drafted, accepted);  // right drafts and wrong ones
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(hits, 0);
+  EXPECT_GT(sliding_hits, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -16,6 +16,7 @@ namespace qiao::testing {
 struct MadeModel {
   int64_t layers = 2, head_dim = 32;
   int64_t window = 0;        // every second layer, from the first, sees only so many tokens; 0: none
+  bool all_slide = false;    // not only every second
   uint32_t seed = 1;         // of the weights
   float noise = 0.0f;        // share of other random numbers in each weight: a model that mostly agrees
   int64_t vocabulary = 320;  // more: padded
@@ -80,7 +81,7 @@ inline void write_model(const TemporaryDirectory& directory, const MadeModel& sh
   if (shape.window > 0) {
     Json kinds = Json::array();
     for (int64_t layer = 0; layer < shape.layers; ++layer)
-      kinds.push_back(layer % 2 == 0 ? "sliding_attention" : "full_attention");
+      kinds.push_back(layer % 2 == 0 || shape.all_slide ? "sliding_attention" : "full_attention");
     config["layer_types"] = kinds;
   }
   directory.write("config.json", dump_json(config));

@@ -68,5 +68,28 @@ TEST(PagePoolTest, CountsAgreeWithANaiveModelOverRandomOperations) {
   }
 }
 
+// Token by token: whatever a step computes, the pages from the window's start on have every key that it sees,
+// and one sequence never holds more than window_pages.
+TEST(PagePoolsTest, AWindowsPagesHoldAllThatAStepSees) {
+  for (const int64_t window : {1, 2, 7, 8, 9, 30}) {
+    for (const int64_t page_tokens : {1, 2, 4, 7, 16}) {
+      const PagePools pools(100, page_tokens, 100, window);
+      for (int64_t computed = 0; computed < 80; ++computed) {
+        for (const int64_t count : {1, 2, 5, 16}) {
+          const int64_t start = pools.window_start(computed / page_tokens);
+          EXPECT_LE(start * page_tokens, std::max<int64_t>(0, computed - window + 1));
+          EXPECT_LE(pools.pages_for(computed + count) - start,
+                    PagePools::window_pages(window, page_tokens, 1, count));
+        }
+      }
+      // The window behind a full page: one page less would not do.
+      for (int64_t pages = 0; pages < 20; ++pages) {
+        const int64_t oldest = pages * page_tokens - window + 1;  // that the next token sees
+        EXPECT_GT((pools.window_start(pages) + 1) * page_tokens, oldest);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace qiao::testing

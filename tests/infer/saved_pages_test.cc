@@ -3,8 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
+#include <utility>
 
+#include "hub/digest.h"
 #include "infer/engine_harness.h"
 #include "infer/made_model.h"
 #include "support/expect_error.h"
@@ -12,16 +15,17 @@
 namespace qiao::testing {
 namespace {
 
-const SavedPagesKind kKind = {std::string(64, 'a'), 2, 5, 100};
+const SavedPagesKind kKind = {std::string(64, 'a'), 2, 5, 3, 100};
 
 SavedPage page(int64_t parent, char tenant, std::vector<TokenId> tokens, std::string_view contents) {
   static std::set<std::string> tenants;  // pages hold views
   return {parent, *tenants.emplace(64, tenant).first, std::move(tokens), contents};
 }
 
-std::string file_of(const std::vector<SavedPage>& pages) {
-  std::string file = saved_pages_header(kKind, std::string(32, '7'), std::ssize(pages));
+std::string file_of(const std::vector<SavedPage>& pages, const std::vector<SavedSlidingPage>& sliding = {}) {
+  std::string file = saved_pages_header(kKind, std::string(32, '7'), std::ssize(pages), std::ssize(sliding));
   for (const SavedPage& saved : pages) file += saved_page_record(saved);
+  for (const SavedSlidingPage& saved : sliding) file += saved_page_record(saved);
   return file;
 }
 
@@ -30,7 +34,8 @@ SavedPagesFile parse(std::string_view file, const SavedPagesKind& kind = kKind) 
 }
 
 const std::string kGood =
-    file_of({page(-1, '1', {5, 6}, "first"), page(0, '1', {7, 99}, "other"), page(-1, '2', {5, 6}, "three")});
+    file_of({page(-1, '1', {5, 6}, "first"), page(0, '1', {7, 99}, "other"), page(-1, '2', {5, 6}, "three")},
+            {{2, "xyz"}, {0, "abc"}});
 
 TEST(SavedPagesFileTest, GivesBackWhatWasWritten) {
   const SavedPagesFile file = parse(kGood);
@@ -40,6 +45,9 @@ TEST(SavedPagesFileTest, GivesBackWhatWasWritten) {
   EXPECT_EQ(file.pages[1].tenant, std::string(64, '1'));
   EXPECT_EQ(file.pages[1].tokens, (std::vector<TokenId>{7, 99}));
   EXPECT_EQ(file.pages[2].contents, "three");
+  ASSERT_EQ(file.sliding.size(), 2u);
+  EXPECT_EQ(file.sliding[0].beside, 2);
+  EXPECT_EQ(file.sliding[1].contents, "abc");
 }
 
 TEST(SavedPagesFileTest, EveryCutAndEveryFlippedBitIsRefused) {
@@ -62,6 +70,9 @@ TEST(SavedPagesFileTest, RefusesWhatIsOfSomethingElse) {
   other.page_tokens = 3;
   EXPECT_QIAO_ERROR(parse(kGood, other), kInvalidInput, "pages of 2 tokens");
   other = kKind;
+  other.sliding_bytes = 0;
+  EXPECT_QIAO_ERROR(parse(kGood, other), kInvalidInput, "5 and 3 bytes");
+  other = kKind;
   other.vocabulary = 99;
   EXPECT_QIAO_ERROR(parse(kGood, other), kInvalidInput, "token 99");
 }
@@ -73,6 +84,35 @@ TEST(SavedPagesFileTest, RefusesTreesThatAreNone) {
                     kInvalidInput, "another tenant's");
   EXPECT_QIAO_ERROR(parse(file_of({page(-1, '1', {5, -6}, "first")})), kInvalidInput, "token -6");
   EXPECT_QIAO_ERROR(parse(file_of({page(-1, 'x', {5, 6}, "first")})), kInvalidInput, "not hexadecimal");
+  for (const int64_t beside : {1, 2, -1}) {
+    EXPECT_QIAO_ERROR(parse(file_of({page(-1, '1', {5, 6}, "first")}, {{beside, "xyz"}})), kInvalidInput,
+                      "sliding page 0 lies beside page");
+  }
+}
+
+TEST(SavedPagesFileTest, RefusesCountsThatDoNotMakeTheFile) {
+  const std::string records = kGood.substr(saved_pages_header_bytes());
+  constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
+  const std::pair<int64_t, int64_t> wrong[] = {{3, 1},     {2, 2},     {3, 3},  {0, 0},
+                                               {kHuge, 0}, {0, kHuge}, {-1, -1}};
+  for (const auto& [pages, sliding] : wrong) {
+    EXPECT_QIAO_ERROR(parse(saved_pages_header(kKind, std::string(32, '7'), pages, sliding) + records),
+                      kInvalidInput, "do not make the");
+  }
+}
+
+TEST(SavedPagesFileTest, AGroupOfLayersMayHaveNoPages) {
+  SavedPagesKind kind = kKind;
+  kind.page_bytes = 0;
+  std::string file = saved_pages_header(kind, std::string(32, '7'), 1, 1);
+  file += saved_page_record(page(-1, '1', {5, 6}, ""));
+  file += saved_page_record(SavedSlidingPage{0, "xyz"});
+  EXPECT_EQ(parse(file, kind).sliding.at(0).contents, "xyz");
+  kind = kKind;
+  kind.sliding_bytes = 0;
+  file = saved_pages_header(kind, std::string(32, '7'), 1, 0) +
+         saved_page_record(page(-1, '1', {5, 6}, "first"));
+  EXPECT_EQ(parse(file, kind).pages.size(), 1u);
 }
 
 class SavedPagesTest : public ::testing::Test {
@@ -164,6 +204,50 @@ TEST_F(SavedPagesTest, PagesOfAnAdapterAreOfItsWeightsAlone) {
   Engine engine(load(exchanged), options());
   EXPECT_NE(engine.restored().find("Restored "), std::string::npos) << engine.restored();
   EXPECT_EQ(ask(engine, "one").last.cached_tokens, 0);
+}
+
+// With few sliding pages: those at the ends of prompts and answers are the ones that are kept.
+TEST_F(SavedPagesTest, WhatIsLeftOfASlidingWindowIsKept) {
+  EngineOptions few = options();
+  few.sliding_pages = 1;
+  few.batch_tokens = 8;
+  GenerationRequest longer = request("");
+  const std::vector<TokenId> once = longer.prompt;
+  for (int i = 0; i < 4; ++i) longer.prompt.insert(longer.prompt.end(), once.begin(), once.end());
+  const auto missed = [&](Engine& engine) {
+    const Answer answer = run(engine, longer);
+    return answer.last.prompt_tokens - answer.last.cached_tokens;
+  };
+  {
+    Engine engine(model_, few);
+    EXPECT_LT(engine.options().sliding_pages, 8);
+    EXPECT_GT(missed(engine), 4 * 24);
+    EXPECT_LE(missed(engine), 8);
+    engine.drain();
+    (void)engine.save_cache();
+  }
+  Engine engine(model_, few);
+  EXPECT_LE(missed(engine), 8);
+}
+
+TEST_F(SavedPagesTest, AFileOfAnotherVersionIsNotUsed) {
+  {
+    Engine engine(model_, options());
+    (void)run(engine, request(""));
+    (void)engine.save_cache();
+  }
+  const std::filesystem::path path = files().at(0);
+  // The version's four bytes say 1; the header's checksum is that of the changed header.
+  std::string bytes = read_file(path);
+  bytes[8] = 1;
+  const size_t header = saved_pages_header_bytes() - 16;
+  Digest digest(Digest::Kind::kSha256);
+  digest.update(std::string_view(bytes).substr(0, header));
+  bytes.replace(header, 16, digest.hex().substr(0, 16));
+  directory_.write(path.filename().string(), bytes);
+  Engine engine(model_, options());
+  EXPECT_NE(engine.restored().find("version 1, and 2 was expected"), std::string::npos) << engine.restored();
+  EXPECT_EQ(run(engine, request("")).last.cached_tokens, 0);
 }
 
 TEST_F(SavedPagesTest, ADamagedFileIsNamedAndLeftOut) {

@@ -47,16 +47,33 @@ struct ToyJob final : Job {
 struct Machine {
   SchedulerOptions options;
   int64_t pages, page_tokens;
-  PagePool pool{pages};
-  PrefixTree tree{pool, page_tokens};
-  Scheduler scheduler{pool, tree, options};
+  int64_t window = 0;         // of sliding layers; 0: there are none
+  int64_t spare_sliding = 0;  // their pages beyond what the slots can use
+  PagePools pools{pages, page_tokens, sliding_pages(), window};
+  PrefixTree tree{pools};
+  Scheduler scheduler{pools, tree, options};
   int64_t accepted = 0;  // tokens of drafts
   int64_t forced = 0;
   std::vector<uint64_t> memory = std::vector<uint64_t>(static_cast<size_t>(pages * page_tokens));
+  std::vector<uint64_t> sliding =
+      std::vector<uint64_t>(static_cast<size_t>(pools.sliding.total() * page_tokens));
 
-  uint64_t& at(const Job& job, int64_t position) {
-    const int32_t page = job.pages.at(static_cast<size_t>(position / page_tokens));
-    return memory[static_cast<size_t>(page * page_tokens + position % page_tokens)];
+  int64_t sliding_pages() const {
+    if (window == 0) return 0;
+    const int64_t step_tokens = std::max(options.slots, options.batch_tokens);
+    return std::min(pages,
+                    PagePools::window_pages(window, page_tokens, options.slots, step_tokens) + spare_sliding);
+  }
+
+  uint64_t& at(const std::vector<int32_t>& table, std::vector<uint64_t>& slots, int64_t position) const {
+    const int32_t page = table.at(static_cast<size_t>(position / page_tokens));
+    return slots.at(static_cast<size_t>(page * page_tokens + position % page_tokens));  // kNoPage throws
+  }
+  void write(const PagePool& pool, const std::vector<int32_t>& table, std::vector<uint64_t>& slots,
+             int64_t position, uint64_t hash) const {
+    ASSERT_EQ(pool.refs(table.at(static_cast<size_t>(position / page_tokens))), 1)
+        << "a shared page is written";
+    at(table, slots, position) = hash;
   }
 
   void compute(ToyJob& job, int64_t count) {
@@ -67,11 +84,15 @@ struct Machine {
     for (int64_t i = 0; i < end; ++i) {
       hashes.push_back(extend_hash(i == 0 ? 0 : hashes.back(), tokens[static_cast<size_t>(i)]));
       if (i < job.computed) {
-        ASSERT_EQ(at(job, i), hashes.back()) << "position " << i << " holds something else";
+        ASSERT_EQ(at(job.pages.full, memory, i), hashes.back())
+            << "position " << i << " holds something else";
+        if (window == 0 || i <= job.computed - window) continue;
+        ASSERT_EQ(at(job.pages.sliding, sliding, i), hashes.back()) << "position " << i << ", sliding layers";
       } else {
-        ASSERT_EQ(pool.refs(job.pages.at(static_cast<size_t>(i / page_tokens))), 1)
-            << "a shared page is written";
-        at(job, i) = hashes.back();
+        ASSERT_NO_FATAL_FAILURE(write(pools.full, job.pages.full, memory, i, hashes.back()));
+        if (window > 0) {
+          ASSERT_NO_FATAL_FAILURE(write(pools.sliding, job.pages.sliding, sliding, i, hashes.back()));
+        }
         if (i == job.outputs_had && i < job.outputs_wanted) ++job.outputs_had, ++job.outputs;
       }
     }
@@ -109,7 +130,7 @@ struct Machine {
       all += entry.count;
       drafted += static_cast<int64_t>(entry.job->draft.size());
       ASSERT_LE(entry.job->computed + entry.count,
-                static_cast<int64_t>(entry.job->pages.size()) * page_tokens);
+                static_cast<int64_t>(entry.job->pages.full.size()) * page_tokens);
       entry.job->decodes() ? ++decoding : prompt_tokens += entry.count;
       (entry.job->embedding ? embeds : others) = true;
       if (!entry.job->embedding && entry.job->outputs_had < entry.job->outputs_wanted) {
@@ -171,7 +192,7 @@ TEST(SchedulerTest, ForcedTokensAreOneChunkBeforeTheNextPrompt) {
   ASSERT_EQ(plan.size(), 2u);
   EXPECT_EQ(plan[0].job, first.get());
   EXPECT_EQ(plan[0].count, 6);  // the token drawn last, and five that follow it
-  EXPECT_EQ(first->pages.size(), 3u);
+  EXPECT_EQ(first->pages.full.size(), 3u);
   EXPECT_EQ(plan[1].job, second.get());
   EXPECT_EQ(plan[1].count, 4);
 }
@@ -189,10 +210,10 @@ TEST(SchedulerTest, TheYoungestGivesItsPagesBackAndComesFirstAgain) {
   machine.scheduler.enqueue(waiting);  // 3 + 4 pages are in use, and each of two wants a spare one
   while (youngest->preemptions == 0) ASSERT_NO_FATAL_FAILURE(machine.step());
   EXPECT_EQ(oldest->preemptions, 0);
-  EXPECT_TRUE(youngest->pages.empty());
+  EXPECT_TRUE(youngest->pages.full.empty());
   EXPECT_EQ(machine.scheduler.stats().preemptions, 1);
   while (!machine.scheduler.idle()) {
-    EXPECT_FALSE(waiting->finished && !youngest->finished && youngest->pages.empty()) << "was passed by";
+    EXPECT_FALSE(waiting->finished && !youngest->finished && youngest->pages.full.empty()) << "was passed by";
     ASSERT_NO_FATAL_FAILURE(machine.step());
   }
   EXPECT_EQ(youngest->tokens, generated_alone(std::vector<TokenId>(12, 2), 12));
@@ -221,7 +242,69 @@ TEST(SchedulerTest, AFailedStepLeavesNothingInTheCache) {
   EXPECT_EQ(machine.scheduler.plan().size(), 1u);
   machine.scheduler.abandon();
   EXPECT_TRUE(machine.scheduler.idle());
-  EXPECT_EQ(machine.pool.free(), 16);
+  EXPECT_EQ(machine.pools.full.free(), 16);
+}
+
+std::vector<TokenId> counted(int64_t count, TokenId first) {
+  std::vector<TokenId> tokens(static_cast<size_t>(count));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<TokenId>(first + static_cast<TokenId>(i));
+  return tokens;
+}
+
+int64_t cached_tokens_of(Machine& machine, const std::vector<TokenId>& prompt, int64_t wanted) {
+  const auto job = toy_job(prompt, wanted);
+  machine.scheduler.enqueue(job);
+  while (!machine.scheduler.idle()) {
+    machine.step();
+    if (::testing::Test::HasFatalFailure()) return -1;
+  }
+  EXPECT_EQ(job->tokens, generated_alone(prompt, wanted));
+  return job->cached_tokens;
+}
+
+TEST(SchedulerTest, ASequenceOfManyWindowsHoldsOnlyItsWindow) {
+  constexpr int64_t kWindow = 16, kChunk = 8, kPageTokens = 4;
+  Machine machine{{.slots = 1, .batch_tokens = kChunk}, 100, kPageTokens, kWindow};
+  EXPECT_LT(machine.pools.sliding.total(), 10);
+  const auto job = toy_job(counted(300, 5), 60);
+  machine.scheduler.enqueue(job);
+  int64_t most = 0;
+  while (!machine.scheduler.idle()) {
+    machine.scheduler.plan();
+    most = std::max(most, machine.pools.sliding.used() * kPageTokens);
+    ASSERT_NO_FATAL_FAILURE(machine.step());  // plans the same again
+  }
+  EXPECT_EQ(job->tokens, generated_alone(counted(300, 5), 60));
+  EXPECT_LE(most, kWindow + kChunk + kPageTokens);
+  EXPECT_EQ(machine.pools.sliding.used(), 0);
+}
+
+// What is kept of a window: the end of a prompt and of an answer before all between.
+TEST(SchedulerTest, ALongPromptIsContinuedAtItsEndWhateverElseIsAsked) {
+  Machine machine{{.slots = 1, .batch_tokens = 8}, 300, 4, 16, 20};
+  const std::vector<TokenId> prompt = counted(200, 1000);
+  EXPECT_EQ(cached_tokens_of(machine, prompt, 40), 0);
+  EXPECT_EQ(cached_tokens_of(machine, counted(300, 5000), 3), 0);  // many times what there is room for
+  EXPECT_EQ(cached_tokens_of(machine, prompt, 40), 196);           // the last token is always computed
+  // A conversation goes on behind the answer.
+  std::vector<TokenId> longer = generated_alone(prompt, 40);
+  longer.resize(longer.size() + 10, 7);
+  EXPECT_EQ(cached_tokens_of(machine, longer, 3), 236);  // of the answer's last token nothing was computed
+}
+
+// Prompts that begin alike and then part: the third is told by where the second left the first one's path.
+TEST(SchedulerTest, WhereRequestsPartTheWindowIsKept) {
+  Machine machine{{.slots = 1, .batch_tokens = 8}, 300, 4, 16, 12};
+  const auto prompt = [](TokenId number) {
+    std::vector<TokenId> tokens = counted(100, 1000);
+    const std::vector<TokenId> own = counted(150, static_cast<TokenId>(2000 + 200 * number));
+    tokens.insert(tokens.end(), own.begin(), own.end());
+    return tokens;
+  };
+  EXPECT_EQ(cached_tokens_of(machine, prompt(0), 3), 0);
+  cached_tokens_of(machine, prompt(1), 3);
+  for (TokenId number = 2; number < 6; ++number) EXPECT_EQ(cached_tokens_of(machine, prompt(number), 3), 100);
 }
 
 class SchedulerPropertyTest : public ::testing::TestWithParam<uint64_t> {};
@@ -232,7 +315,7 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
   const auto from_to = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
-  int64_t preemptions = 0, accepted = 0, forced = 0;
+  int64_t preemptions = 0, accepted = 0, forced = 0, sliding_hits = 0;
   for (int round = 0; round < 40; ++round) {
     constexpr int64_t kLongest = 40;  // tokens of a request, its answer included
     const int64_t page_tokens = from_to(1, 9);
@@ -243,7 +326,9 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
                      .prefix_cache = random() % 4 != 0,
                      .draft_tokens = round % 2 == 0 ? from_to(1, 6) : 0},
                     from_to(least, least * 3),
-                    page_tokens};
+                    page_tokens,
+                    random() % 3 == 0 ? 0 : from_to(1, 14),
+                    from_to(0, 2)};
     std::vector<std::shared_ptr<ToyJob>> jobs;
     std::vector<std::vector<TokenId>> expected;
     int64_t to_come = 30;
@@ -283,15 +368,18 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
         EXPECT_EQ(jobs[i]->cached_tokens, 0);
       }
     }
-    EXPECT_EQ(machine.pool.used(), 0);
+    EXPECT_EQ(machine.pools.full.used() + machine.pools.sliding.used(), 0);
+    sliding_hits += machine.window > 0 ? machine.scheduler.stats().prefix_hits : 0;
     machine.tree.clear();
-    EXPECT_EQ(machine.pool.free(), machine.pool.total());
+    EXPECT_EQ(machine.pools.full.free(), machine.pools.full.total());
+    EXPECT_EQ(machine.pools.sliding.free(), machine.pools.sliding.total());
     preemptions += machine.scheduler.stats().preemptions;
     accepted += machine.accepted;
     forced += machine.forced;
   }
   EXPECT_GT(accepted, 0);
   EXPECT_GT(forced, 0);
+  EXPECT_GT(sliding_hits, 0);
   EXPECT_GT(preemptions, 0);  // or the pools were not small enough to test anything
 }
 

@@ -11,6 +11,7 @@
 #include "models/allocation_counter.h"
 #include "models/spoiled_files.h"
 #include "models/step_driver.h"
+#include "support/expect_error.h"
 #include "tensor/half.h"
 
 namespace qiao {
@@ -111,6 +112,58 @@ TEST(DecoderTest, PageSizeChangesNoBit) {
   const auto expected = StepDriver(*model.decoder, 23, 4).feed_in_chunks(tokens, 5);
   for (const int64_t page_tokens : {1, 16, 64})
     EXPECT_TRUE(same_bits(StepDriver(*model.decoder, 23, page_tokens).feed_in_chunks(tokens, 5), expected));
+}
+
+// Pages of sliding-window layers are given away and overwritten as soon as the window has left them.
+TEST(DecoderTest, LayersWithAWindowNeedOnlyTheirWindowsPages) {
+  for (const std::string folder : {"gemma2", "gemma3", "mistral"}) {
+    SCOPED_TRACE(folder);
+    const Loaded model(folder);
+    const int64_t window = model.decoder->config().sliding_window;
+    constexpr int32_t kTokens = 90;
+    ASSERT_TRUE(window > 0 && 5 * window < kTokens);
+    const auto tokens = some_tokens(kTokens);
+    const auto expected = StepDriver(*model.decoder, kTokens).feed_in_chunks(tokens, kTokens);
+    for (const int64_t page_tokens : {1, 2, 5, 16}) {
+      for (const size_t chunk : {1, 7, 20}) {
+        // The window and the chunk, each begun within a page.
+        const int64_t tokens_held = window - 1 + static_cast<int64_t>(chunk);
+        const int64_t pages = (tokens_held + page_tokens - 2) / page_tokens + 1;
+        StepDriver driver(*model.decoder, kTokens, page_tokens, pages);
+        EXPECT_TRUE(same_bits(driver.feed_in_chunks(tokens, chunk), expected))
+            << "pages of " << page_tokens << ", chunks of " << chunk;
+      }
+    }
+  }
+}
+
+TEST(DecoderTest, RefusesPagesOfTheWindowThatAreNotThere) {
+  const Loaded model("mistral");
+  const auto window = static_cast<int32_t>(model.decoder->config().sliding_window);
+  const int32_t length =
+      window + 4;  // in pages of two tokens: of the last token's window the first is page 2
+  const int64_t pages = length / 2;
+  KvCache cache(*model.backend, model.decoder->config(), pages, 2, DType::kF32, pages);
+  EXPECT_TRUE(cache.slides(0));
+  const auto workspace = model.decoder->make_workspace({1, 1, pages, 1}, cache);
+  std::vector<int32_t> table(static_cast<size_t>(pages));
+  std::iota(table.begin(), table.end(), 0);
+  const int32_t token = 5, position = length - 1, starts[] = {0, 1};
+  StepBatch batch = {{&token, 1}, {&position, 1}, {&position, 1}, table, {&length, 1}, starts, {}};
+  const auto forward = [&] { (void)model.decoder->forward(batch, cache, *workspace); };
+  EXPECT_QIAO_ERROR(forward(), kInvalidInput, "0 slots and 0 table entries of sliding layers");
+  batch.sliding_slots = {&position, 1};
+  std::vector<int32_t> sliding(table);
+  batch.sliding_table = sliding;
+  sliding[0] = sliding[1] = -1;
+  EXPECT_NO_THROW(forward());
+  sliding[2] = -1;
+  EXPECT_QIAO_ERROR(forward(), kInvalidInput, "page of the window 0 is -1");
+  sliding[2] = 2;
+  sliding[1] = static_cast<int32_t>(pages);
+  EXPECT_QIAO_ERROR(forward(), kInvalidInput, "page before the window 1");
+  sliding[1] = -2;
+  EXPECT_QIAO_ERROR(forward(), kInvalidInput, "page before the window 1 is -2");
 }
 
 TEST(DecoderTest, WithoutLogitsOnlyTheHiddenStatesCome) {
@@ -307,7 +360,9 @@ TEST(DecoderLoadTest, SixteenBitWeightsCompute) {
 TEST(KvCacheTest, TellsWhatAPageTakes) {
   const Loaded model("llama", "reference");
   // 2 layers * 4 tokens * (keys and values) * 2 heads * 8 * 2 bytes
-  EXPECT_EQ(KvCache::bytes_per_page(model.decoder->config(), 4, DType::kF16), 512u);
+  const KvCache::PageBytes bytes = KvCache::bytes_per_page(model.decoder->config(), 4, DType::kF16);
+  EXPECT_EQ(bytes.full, 512u);
+  EXPECT_EQ(bytes.sliding, 0u);
   const KvCache cache(*model.backend, model.decoder->config(), 3, 4, DType::kF16);
   EXPECT_EQ(cache.pages(), 3);
   EXPECT_EQ(cache.page_tokens(), 4);

@@ -105,6 +105,15 @@ struct Indices {
     lengths.upload();
     starts.upload();
   }
+  // No page is there for what ends before the first query's window.
+  void drop_unseen(const Batch& batch, int64_t window, int64_t page_tokens) {
+    for (size_t s = 0; s < batch.lengths.size() && window > 0; ++s) {
+      const int64_t hidden = std::max<int64_t>(0, batch.lengths[s] - batch.queries[s] - window + 1);
+      const int64_t row = static_cast<int64_t>(s) * table.host().shape[1];
+      for (int64_t page = 0; page < hidden / page_tokens; ++page) table.host_at<int32_t>(row + page) = -1;
+    }
+    table.upload();
+  }
   void to(AttentionPaged* chip, AttentionPaged* law) const {
     chip->page_table = table.device(), chip->lengths = lengths.device(), chip->query_starts = starts.device();
     law->page_table = table.host(), law->lengths = lengths.host(), law->query_starts = starts.host();
@@ -176,10 +185,11 @@ void attention_case(Harness& h, size_t line, DType dtype) {
   Guarded q(h, DType::kF32, {batch.tokens(), heads.query, heads.width}, h.between(0, 3));
   Guarded out(h, DType::kF32, {batch.tokens(), heads.query, heads.width}, h.between(0, 3));
   q.fill([&] { return h.normal(); });
-  const Indices indices(h, batch);
+  Indices indices(h, batch);
   AttentionPaged op, law;
   random_rule(h, heads.width, &op);
   law = op;
+  if (h.chance(0.7)) indices.drop_unseen(batch, op.window, spec.page_tokens);
   indices.to(&op, &law);
   law.q = q.host(), law.out = out.host(), law.pages = pages.law.get();
   op.q = q.device(), op.out = out.device(), op.pages = pages.chip.get();
@@ -214,7 +224,8 @@ std::vector<float> in_chunks(Harness& h, size_t line, const Guarded& q, const Gu
     write(h, line, pages, k, v, begin, {slots.begin() + begin, slots.begin() + begin + count});
     batch.lengths[mine] = begin + count;
     for (size_t s = 0; s < batch.queries.size(); ++s) batch.queries[s] = s == mine ? count : h.between(0, 3);
-    const Indices indices(h, batch);
+    Indices indices(h, batch);
+    indices.drop_unseen(batch, rule.window, spec.page_tokens);
     Guarded step_q(h, DType::kF32, {batch.tokens(), q.host().shape[1], q.host().shape[2]});
     Guarded out(h, DType::kF32, {batch.tokens(), q.host().shape[1], q.host().shape[2]});
     step_q.fill([&] { return h.normal(); });

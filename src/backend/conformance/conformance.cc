@@ -29,6 +29,11 @@ constexpr Table kTables[] = {
     {"attention_paged", conform_attention_paged},
     {"attention_varlen", conform_attention_varlen},
     {"sample", conform_sample},
+    {"write_weight", conform_write_weight},
+    {"gather_backward", conform_gather_backward},
+    {"linear_backward", conform_linear_backward},
+    {"add_rms_norm_backward", conform_add_rms_norm_backward},
+    {"gated_activation_backward", conform_gated_activation_backward},
     {"attention_varlen_backward", conform_attention_varlen_backward},
     {"token_logprob", conform_token_logprob},
     {"token_logprob_backward", conform_token_logprob_backward},
@@ -78,9 +83,12 @@ Report run(Backend& chip, const Options& options) {
     throw_error(ErrorKind::kNotFound, "--op {}: no such op; the ops are {}", options.op,
                 fmt::join(op_names(), ", "));
   }
-  const bool lacks = std::any_of(report.missing.begin(), report.missing.end(),
-                                 [](const MissingOp& m) { return m.profile == "serve"; });
-  report.green = report.faults.empty() && !lacks;
+  const auto lacks = [&](std::string_view profile) {
+    return std::any_of(report.missing.begin(), report.missing.end(),
+                       [&](const MissingOp& m) { return m.profile == profile; });
+  };
+  report.green = report.faults.empty() && !lacks("serve");
+  report.green_for_train = report.green && !lacks("train");
   return report;
 }
 

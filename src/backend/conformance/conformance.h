@@ -14,9 +14,10 @@
 namespace qiao::conformance {
 
 struct Options {
-  std::string op;      // empty: all
-  bool quick = false;  // fewer cases, small shapes
-  bool bench = true;   // time a representative shape of each line
+  std::string op;              // empty: all
+  bool quick = false;          // fewer cases, small shapes
+  bool bench = true;           // time a representative shape of each line
+  bool until_failure = false;  // a line that has failed runs no more cases
   uint64_t seed = 1;
 };
 
@@ -53,6 +54,7 @@ struct Report {
   std::vector<MissingOp> missing;   // as the chip lists them
   std::vector<std::string> faults;  // an op neither passing nor listed, or listed and passing
   bool green = false;               // for profile serve: all ops pass and none is missing
+  bool green_for_train = false;     // green, and what training adds is not missing either
 };
 
 // Every op of the boundary, in backend.h's order.

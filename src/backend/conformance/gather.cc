@@ -1,9 +1,10 @@
-// gather (each weight format) and gather_rows.
+// gather (each weight format), gather_rows, and the way back.
 #include "backend/ops/gather.h"
 
 #include <cstring>
 
 #include "backend/conformance/harness.h"
+#include "backend/reference/exact.h"
 
 namespace qiao::conformance {
 namespace {
@@ -48,6 +49,34 @@ void gather_rows_case(Harness& h, size_t line) {
   }
 }
 
+void gather_backward_case(Harness& h, size_t line) {
+  const int64_t vocabulary = h.pick<int64_t>({1, 2, 16, 100}),
+                columns = h.pick<int64_t>({1, 7, 64, 129, 300});
+  const int64_t tokens = h.pick<int64_t>({0, 1, 2, 7, 33, 200});
+  Guarded ids(h, DType::kI32, {tokens}), dout(h, DType::kF32, {tokens, columns}, h.between(0, 5));
+  Guarded dtable(h, DType::kF32, {vocabulary, columns});
+  ids.fill([&] {
+    return static_cast<int32_t>(h.pick<int64_t>({0, vocabulary - 1, h.between(0, vocabulary - 1)}));
+  });
+  fill_activations(h, &dout);
+  dtable.fill([&] { return h.chance(0.5) ? 0.0f : h.normal(); });
+  const float scale = h.pick({1.0f, 1.0f, 25.298f, -0.5f});
+  const reference::GradientSums exact =
+      reference::exact_gather_backward({ids.host(), scale, dout.host(), dtable.host()});
+  std::vector<int64_t> met(static_cast<size_t>(vocabulary));
+  for (int64_t t = 0; t < tokens; ++t) ++met[static_cast<size_t>(ids.host_at<int32_t>(t))];
+  h.chip().gather_backward({ids.device(), scale, dout.device(), dtable.device()});
+  ids.download(line, "ids", false);
+  dout.download(line, "dout", false);
+  dtable.download(line, "dtable");
+  for (int64_t i = 0; i < dtable.elements(); ++i) {
+    const auto rows = static_cast<double>(met[static_cast<size_t>(i / columns)]);
+    const double bound = gamma(rows + 1) * exact.magnitude[static_cast<size_t>(i)] + rows * 0x1p-126;
+    h.element(line, dtable.result_at(i), exact.sum[static_cast<size_t>(i)], rows == 0 ? 0 : bound,
+              i / columns, i % columns);
+  }
+}
+
 void gather_bench(Harness& h, size_t line, DType dtype) {
   if (!h.benches()) return;
   const SegmentSpec segment{dtype, 4096};
@@ -87,6 +116,24 @@ void conform_gather_rows(Harness& h) {
     rows.fill([&] { return static_cast<int32_t>(h.between(0, 511)); });
     const GatherRows op{x.device(), rows.device(), out.device()};
     h.bench(line, "S=64 C=2048", op.bytes(), 0, Harness::Peak::kNone, [&] { h.chip().gather_rows(op); });
+  });
+}
+
+void conform_gather_backward(Harness& h) {
+  const size_t line = h.line("gather_backward", "F32");
+  for (int i = 0; i < (h.options().quick ? 8 : 40); ++i) {
+    h.run_case(line, [&] { gather_backward_case(h, line); });
+  }
+  h.run_case(line, [&] {
+    if (!h.benches()) return;
+    Guarded ids(h, DType::kI32, {512}), dout(h, DType::kF32, {512, 2048}),
+        dtable(h, DType::kF32, {4096, 2048});
+    ids.fill([&] { return static_cast<int32_t>(h.between(0, 4095)); });
+    dout.fill([&] { return h.normal(); });
+    dtable.fill([] { return 0.0f; });
+    const GatherBackward op{ids.device(), 1.0f, dout.device(), dtable.device()};
+    h.bench(line, "T=512 V=4096 C=2048", op.bytes(), op.flops(), Harness::Peak::kNone,
+            [&] { h.chip().gather_backward(op); });
   });
 }
 

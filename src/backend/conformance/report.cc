@@ -6,7 +6,7 @@
 namespace qiao::conformance {
 namespace {
 
-constexpr int kBenchColumn = 85;  // where the first line's bench stands
+constexpr int kBenchColumn = 94;  // where the first line's bench stands
 
 std::string_view verdict(const Line& line) {
   return line.missing ? "missing" : line.passed() ? "pass" : "FAIL";
@@ -34,7 +34,7 @@ std::string to_table(const Report& report) {
         report.peaks.read_bytes_per_second / 1e9, report.peaks.f32_flops / 1e9, report.peaks.bf16_flops / 1e9,
         report.peaks.int8_ops / 1e9);
   }
-  constexpr std::string_view kColumns = "{:<16} {:<12} {:>5} {:>9} {:>8} {:>8} {:>10}  {:<7}";
+  constexpr std::string_view kColumns = "{:<25} {:<12} {:>5} {:>9} {:>8} {:>8} {:>10}  {:<7}";
   text += fmt::format(kColumns, "op", "variant", "cases", "elements", "max/bnd", "mean/bnd", "max error", "");
   text += "        time  share\n";
   for (const Line& line : report.lines) {
@@ -55,8 +55,10 @@ std::string to_table(const Report& report) {
     text += fmt::format("missing for profile {}: {} ({})\n", missing.profile, missing.op, missing.reason);
   }
   for (const std::string& fault : report.faults) text += fmt::format("fault: {}\n", fault);
-  text += fmt::format("{} {} for profile serve", report.chip, report.green ? "is green" : "is NOT green");
-  text += report.op.empty() ? "\n" : fmt::format(", of {} alone\n", report.op);
+  for (const auto& [profile, green] : {std::pair{"serve", report.green}, {"train", report.green_for_train}}) {
+    text += fmt::format("{} {} for profile {}", report.chip, green ? "is green" : "is NOT green", profile);
+    text += report.op.empty() ? "\n" : fmt::format(", of {} alone\n", report.op);
+  }
   return text;
 }
 
@@ -96,7 +98,9 @@ Json to_json(const Report& report) {
     json["missing"].push_back({{"op", m.op}, {"profile", m.profile}, {"reason", m.reason}});
   }
   json["faults"] = report.faults;
-  json["green_for"] = report.green && report.op.empty() ? Json::array({"serve"}) : Json::array();
+  json["green_for"] = Json::array();
+  if (report.green && report.op.empty()) json["green_for"].push_back("serve");
+  if (report.green_for_train && report.op.empty()) json["green_for"].push_back("train");
   return json;
 }
 

@@ -40,6 +40,7 @@ void rope_case(Harness& h, size_t line, Rope::Layout layout) {
   Rope op;
   op.layout = layout;
   op.scale = h.pick({1.0f, 1.0f, 1.2079f});
+  op.inverse = h.chance(0.3);
   const bool with_k = h.chance(0.7);
   Rope law = op;
   law.positions = positions.host(), law.inverse_frequencies = frequencies.host();

@@ -116,4 +116,89 @@ WeightPair make_weights(Harness& harness, std::span<const SegmentSpec> segments,
   return pair;
 }
 
+namespace {
+
+// Rows of one expert replaced: read_weight gives the law's bytes, other experts keep theirs, and a product is
+// that with a weight made of those bytes.
+void write_case(Harness& h, size_t line, std::span<const SegmentSpec> segments) {
+  const int64_t columns = h.pick<int64_t>({1, 7, 16, 64, 129, 700}), experts = h.between(1, 3);
+  int64_t rows = 0;
+  for (const SegmentSpec& segment : segments) rows += segment.rows;
+  const WeightPair weights = make_weights(h, segments, columns, experts);
+  Guarded values(h, DType::kF32, {rows, columns});
+  const bool wild = h.chance(0.5);
+  values.fill([&] {
+    const float ordinary = h.normal() * 0.05f;
+    return wild ? h.pick({ordinary, 0.0f, -0.0f, 65519.0f, 65520.0f, -3e38f, 1e-40f, 6e-8f * h.normal()})
+                : ordinary;
+  });
+  const int64_t expert = h.between(0, experts - 1);
+  h.chip().write_weight(*weights.chip, expert, values.device());
+  h.law().write_weight(*weights.law, expert, values.host());
+  values.download(line, "values", false);
+  std::vector<std::vector<std::byte>> memory;
+  WeightSource source;
+  source.experts = experts;
+  source.columns = columns;
+  for (int64_t e = 0; e < experts; ++e) {
+    for (size_t s = 0; s < segments.size(); ++s) {
+      std::vector<std::byte> expected(
+          static_cast<size_t>(segments[s].rows * row_bytes(segments[s].dtype, columns)));
+      std::vector<std::byte> actual(expected.size());
+      h.law().read_weight(*weights.law, e, s, expected.data());
+      h.chip().read_weight(*weights.chip, e, s, actual.data());
+      if (actual != expected) {
+        h.fail(line, fmt::format("segment {} of expert {} of {}, {} written, is not the rounded values", s, e,
+                                 experts, expert));
+      }
+      memory.push_back(std::move(expected));
+      source.parts.push_back({segments[s].dtype, segments[s].rows, memory.back().data()});
+    }
+  }
+  if (wild) return;
+  const std::unique_ptr<Weight> fresh = h.chip().make_weight(source);
+  Guarded counts(h, DType::kI32, {experts}), x(h, DType::kF32, {2 * experts, columns});
+  Guarded y(h, DType::kF32, {2 * experts, rows}), again(h, DType::kF32, {2 * experts, rows});
+  counts.fill([] { return int32_t{2}; });
+  x.fill([&] { return h.normal(); });
+  GroupedLinear op;
+  op.x = x.device(), op.counts = counts.device();
+  for (const auto& [weight, out] :
+       {std::pair<const Weight*, Guarded*>{weights.chip.get(), &y}, {fresh.get(), &again}}) {
+    op.weight = weight, op.y = out->device();
+    h.give_workspace(&op);
+    h.chip().grouped_linear(op);
+    out->download(line, "y");
+  }
+  for (int64_t i = 0; i < y.elements(); ++i) {
+    h.element(line, y.result_at(i), again.result_at(i), 0, i / rows, i % rows);
+  }
+}
+
+}  // namespace
+
+void conform_write_weight(Harness& h) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    const size_t line = h.line("write_weight", traits(dtype).name);
+    for (int i = 0; i < (h.options().quick ? 6 : 24); ++i) {
+      const SegmentSpec segment{dtype, h.pick<int64_t>({1, 15, 16, 17, 33, 100})};
+      h.run_case(line, [&] { write_case(h, line, {&segment, 1}); });
+    }
+    h.run_case(line, [&] {
+      if (!h.benches()) return;
+      const SegmentSpec segment{dtype, 1536};
+      const WeightPair weights = make_weights(h, {&segment, 1}, 768);
+      Guarded values(h, DType::kF32, {1536, 768});
+      values.fill([&] { return h.normal(); });
+      const auto bytes = static_cast<double>(values.elements() * (4 + traits(dtype).block_bytes));
+      h.bench(line, "N=1536 K=768", bytes, 0, Harness::Peak::kNone,
+              [&] { h.chip().write_weight(*weights.chip, 0, values.device()); });
+    });
+  }
+  const size_t line = h.line("write_weight", "mixed");
+  const SegmentSpec segments[] = {{DType::kF16, 33}, {DType::kBF16, 5}, {DType::kF32, 17}};
+  for (int i = 0; i < (h.options().quick ? 6 : 24); ++i)
+    h.run_case(line, [&] { write_case(h, line, segments); });
+}
+
 }  // namespace qiao::conformance

@@ -14,22 +14,13 @@
 #pragma once
 
 #include <cmath>
-#include <utility>
 
 #include "backend/cpu/attention_kernels.h"
 #include "backend/cpu/element.h"
+#include "backend/cpu/unroll.h"
 #include "backend/cpu/vector_math.h"
 
 namespace qiao::cpu {
-
-// body(0), …, body(N - 1) with constant indices, so that arrays of registers stay registers.
-template <int N, typename Body>
-[[gnu::always_inline]] inline void unroll(Body body) {
-  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, I>{}), ...);
-  }
-  (std::make_integer_sequence<int, N>{});
-}
 
 // The keys of a group, as a tile walks them: dimension by dimension, in runs of kRun that open() begins.
 template <class V, typename T>

@@ -60,5 +60,9 @@ void CpuBackend::do_read_weight(const Weight& weight, int64_t expert, size_t seg
   static_cast<const CpuWeight&>(weight).read(expert, segment, bytes, pool_);
 }
 
+void CpuBackend::do_write_weight(Weight& weight, int64_t expert, const Tensor& values) {
+  static_cast<CpuWeight&>(weight).write(expert, values.as<float>(), pool_);
+}
+
 }  // namespace cpu
 }  // namespace qiao

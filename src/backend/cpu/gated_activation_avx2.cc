@@ -4,6 +4,7 @@
 namespace qiao::cpu {
 
 const GatedActivationKernels kGatedActivationAvx2 = {GatedActivationKernel<avx2::Simd>::rows,
+                                                     GatedActivationKernel<avx2::Simd>::backward,
                                                      GatedActivationKernel<avx2::Simd>::activate};
 
 }  // namespace qiao::cpu

@@ -4,6 +4,7 @@
 namespace qiao::cpu {
 
 const GatedActivationKernels kGatedActivationAvx512 = {GatedActivationKernel<avx512::Simd>::rows,
+                                                       GatedActivationKernel<avx512::Simd>::backward,
                                                        GatedActivationKernel<avx512::Simd>::activate};
 
 }  // namespace qiao::cpu

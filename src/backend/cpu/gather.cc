@@ -67,4 +67,19 @@ void run_gather(const Gather& op, const LinearKernels& kernels, ThreadPool& pool
 
 void CpuBackend::do_gather(const Gather& op) { run_gather(op, linear_kernels(active_isa()), pool_); }
 
+// Threads own columns, so that each walks the rows in order; memory is the limit.
+void CpuBackend::do_gather_backward(const GatherBackward& op) {
+  const int64_t tokens = op.ids.shape[0], columns = op.dtable.shape[1];
+  if (tokens == 0) return;
+  constexpr int64_t kLeastColumns = 64;
+  const int64_t share = (columns + 4 * pool_.size() - 1) / (4 * pool_.size());
+  pool_.parallel_for(columns, std::max(kLeastColumns, share), [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float* from = op.dout.as<float>() + t * op.dout.stride[0];
+      float* to = op.dtable.as<float>() + op.ids.as<int32_t>()[t] * columns;
+      for (int64_t c = begin; c < end; ++c) to[c] += op.scale * from[c];
+    }
+  });
+}
+
 }  // namespace qiao::cpu

@@ -127,23 +127,29 @@ DotFloat dot_float_of(const Activations& a, int groups, int64_t row, int64_t row
   return dot;
 }
 
+// A chunk of one group of a block format, as F32 [elements][16].
+void dequantize(const LinearKernels& kernels, const CpuWeight::Panels& panels, const std::byte* chunk,
+                int64_t elements, int group, MatmulScratch& scratch) {
+  const FormatForm form = format_form(panels.dtype);
+  const int floats = scale_floats(form.family);
+  const int offset = has_minimum(form.family) ? 0 : 1 << form.offset_shift;
+  const uint8_t* quants = unpack(kernels, panels, chunk, elements, group, scratch);
+  kernels.dequantize[static_cast<size_t>(form.family)](quants, scratch.scales.data() + group * floats,
+                                                       kPair * floats, elements / kTile, offset,
+                                                       scratch.floats.data() + group * kMaxChunk * 16);
+}
+
 // Block formats as F32.
 void multiply_dequantized(const LinearKernels& kernels, const CpuWeight::Panels& panels,
                           std::array<const std::byte*, kPair> panel, int groups, const Activations& a,
                           int64_t row, int64_t rows, MatmulScratch& scratch) {
-  const FormatForm form = format_form(panels.dtype);
-  const int floats = scale_floats(form.family);
-  const int offset = has_minimum(form.family) ? 0 : 1 << form.offset_shift;
   DotFloat dot = dot_float_of(a, groups, row, rows, scratch);
   for (int64_t k = 0; k < a.columns; k += panels.chunk) {
     const int64_t elements = std::min(panels.chunk, a.columns - k);
     for (int g = 0; g < groups; ++g) {
       const auto at = static_cast<size_t>(g);
-      const uint8_t* quants = unpack(kernels, panels, panel[at], elements, g, scratch);
+      dequantize(kernels, panels, panel[at], elements, g, scratch);
       panel[at] += chunk_bytes(panels.dtype, elements);
-      kernels.dequantize[static_cast<size_t>(form.family)](quants, scratch.scales.data() + g * floats,
-                                                           kPair * floats, elements / kTile, offset,
-                                                           scratch.floats.data() + g * kMaxChunk * 16);
     }
     dot.steps = elements;
     dot.x = a.floats + row * a.floats_stride + k;
@@ -196,6 +202,18 @@ void multiply_plain(const LinearKernels& kernels, const CpuWeight::Panels& panel
 }
 
 }  // namespace
+
+const float* floats_of(const LinearKernels& kernels, const CpuWeight::Panels& panels, const std::byte* chunk,
+                       int64_t elements, MatmulScratch& scratch) {
+  if (panels.dtype == DType::kF32) return reinterpret_cast<const float*>(chunk);
+  if (traits(panels.dtype).quantized) {
+    dequantize(kernels, panels, chunk, elements, 0, scratch);
+  } else {
+    (panels.dtype == DType::kF16 ? kernels.f16_to_f32 : kernels.bf16_to_f32)(chunk, elements,
+                                                                             scratch.floats.data());
+  }
+  return scratch.floats.data();
+}
 
 size_t matmul_workspace_bytes(int64_t rows, int64_t columns, Compute compute, int threads) {
   return static_cast<size_t>(places(rows, columns, compute).end) +

@@ -49,6 +49,10 @@ void multiply_pair(const LinearKernels& kernels, const CpuWeight::Panels& panels
                    std::array<const std::byte*, kPair> panel, int groups, const Activations& activations,
                    int64_t row, int64_t rows, MatmulScratch& scratch);
 
+// F32 [elements][16 rows] of a chunk of a group: in scratch, or the chunk itself where it is F32.
+const float* floats_of(const LinearKernels& kernels, const CpuWeight::Panels& panels, const std::byte* chunk,
+                       int64_t elements, MatmulScratch& scratch);
+
 // The pairs of groups of one expert, numbered through its segments.
 int64_t pair_count(const CpuWeight& weight);
 struct PairOfGroups {

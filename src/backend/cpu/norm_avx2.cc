@@ -3,6 +3,7 @@
 
 namespace qiao::cpu {
 
-const NormKernels kNormAvx2 = {NormKernel<avx2::Simd>::rows};
+const NormKernels kNormAvx2 = {NormKernel<avx2::Simd>::rows, NormKernel<avx2::Simd>::factors,
+                               NormKernel<avx2::Simd>::dgamma, NormKernel<avx2::Simd>::dh};
 
 }  // namespace qiao::cpu

@@ -3,6 +3,7 @@
 
 namespace qiao::cpu {
 
-const NormKernels kNormAvx512 = {NormKernel<avx512::Simd>::rows};
+const NormKernels kNormAvx512 = {NormKernel<avx512::Simd>::rows, NormKernel<avx512::Simd>::factors,
+                                 NormKernel<avx512::Simd>::dgamma, NormKernel<avx512::Simd>::dh};
 
 }  // namespace qiao::cpu

@@ -26,7 +26,7 @@ struct RopeKernel {
           const F angle =
               V::mul(position, V::load_part(frequencies + i + j, count - j < 16 ? count - j : 16));
           VectorMath<V>::sincos(angle, &s, &c);
-          V::store(sine + j, V::mul(s, V::set(op.scale)));
+          V::store(sine + j, V::mul(s, V::set(op.inverse ? -op.scale : op.scale)));
           V::store(cosine + j, V::mul(c, V::set(op.scale)));
         }
         if (op.layout == Rope::Layout::kHalf) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/half.h"
 
 namespace qiao::cpu {
 namespace {
@@ -253,6 +254,30 @@ void CpuWeight::read(int64_t expert, size_t segment, std::byte* bytes, ThreadPoo
       unpack_row(p.dtype, columns(), r % kGroupRows, panel(expert, p, r / kGroupRows), bytes + r * row);
     }
   });
+}
+
+void CpuWeight::write(int64_t expert, const float* values, ThreadPool& pool) {
+  for (const Panels& p : panels_) {
+    pool.parallel_for(p.groups, 1, [&](int64_t begin, int64_t end, int) {
+      std::vector<uint16_t> halves(p.dtype == DType::kF32 ? 0 : static_cast<size_t>(kGroupRows * columns()));
+      for (int64_t group = begin; group < end; ++group) {
+        const int64_t first = group * kGroupRows, rows = std::min(kGroupRows, p.rows - first);
+        const float* from = values + (p.first_row + first) * columns();
+        const auto* bytes = reinterpret_cast<const std::byte*>(from);
+        if (p.dtype != DType::kF32) {
+          const float* end = from + rows * columns();
+          if (p.dtype == DType::kF16) {
+            std::transform(from, end, halves.begin(), [](float value) { return float_to_f16(value); });
+          } else {
+            std::transform(from, end, halves.begin(), [](float value) { return float_to_bf16(value); });
+          }
+          bytes = reinterpret_cast<const std::byte*>(halves.data());
+        }
+        pack_panel(p.dtype, columns(), rows, bytes,
+                   memory_.get() + expert * expert_bytes_ + p.offset + group * p.panel_bytes);
+      }
+    });
+  }
 }
 
 }  // namespace qiao::cpu

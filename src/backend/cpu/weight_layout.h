@@ -88,6 +88,8 @@ class CpuWeight final : public Weight {
     return expert(e) + p.offset + group * p.panel_bytes;
   }
   void read(int64_t expert, size_t segment, std::byte* bytes, ThreadPool& pool) const;
+  // values [N, K], rounded to each segment's dtype: F32, F16 or BF16.
+  void write(int64_t expert, const float* values, ThreadPool& pool);
 
  private:
   // The segment of an expert's group; `group` becomes its index in that segment.

@@ -36,7 +36,9 @@ struct KvWrite {
 struct AttentionPaged {
   Tensor q;  // F32 [T, H, D], last dimension contiguous
   const KvPages* pages = nullptr;
-  Tensor page_table;    // I32 [S, M], unused entries any value
+  // I32 [S, M]. Entries behind s's last token have any value, and so have those of pages that none of its
+  // queries sees, since they end before the first one's window.
+  Tensor page_table;
   Tensor lengths;       // I32 [S]: tokens of s in the cache, this step's included
   Tensor query_starts;  // I32 [S + 1], ascending from 0 to T
   int64_t window = 0;   // 0: unlimited

@@ -18,7 +18,8 @@ struct GatedActivation {
 
 // Gradient of GatedActivation: with a = activation, gate = x[t, f], up = x[t, F + f]:
 //   dx[t, f] = dy[t, f] * up * a'(gate);  dx[t, F + f] = dy[t, f] * a(gate)
-// Bound: 24 u * |dy| * |up| * (|a'(gate)| + 1), and 16 u * |dy| * (|gate| + |a(gate)|).
+// Bound: 24 u * |dy| * |up| * (|a'(gate)| + 1), and 16 u * |dy| * (|gate| + |a(gate)|); each + 2^-126 *
+// (1 + |dy|) * (1 + |gate| + |up|).
 struct GatedActivationBackward {
   Tensor x;                                   // as GatedActivation's
   Activation activation = Activation::kSilu;  // kSilu, kGelu or kGeluTanh

@@ -36,4 +36,20 @@ void GatherRows::check() const {
 
 double GatherRows::bytes() const { return static_cast<double>(rows.bytes() + 2 * out.bytes()); }
 
+void GatherBackward::check() const {
+  constexpr std::string_view op = "gather_backward";
+  check::rank(op, "ids", ids, 1);
+  check::rank(op, "dtable", dtable, 2);
+  check::dense(op, "ids", ids, DType::kI32, {ids.shape[0]});
+  check::rows(op, "dout", dout, DType::kF32, {ids.shape[0], dtable.shape[1]});
+  check::dense(op, "dtable", dtable, DType::kF32, {dtable.shape[0], dtable.shape[1]});
+  if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  check::distinct(op, "dtable", dtable, "dout", dout);
+  check::distinct(op, "dtable", dtable, "ids", ids);
+}
+
+double GatherBackward::flops() const { return 2.0 * static_cast<double>(dout.elements()); }
+
+double GatherBackward::bytes() const { return static_cast<double>(ids.bytes() + 3 * dout.bytes()); }
+
 }  // namespace qiao

@@ -30,8 +30,8 @@ struct GatherRows {
 };
 
 // Gradient of Gather: dtable[ids[t], :] += scale * dout[t, :], for ascending t. dtable is canonical
-// (row-major). Bound: gamma_(n + 1) * (scale * sum |dout| + |before|) of the n rows that one row of the table
-// meets.
+// (row-major). Bound: gamma_(n + 1) * (|scale| * sum |dout| + |before|) + n * 2^-126 of the n rows that one
+// row of the table meets. dtable overlaps nothing.
 struct GatherBackward {
   Tensor ids;  // I32 [T], each in [0, V): the producer's duty
   float scale = 1.0f;

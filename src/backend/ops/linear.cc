@@ -65,4 +65,46 @@ double GroupedLinear::bytes() const {
          static_cast<double>(x.bytes() + y.bytes() + counts.bytes());
 }
 
+void LinearBackward::check() const {
+  constexpr std::string_view op = "linear_backward";
+  check::dense_weight(op, "weight", weight);
+  check::rank(op, "dy", dy, 2);
+  const int64_t tokens = dy.shape[0], width = weight->rows(), columns = weight->columns();
+  check::rows(op, "dy", dy, DType::kF32, {tokens, width});
+  if (x.present() || dw.present()) check::rows(op, "x", x, DType::kF32, {tokens, columns});
+  if (dx.present()) check::rows(op, "dx", dx, DType::kF32, {tokens, columns});
+  if (add_dx && !dx.present()) check::refuse(op, "add_dx is set, but dx is absent");
+  if (dw.present()) check::dense(op, "dw", dw, DType::kF32, {width, columns});
+  if (dbias.present()) check::dense(op, "dbias", dbias, DType::kF32, {width});
+  check::workspace(op, workspace);
+  check::distinct(op, "dx", dx, "dy", dy);
+  check::distinct(op, "dx", dx, "x", x);
+  check::distinct(op, "dx", dx, "dw", dw);
+  check::distinct(op, "dx", dx, "dbias", dbias);
+  check::distinct(op, "dw", dw, "dy", dy);
+  check::distinct(op, "dw", dw, "x", x);
+  check::distinct(op, "dw", dw, "dbias", dbias);
+  check::distinct(op, "dbias", dbias, "dy", dy);
+  check::distinct(op, "dbias", dbias, "x", x);
+  check::distinct(op, "workspace", workspace, "dy", dy);
+  check::distinct(op, "workspace", workspace, "x", x);
+  check::distinct(op, "workspace", workspace, "dx", dx);
+  check::distinct(op, "workspace", workspace, "dw", dw);
+  check::distinct(op, "workspace", workspace, "dbias", dbias);
+}
+
+double LinearBackward::flops() const {
+  const double product = 2.0 * static_cast<double>(dy.elements()) * static_cast<double>(weight->columns());
+  return (dx.present() ? product : 0) + (dw.present() ? product : 0) +
+         (dbias.present() ? static_cast<double>(dy.elements()) : 0);
+}
+
+double LinearBackward::bytes() const {
+  double bytes = static_cast<double>(dy.bytes() + 2 * dw.bytes() + 2 * dbias.bytes());
+  if (dw.present()) bytes += static_cast<double>(x.bytes());
+  if (dx.present())
+    bytes += check::weight_bytes(*weight) + static_cast<double>(dx.bytes() * (add_dx ? 2 : 1));
+  return bytes;
+}
+
 }  // namespace qiao

@@ -57,17 +57,21 @@ struct GroupedLinear {
 //   dw[n, k] += sum_t dy[t, n] * x[t, k];    dbias[n] += sum_t dy[t, n]
 // W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a quantized
 // base is read straight through: QLoRA, Dettmers et al. 2023). Sums are F32, in ascending order of n and of
-// t: dx of a row depends on that row alone. dw and dbias are canonical: row-major, as the file has the
-// weight. Bounds, with gamma_m and u as above: gamma_(N + 2) * (sum_n |dy W| + |dx before|), gamma_(T + 2) *
-// (sum_t |dy x| + |dw before|), the same for dbias with |dy|; each + 2^-126 * terms.
+// t, and begin with what was there: dx of a row depends on that row alone. dw and dbias are canonical:
+// row-major, as the file has the weight.
+// Bounds, with gamma_m and u as above:
+//   dx:     gamma_(N + 2) * (sum_n |dy W| + |dx before|) + 2^-126 * (N + 2 + sum_n |dy| + sum_n |W|)
+//   dw:     gamma_(T + 2) * (sum_t |dy x| + |dw before|) + 2^-126 * (T + 2 + sum_t |dy| + sum_t |x|)
+//   dbias:  gamma_(T + 2) * (sum_t |dy| + |dbias before|) + 2^-126 * (T + 2)
+// Without any of dx, dw and dbias there is nothing to do.
 struct LinearBackward {
   Tensor dy;                       // F32 [T, N], rows contiguous
   Tensor x;                        // F32 [T, K], rows contiguous; absent without dw
   const Weight* weight = nullptr;  // [N, K], one expert
-  Tensor dx;                       // F32 [T, K], rows contiguous, or absent; overlaps nothing
+  Tensor dx;                       // F32 [T, K], rows contiguous, or absent
   bool add_dx = false;
   Tensor dw;         // F32 [N, K], dense, or absent
-  Tensor dbias;      // F32 [N] or absent
+  Tensor dbias;      // F32 [N] or absent; no result overlaps anything
   Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;

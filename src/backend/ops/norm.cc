@@ -47,4 +47,40 @@ double AddRmsNorm::bytes() const {
   return static_cast<double>(x.bytes() + residual.bytes() + gamma.bytes() + y.bytes() + residual_out.bytes());
 }
 
+void AddRmsNormBackward::check() const {
+  constexpr std::string_view op = "add_rms_norm_backward";
+  if (dy.rank != 3) check::rank(op, "dy", dy, 2);
+  as_x(op, "dy", dy, dy);
+  as_x(op, "h", h, dy);
+  as_x(op, "dh", dh, dy);
+  if (dresidual_out.present()) as_x(op, "dresidual_out", dresidual_out, dy);
+  const int64_t width = dy.shape[static_cast<size_t>(dy.rank - 1)];
+  if (width < 1)
+    check::refuse(op, fmt::format("dy is {}, expected rows of one element or more", to_string(dy)));
+  if (gamma.present()) check::dense(op, "gamma", gamma, DType::kF32, {width});
+  if (dgamma.present()) check::dense(op, "dgamma", dgamma, DType::kF32, {width});
+  if (!(epsilon > 0) || !std::isfinite(epsilon)) {
+    check::refuse(op, fmt::format("epsilon is {}, expected it above 0", epsilon));
+  }
+  if (!std::isfinite(gamma_offset)) check::refuse(op, "gamma_offset is not finite");
+  check::same_or_distinct(op, "dh", dh, "dy", dy);
+  check::same_or_distinct(op, "dh", dh, "dresidual_out", dresidual_out);
+  check::distinct(op, "dh", dh, "h", h);
+  check::distinct(op, "dh", dh, "gamma", gamma);
+  check::distinct(op, "dh", dh, "dgamma", dgamma);
+  check::distinct(op, "dgamma", dgamma, "dy", dy);
+  check::distinct(op, "dgamma", dgamma, "dresidual_out", dresidual_out);
+  check::distinct(op, "dgamma", dgamma, "h", h);
+  check::distinct(op, "dgamma", dgamma, "gamma", gamma);
+}
+
+double AddRmsNormBackward::flops() const {
+  return (dgamma.present() ? 12.0 : 9.0) * static_cast<double>(dy.elements());
+}
+
+double AddRmsNormBackward::bytes() const {
+  return static_cast<double>(dy.bytes() + dresidual_out.bytes() + h.bytes() + gamma.bytes() + dh.bytes() +
+                             2 * dgamma.bytes());
+}
+
 }  // namespace qiao

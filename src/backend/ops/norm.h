@@ -29,8 +29,12 @@ struct AddRmsNorm {
 // r = 1 / sqrt(mean(h^2) + epsilon), over a row of C elements:
 //   dh[c] = dresidual_out[c] + r * (g[c] dy[c] - h[c] * r^2 / C * sum_i g[i] dy[i] h[i])
 //   dgamma[c] += sum over rows of dy[c] * h[c] * r,  in ascending order of rows
-// dh is the gradient of x and of residual alike. Sums of a row are taken as AddRmsNorm's. dh may alias dy or
-// dresidual_out.
+// dh is the gradient of x and of residual alike, and of a row depends on that row alone. Sums of a row are
+// taken as AddRmsNorm's; dgamma's begin with what was there. dh may alias dy or dresidual_out
+// exactly; nothing else overlaps. Bounds, with m = C / 16 rounded up, for n rows:
+//   dh:      gamma_(m + 16) * r |g dy| + gamma_(3m + 40) * r^3 |h| / C * sum_i |g dy h| + 2u |dresidual_out|
+//            + 2^-125 * (1 + r)^2 * sqrt(C)
+//   dgamma:  gamma_(n + m + 16) * (sum |dy h r| + |dgamma before|) + 2^-126 * (n + sum |dy|)
 struct AddRmsNormBackward {
   Tensor dy;             // as AddRmsNorm's y
   Tensor dresidual_out;  // as dy, or absent (nothing else read the sum)

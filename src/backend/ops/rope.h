@@ -11,7 +11,7 @@ namespace qiao {
 //   kHalf:        pairs (i, i + R/2)    (Hugging Face, "NeoX")
 //   kInterleaved: pairs (2i, 2i + 1)    (the original, "NORM" in GGUF)
 // Every frequency scaling (linear, Llama 3, YaRN, LongRoPE, dynamic) is in the table: models make it.
-// With `inverse` the angles' signs change: that is the gradient's way back.
+// With `inverse` the angles' signs change and `scale` stays: that is the gradient's way back.
 // Bound: 6 u * scale * (|a| + |b|) for each pair.
 struct Rope {
   enum class Layout : uint8_t { kHalf, kInterleaved };

@@ -25,6 +25,32 @@ std::vector<int64_t> experts_of_rows(const GroupedLinear& op);
 void round_activations(Compute compute, const float* x, int64_t count, double* out);
 
 double activate(Activation activation, double soft_cap, double x);
+double activation_slope(Activation activation, double x);  // of kSilu, kGelu and kGeluTanh
+
+// What an element of a gradient adds up, without gaps: what was there (where the op adds to it) and its
+// terms.
+struct GradientSums {
+  std::vector<double> sum;
+  std::vector<double> magnitude;  // of the absolute values
+  std::vector<double> operands;   // sum of |factors|, for what a unit may flush
+  explicit GradientSums(int64_t elements = 0)
+      : sum(static_cast<size_t>(elements)), magnitude(sum.size()), operands(sum.size()) {}
+  void begin(int64_t i, double value) {
+    sum[static_cast<size_t>(i)] = value;
+    magnitude[static_cast<size_t>(i)] = value < 0 ? -value : value;
+  }
+  void add(int64_t i, double a, double b) {
+    const double product = a * b;
+    sum[static_cast<size_t>(i)] += product;
+    magnitude[static_cast<size_t>(i)] += product < 0 ? -product : product;
+    operands[static_cast<size_t>(i)] += (a < 0 ? -a : a) + (b < 0 ? -b : b);
+  }
+};
+struct LinearGradients {
+  GradientSums dx, dw, dbias;  // empty where op has none
+};
+LinearGradients exact_linear_backward(const LinearBackward& op);
+GradientSums exact_gather_backward(const GatherBackward& op);
 
 struct AttentionTerms {
   std::vector<double> out;            // [T, H, D]
@@ -51,6 +77,13 @@ struct NormTerms {
 };
 NormTerms exact_norm(const AddRmsNorm& op);
 
+struct NormGradients {
+  std::vector<double> dh, direct, through;  // [rows, C]: the gradient, r |g dy|, r^3 |h| / C * sum_i |g dy h|
+  std::vector<double> factor;               // [rows]: r
+  GradientSums dgamma;                      // of dy and h * r
+};
+NormGradients exact_norm_backward(const AddRmsNormBackward& op);
+
 struct LayerNormTerms {
   std::vector<double> d, y;  // [T, C]
   std::vector<double> root;  // [T]: sqrt(mean(d^2) + epsilon)
@@ -60,6 +93,7 @@ LayerNormTerms exact_layer_norm(const LayerNorm& op);
 // Rotates `heads` [T, H, D] (q or k of op); the result without gaps.
 std::vector<double> exact_rope(const Rope& op, const Tensor& heads);
 std::vector<double> exact_gated_activation(const GatedActivation& op);
+std::vector<double> exact_gated_activation_backward(const GatedActivationBackward& op);  // [T, 2F]
 
 // Scores of all experts [T, E], before normalisation: softmax or sigmoid.
 std::vector<double> exact_scores(const MoeRoute& op);

@@ -27,4 +27,26 @@ void ReferenceBackend::do_gated_activation(const GatedActivation& op) {
   }
 }
 
+std::vector<double> exact_gated_activation_backward(const GatedActivationBackward& op) {
+  const int64_t tokens = op.dy.shape[0], width = op.dy.shape[1];
+  std::vector<double> dx(static_cast<size_t>(2 * tokens * width));
+  for (int64_t t = 0; t < tokens; ++t) {
+    double* row = dx.data() + 2 * t * width;
+    for (int64_t f = 0; f < width; ++f) {
+      const double gate = at(op.x, t, f), up = at(op.x, t, width + f), dy = at(op.dy, t, f);
+      row[f] = dy * up * activation_slope(op.activation, gate);
+      row[width + f] = dy * activate(op.activation, 0, gate);
+    }
+  }
+  return dx;
+}
+
+void ReferenceBackend::do_gated_activation_backward(const GatedActivationBackward& op) {
+  const std::vector<double> dx = exact_gated_activation_backward(op);
+  const int64_t width = op.dx.shape[1];
+  for (int64_t i = 0; i < op.dx.elements(); ++i) {
+    at(op.dx, i / width, i % width) = static_cast<float>(dx[static_cast<size_t>(i)]);
+  }
+}
+
 }  // namespace qiao::reference

@@ -26,4 +26,23 @@ void ReferenceBackend::do_gather_rows(const GatherRows& op) {
   }
 }
 
+GradientSums exact_gather_backward(const GatherBackward& op) {
+  const int64_t columns = op.dtable.shape[1];
+  GradientSums g(op.dtable.elements());
+  for (int64_t i = 0; i < op.dtable.elements(); ++i) g.begin(i, op.dtable.as<float>()[i]);
+  for (int64_t t = 0; t < op.dout.shape[0]; ++t) {
+    for (int64_t c = 0; c < columns; ++c) {
+      g.add(op.ids.as<int32_t>()[t] * columns + c, op.scale, at(op.dout, t, c));
+    }
+  }
+  return g;
+}
+
+void ReferenceBackend::do_gather_backward(const GatherBackward& op) {
+  const GradientSums g = exact_gather_backward(op);
+  for (int64_t i = 0; i < op.dtable.elements(); ++i) {
+    op.dtable.as<float>()[i] = static_cast<float>(g.sum[static_cast<size_t>(i)]);
+  }
+}
+
 }  // namespace qiao::reference

@@ -46,6 +46,19 @@ double activate(Activation activation, double soft_cap, double x) {
   return x;
 }
 
+double activation_slope(Activation activation, double x) {
+  if (activation == Activation::kSilu) {
+    const double s = 1.0 / (1.0 + std::exp(-x));
+    return s + x * s * (1.0 - s);
+  }
+  if (activation == Activation::kGelu) {
+    return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-0.5 * x * x) / std::sqrt(2.0 * M_PI);
+  }
+  const double root = std::sqrt(2.0 / M_PI), inner = root * (x + 0.044715 * x * x * x);
+  const double sech = 1.0 / std::cosh(inner);  // 1 - tanh^2 is its square; beyond cosh's range 0
+  return 0.5 * (1.0 + std::tanh(inner)) + 0.5 * x * sech * sech * root * (1.0 + 3 * 0.044715 * x * x);
+}
+
 Products exact_products(const Tensor& x, const Weight& weight, const Compute compute,
                         const std::vector<int64_t>& expert_of_row) {
   const auto& w = static_cast<const ReferenceWeight&>(weight);
@@ -113,6 +126,44 @@ std::vector<int64_t> experts_of_rows(const GroupedLinear& op) {
     experts.insert(experts.end(), static_cast<size_t>(op.counts.as<int32_t>()[e]), e);
   }
   return experts;
+}
+
+LinearGradients exact_linear_backward(const LinearBackward& op) {
+  const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
+  const int64_t tokens = op.dy.shape[0], rows = weight.rows(), columns = weight.columns();
+  LinearGradients g{GradientSums(op.dx.elements()), GradientSums(op.dw.elements()),
+                    GradientSums(op.dbias.elements())};
+  for (int64_t i = 0; op.add_dx && i < op.dx.elements(); ++i)
+    g.dx.begin(i, at(op.dx, i / columns, i % columns));
+  for (int64_t i = 0; i < op.dw.elements(); ++i) g.dw.begin(i, op.dw.as<float>()[i]);
+  for (int64_t i = 0; i < op.dbias.elements(); ++i) g.dbias.begin(i, op.dbias.as<float>()[i]);
+  std::vector<Term> row(static_cast<size_t>(columns));
+  for (int64_t n = 0; n < rows; ++n) {
+    weight.row_terms(0, n, row.data());
+    for (int64_t t = 0; t < tokens; ++t) {
+      const double dy = at(op.dy, t, n);
+      for (int64_t k = 0; k < columns; ++k) {
+        if (op.dx.present()) g.dx.add(t * columns + k, dy, row[static_cast<size_t>(k)].value());
+        if (op.dw.present()) g.dw.add(n * columns + k, dy, at(op.x, t, k));
+      }
+      if (op.dbias.present()) g.dbias.add(n, dy, 1);
+    }
+  }
+  return g;
+}
+
+void ReferenceBackend::do_linear_backward(const LinearBackward& op) {
+  const LinearGradients g = exact_linear_backward(op);
+  const int64_t columns = op.weight->columns();
+  for (int64_t i = 0; i < op.dx.elements(); ++i) {
+    at(op.dx, i / columns, i % columns) = static_cast<float>(g.dx.sum[static_cast<size_t>(i)]);
+  }
+  for (int64_t i = 0; i < op.dw.elements(); ++i) {
+    op.dw.as<float>()[i] = static_cast<float>(g.dw.sum[static_cast<size_t>(i)]);
+  }
+  for (int64_t i = 0; i < op.dbias.elements(); ++i) {
+    op.dbias.as<float>()[i] = static_cast<float>(g.dbias.sum[static_cast<size_t>(i)]);
+  }
 }
 
 void ReferenceBackend::do_linear(const Linear& op) {

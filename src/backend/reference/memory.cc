@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/half.h"
 
 namespace qiao::reference {
 
@@ -23,6 +24,22 @@ size_t ReferenceWeight::bytes() const {
 
 const std::vector<std::byte>& ReferenceWeight::part(int64_t expert, size_t segment) const {
   return parts_[static_cast<size_t>(expert) * segments().size() + segment];
+}
+
+void ReferenceWeight::write(int64_t expert, const float* values) {
+  for (size_t i = 0; i < segments().size(); ++i) {
+    const Segment& segment = segments()[i];
+    std::byte* to = parts_[static_cast<size_t>(expert) * segments().size() + i].data();
+    for (int64_t e = 0; e < segment.rows * columns(); ++e) {
+      const float value = values[segment.first_row * columns() + e];
+      const uint16_t half = segment.dtype == DType::kF16 ? float_to_f16(value) : float_to_bf16(value);
+      if (segment.dtype == DType::kF32) {
+        std::memcpy(to + e * 4, &value, sizeof value);
+      } else {
+        std::memcpy(to + e * 2, &half, sizeof half);
+      }
+    }
+  }
 }
 
 void ReferenceWeight::row_terms(int64_t expert, int64_t row, Term* out) const {

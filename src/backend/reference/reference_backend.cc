@@ -62,6 +62,10 @@ void ReferenceBackend::do_read_weight(const Weight& weight, int64_t expert, size
   std::memcpy(bytes, part.data(), part.size());
 }
 
+void ReferenceBackend::do_write_weight(Weight& weight, int64_t expert, const Tensor& values) {
+  static_cast<ReferenceWeight&>(weight).write(expert, values.as<float>());
+}
+
 std::unique_ptr<KvPages> ReferenceBackend::do_make_kv_pages(const KvPagesSpec& spec) {
   return std::make_unique<ReferencePages>(spec);
 }

@@ -23,6 +23,7 @@ class ReferenceBackend final : public Backend {
   void do_free(void* data, size_t bytes) override;
   std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;
   void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override;
+  void do_write_weight(Weight& weight, int64_t expert, const Tensor& values) override;
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
   void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
   void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
@@ -42,6 +43,10 @@ class ReferenceBackend final : public Backend {
   void do_attention_paged(const AttentionPaged& op) override;
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_sample(const Sample& op) override;
+  void do_gather_backward(const GatherBackward& op) override;
+  void do_linear_backward(const LinearBackward& op) override;
+  void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
+  void do_gated_activation_backward(const GatedActivationBackward& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
   void do_token_logprob(const TokenLogprob& op) override;
   void do_token_logprob_backward(const TokenLogprobBackward& op) override;

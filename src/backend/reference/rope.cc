@@ -20,7 +20,8 @@ std::vector<double> exact_rope(const Rope& op, const Tensor& heads) {
         const float angle =
             static_cast<float>(op.positions.as<int32_t>()[t]) * op.inverse_frequencies.as<float>()[i];
         const double cosine = std::cos(static_cast<double>(angle)) * static_cast<double>(op.scale);
-        const double sine = std::sin(static_cast<double>(angle)) * static_cast<double>(op.scale);
+        const double turn = op.inverse ? -static_cast<double>(op.scale) : static_cast<double>(op.scale);
+        const double sine = std::sin(static_cast<double>(angle)) * turn;
         double& first = row[op.layout == Rope::Layout::kHalf ? i : 2 * i];
         double& second = row[op.layout == Rope::Layout::kHalf ? i + pairs : 2 * i + 1];
         const double a = first, b = second;

@@ -1,0 +1,148 @@
+// linear_backward: each weight format, every choice of results, sums that begin with what was there.
+#include <cstring>
+
+#include "backend/conformance/harness.h"
+#include "backend/ops/linear.h"
+#include "backend/reference/exact.h"
+
+namespace qiao::conformance {
+namespace {
+
+constexpr double kLeast = 0x1p-126;
+
+struct BackwardShape {
+  int64_t tokens, rows, columns;
+};
+
+void compare_sums(Harness& h, size_t line, const Guarded& actual, const reference::GradientSums& exact,
+                  int64_t terms, int64_t columns, bool flushes_operands) {
+  for (int64_t i = 0; i < actual.elements(); ++i) {
+    const auto at = static_cast<size_t>(i);
+    const double m = static_cast<double>(terms) + 2;
+    const double bound =
+        gamma(m) * exact.magnitude[at] + kLeast * (m + (flushes_operands ? exact.operands[at] : 0));
+    h.element(line, actual.result_at(i), exact.sum[at], bound, i / columns, i % columns);
+  }
+}
+
+void backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments,
+                   const BackwardShape& shape) {
+  const auto [tokens, rows, columns] = shape;
+  const WeightPair weights = make_weights(h, segments, columns);
+  Guarded dy(h, DType::kF32, {tokens, rows}, h.between(0, 5)),
+      x(h, DType::kF32, {tokens, columns}, h.between(0, 5)),
+      dx(h, DType::kF32, {tokens, columns}, h.between(0, 5)), dw(h, DType::kF32, {rows, columns}),
+      dbias(h, DType::kF32, {rows});
+  fill_activations(h, &dy);
+  fill_activations(h, &x);
+  const bool with_dx = h.chance(0.8), add_dx = with_dx && h.chance(0.5);
+  const bool with_dw = h.chance(0.7), with_dbias = h.chance(0.5);
+  if (add_dx) dx.fill([&] { return h.normal(); });
+  dw.fill([&] { return h.chance(0.5) ? 0.0f : 10 * h.normal(); });
+  dbias.fill([&] { return h.normal(); });
+  LinearBackward op, law;
+  op.add_dx = law.add_dx = add_dx;
+  op.dy = dy.device(), law.dy = dy.host();
+  op.weight = weights.chip.get(), law.weight = weights.law.get();
+  if (with_dx) op.dx = dx.device(), law.dx = dx.host();
+  if (with_dw) op.x = x.device(), op.dw = dw.device(), law.x = x.host(), law.dw = dw.host();
+  if (with_dbias) op.dbias = dbias.device(), law.dbias = dbias.host();
+  const reference::LinearGradients exact = reference::exact_linear_backward(law);
+  h.give_workspace(&op);
+  h.chip().linear_backward(op);
+  dy.download(line, "dy", false);
+  x.download(line, "x", false);
+  dx.download(line, "dx", with_dx);
+  dw.download(line, "dw", with_dw);
+  dbias.download(line, "dbias", with_dbias);
+  if (with_dx) compare_sums(h, line, dx, exact.dx, rows, columns, true);
+  if (with_dw) compare_sums(h, line, dw, exact.dw, tokens, columns, true);
+  if (with_dbias) compare_sums(h, line, dbias, exact.dbias, tokens, 1, false);
+}
+
+// dx of the same rows alone, in 1s, 16 and 17: the same bytes.
+void backward_invariance(Harness& h, size_t line, std::span<const SegmentSpec> segments, int64_t rows,
+                         int64_t columns) {
+  constexpr int64_t kTokens = 256;
+  const WeightPair weights = make_weights(h, segments, columns);
+  Guarded dy(h, DType::kF32, {kTokens, rows});
+  Guarded all(h, DType::kF32, {kTokens, columns}), some(h, DType::kF32, {kTokens, columns});
+  fill_activations(h, &dy);
+  LinearBackward op;
+  op.weight = weights.chip.get();
+  op.dy = dy.device(), op.dx = all.device();
+  h.give_workspace(&op);
+  h.chip().linear_backward(op);
+  all.download(line, "dx");
+  for (const auto& [begin, count] :
+       {std::pair<int64_t, int64_t>{0, 1}, {255, 1}, {0, 16}, {3, 17}, {100, 2}}) {
+    op.dy = dy.device().slice(begin, count), op.dx = some.device().slice(begin, count);
+    h.give_workspace(&op);
+    h.chip().linear_backward(op);
+    some.download(line, "dx");
+    const auto bytes = static_cast<size_t>(count * columns) * sizeof(float);
+    if (std::memcmp(some.result().as<float>() + begin * columns, all.result().as<float>() + begin * columns,
+                    bytes) != 0) {
+      h.fail(line, fmt::format("dx of rows {} to {} differs from the same among 256", begin, begin + count));
+    }
+  }
+}
+
+void backward_bench(Harness& h, size_t line, DType dtype, bool of_weight) {
+  if (!h.benches()) return;
+  const int64_t tokens = 512, rows = 1536, columns = 768;
+  const SegmentSpec segment{dtype, rows};
+  const WeightPair weights = make_weights(h, {&segment, 1}, columns);
+  Guarded dy(h, DType::kF32, {tokens, rows}), x(h, DType::kF32, {tokens, columns}),
+      dx(h, DType::kF32, {tokens, columns}), dw(h, DType::kF32, {rows, columns});
+  for (Guarded* tensor : {&dy, &x, &dw}) tensor->fill([&] { return h.normal(); });
+  LinearBackward op;
+  op.weight = weights.chip.get();
+  op.dy = dy.device();
+  if (of_weight) op.x = x.device(), op.dw = dw.device();
+  if (!of_weight) op.dx = dx.device();
+  h.give_workspace(&op);
+  h.bench(line, fmt::format("{} T={} N={} K={}", of_weight ? "dw" : "dx", tokens, rows, columns), op.bytes(),
+          op.flops(), Harness::Peak::kF32, [&] { h.chip().linear_backward(op); });
+}
+
+}  // namespace
+
+void conform_linear_backward(Harness& h) {
+  const bool quick = h.options().quick;
+  for (const DType dtype : weight_dtypes()) {
+    const int64_t block = traits(dtype).block_elements;
+    const size_t line = h.line("linear_backward", traits(dtype).name);
+    for (int i = 0; i < (quick ? 8 : 30); ++i) {
+      const SegmentSpec segment{dtype, h.pick<int64_t>({1, 2, 7, 15, 16, 17, 33, 64, 100})};
+      const int64_t columns = h.chance(0.3) ? block : block * h.between(1, std::max<int64_t>(1, 320 / block));
+      const BackwardShape shape{h.pick<int64_t>({0, 1, 2, 5, 6, 7, 16, 17, 33, 100}), segment.rows, columns};
+      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, shape); });
+    }
+    const SegmentSpec segment{dtype, 33};
+    const int64_t columns = block * (block == 1 ? 70 : block == 32 ? 3 : 1);
+    h.run_case(line, [&] { backward_invariance(h, line, {&segment, 1}, 33, columns); });
+    // Sums longer than any kernel packs at a time, and rows wider than it unpacks.
+    const SegmentSpec tall{dtype, 1100};
+    const int64_t few = block == 1 ? 5 : block;
+    if (!quick || dtype == DType::kF32) {
+      h.run_case(line, [&] { backward_case(h, line, {&tall, 1}, {9, 1100, few}); });
+      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {1100, 33, few}); });
+      const int64_t wide = block * (block == 1 ? 1351 : 1536 / block);
+      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {7, 33, wide}); });
+    }
+    h.run_case(line, [&] {
+      backward_bench(h, line, dtype, false);
+      if (dtype == DType::kF32) backward_bench(h, line, dtype, true);
+    });
+  }
+  const size_t line = h.line("linear_backward", "mixed");
+  const SegmentSpec segments[] = {{DType::kQ4_K, 33}, {DType::kF16, 8}, {DType::kQ6_K, 15}, {DType::kF32, 3}};
+  for (int i = 0; i < (quick ? 8 : 16); ++i) {
+    const BackwardShape shape{h.pick<int64_t>({1, 2, 17, 33}), 59, 256 * h.between(1, 4)};
+    h.run_case(line, [&] { backward_case(h, line, segments, shape); });
+  }
+  h.run_case(line, [&] { backward_invariance(h, line, segments, 59, 256); });
+}
+
+}  // namespace qiao::conformance

@@ -1,0 +1,88 @@
+// Plan: a tile of kTileRows × kTileVectors registers holds sums; a step loads a row of a panel once and
+// broadcasts one number a row of the tile. A lane is a column of the result and walks the sum in order,
+// whatever the tile's shape. The multiply-adds are the limit: 24 a step on AVX-512, for 10 loads.
+#pragma once
+
+#include <cstring>
+
+#include "backend/cpu/linear_backward_kernels.h"
+#include "backend/cpu/unroll.h"
+
+namespace qiao::cpu {
+
+template <class V>
+struct LinearBackwardKernel {
+  using F = typename V::F;
+  static constexpr int kRows = V::kTileRows, kVectors = V::kTileVectors;
+  static constexpr int64_t kPanel = 16 * kVectors;
+
+  static void multiply(const TileProduct& product) {
+    if (product.columns == kPanel) return some_rows<kRows>(product);
+    // Through a tile of its own: beyond `columns` c is not there.
+    float whole[kRows * kPanel] = {};
+    TileProduct p = product;
+    p.c = whole;
+    p.c_stride = kPanel;
+    const auto bytes = static_cast<size_t>(p.columns) * sizeof(float);
+    for (int64_t i = 0; p.add && i < p.rows; ++i) {
+      std::memcpy(whole + i * kPanel, product.c + i * product.c_stride, bytes);
+    }
+    some_rows<kRows>(p);
+    for (int64_t i = 0; i < p.rows; ++i) {
+      std::memcpy(product.c + i * product.c_stride, whole + i * kPanel, bytes);
+    }
+  }
+
+  static void pack_group(const float* from, int64_t elements, int64_t column, int64_t rows, int64_t depth,
+                         float* packed) {
+    for (int64_t e = 0; e < elements; e += 16) {
+      const int64_t count = elements - e < 16 ? elements - e : 16, at = column + e;
+      F x[16];
+      for (int i = 0; i < 16; ++i) x[i] = i < count ? V::load(from + (e + i) * 16) : V::set(0.0f);
+      V::transpose(x);
+      float* to = packed + at / kPanel * depth * kPanel + at % kPanel;
+      for (int64_t r = 0; r < rows; ++r) V::store(to + r * kPanel, x[r]);
+    }
+  }
+
+ private:
+  template <int R>
+  static void some_rows(const TileProduct& p) {
+    if constexpr (R > 1) {
+      if (p.rows < R) return some_rows<R - 1>(p);
+    }
+    tile<R>(p);
+  }
+
+  template <int R>
+  static void tile(const TileProduct& p) {
+    const float* a[R];
+    F sums[R][kVectors];
+    unroll<R>([&](auto i) {
+      a[i] = p.a + i * p.a_row;
+      unroll<kVectors>(
+          [&](auto n) { sums[i][n] = p.add ? V::load(p.c + i * p.c_stride + n * 16) : V::set(0.0f); });
+    });
+    const float* row = p.b;
+    const int64_t step = p.a_step;
+    for (int64_t s = 0, at = 0; s < p.steps; ++s, at += step, row += kPanel) {
+      F b[kVectors];
+      unroll<kVectors>([&](auto n) { b[n] = V::load(row + n * 16); });
+      unroll<R>([&](auto i) {
+        const F x = V::set(a[i][at]);
+        unroll<kVectors>([&](auto n) { sums[i][n] = V::fma(x, b[n], sums[i][n]); });
+      });
+    }
+    unroll<R>([&](auto i) {
+      unroll<kVectors>([&](auto n) { V::store(p.c + i * p.c_stride + n * 16, sums[i][n]); });
+    });
+  }
+};
+
+template <class V>
+constexpr LinearBackwardKernels linear_backward_kernels() {
+  return {V::kTileRows, LinearBackwardKernel<V>::kPanel, LinearBackwardKernel<V>::multiply,
+          LinearBackwardKernel<V>::pack_group};
+}
+
+}  // namespace qiao::cpu

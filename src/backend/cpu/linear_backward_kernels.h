@@ -1,0 +1,32 @@
+// What the way back of linear needs of an instruction set: a tile of a product that walks its sum in order.
+#pragma once
+
+#include <cstdint>
+
+namespace qiao::cpu {
+
+// c[i, j] = (add ? c[i, j] : 0) + sum over s of a[i * a_row + s * a_step] * b[s * panel + j], s ascending,
+// each fused where the instructions are.
+struct TileProduct {
+  const float* a;
+  int64_t a_row, a_step;
+  const float* b;
+  int64_t steps;
+  int64_t rows, columns;  // from 1 to tile_rows and to panel; b may hold anything beyond `columns`
+  float* c;
+  int64_t c_stride;
+  bool add;
+};
+
+struct LinearBackwardKernels {
+  int64_t tile_rows;
+  int64_t panel;  // columns of a tile, a multiple of 16
+  void (*multiply)(const TileProduct& product);
+  // `elements` columns from `column` (a multiple of 16) on of `rows` rows, as weights lie, [elements][16]
+  // rows, to panels: packed[column / panel][depth][panel], from its row 0 on.
+  void (*pack_group)(const float* from, int64_t elements, int64_t column, int64_t rows, int64_t depth,
+                     float* packed);
+};
+extern const LinearBackwardKernels kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512;
+
+}  // namespace qiao::cpu

@@ -1,0 +1,238 @@
+#include "models/decoder_training.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/error.h"
+#include "models/decoder_layers.h"
+
+namespace qiao {
+namespace {
+
+[[noreturn]] void refuse_batch(const std::string& what) {
+  throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
+}
+
+void check_batch(const PackedBatch& batch, int64_t tokens, int64_t documents, int64_t vocabulary) {
+  const auto count = static_cast<int64_t>(batch.tokens.size());
+  if (count == 0 || count > tokens)
+    refuse_batch(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
+  if (batch.positions.size() != batch.tokens.size() || batch.labels.size() != batch.tokens.size()) {
+    refuse_batch(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
+                             batch.labels.size()));
+  }
+  const auto starts = static_cast<int64_t>(batch.starts.size());
+  if (starts < 2 || starts > documents + 1 || batch.starts.front() != 0 || batch.starts.back() != count ||
+      !std::is_sorted(batch.starts.begin(), batch.starts.end()))
+    refuse_batch(
+        fmt::format("{} starts; up to {} from 0 to {} in order were expected", starts, documents + 1, count));
+  for (int64_t i = 0; i < count; ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (batch.tokens[at] < 0 || batch.tokens[at] >= vocabulary || batch.labels[at] < -1 ||
+        batch.labels[at] >= vocabulary || batch.positions[at] < 0) {
+      refuse_batch(
+          fmt::format("token {} at place {} with position {} and label {}: ids below {} were expected",
+                      batch.tokens[at], i, batch.positions[at], batch.labels[at], vocabulary));
+    }
+  }
+}
+
+}  // namespace
+
+struct DecoderTraining::State {
+  const DecoderWeights& weights;
+  const DecoderConfig& config;
+  Backend& backend;
+  const int64_t most_tokens, most_documents;
+  int64_t tokens = 0;  // of the last batch
+
+  std::vector<Buffer> buffers;
+  Tensor ids, positions, labels, starts;  // I32, of the largest batch
+  std::vector<LayerStream> inputs;        // of each layer, and behind the last what the final norm reads
+  Tensor hidden, hidden_gradient;         // [T, C]
+  Tensor stream_gradient[2];              // [T, C]: of a layer's results, of its inputs
+  Tensor logprob, log_sum_exp, dlogprob;  // [T]
+  Tensor workspace;                       // of the loss
+  Buffer scratch, gradients;              // of one layer
+  std::vector<float> result;
+
+  State(const Decoder& decoder, int64_t token_limit, int64_t document_limit)
+      : weights(decoder.weights()),
+        config(decoder.config()),
+        backend(decoder.backend()),
+        most_tokens(token_limit),
+        most_documents(document_limit) {}
+
+  Tensor make(DType dtype, std::initializer_list<int64_t> shape) {
+    Tensor tensor(nullptr, dtype, shape);
+    buffers.push_back(backend.allocate(static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 64))));
+    tensor.data = buffers.back().data();
+    return tensor;
+  }
+
+  void plan();
+  LayerStream of_batch(const LayerStream& stream) const {
+    return {stream.residual.slice(0, tokens), stream.update.slice(0, tokens)};
+  }
+  LayerStream take_stream(nn::Context& context) const {
+    const Tensor residual = context.take(DType::kF32, {tokens, config.hidden_size});
+    return {residual, context.take(DType::kF32, {tokens, config.hidden_size})};
+  }
+  void run_layer(nn::Context& context, size_t layer, LayerStream in, const LayerStream& out) const;
+  void run_back(nn::Context& context, nn::Tape& tape, size_t layer) const;
+  TokenLogprob loss() const;
+  TokenLogprobBackward loss_back(nn::ParameterGradients* parameters) const;
+  int64_t document_count = 0;
+};
+
+void DecoderTraining::State::run_layer(nn::Context& context, size_t number, LayerStream in,
+                                       const LayerStream& out) const {
+  const DecoderLayer& layer = weights.layers[number];
+  if (number == 0) weights.embedding.forward(context, ids.slice(0, tokens), in.residual);
+  const Tensor x = enter_attention(context, layer, number > 0, &in);
+  const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, positions.slice(0, tokens));
+  const Tensor heads = layer.attention.attend_packed(context, qkv, starts.slice(0, document_count + 1));
+  leave_attention(context, layer, config, heads, in, out);
+}
+
+// Runs a layer again, recording, and then the tape.
+void DecoderTraining::State::run_back(nn::Context& context, nn::Tape& tape, size_t layer) const {
+  context.record_on(tape);
+  const Tensor above = stream_gradient[layer % 2].slice(0, tokens);
+  LayerStream in = of_batch(inputs[layer]);
+  if (layer == 0) {
+    in = take_stream(context);
+  } else {
+    for (const Tensor& tensor : {in.residual, in.update})
+      tape.add_block(tensor.data, static_cast<size_t>(tensor.bytes()));
+    tape.place_gradient(in.update, stream_gradient[(layer + 1) % 2].slice(0, tokens), false);
+  }
+  const LayerStream out = take_stream(context);
+  run_layer(context, layer, in, out);
+  if (layer + 1 == weights.layers.size()) {
+    const Tensor sum = context.take(DType::kF32, {tokens, config.hidden_size});
+    const Tensor normed = context.take(DType::kF32, {tokens, config.hidden_size});
+    weights.final_norm.forward(context, out.update, normed, out.residual, sum);
+    tape.place_gradient(normed, hidden_gradient.slice(0, tokens), true);
+  } else {
+    tape.place_gradient(out.update, above, true);
+    tape.place_gradient(out.residual, above, true);
+  }
+  tape.backward();
+}
+
+TokenLogprob DecoderTraining::State::loss() const {
+  TokenLogprob op;
+  op.x = hidden.slice(0, tokens);
+  op.weight = weights.head.pieces.front().weight.get();
+  op.compute = weights.head.pieces.front().compute;
+  op.labels = labels.slice(0, tokens);
+  op.soft_cap = config.final_logit_softcapping;
+  op.logprob = logprob.slice(0, tokens);
+  op.log_sum_exp = log_sum_exp.slice(0, tokens);
+  op.workspace = workspace;
+  return op;
+}
+
+TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* parameters) const {
+  const TokenLogprob forward = loss();
+  TokenLogprobBackward op;
+  op.x = forward.x;
+  op.weight = forward.weight;
+  op.labels = forward.labels;
+  op.soft_cap = forward.soft_cap;
+  op.compute = forward.compute;
+  op.log_sum_exp = forward.log_sum_exp;
+  op.dlogprob = dlogprob.slice(0, tokens);
+  op.dx = hidden_gradient.slice(0, tokens);
+  if (parameters != nullptr) op.dw = parameters->of(*op.weight);
+  op.workspace = workspace;
+  return op;
+}
+
+void DecoderTraining::State::plan() {
+  tokens = most_tokens;
+  document_count = most_documents;
+  const int64_t width = config.hidden_size;
+  for (Tensor* indices : {&ids, &positions, &labels}) *indices = make(DType::kI32, {tokens});
+  starts = make(DType::kI32, {most_documents + 1});
+  for (size_t i = 0; i <= weights.layers.size(); ++i) {
+    const Tensor residual = make(DType::kF32, {tokens, width});
+    inputs.push_back({residual, make(DType::kF32, {tokens, width})});
+  }
+  for (Tensor* tensor : {&hidden, &hidden_gradient, &stream_gradient[0], &stream_gradient[1]})
+    *tensor = make(DType::kF32, {tokens, width});
+  for (Tensor* tensor : {&logprob, &log_sum_exp, &dlogprob}) *tensor = make(DType::kF32, {tokens});
+  TokenLogprobBackward back = loss_back(nullptr);
+  back.dw = Tensor(hidden.data, DType::kF32, {config.vocabulary_size, width});  // its shape alone is read
+  const size_t loss_bytes = std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(back));
+  workspace = make(DType::kU8, {static_cast<int64_t>(std::max<size_t>(loss_bytes, 64))});
+
+  size_t scratch_bytes = 0, gradient_bytes = 0;
+  for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
+    nn::Context forward(backend);
+    forward.keep_inputs();
+    run_layer(forward, layer, inputs[layer], inputs[layer + 1]);
+    nn::Context again(backend);
+    nn::Tape tape(backend);
+    run_back(again, tape, layer);
+    scratch_bytes = std::max({scratch_bytes, forward.peak(), again.peak()});
+    gradient_bytes = std::max(gradient_bytes, tape.peak());
+  }
+  scratch = backend.allocate(scratch_bytes);
+  gradients = backend.allocate(gradient_bytes);
+}
+
+DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents)
+    : state_(std::make_unique<State>(decoder, tokens, documents)) {
+  if (tokens < 1 || documents < 1)
+    refuse_batch(fmt::format("room for {} tokens in {} documents", tokens, documents));
+  if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
+    throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
+  state_->plan();
+}
+
+DecoderTraining::~DecoderTraining() = default;
+
+size_t DecoderTraining::bytes() const {
+  size_t bytes = state_->scratch.bytes() + state_->gradients.bytes();
+  for (const Buffer& buffer : state_->buffers) bytes += buffer.bytes();
+  return bytes;
+}
+
+std::span<const float> DecoderTraining::forward(const PackedBatch& batch) {
+  State& s = *state_;
+  check_batch(batch, s.most_tokens, s.most_documents, s.config.vocabulary_size);
+  s.tokens = static_cast<int64_t>(batch.tokens.size());
+  s.document_count = static_cast<int64_t>(batch.starts.size()) - 1;
+  s.backend.upload(s.ids.data, batch.tokens.data(), batch.tokens.size_bytes());
+  s.backend.upload(s.positions.data, batch.positions.data(), batch.positions.size_bytes());
+  s.backend.upload(s.labels.data, batch.labels.data(), batch.labels.size_bytes());
+  s.backend.upload(s.starts.data, batch.starts.data(), batch.starts.size_bytes());
+  for (size_t layer = 0; layer < s.weights.layers.size(); ++layer) {
+    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+    context.keep_inputs();
+    s.run_layer(context, layer, s.of_batch(s.inputs[layer]), s.of_batch(s.inputs[layer + 1]));
+  }
+  const LayerStream last = s.of_batch(s.inputs.back());
+  nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+  s.weights.final_norm.forward(context, last.update, s.hidden.slice(0, s.tokens), last.residual);
+  s.backend.token_logprob(s.loss());
+  s.result.resize(batch.tokens.size());
+  s.backend.download(s.result.data(), s.logprob.data, s.result.size() * sizeof(float));
+  return s.result;
+}
+
+void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGradients& gradients) {
+  State& s = *state_;
+  QIAO_ASSERT(std::ssize(dlogprob) == s.tokens);
+  s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
+  s.backend.token_logprob_backward(s.loss_back(&gradients));
+  for (size_t layer = s.weights.layers.size(); layer-- > 0;) {
+    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+    nn::Tape tape(s.backend, s.gradients.data(), s.gradients.bytes(), gradients);
+    s.run_back(context, tape, layer);
+  }
+}
+
+}  // namespace qiao

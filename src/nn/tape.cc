@@ -1,0 +1,198 @@
+#include "nn/tape.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "base/error.h"
+
+namespace qiao::nn {
+namespace {
+
+size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }  // of 64 bytes, as contexts take memory
+
+}  // namespace
+
+void Tape::add_block(const void* data, size_t bytes) {
+  blocks_.insert_or_assign(static_cast<const std::byte*>(data), Block{bytes});
+}
+
+Tape::Block& Tape::block_of(const Tensor& tensor, const std::byte** begin) {
+  const auto* data = static_cast<const std::byte*>(tensor.data);
+  const auto found = blocks_.lower_bound(data);  // the last block that begins at or before it
+  QIAO_ASSERT(found != blocks_.end() && data < found->first + found->second.bytes);
+  *begin = found->first;
+  return found->second;
+}
+
+void Tape::place_gradient(const Tensor& tensor, const Tensor& gradient, bool written) {
+  const std::byte* begin = nullptr;
+  Block& block = block_of(tensor, &begin);
+  QIAO_ASSERT(begin == tensor.data && tensor.contiguous() && gradient.contiguous());
+  block.gradient = static_cast<std::byte*>(gradient.data);
+  block.written = written;
+}
+
+std::byte* Tape::take(size_t bytes) {
+  // A measuring tape's memory begins at an address that nothing reads.
+  std::byte* base = base_ != nullptr ? base_ : reinterpret_cast<std::byte*>(uintptr_t{1} << 46);
+  QIAO_ASSERT(base_ == nullptr || whole_lines(bytes) <= bytes_ - used_);
+  std::byte* data = base + used_;
+  used_ += whole_lines(bytes);
+  peak_ = std::max(peak_, used_);
+  return data;
+}
+
+Tensor Tape::write_gradient(const Tensor& tensor, bool* written) {
+  const std::byte* begin = nullptr;
+  Block& block = block_of(tensor, &begin);
+  if (block.gradient == nullptr) block.gradient = take(block.bytes);
+  *written = std::exchange(block.written, true);
+  Tensor gradient = tensor;
+  gradient.data = block.gradient + (static_cast<const std::byte*>(tensor.data) - begin);
+  return gradient;
+}
+
+Tensor Tape::read_gradient(const Tensor& tensor) {
+  bool written = false;
+  const Tensor gradient = write_gradient(tensor, &written);
+  QIAO_ASSERT(written);
+  return gradient;
+}
+
+bool Tape::has_gradient(const Tensor& tensor) {
+  const std::byte* begin = nullptr;
+  return block_of(tensor, &begin).written;
+}
+
+// Two tensors that are only ever added have one gradient, where neither is read by another op.
+void Tape::share_gradient(const Tensor& tensor, const Tensor& with) {
+  const std::byte *begin = nullptr, *other = nullptr;
+  Block& block = block_of(tensor, &begin);
+  const Block& source = block_of(with, &other);
+  QIAO_ASSERT(block.gradient == nullptr && begin == tensor.data && other == with.data);
+  block.gradient = source.gradient;
+  block.written = true;
+}
+
+void Tape::record(const Linear& op) { ops_.emplace_back(op); }
+void Tape::record(const Gather& op) { ops_.emplace_back(op); }
+void Tape::record(const AddRmsNorm& op) { ops_.emplace_back(op); }
+void Tape::record(const Rope& op) { ops_.emplace_back(op); }
+void Tape::record(const GatedActivation& op) { ops_.emplace_back(op); }
+void Tape::record(const AttentionVarlen& op) { ops_.emplace_back(op); }
+
+void Tape::backward() {
+  for (auto op = ops_.rbegin(); op != ops_.rend(); ++op)
+    std::visit([this](const auto& each) { back(each); }, *op);
+  ops_.clear();
+  blocks_.clear();
+  used_ = 0;
+}
+
+Tensor Tape::workspace(size_t bytes) {
+  return bytes == 0 ? Tensor() : Tensor(take(bytes), DType::kU8, {static_cast<int64_t>(bytes)});
+}
+
+template <class Body>
+void Tape::with_workspace(Body body) {
+  const size_t mark = used_;
+  body();
+  used_ = mark;
+}
+
+void Tape::back(const Linear& op) {
+  QIAO_ASSERT(op.activation == Activation::kNone);
+  LinearBackward back;
+  back.dy = read_gradient(op.y);
+  back.x = op.x;
+  back.weight = op.weight;
+  back.dx = write_gradient(op.x, &back.add_dx);
+  if (parameters_ != nullptr) {
+    back.dw = parameters_->of(*op.weight);
+    if (op.bias.present()) back.dbias = parameters_->of_parameter(op.bias);
+  }
+  if (op.residual.present()) share_gradient(op.residual, op.y);
+  with_workspace([&] {
+    back.workspace = workspace(backend_.workspace_bytes(back));
+    if (base_ != nullptr) backend_.linear_backward(back);
+  });
+}
+
+void Tape::back(const Gather& op) {
+  GatherBackward back;
+  back.ids = op.ids;
+  back.scale = op.scale;
+  back.dout = read_gradient(op.out);
+  if (base_ == nullptr) return;
+  back.dtable = parameters_->of(*op.table);
+  if (back.dtable.present()) backend_.gather_backward(back);
+}
+
+void Tape::back(const AddRmsNorm& op) {
+  AddRmsNormBackward back;
+  back.dy = read_gradient(op.y);
+  back.h = op.x;
+  QIAO_ASSERT(!op.residual.present() || op.residual_out.present());  // else the sum is not kept
+  if (op.residual_out.present()) {
+    back.h = op.residual_out;
+    if (has_gradient(op.residual_out)) back.dresidual_out = read_gradient(op.residual_out);
+  }
+  back.gamma = op.gamma;
+  back.gamma_offset = op.gamma_offset;
+  back.epsilon = op.epsilon;
+  bool written = false;
+  back.dh = write_gradient(op.x, &written);
+  if (written) {  // the stream itself was normed, and goes on beside it: what it has already is added
+    QIAO_ASSERT(!op.residual_out.present());
+    back.dresidual_out = back.dh;
+  }
+  if (op.residual.present()) share_gradient(op.residual, op.x);
+  if (base_ == nullptr) return;
+  if (op.gamma.present()) back.dgamma = parameters_->of_parameter(op.gamma);
+  backend_.add_rms_norm_backward(back);
+}
+
+void Tape::back(const Rope& op) {  // in place, forwards and back
+  Rope back = op;
+  back.inverse = !op.inverse;
+  back.q = read_gradient(op.q);
+  if (op.k.present()) back.k = read_gradient(op.k);
+  if (base_ != nullptr) backend_.rope(back);
+}
+
+void Tape::back(const GatedActivation& op) {
+  GatedActivationBackward back;
+  back.x = op.x;
+  back.activation = op.activation;
+  back.dy = read_gradient(op.y);
+  bool written = false;
+  back.dx = write_gradient(op.x, &written);
+  QIAO_ASSERT(!written);
+  if (base_ != nullptr) backend_.gated_activation_backward(back);
+}
+
+void Tape::back(const AttentionVarlen& op) {
+  AttentionVarlenBackward back;
+  back.q = op.q;
+  back.k = op.k;
+  back.v = op.v;
+  back.starts = op.starts;
+  back.scale = op.scale;
+  back.causal = op.causal;
+  back.window = op.window;
+  back.soft_cap = op.soft_cap;
+  back.out = op.out;
+  back.log_sum_exp = op.log_sum_exp;
+  back.dout = read_gradient(op.out);
+  bool written = false;
+  back.dq = write_gradient(op.q, &written);
+  back.dk = write_gradient(op.k, &written);
+  back.dv = write_gradient(op.v, &written);
+  with_workspace([&] {
+    back.workspace = workspace(backend_.workspace_bytes(back));
+    if (base_ != nullptr) backend_.attention_varlen_backward(back);
+  });
+}
+
+}  // namespace qiao::nn

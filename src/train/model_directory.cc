@@ -1,0 +1,49 @@
+#include "train/model_directory.h"
+
+#include <cstring>
+
+#include "base/file.h"
+#include "formats/safetensors_write.h"
+#include "tensor/half.h"
+
+namespace qiao::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kMostFileBytes = size_t{256} << 20;  // of a tokenizer, the largest
+
+bool is_weight_file(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") ||
+         name.ends_with(".bin") || name.ends_with(".gguf");
+}
+
+}  // namespace
+
+void write_model_directory(const fs::path& folder, const fs::path& init, const ModelFiles& files,
+                           Parameters& parameters) {
+  fs::create_directories(folder);
+  for (const fs::directory_entry& entry : fs::directory_iterator(init)) {
+    if (!entry.is_regular_file() || is_weight_file(entry.path())) continue;
+    write_file_atomically(folder / entry.path().filename(), read_regular_file(entry.path(), kMostFileBytes));
+  }
+  std::vector<TensorToWrite> tensors;
+  std::vector<float> values;
+  std::vector<uint16_t> halves;
+  for (const Parameters::Named& tensor : parameters.tensors()) {
+    const DType dtype = files.find(tensor.name)->dtype;
+    tensors.push_back({tensor.name, dtype, tensor.shape, [&, dtype] {
+                         values = parameters.read(Parameters::Kind::kMaster, tensor);
+                         if (dtype == DType::kF32) return std::as_bytes(std::span(values));
+                         halves.resize(values.size());
+                         for (size_t i = 0; i < values.size(); ++i)
+                           halves[i] =
+                               dtype == DType::kF16 ? float_to_f16(values[i]) : float_to_bf16(values[i]);
+                         return std::as_bytes(std::span(halves));
+                       }});
+  }
+  write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
+}
+
+}  // namespace qiao::train
