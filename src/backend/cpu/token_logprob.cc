@@ -7,8 +7,8 @@
 
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
+#include "backend/cpu/linear_backward.h"
 #include "backend/cpu/log_sum_exp.h"
-#include "backend/cpu/piece_gradients.h"
 #include "backend/cpu/simd_generic.h"
 #include "backend/cpu/token_logprob_inl.h"
 #include "base/error.h"
@@ -45,7 +45,11 @@ struct LogprobPlan {
     x_at = rows * kPieceStride * static_cast<int64_t>(sizeof(float));
     dx_at = x_at + row_bytes;
     gradients_at = dx_at + (backward ? row_bytes : 0);
-    rows_at = gradients_at + (backward ? piece_gradients_workspace_bytes(columns) : 0);
+    rows_at = gradients_at;
+    if (backward) {
+      const int64_t width = std::min(op.weight->rows(), kVocabularyPiece);
+      rows_at += up(static_cast<int64_t>(gradient_workspace_bytes(rows, width, columns, threads)));
+    }
     matmul_at = rows_at + up(rows * static_cast<int64_t>(sizeof(LossRow)));
     bytes = static_cast<size_t>(matmul_at) + matmul_workspace_bytes(rows, columns, op.compute, threads);
   }
@@ -83,9 +87,9 @@ class LossRows {
   Tensor dx() const { return matrix(plan_.dx_at); }
 
   // The capped products of these rows with each piece of the vocabulary in turn: body(first id, count,
-  // logits), a row every kPieceStride.
+  // logits), a row every kPieceStride. With `whole_pairs` a piece ends where a pair of groups does.
   template <typename Body>
-  void for_each_piece(Body&& body) {
+  void for_each_piece(bool whole_pairs, Body&& body) {
     const auto& weight = static_cast<const CpuWeight&>(*op_.weight);
     const LinearKernels& kernels = linear_kernels(active_isa());
     auto* logits = reinterpret_cast<float*>(workspace_) + kPairColumns;
@@ -98,12 +102,13 @@ class LossRows {
     std::byte* own = workspace_ + plan_.matmul_at;
     const Activations activations = prepare(linear.x, weight, op_.compute, kernels, pool_, own);
     MatmulScratch* scratch = scratches(count_, op_.x.shape[1], op_.compute, own);
-    for (int64_t first = 0; first < weight.rows(); first += kVocabularyPiece) {
-      const int64_t ids = std::min(kVocabularyPiece, weight.rows() - first);
+    for (int64_t first = 0, end = 0; first < weight.rows(); first = end) {
+      end = std::min(first + kVocabularyPiece, weight.rows());
+      if (whole_pairs && end < weight.rows()) end = find_pair(weight, pair_of_row(weight, end)).column();
       const int64_t pair = pair_of_row(weight, first);
-      multiply_pairs(linear, activations, {pair, pair_of_row(weight, first + ids - 1) + 1 - pair, first},
-                     scratch, kernels, pool_);
-      body(first, ids, logits);
+      multiply_pairs(linear, activations, {pair, pair_of_row(weight, end - 1) + 1 - pair, first}, scratch,
+                     kernels, pool_);
+      body(first, end - first, logits);
     }
   }
 
@@ -131,7 +136,7 @@ void CpuBackend::do_token_logprob(const TokenLogprob& op) {
   std::fill_n(op.log_sum_exp.as<float>(), op.x.shape[0], 0.0f);
   LossRows rows(op, plan, pool_);
   while (rows.next([](int64_t) { return true; })) {
-    rows.for_each_piece([&](int64_t first, int64_t count, float* logits) {
+    rows.for_each_piece(false, [&](int64_t first, int64_t count, float* logits) {
       pool_.parallel_for(rows.count(), row_grain(count), [&](int64_t begin, int64_t end, int) {
         for (int64_t t = begin; t < end; ++t) {
           float* z = logits + t * kPieceStride;
@@ -157,24 +162,18 @@ size_t CpuBackend::workspace_bytes(const TokenLogprobBackward& op) const {
 void CpuBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
   const LogprobPlan plan(op, true, pool_.size());
   const TokenLogprobKernels& kernels = choose(kTokenLogprobGeneric, kTokenLogprobAvx2, kTokenLogprobAvx512);
-  const AddProductsKernels& products = choose(kAddProductsGeneric, kAddProductsAvx2, kAddProductsAvx512);
   const float* dlogprob = op.dlogprob.as<float>();
   const int64_t columns = op.x.shape[1];
   for (int64_t t = 0; op.dx.present() && t < op.x.shape[0]; ++t) {
     std::fill_n(op.dx.as<float>() + t * op.dx.stride[0], columns, 0.0f);
   }
   LossRows rows(op, plan, pool_);
-  PieceGradients piece;
-  piece.weight = static_cast<const CpuWeight*>(op.weight);
-  piece.dw = op.dw;
-  piece.workspace = op.workspace.as<std::byte>() + plan.gradients_at;
+  const GradientContext context{linear_kernels(active_isa()),
+                                choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512),
+                                pool_, op.workspace.as<std::byte>() + plan.gradients_at};
+  const auto& weight = static_cast<const CpuWeight&>(*op.weight);
   while (rows.next([&](int64_t row) { return dlogprob[row] != 0; })) {
-    piece.x = rows.x();
-    if (op.dx.present()) {
-      piece.dx = rows.dx();
-      std::fill_n(piece.dx.as<float>(), piece.dx.elements(), 0.0f);
-    }
-    rows.for_each_piece([&](int64_t first, int64_t count, float* logits) {
+    rows.for_each_piece(true, [&](int64_t first, int64_t count, float* logits) {
       pool_.parallel_for(rows.count(), row_grain(count), [&](int64_t begin, int64_t end, int) {
         for (int64_t t = begin; t < end; ++t) {
           const LossRow& row = rows[t];
@@ -182,12 +181,12 @@ void CpuBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
                              op.log_sum_exp.as<float>()[row.row], dlogprob[row.row] / op.temperature});
         }
       });
-      piece.dz = Tensor(logits, DType::kF32, {rows.count(), kPieceStride}).narrow(1, 0, count);
-      piece.first = first;
-      add_piece_gradients(piece, linear_kernels(active_isa()), products, pool_);
+      const Tensor dz = Tensor(logits, DType::kF32, {rows.count(), kPieceStride}).narrow(1, 0, count);
+      if (op.dx.present()) input_gradient(dz, weight, first, rows.dx(), first > 0, context);
+      if (op.dw.present()) weight_gradient(dz, rows.x(), op.dw.as<float>() + first * columns, context);
     });
     for (int64_t t = 0; op.dx.present() && t < rows.count(); ++t) {
-      std::copy_n(piece.dx.as<float>() + t * columns, columns,
+      std::copy_n(rows.dx().as<float>() + t * columns, columns,
                   op.dx.as<float>() + rows[t].row * op.dx.stride[0]);
     }
   }
