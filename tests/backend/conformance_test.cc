@@ -260,6 +260,22 @@ TEST(ConformanceTest, AWriteThatIsLostFails) {
   for (const Line& line : report.lines) EXPECT_FALSE(line.passed()) << line.variant;
 }
 
+// Within every bound, and alike alone and in a batch: only what serves the same numbers tells.
+TEST(ConformanceTest, TrainingBitsThatAreNotServingsFail) {
+  for (const auto& [op, sibling] :
+       {std::pair{"attention_varlen", "attention_paged"}, {"token_logprob", "sample"}}) {
+    MeddledChip chip(op, [](const Tensor& out) {
+      each(out, [](float& v) { v = v == 0 ? v : std::nextafter(v, 1e30f); });
+    });
+    const Report report = run(chip, quick(op));
+    EXPECT_FALSE(report.green) << op;
+    for (const Line& line : report.lines) {
+      EXPECT_EQ(line.errors.failures, 0) << line.errors.first_failure;
+      for (const std::string& failure : line.failures) EXPECT_THAT(failure, ::testing::HasSubstr(sibling));
+    }
+  }
+}
+
 TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {
   MeddledChip chip("kv_write", {});
   EXPECT_FALSE(run(chip, until_failure("kv_write")).green);
