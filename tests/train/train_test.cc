@@ -9,9 +9,9 @@
 
 #include "base/file.h"
 #include "base/json.h"
-#include "error_matchers.h"
 #include "formats/safetensors.h"
-#include "temporary_folder.h"
+#include "support/expect_error.h"
+#include "support/temporary_directory.h"
 
 namespace qiao::train {
 namespace {
@@ -56,7 +56,7 @@ Recorder run(const TrainOptions& options) {
 }
 
 TEST(TrainTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   const Recorder ours = run(as_pytorch(folder.path() / "run"));
   const Json expected = parse_json(read_file(golden() / "expected.json"), "expected.json");
   ASSERT_EQ(ours.steps.size(), 50u);
@@ -77,7 +77,7 @@ TEST(TrainTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
 std::string bytes_of(const fs::path& path) { return read_file(path); }
 
 TEST(TrainTest, ARunThatStopsGoesOnToTheSameBytes) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");
   whole.steps = parts.steps = 24;
   whole.data.shuffle = parts.data.shuffle = true;
@@ -89,11 +89,12 @@ TEST(TrainTest, ARunThatStopsGoesOnToTheSameBytes) {
   parts.resume = true;
   const Recorder rest = run(parts);
   EXPECT_EQ(rest.steps.front().step, 8);
-  EXPECT_EQ(bytes_of(whole.out / "model" / "model.safetensors"), bytes_of(parts.out / "model" / "model.safetensors"));
+  EXPECT_EQ(bytes_of(whole.out / "model" / "model.safetensors"),
+            bytes_of(parts.out / "model" / "model.safetensors"));
 }
 
 TEST(TrainTest, ADamagedCheckpointIsPassedOver) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   TrainOptions options = as_pytorch(folder.path() / "run");
   options.steps = 20;
   run(options);
@@ -110,7 +111,7 @@ TEST(TrainTest, ADamagedCheckpointIsPassedOver) {
 }
 
 TEST(TrainTest, PartsOfABatchAddUpToTheWhole) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");
   whole.steps = parts.steps = 5;
   parts.micro_batch = 1;
@@ -119,7 +120,7 @@ TEST(TrainTest, PartsOfABatchAddUpToTheWhole) {
 }
 
 TEST(TrainTest, KeepsWhatIsNoWeightByteForByte) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   TrainOptions options = as_pytorch(folder.path() / "run");
   options.steps = 1;
   run(options);
@@ -128,7 +129,7 @@ TEST(TrainTest, KeepsWhatIsNoWeightByteForByte) {
 }
 
 TEST(TrainTest, WrongOptionsNameThemselves) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   const auto with = [&](auto change) {
     TrainOptions options = as_pytorch(folder.path() / "never");
     change(options);
@@ -136,13 +137,15 @@ TEST(TrainTest, WrongOptionsNameThemselves) {
   };
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.steps = 0; })), kInvalidInput, "--steps is 0");
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.beta2 = 1; })), kInvalidInput, "--beta2 is 1");
-  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.schedule = "steps"; })), kInvalidInput, "--schedule is steps");
-  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.learning_rate = NAN; })), kInvalidInput, "--lr");
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.schedule = "steps"; })), kInvalidInput,
+                    "--schedule is steps");
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.learning_rate = NAN; })), kInvalidInput,
+                    "--lr");
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.resume = true; })), kNotFound, "no whole checkpoint");
 }
 
 TEST(TrainTest, BadRowsAreToldAndSkipped) {
-  const TemporaryFolder folder;
+  const testing::TemporaryDirectory folder;
   const fs::path data = folder.path() / "rows.jsonl";
   std::string rows = "{\"tokens\": [1, 2\n{\"tokens\": [5]}\n[]\n{\"tokens\": [1, 96]}\n";
   for (int i = 0; i < 8; ++i) rows += "{\"tokens\": [1, 2, 3, 4, 5, 6, 7, 8]}\n";
@@ -153,7 +156,8 @@ TEST(TrainTest, BadRowsAreToldAndSkipped) {
   const Recorder recorder = run(options);
   ASSERT_EQ(recorder.warnings.size(), 4u);
   for (size_t i = 0; i < 4; ++i)
-    EXPECT_THAT(recorder.warnings[i], testing::HasSubstr(data.string() + ":" + std::to_string(i + 1) + ": "));
+    EXPECT_THAT(recorder.warnings[i],
+                ::testing::HasSubstr(data.string() + ":" + std::to_string(i + 1) + ": "));
   options.data.most_bad_rows = 2;
   options.out = folder.path() / "other";
   EXPECT_QIAO_ERROR(run(options), kInvalidInput, "rows.jsonl:3", "too many");
