@@ -39,7 +39,7 @@ Progress::Progress(std::string label, uint64_t total, Style style, std::FILE* ou
       last_drawn_(begin_) {}
 
 Progress::~Progress() {
-  if (style_ == Style::kTerminal && started_ && !finished_) {
+  if (style_ == Style::kTerminal && (started_ || said_) && !finished_) {
     std::fputs(fmt::format("\r\x1b[K").c_str(), out_);
     std::fflush(out_);
   }
@@ -88,9 +88,23 @@ void Progress::draw(uint64_t done, Clock::time_point now) {
   if (line.size() >= columns) line = label_ + ": " + amount + rate;
   if (line.size() >= columns) line = label_ + ": " + amount;
   if (line.size() >= columns) line = amount;
-  line.resize(std::min(line.size(), columns - 1));
+  draw_line(std::move(line));
+}
+
+void Progress::draw_line(std::string line) {
+  line.resize(std::min(line.size(), columns_of(out_) - 1));
   std::fputs(fmt::format("\r{}\x1b[K", line).c_str(), out_);
   std::fflush(out_);
+}
+
+void Progress::say(const std::string& what) {
+  if (style_ == Style::kTerminal) {
+    said_ = true;
+    draw_line(label_ + ": " + what);
+  } else if (style_ == Style::kLines) {
+    std::fputs(fmt::format("{}: {}\n", label_, what).c_str(), out_);
+    std::fflush(out_);
+  }
 }
 
 void Progress::finish() {

@@ -27,18 +27,22 @@ class Progress {
   // `done` bytes of the total are here, of which those at the first call were here before: they do not count
   // as speed. Cheap: draws ten times a second at most.
   void update(uint64_t done);
+  // Says why it does not go on, in the line's place on a terminal: "LABEL: WHAT".
+  void say(const std::string& what);
   // Replaces the line with "LABEL: 92.9 MB in 3 s".
   void finish();
 
  private:
   using Clock = std::chrono::steady_clock;
   void draw(uint64_t done, Clock::time_point now);
+  void draw_line(std::string line);
 
   std::string label_;
   uint64_t total_;
   Style style_;
   std::FILE* out_;
   bool started_ = false;
+  bool said_ = false;
   bool finished_ = false;
   uint64_t before_ = 0;
   uint64_t done_ = 0;

@@ -67,14 +67,15 @@ std::string_view answer_part(std::string_view rendered) {
   return at == std::string_view::npos ? rendered : rendered.substr(at + kUser.size());
 }
 
-// A way of giving the template a call that it renders, its arguments included.
-bool find_call_style(const Probe& probe, ChatFormat& format, std::string& rendered) {
+// A way of giving the template a call that it renders, its arguments included, with a list of tools or
+// without.
+bool find_call_style(const Probe& probe, bool tools, ChatFormat& format, std::string& rendered) {
   for (const bool null_content : {false, true}) {
     for (const bool as_text : {false, true}) {
       Json message = {{"role", "assistant"},
                       {"content", null_content ? Json(nullptr) : Json("")},
                       {"tool_calls", Json::array({call_json(as_text, "prbcall01")})}};
-      const auto text = probe.render(Json::array({user_message(), std::move(message)}), true);
+      const auto text = probe.render(Json::array({user_message(), std::move(message)}), tools);
       if (!text) continue;
       const std::string_view part = answer_part(*text);
       if (part.find(kTool) == std::string_view::npos || part.find("probe words") == std::string_view::npos ||
@@ -322,7 +323,13 @@ ChatFormat detect_chat_format(std::string_view template_source) {
   const auto with_system = probe.render(Json::array({system, user}), false);
   format.takes_system = with_system && contains(*with_system, "Probe rules.");
   std::string call;
-  if (find_call_style(probe, format, call)) read_form(call, format);
+  bool tools = true;
+  bool shown = find_call_style(probe, tools, format, call);
+  if (!shown) {  // some fail on a list of tools and yet write calls
+    tools = false;
+    shown = find_call_style(probe, tools, format, call);
+  }
+  if (shown) read_form(call, format);
   if (format.tools ==
       ToolSyntax::kNone) {  // calls are not shown, or in a form not known here: Hermes' is told
     format.renders_tools = false;
@@ -331,7 +338,7 @@ ChatFormat detect_chat_format(std::string_view template_source) {
   const Json content = format.null_content ? Json(nullptr) : Json("");
   const auto renders = [&](Json calls) {
     Json message = {{"role", "assistant"}, {"content", content}, {"tool_calls", std::move(calls)}};
-    return probe.render(Json::array({user, std::move(message)}), true).has_value();
+    return probe.render(Json::array({user, std::move(message)}), tools).has_value();
   };
   const auto call_of = [&](const char* id) { return call_json(format.arguments_as_text, id); };
   format.several_calls = renders(Json::array({call_of("prbcall01"), call_of("prbcall02")}));

@@ -32,6 +32,10 @@ struct ChatFormat {
   CallForm form;                         // of kNone: Hermes', which the model is then told of
   std::string think_begin, think_end;    // "<think>", "</think>"; empty: the model has no thoughts apart
   std::string answer_begin, answer_end;  // "<answer>": around what follows the thoughts (Hunyuan)
+  // An answer that begins with a call's JSON object without the form's markers, bare or in a ``` fence, is a
+  // call all the same. Only of forms that put such an object between markers; a caller who asks for answers
+  // of JSON, or for the rest of one, says false.
+  bool unmarked_calls = true;
 
   // What the template makes of messages:
   bool renders_tools = false;      // it shows the tools; otherwise a system text does

@@ -4,6 +4,7 @@
 #include "chat/argument_reader.h"
 #include "chat/chat_format.h"
 #include "chat/tool_schema.h"
+#include "chat/unmarked_call.h"
 
 namespace qiao::chat {
 namespace {
@@ -70,6 +71,8 @@ struct ChatParser::State {
     } else if (thoughts == Thoughts::kNone) {
       stage = Stage::kText;
     }
+    if (format.unmarked_calls && form.body == CallForm::Body::kCallObject && !form.bare && !tools.empty())
+      unmarked.emplace(form, tools);
   }
 
   ChatFormat format;
@@ -87,6 +90,7 @@ struct ChatParser::State {
   int64_t calls = 0;
   Json parameters;  // of the call that is being read
   std::optional<ArgumentReader> reader;
+  std::optional<UnmarkedCall> unmarked;  // while the answer may be one
   std::vector<ChatEvent>* events = nullptr;
 
   void emit(ChatEvent::Kind kind, std::string_view text) {
@@ -108,6 +112,7 @@ struct ChatParser::State {
   bool begin();
   bool think();
   bool text();
+  bool unmarked_call();
   bool arguments();
   bool call_end();
   bool between();
@@ -201,6 +206,7 @@ bool ChatParser::State::text() {
     emit_held(ChatEvent::Kind::kText, held.size());
     return false;
   }
+  if (unmarked) return unmarked_call();
   if (form.bare) {
     if (!had_text) {
       const Head found = head(held, false);
@@ -232,6 +238,24 @@ bool ChatParser::State::text() {
     keep += trailing_space(std::string_view(held).substr(0, held.size() - keep));
   emit_held(ChatEvent::Kind::kText, held.size() - keep);
   return false;
+}
+
+// At the answer's beginning, and after such a call.
+bool ChatParser::State::unmarked_call() {
+  const Match match = unmarked->read(held, final);
+  if (match == Match::kMore) return false;
+  if (match == Match::kNo) {
+    unmarked.reset();
+    return true;
+  }
+  ++calls;
+  events->push_back({ChatEvent::Kind::kToolCall, {}, call_id(), unmarked->name()});
+  emit(ChatEvent::Kind::kToolArguments, unmarked->arguments());
+  held.erase(0, unmarked->bytes());
+  skip_space = true;
+  unmarked.reset();
+  if (format.several_calls) unmarked.emplace(form, tools);
+  return true;
 }
 
 // The object {"name": …, "arguments": …} from its bracket up to the arguments'.

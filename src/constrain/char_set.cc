@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <string>
 
 #include "base/error.h"
@@ -34,6 +35,20 @@ const CategoryRanges& category_ranges() {
     return made;
   }();
   return table;
+}
+
+// Of each category, and of all that share a first letter: put together once, an expression may name them
+// often.
+const std::map<std::string_view, CharSet>& category_sets() {
+  static const auto sets = [] {
+    std::map<std::string_view, CharSet> made;
+    for (size_t i = 0; i < kCategoryNames.size(); ++i) {
+      made[kCategoryNames[i]].add(category_ranges()[i]);
+      made[kCategoryNames[i].substr(0, 1)].add(category_ranges()[i]);
+    }
+    return made;
+  }();
+  return sets;
 }
 
 }  // namespace
@@ -133,20 +148,10 @@ CharSet unicode_class(std::string_view name, std::string_view where) {
   for (const auto& [longer, shorter] : kLongNames) {
     if (wanted == longer) wanted = shorter;
   }
-  CharSet result;
-  bool known = false;
-  for (size_t i = 0; i < kCategoryNames.size(); ++i) {
-    const bool all_of_kind = wanted.size() == 1 && kCategoryNames[i][0] == wanted[0];
-    if (kCategoryNames[i] != wanted && !all_of_kind) continue;
-    known = true;
-    result.add(category_ranges()[i]);
-  }
-  if (!known) {
-    throw_error(ErrorKind::kUnsupported,
-                "{}: \\p{{{}}} is not supported: general categories are (L, Lu, Nd, P, …)", where,
-                printable(name));
-  }
-  return result;
+  if (const auto known = category_sets().find(wanted); known != category_sets().end()) return known->second;
+  throw_error(ErrorKind::kUnsupported,
+              "{}: \\p{{{}}} is not supported: general categories are (L, Lu, Nd, P, …)", where,
+              printable(name));
 }
 
 }  // namespace qiao::constrain

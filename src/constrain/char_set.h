@@ -33,6 +33,7 @@ class CharSet {
   CharSet without_case() const;
   bool contains(uint32_t c) const;
 
+  bool operator==(const CharSet&) const = default;
   bool empty() const { return ranges_.empty(); }
   const std::vector<CharRange>& ranges() const { return ranges_; }  // sorted, disjoint, not adjacent
 

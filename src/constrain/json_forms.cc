@@ -182,14 +182,32 @@ Form SchemaReader::with_unevaluated(const Json& schema, Form result) {
 // Exactly one of the branches: all where no two can hold together; else each with the others that it meets
 // ruled out.
 Form SchemaReader::one_of(const Json& schema, const Json& branches) {
+  const size_t count = branches.size();
+  if (count > kMaxOneOf) {  // each is held against each
+    throw_error(ErrorKind::kTooLarge, "{}: keyword \"oneOf\": {} branches are over the limit of {}",
+                place_of(schema), count, kMaxOneOf);
+  }
+  std::vector<std::vector<size_t>> meets(count);  // the branches that each may hold together with
+  size_t overlaps = 0;
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t j = i + 1; j < count; ++j) {
+      if (provably_empty(constrain::both(atoms(branches[i]), atoms(branches[j])), 0)) continue;
+      if (++overlaps > kMaxOverlaps) {
+        throw_error(
+            ErrorKind::kTooLarge,
+            "{}: keyword \"oneOf\": over {} pairs of branches may hold together; give them a property that "
+            "tells them apart",
+            place_of(schema), kMaxOverlaps);
+      }
+      meets[i].push_back(j);
+      meets[j].push_back(i);
+    }
+  }
   Form result;
-  for (size_t i = 0; i < branches.size(); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     AtomSet alone = atoms(branches[i]);
     const AtomSet here = alone;
-    for (size_t j = 0; j < branches.size(); ++j) {
-      if (j == i || provably_empty(constrain::both(here, atoms(branches[j])), 0)) continue;
-      alone = constrain::both(alone, atoms(branches[j], true));
-    }
+    for (const size_t j : meets[i]) alone = constrain::both(alone, atoms(branches[j], true));
     try {
       unite(result, form(alone));
     } catch (const Error& e) {
@@ -202,7 +220,8 @@ Form SchemaReader::one_of(const Json& schema, const Json& branches) {
 
 // A cheap look, a few levels deep: true only where it is certain.
 bool SchemaReader::provably_empty(const AtomSet& set, int depth) {
-  if (depth > 4) return false;
+  if (depth == 0) looks_ = 0;
+  if (depth > 4 || ++looks_ > kMaxLooks) return false;
   for (const Atom& atom : set) {
     if (open_.contains(atom)) return false;  // being read just now
   }

@@ -9,6 +9,16 @@
 namespace qiao::constrain {
 namespace {
 
+struct NumberFormat {
+  std::string_view name;
+  int bits;  // 0: any number
+  bool is_signed;
+};
+constexpr NumberFormat kNumberFormats[] = {
+    {"int8", 8, true},   {"int16", 16, true},   {"int32", 32, true},   {"int64", 64, true},
+    {"uint8", 8, false}, {"uint16", 16, false}, {"uint32", 32, false}, {"uint64", 64, false},
+    {"float", 0, true},  {"double", 0, true}};
+
 constexpr size_t kMaxNumberStates = 100'000;
 constexpr uint64_t kMaxMultiple = 1'000'000;
 
@@ -331,6 +341,26 @@ uint32_t NumberDfa::next(uint32_t state, char byte) const {
   if (i == std::string_view::npos) return kDead;
   const uint32_t to = states_[state].next[i];
   return states_[to].live ? to : kDead;
+}
+
+std::optional<NumberSpec> number_format(std::string_view format) {
+  for (const NumberFormat& known : kNumberFormats) {
+    if (known.name != format) continue;
+    NumberSpec spec;
+    if (known.bits == 0) return spec;
+    const uint64_t most = ~uint64_t{0} >> (64 - known.bits + (known.is_signed ? 1 : 0));
+    spec.integer = true;
+    spec.max = Decimal::of(Json(most));
+    spec.min = Decimal::of(known.is_signed ? Json(-static_cast<int64_t>(most) - 1) : Json(0));
+    return spec;
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> number_format_names() {
+  std::vector<std::string> names;
+  for (const NumberFormat& known : kNumberFormats) names.emplace_back(known.name);
+  return names;
 }
 
 }  // namespace qiao::constrain

@@ -38,6 +38,11 @@ struct NumberSpec {
   NumberSpec both(const NumberSpec& other) const;
 };
 
+// What a format of numbers (OpenAPI's) asks for: of "int32" a whole number of so many bits, of "double",
+// which only says how a number is kept, nothing. No value: it is no format of numbers.
+std::optional<NumberSpec> number_format(std::string_view format);
+std::vector<std::string> number_format_names();
+
 // Every number without bounds is taken in every form of RFC 8259. With bounds other than 0, or with
 // multiples, numbers are taken in plain decimal notation, without an exponent: what exponents bring is no
 // regular language. An integer may be written 3, 3.0 or 3e2.

@@ -149,6 +149,9 @@ Form SchemaReader::form(const Atom& atom) {
                 place_of(*atom.schema));
   }
   if (atom.schema->is_boolean()) return atom.schema->get<bool>() != atom.negative ? Form::anything() : Form{};
+  // Schemas that are referred to from many places are read once: else twice two makes 2^n of n levels.
+  const std::pair key(atom, collecting_ > 0);
+  if (const auto known = forms_.find(key); known != forms_.end()) return known->second;
   if (!open_.insert(atom).second) {
     throw_error(ErrorKind::kInvalidInput, "{}: the schema refers to itself without end (a cycle of $ref)",
                 place_of(*atom.schema));
@@ -168,6 +171,10 @@ Form SchemaReader::form(const Atom& atom) {
   }
   open_.erase(atom);
   --depth_;
+  if (kept_alternatives_ + result.size() <= kMaxKeptAlternatives) {
+    kept_alternatives_ += result.size();
+    forms_.emplace(key, result);
+  }
   return result;
 }
 

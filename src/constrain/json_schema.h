@@ -95,6 +95,9 @@ class SchemaReader {
   struct Keywords;
   static constexpr int kMaxDepth = 128;
   static constexpr size_t kMaxAlternatives = 2000;
+  static constexpr size_t kMaxKeptAlternatives = 200'000;
+  static constexpr int kMaxLooks = 1000;
+  static constexpr size_t kMaxOneOf = 500, kMaxOverlaps = 2000;
 
   [[noreturn]] void invalid(const Json& schema, std::string_view keyword, std::string_view expected) const;
   std::string place_of(const Json& schema) const;
@@ -143,6 +146,9 @@ class SchemaReader {
   std::deque<Json> made_;
   std::set<Atom> open_;
   int depth_ = 0;
+  std::map<std::pair<Atom, bool>, Form> forms_;  // read before; whether inside of unevaluated… counts
+  size_t kept_alternatives_ = 0;                 // of forms_
+  int looks_ = 0;                                // of provably_empty, since the first
 };
 
 }  // namespace qiao::constrain

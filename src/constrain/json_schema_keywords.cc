@@ -101,6 +101,9 @@ NumberSpec SchemaReader::number(const Json& schema) {
       spec.multiples.push_back(value);
     }
   }
+  if (const Json* format = find(schema, "format"); format != nullptr && format->is_string()) {
+    if (const auto asked = number_format(format->get_ref<const std::string&>())) return spec.both(*asked);
+  }
   return spec;
 }
 
@@ -115,12 +118,16 @@ StringSpec SchemaReader::string(const Json& schema) {
   if (const Json* format = find(schema, "format")) {
     if (!format->is_string()) invalid(schema, "format", "a string");
     const std::string& name = format->get_ref<const std::string&>();
-    if (format_pattern(name) == nullptr) {
+    if (number_format(name)) return spec;  // says nothing of texts
+    const char* pattern = format_pattern(name);
+    if (pattern == nullptr) {
+      std::vector<std::string> known = format_names();
+      for (std::string& number : number_format_names()) known.push_back(std::move(number));
       unsupported(schema, "format",
-                  fmt::format("{} is none of {}{}", quote_text(name), fmt::join(format_names(), ", "),
-                              did_you_mean(name, format_names())));
+                  fmt::format("{} is none of {}{}", quote_text(name), fmt::join(known, ", "),
+                              did_you_mean(name, known)));
     }
-    spec.patterns.push_back({.source = name, .format = true});
+    if (*pattern != '\0') spec.patterns.push_back({.source = name, .format = true});
   }
   return spec;
 }

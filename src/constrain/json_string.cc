@@ -26,6 +26,8 @@ constexpr size_t kMaxLengthTable = 10'000'000;
 #define QIAO_H16 "[0-9A-Fa-f]{1,4}"
 #define QIAO_LS32 "(?:" QIAO_H16 ":" QIAO_H16 "|" QIAO_IPV4 ")"
 #define QIAO_LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+#define QIAO_UUID(version) \
+  "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-" version "[0-9A-Fa-f]{3}-[89ABab][0-9A-Fa-f]{3}-[0-9A-Fa-f]{12}"
 #define QIAO_POINTER "(?:/(?:[^/~]|~[01])*)*"
 // RFC 3986 with `more` characters (RFC 3987's), its authority without IPv6 literals. In a path's first
 // segment of a relative reference no colon may stand.
@@ -44,6 +46,9 @@ constexpr size_t kMaxLengthTable = 10'000'000;
 #define QIAO_RELATIVE(more) \
   QIAO_ABSOLUTE(more) "|" QIAO_NO_COLON(more) "+" QIAO_SEGMENTS(more) "|)" QIAO_TAIL(more)
 #define QIAO_BEYOND_ASCII "\\u{A0}-\\u{D7FF}\\u{F900}-\\u{FDCF}\\u{FDF0}-\\u{FFEF}\\u{10000}-\\u{EFFFD}"
+#define QIAO_IDN_LABEL                                                                                     \
+  "[A-Za-z0-9" QIAO_BEYOND_ASCII "](?:[A-Za-z0-9" QIAO_BEYOND_ASCII "-]{0,61}[A-Za-z0-9" QIAO_BEYOND_ASCII \
+  "])?"
 #define QIAO_VARIABLE \
   "(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})(?:\\.?(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2}))*(?::[1-9][0-9]{0,3}|\\*)?"
 
@@ -59,11 +64,22 @@ constexpr Format kFormats[] = {
      "^P(?:[0-9]+W|(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)(?:T(?:[0-9]+H(?:[0-9]+M(?:"
      "[0-9]+S)?)?"
      "|[0-9]+M(?:[0-9]+S)?|[0-9]+S))?|T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))$"},
+    {"uuid1", "^" QIAO_UUID("1") "$"},  // these with a version are pydantic's
+    {"uuid3", "^" QIAO_UUID("3") "$"},
+    {"uuid4", "^" QIAO_UUID("4") "$"},
+    {"uuid5", "^" QIAO_UUID("5") "$"},
+    {"byte", "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"},  // OpenAPI's, of RFC 4648
+    {"binary", ""},
+    {"password", ""},
     {"uuid", "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$"},  // RFC 4122
     {"email",
      "^(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*|\"(?:[ !#-\\[\\]-~]|\\\\[ "
      "-~])*\")@"
      "(?:" QIAO_LABEL "(?:\\." QIAO_LABEL ")*|\\[" QIAO_IPV4 "\\])$"},
+    {"idn-email",  // RFC 6531: letters of any script; what IDNA asks of labels beyond that is not looked at
+     "^(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~" QIAO_BEYOND_ASCII
+     "-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~" QIAO_BEYOND_ASCII "-]+)*|\"(?:[ !#-\\[\\]-~" QIAO_BEYOND_ASCII
+     "]|\\\\[ -~])*\")@(?:" QIAO_IDN_LABEL "(?:\\." QIAO_IDN_LABEL ")*|\\[" QIAO_IPV4 "\\])$"},
     {"ipv4", "^" QIAO_IPV4 "$"},
     {"ipv6",  // RFC 3986
      "^(?:(?:" QIAO_H16 ":){6}" QIAO_LS32 "|::(?:" QIAO_H16 ":){5}" QIAO_LS32 "|(?:" QIAO_H16

@@ -29,7 +29,8 @@ struct StringSpec {
   StringSpec both(const StringSpec& other) const;
 };
 
-// The pattern of a "format", fully anchored; nullptr where Qiao has none for it.
+// The pattern of a "format", fully anchored, empty where any text is of it; nullptr where Qiao does not know
+// it.
 const char* format_pattern(std::string_view format);
 std::vector<std::string> format_names();
 

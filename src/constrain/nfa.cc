@@ -54,7 +54,8 @@ uint32_t Nfa::build(const Regex& regex, uint32_t next) {
         const CharRange range = regex.set.ranges().front();
         return add({.kind = Kind::kRange, .lo = range.lo, .hi = range.hi, .out = next});
       }
-      sets_.push_back(regex.set);
+      if (sets_.empty() || sets_.back() != regex.set)
+        sets_.push_back(regex.set);  // often one many times over
       return add({.kind = Kind::kSet, .lo = static_cast<uint32_t>(sets_.size() - 1), .out = next});
     case Regex::Kind::kConcat:
       for (size_t i = regex.children.size(); i-- > 0;) next = build(regex.children[i], next);
@@ -180,7 +181,7 @@ uint32_t LazyDfa::intern() {
     if (states_[it->second].members == members_) return it->second;
   }
   work_ += members_.size();
-  if (states_.size() >= kMaxStates || work_ > kMaxWork) too_large();
+  if (states_.size() >= kMaxStates || members_.size() > kMaxMembers || work_ > kMaxWork) too_large();
   State state;
   state.members = members_;
   // The matches that the end of the text would bring, through $ too.

@@ -50,7 +50,8 @@ class LazyDfa {
  public:
   static constexpr uint32_t kEmpty = 0;
   static constexpr size_t kMaxStates = 50'000;
-  static constexpr size_t kMaxWork = 20'000'000;  // members of all sets ever built
+  static constexpr size_t kMaxMembers = 10'000;  // of one set
+  static constexpr size_t kMaxWork = 5'000'000;  // members of all sets ever built
   struct Step {
     uint32_t lo, hi, to;
   };

@@ -20,6 +20,7 @@ namespace {
 constexpr int kMaxRedirects = 8;
 constexpr size_t kMaxHeaderBytes = size_t{64} << 10;
 constexpr size_t kMaxEtag = 256;
+constexpr curl_off_t kMaxRetryAfter = 365 * 24 * 3600;  // seconds; for the arithmetic, nobody waits so long
 
 std::string without_query(const std::string& url) { return url.substr(0, url.find_first_of("?#")); }
 
@@ -76,6 +77,7 @@ class Transient : public std::runtime_error {
 struct HttpClient::Response {
   long status = 0;
   std::string location, etag, link, content_range;
+  std::chrono::seconds retry_after{0};  // 0: it does not say
 };
 
 struct HttpClient::State {
@@ -195,6 +197,9 @@ HttpClient::Response HttpClient::perform(const std::string& url, const std::stri
     const CURLcode code = curl_easy_perform(curl);
     if (transfer.thrown) std::rethrow_exception(transfer.thrown);
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &response.status);
+    curl_off_t retry_after = 0;  // seconds, also where the header is a date
+    if (curl_easy_getinfo(curl, CURLINFO_RETRY_AFTER, &retry_after) == CURLE_OK)
+      response.retry_after = std::chrono::seconds(std::clamp<curl_off_t>(retry_after, 0, kMaxRetryAfter));
     if (code != CURLE_OK) {
       if (transfer.header_bytes > kMaxHeaderBytes) {
         throw_error(ErrorKind::kInvalidInput, "{}: more than {} bytes of headers", without_query(address),
@@ -217,21 +222,39 @@ HttpClient::Response HttpClient::perform(const std::string& url, const std::stri
               kMaxRedirects);
 }
 
-// Runs `attempt` (which returns the final status) until it goes well.
+// Runs `attempt` (which returns the final answer) until it goes well.
 template <typename Attempt>
 void HttpClient::with_retries(const std::string& url, Attempt attempt) {
+  const std::string where = without_query(url);
   std::string reason;
-  for (int tried = 0; tried < options_.tries; ++tried) {
-    if (tried > 0) std::this_thread::sleep_for(options_.retry_delay * (1 << (tried - 1)));
-    long status = 0;
+  std::chrono::milliseconds asked{0}, waited{0};
+  int tried = 0;
+  while (tried < options_.tries) {
+    if (tried > 0) {
+      const std::chrono::milliseconds wait =
+          asked.count() > 0 ? asked : options_.retry_delay * (1 << (tried - 1));
+      const auto seconds = std::chrono::ceil<std::chrono::seconds>(wait).count();
+      if (wait > options_.patience - waited) {
+        reason += fmt::format("; it asks to wait {} s, and all waits together are {} s at most", seconds,
+                              options_.patience.count());
+        break;
+      }
+      if (wait >= std::chrono::seconds(1) && options_.on_wait)
+        options_.on_wait(fmt::format("{}; trying again in {} s", reason, seconds));
+      std::this_thread::sleep_for(wait);
+      waited += wait;
+    }
+    ++tried;
+    asked = {};
+    Response answer;
     try {
-      status = attempt();
+      answer = attempt();
     } catch (const Transient& e) {
       reason = e.what();
       continue;
     }
+    const long status = answer.status;
     if (status == 200 || status == 206) return;
-    const std::string where = without_query(url);
     if (status == 404) throw_error(ErrorKind::kNotFound, "{}: not there (404)", where);
     if (status == 401 || status == 403) {
       throw_error(ErrorKind::kInvalidInput, "{}: not allowed ({}){}", where, status,
@@ -240,17 +263,18 @@ void HttpClient::with_retries(const std::string& url, Attempt attempt) {
     }
     if (status != 429 && status < 500)
       throw_error(ErrorKind::kInvalidInput, "{}: unexpected status {}", where, status);
+    if (status == 429 || status == 503) asked = answer.retry_after;
     reason = fmt::format("status {}", status);
   }
-  throw_error(ErrorKind::kUnavailable, "{}: gave up after {} tries: {}", without_query(url), options_.tries,
-              reason);
+  throw_error(ErrorKind::kUnavailable, "{}: gave up after {} {}: {}", where, tried,
+              tried == 1 ? "try" : "tries", reason);
 }
 
 HttpText HttpClient::get(const std::string& url, size_t max_bytes) {
   HttpText text;
   with_retries(url, [&] {
     text.body.clear();
-    const Response response = perform(
+    Response response = perform(
         url, "", 0, [](const Response&) {},
         [&](std::string_view bytes) {
           if (bytes.size() > max_bytes - text.body.size()) {
@@ -264,7 +288,7 @@ HttpText HttpClient::get(const std::string& url, size_t max_bytes) {
     if (!text.next.empty() && origin_of(text.next) != origin_of(url)) {
       throw_error(ErrorKind::kInvalidInput, "{}: its next page is on another host", without_query(url));
     }
-    return response.status;
+    return response;
   });
   return text;
 }
@@ -274,14 +298,14 @@ void HttpClient::download(const std::string& url, uint64_t bytes, PartialFile& f
   std::filesystem::path etag_path = file.path();
   etag_path += ".etag";
   if (file.size() > bytes) file.truncate(0);
-  with_retries(url, [&]() -> long {
+  with_retries(url, [&]() -> Response {
     std::string etag;
     if (file.size() > 0 && std::filesystem::exists(etag_path)) etag = read_file(etag_path, kMaxEtag);
     // A weak ETag may not be asked for with If-Range; then the file is fetched whole.
     if (etag.empty()) file.truncate(0);
-    if (file.size() == bytes && bytes > 0) return 200;
+    if (file.size() == bytes && bytes > 0) return {.status = 200};
     const uint64_t from = file.size();
-    const Response response = perform(
+    Response response = perform(
         url, etag, from,
         [&](const Response& answer) {
           if (answer.status == 206) {
@@ -316,7 +340,7 @@ void HttpClient::download(const std::string& url, uint64_t bytes, PartialFile& f
     if ((response.status == 200 || response.status == 206) && file.size() != bytes) {
       throw Transient(fmt::format("ended after {} of {} bytes", file.size(), bytes));
     }
-    return response.status;
+    return response;
   });
 }
 

@@ -18,7 +18,11 @@ struct HttpOptions {
       token;  // sent as "Authorization: Bearer", to the first address's host alone, never across a redirect
   std::chrono::milliseconds retry_delay{500};  // before the second try, doubled each time
   int tries = 5;
-  std::chrono::seconds stall{30};  // so long at under 64 bytes a second is a failed try
+  // Where a server that is busy (429, 503) says when to come again (Retry-After), that is when; but all waits
+  // of one request together are no longer than this.
+  std::chrono::seconds patience{60};
+  std::function<void(const std::string& what)> on_wait;  // hears of each wait of a second or more, and why
+  std::chrono::seconds stall{30};                        // so long at under 64 bytes a second is a failed try
 };
 
 struct HttpText {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdlib>
+#include <optional>
 #include <set>
 
 #include "base/error.h"
@@ -190,6 +191,9 @@ std::filesystem::path pull(const HubReference& reference, const PullOptions& opt
   if (http.token.find_first_of("\r\n") != std::string::npos) {
     throw_error(ErrorKind::kInvalidInput, "HF_TOKEN holds a line break");
   }
+  std::optional<Progress> progress;
+  progress.emplace(reference.text(), 0, options.style);
+  http.on_wait = [&](const std::string& what) { progress->say(what); };
   HttpClient client(http);
   const std::vector<RemoteFile> selected = select_files(
       reference, reference.kind == HubKind::kHuggingFace ? list_hugging_face(client, reference, endpoint)
@@ -214,9 +218,9 @@ std::filesystem::path pull(const HubReference& reference, const PullOptions& opt
   if (std::all_of(selected.begin(), selected.end(), is_here)) return result;
   require_disk_space(options.home, missing);
 
-  Progress progress(reference.text(), total, options.style);
+  progress.emplace(reference.text(), total, options.style);
   uint64_t done = total - missing;
-  progress.update(done);
+  progress->update(done);
   for (const RemoteFile& file : selected) {
     if (is_here(file)) continue;
     std::filesystem::path place = downloads / file.path;
@@ -226,7 +230,7 @@ std::filesystem::path pull(const HubReference& reference, const PullOptions& opt
       std::filesystem::remove(place);
     } else {
       client.download(file_address(reference, endpoint, file.path), file.bytes, partial,
-                      [&](uint64_t bytes) { progress.update(done + bytes); });
+                      [&](uint64_t bytes) { progress->update(done + bytes); });
       verify(file, partial, reference);
       partial.publish(folder / file.path);
     }
@@ -235,7 +239,7 @@ std::filesystem::path pull(const HubReference& reference, const PullOptions& opt
     remove_empty_folders(place.parent_path(), options.home / "downloads");
     done += file.bytes;
   }
-  progress.finish();
+  progress->finish();
   return result;
 }
 

@@ -199,9 +199,13 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
     throw_error(ErrorKind::kInvalidInput, "prompt: has no tokens; at least one is needed");
   const int64_t most = options.context - (request.embedding || request.max_tokens == 0 ? 0 : 1);
   if (prompt_tokens > most) {
-    throw_error(ErrorKind::kInvalidInput,
-                "prompt: {} tokens do not fit the context of {} (the cache has {} pages of {} tokens)",
-                prompt_tokens, options.context, options.pages, options.page_tokens);
+    const bool cache_is_full = options.context == options.pages * options.page_tokens;
+    throw_error(
+        ErrorKind::kInvalidInput,
+        "prompt: {} tokens do not fit the context of {}{}; the least for it is {} (-c)", prompt_tokens,
+        options.context,
+        cache_is_full ? fmt::format(" ({} pages of {} tokens)", options.pages, options.page_tokens) : "",
+        prompt_tokens + options.context - most);
   }
   for (const TokenId id : request.prompt) {
     if (id < 0 || id >= vocabulary) {

@@ -56,7 +56,9 @@ struct GenerationEvent {
   std::vector<float> embedding;                // [C]
   FinishReason finish = FinishReason::kNone;
   std::string stop_text;  // the stop string that ended it, if one did
-  std::string error;      // with kError
+  // With kError; kIo where the request is not to blame.
+  std::string error;
+  ErrorKind error_kind = ErrorKind::kIo;
   // With the last event:
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   int64_t forced_tokens = 0;  // of the completion: the grammar left no choice, and they were not drawn

@@ -28,13 +28,21 @@ void check_ranges(const EngineOptions& o) {
   const auto within = [](int64_t value, int64_t least) { return value >= least && value <= INT32_MAX; };
   if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
       !within(o.sliding_pages, 0) || !within(o.lookup, 0) || !within(o.draft_max, 0) ||
-      !within(o.context, 2)) {
+      o.context > INT32_MAX) {
     throw_error(ErrorKind::kInvalidInput,
                 "engine: context {}, slots {}, page tokens {}, pages {}, sliding pages {}, batch tokens {}, "
                 "lookup {} and draft tokens {} must be positive and fit 31 bits",
                 o.context, o.slots, o.page_tokens, o.pages, o.sliding_pages, o.batch_tokens, o.lookup,
                 o.draft_max);
   }
+}
+
+void check_context(int64_t context, std::string_view why) {
+  constexpr int64_t kLeast = 2;  // a token of a prompt and one of an answer
+  if (context >= kLeast) return;
+  throw_error(ErrorKind::kInvalidInput,
+              "the context (-c) is {} token{}; the least is {}: one of a prompt and one of its answer",
+              context, why, kLeast);
 }
 
 // How many full pages `bytes` hold, with a sliding page beside each as far as there are to be so many.
@@ -53,6 +61,7 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   const int64_t trained = config.max_position_embeddings;
   if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
   check_ranges(o);
+  check_context(o.context, "");
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const KvCache::PageBytes page = bytes_per_page(model, o);
   const uint64_t free = model.backend().describe().free_bytes;
@@ -78,6 +87,9 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
                 o.pages, o.page_tokens, gib(need), gib(free), asked ? "--kv-pages" : "-c (context)");
   }
   o.context = std::min(o.context, o.pages * o.page_tokens);
+  check_context(o.context,
+                fmt::format(", which is all that {} of {} tokens hold",
+                            o.pages == 1 ? "1 page" : fmt::format("{} pages", o.pages), o.page_tokens));
   return o;
 }
 

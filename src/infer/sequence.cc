@@ -45,7 +45,7 @@ void Sequence::begin() {
   try {
     force();
   } catch (const Error& e) {
-    finish(FinishReason::kError, e.what());
+    finish(FinishReason::kError, e.what(), e.kind());
     return;
   }
   if (ending_ == FinishReason::kNone || outputs_had < outputs_wanted) return;
@@ -99,7 +99,7 @@ void Sequence::mask(int64_t ahead, std::span<uint32_t> words) {
     for (const TokenId id : std::span(draft).first(static_cast<size_t>(ahead))) at.accept(id);
     at.mask(words);
   } catch (const Error& e) {
-    if (!finished) finish(FinishReason::kError, e.what());
+    if (!finished) finish(FinishReason::kError, e.what(), e.kind());
     std::fill(words.begin(), words.end(), ~uint32_t{0});
   }
 }
@@ -217,7 +217,7 @@ void Sequence::accept(TokenId token, TokenLogprobs logprobs) {
     ending_ = reason_to_end();
     if (constraint_ && ending_ == FinishReason::kNone) force();
   } catch (const Error& e) {
-    finish(FinishReason::kError, e.what());
+    finish(FinishReason::kError, e.what(), e.kind());
     return;
   }
   if (outputs_had < outputs_wanted) return;  // forced tokens whose log-probabilities are to be computed
@@ -271,13 +271,14 @@ GenerationEvent Sequence::last_event(FinishReason reason) const {
   return event;
 }
 
-void Sequence::finish(FinishReason reason, const std::string& error) {
+void Sequence::finish(FinishReason reason, const std::string& error, ErrorKind kind) {
   finished = true;
   const auto unsent = static_cast<int64_t>(tokens.size() - sent_);  // forced, but the client never saw them
   completion_tokens_ -= unsent;
   forced_tokens_ -= unsent;
   GenerationEvent event = last_event(reason);
   event.error = error;
+  event.error_kind = kind;
   if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
     event.text = stops_.push(decoder_.finish());
     event.text += stops_.finish();

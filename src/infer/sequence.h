@@ -70,7 +70,7 @@ class Sequence final : public Job {
   void accept_none();
   // All is computed and nothing is drawn (max_tokens 0, embeddings, an answer that ends in forced tokens).
   void finish_computed();
-  void finish(FinishReason reason, const std::string& error = {});
+  void finish(FinishReason reason, const std::string& error = {}, ErrorKind kind = ErrorKind::kIo);
 
  private:
   void send_prompt_logprobs();

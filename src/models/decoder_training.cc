@@ -9,28 +9,28 @@
 namespace qiao {
 namespace {
 
-[[noreturn]] void refuse_batch(const std::string& what) {
+[[noreturn]] void refuse_packed(const std::string& what) {
   throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
 }
 
 void check_batch(const PackedBatch& batch, int64_t tokens, int64_t documents, int64_t vocabulary) {
   const auto count = static_cast<int64_t>(batch.tokens.size());
   if (count == 0 || count > tokens)
-    refuse_batch(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
+    refuse_packed(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
   if (batch.positions.size() != batch.tokens.size() || batch.labels.size() != batch.tokens.size()) {
-    refuse_batch(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
-                             batch.labels.size()));
+    refuse_packed(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
+                              batch.labels.size()));
   }
   const auto starts = static_cast<int64_t>(batch.starts.size());
   if (starts < 2 || starts > documents + 1 || batch.starts.front() != 0 || batch.starts.back() != count ||
       !std::is_sorted(batch.starts.begin(), batch.starts.end()))
-    refuse_batch(
+    refuse_packed(
         fmt::format("{} starts; up to {} from 0 to {} in order were expected", starts, documents + 1, count));
   for (int64_t i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
     if (batch.tokens[at] < 0 || batch.tokens[at] >= vocabulary || batch.labels[at] < -1 ||
         batch.labels[at] >= vocabulary || batch.positions[at] < 0) {
-      refuse_batch(
+      refuse_packed(
           fmt::format("token {} at place {} with position {} and label {}: ids below {} were expected",
                       batch.tokens[at], i, batch.positions[at], batch.labels[at], vocabulary));
     }
@@ -186,7 +186,7 @@ void DecoderTraining::State::plan() {
 DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents)
     : state_(std::make_unique<State>(decoder, tokens, documents)) {
   if (tokens < 1 || documents < 1)
-    refuse_batch(fmt::format("room for {} tokens in {} documents", tokens, documents));
+    refuse_packed(fmt::format("room for {} tokens in {} documents", tokens, documents));
   if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
     throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
   state_->plan();

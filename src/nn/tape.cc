@@ -9,9 +9,7 @@
 namespace qiao::nn {
 namespace {
 
-constexpr size_t kAlignment = 64;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }  // of 64 bytes, as contexts take memory
 
 }  // namespace
 
@@ -38,9 +36,9 @@ void Tape::place_gradient(const Tensor& tensor, const Tensor& gradient, bool wri
 std::byte* Tape::take(size_t bytes) {
   // A measuring tape's memory begins at an address that nothing reads.
   std::byte* base = base_ != nullptr ? base_ : reinterpret_cast<std::byte*>(uintptr_t{1} << 46);
-  QIAO_ASSERT(base_ == nullptr || aligned(bytes) <= bytes_ - used_);
+  QIAO_ASSERT(base_ == nullptr || whole_lines(bytes) <= bytes_ - used_);
   std::byte* data = base + used_;
-  used_ += aligned(bytes);
+  used_ += whole_lines(bytes);
   peak_ = std::max(peak_, used_);
   return data;
 }

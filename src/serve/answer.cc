@@ -78,18 +78,18 @@ void Answer::on_event(size_t index, const GenerationEvent& event) {
     usage_.cached_tokens += event.cached_tokens;
   }
   usage_.completion_tokens += event.completion_tokens;
-  if (event.finish == FinishReason::kError) error_ = event.error;
+  if (event.finish == FinishReason::kError) error_ = to_api_error(Error(event.error_kind, event.error));
   if (--left_ == 0) finish_all();
 }
 
 void Answer::finish_all() {
-  if (!error_.empty()) {
-    const Json error = error_json(500, error_);
+  if (error_) {
+    const Json error = error_->to_json();
     if (stream_) {
       exchange_->write(sse(error));
       exchange_->end();
     } else {
-      exchange_->send(500, "application/json", dump_json(error));
+      exchange_->send(error_->status(), "application/json", dump_json(error));
     }
     return;
   }

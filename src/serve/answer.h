@@ -3,9 +3,11 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "serve/api_error.h"
 #include "serve/generation_fields.h"
 #include "serve/server.h"
 
@@ -65,7 +67,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
 
   size_t left_ = 0;
   Usage usage_;
-  std::string error_;
+  std::optional<ApiError> error_;
 };
 
 }  // namespace qiao::serve

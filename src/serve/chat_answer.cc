@@ -1,5 +1,7 @@
 #include "serve/chat_answer.h"
+#include "serve/api_error.h"
 
+#include <optional>
 #include <utility>
 
 namespace qiao::serve {
@@ -92,7 +94,8 @@ class ChatAnswer final : public ChatSink {
     }
     usage_.completion_tokens += finish.completion_tokens;
     usage_.reasoning_tokens = usage_.reasoning_tokens.value_or(0) + finish.reasoning_tokens;
-    if (finish.reason == ChatFinish::Reason::kError) error_ = finish.error;
+    if (finish.reason == ChatFinish::Reason::kError)
+      error_ = to_api_error(Error(finish.error_kind, finish.error));
     if (stream_ && !reason_json(finish.reason).is_null()) {
       if (!choice.logprobs.is_null()) write_delta(index, {{"content", ""}});
       write_delta(index, Json::object(), reason_json(finish.reason));
@@ -147,9 +150,9 @@ class ChatAnswer final : public ChatSink {
   }
 
   void finish_all() {
-    if (!error_.empty()) {
-      const Json error = error_json(500, error_);
-      if (!stream_) return exchange_->send(500, "application/json", dump_json(error));
+    if (error_) {
+      const Json error = error_->to_json();
+      if (!stream_) return exchange_->send(error_->status(), "application/json", dump_json(error));
       exchange_->write(sse(error));
       return exchange_->end();
     }
@@ -179,7 +182,7 @@ class ChatAnswer final : public ChatSink {
   std::vector<Choice> choices_;
   size_t left_;
   Usage usage_;
-  std::string error_;
+  std::optional<ApiError> error_;
 };
 
 }  // namespace

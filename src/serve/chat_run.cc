@@ -75,6 +75,7 @@ class ChatRun : public std::enable_shared_from_this<ChatRun> {
         break;
     }
     finish.error = event.error;
+    finish.error_kind = event.error_kind;
     finish.stop_text = event.stop_text;
     finish.prompt_tokens = event.prompt_tokens;
     finish.cached_tokens = event.cached_tokens;
@@ -201,10 +202,14 @@ void run_chat(ServeContext& context, ChatTurn turn, const std::shared_ptr<HttpEx
   generation.top_logprobs = turn.top_logprobs;
   std::vector<GenerationRequest> requests(static_cast<size_t>(turn.generation.n), generation);
   for (size_t i = 0; i < requests.size(); ++i) requests[i].choice = static_cast<int32_t>(i);
+  chat::ChatFormat format = context.chat_format;
+  format.several_calls = format.several_calls && turn.parallel_tool_calls;
+  // Where JSON is asked for, an object is an answer; and what goes on with one does not begin it.
+  format.unmarked_calls = turn.format.kind == OutputFormat::Kind::kText && turn.answer_start.empty();
   try {
     std::make_shared<ChatRun>(context, std::move(sink), turn.logprobs)
-        ->start(std::move(requests), context.chat_format, offers_tools(turn) ? turn.tools : Json::array(),
-                thoughts, *exchange);
+        ->start(std::move(requests), format, offers_tools(turn) ? turn.tools : Json::array(), thoughts,
+                *exchange);
   } catch (const Error& e) {
     // The engine speaks of its own field.
     constexpr std::string_view kPrompt = "prompt: ";

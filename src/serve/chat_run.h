@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "chat/chat_format.h"
 #include "serve/generation_fields.h"
 #include "serve/server.h"
@@ -60,7 +61,8 @@ struct ChatFinish {
   // kToolCalls: it stopped after calls of tools.
   enum class Reason { kStop, kLength, kToolCalls, kCancelled, kError };
   Reason reason = Reason::kStop;
-  std::string error;      // with kError
+  std::string error;  // with kError
+  ErrorKind error_kind = ErrorKind::kIo;
   std::string stop_text;  // the stop string that ended it, if one did
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0, reasoning_tokens = 0;
 };

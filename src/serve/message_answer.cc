@@ -1,6 +1,7 @@
 #include "serve/message_answer.h"
 
 #include "base/error.h"
+#include "serve/api_error.h"
 
 namespace qiao::serve {
 namespace {
@@ -172,7 +173,10 @@ void MessageAnswer::finish_with_error(const std::string& message, int status) {
 }
 
 void MessageAnswer::on_finish(size_t, const ChatFinish& finish) {
-  if (finish.reason == ChatFinish::Reason::kError) return finish_with_error(finish.error, 500);
+  if (finish.reason == ChatFinish::Reason::kError) {
+    const ApiError error = to_api_error(Error(finish.error_kind, finish.error));
+    return finish_with_error(error.what(), error.status());
+  }
   if (finish.reason == ChatFinish::Reason::kCancelled)
     return finish_with_error("the request was cancelled", 529);
   close();

@@ -1,6 +1,7 @@
 #include "serve/response_answer.h"
 
 #include "base/error.h"
+#include "serve/api_error.h"
 #include "serve/response_store.h"
 
 namespace qiao::serve {
@@ -237,13 +238,16 @@ void ResponseAnswer::finish_with_error(const std::string& message, int status) {
     return;
   }
   response_["status"] = "failed";
-  response_["error"] = {{"code", "server_error"}, {"message", message}};
+  response_["error"] = {{"code", status >= 500 ? "server_error" : "invalid_prompt"}, {"message", message}};
   emit_response("response.failed");
   exchange_->end();
 }
 
 void ResponseAnswer::on_finish(size_t, const ChatFinish& finish) {
-  if (finish.reason == ChatFinish::Reason::kError) return finish_with_error(finish.error, 500);
+  if (finish.reason == ChatFinish::Reason::kError) {
+    const ApiError error = to_api_error(Error(finish.error_kind, finish.error));
+    return finish_with_error(error.what(), error.status());
+  }
   if (finish.reason == ChatFinish::Reason::kCancelled)
     return finish_with_error("the request was cancelled", 503);
   const bool cut = finish.reason == ChatFinish::Reason::kLength;

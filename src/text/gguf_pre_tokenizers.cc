@@ -174,6 +174,12 @@ std::vector<std::string_view> gguf_pre_tokenizer_names() {
   return names;
 }
 
+std::vector<std::string_view> gguf_pre_tokenizer_kinds() {
+  std::vector<std::string_view> kinds;
+  for (const Entry& entry : entries()) kinds.push_back(entry.names.front());
+  return kinds;
+}
+
 GgufPreTokenizer make_gguf_pre_tokenizer(std::string_view name, std::string_view where) {
   if (name == "falcon") return {make_falcon(where), 0};
   for (const Entry& entry : entries()) {

@@ -25,5 +25,7 @@ struct GgufPreTokenizer {
 GgufPreTokenizer make_gguf_pre_tokenizer(std::string_view name, std::string_view where);
 
 std::vector<std::string_view> gguf_pre_tokenizer_names();
+// One name of each: many mean the same.
+std::vector<std::string_view> gguf_pre_tokenizer_kinds();
 
 }  // namespace qiao::tokenization

@@ -48,6 +48,33 @@ TEST_F(AttentionVarlenTest, ABiasGoesByDistanceAndHead) {
   EXPECT_FLOAT_EQ(out[6], (3 * 1 + 5) / 4.0f);
 }
 
+TEST_F(AttentionVarlenTest, CausalQueriesSeeWhatIsBeforeThem) {
+  Floats log_sum_exp({3, 2});
+  op_.causal = true;
+  op_.log_sum_exp = log_sum_exp;
+  chip_->attention_varlen(op_);
+  std::vector<float> out = out_.list();
+  EXPECT_FLOAT_EQ(out[0], 1);  // itself alone
+  EXPECT_FLOAT_EQ(out[2], 1);
+  EXPECT_FLOAT_EQ(out[4], (1 + 3 * 5) / 4.0f);  // 1 : 3
+  EXPECT_FLOAT_EQ(out[8], 7);
+  EXPECT_FLOAT_EQ(log_sum_exp.data()[0], 0);  // scores 0; ln 3; 0 and ln 3
+  EXPECT_FLOAT_EQ(log_sum_exp.data()[1], ln3_);
+  EXPECT_FLOAT_EQ(log_sum_exp.data()[2], std::log(4.0f));
+  EXPECT_FLOAT_EQ(log_sum_exp.data()[4], 90);
+  op_.window = 1;
+  chip_->attention_varlen(op_);
+  EXPECT_FLOAT_EQ(out_.data()[4], 5);
+  EXPECT_FLOAT_EQ(log_sum_exp.data()[2], ln3_);
+}
+
+TEST_F(AttentionVarlenTest, ASoftCapBoundsScores) {
+  op_.soft_cap = 2;
+  chip_->attention_varlen(op_);
+  const float weight = std::exp(2 * std::tanh(ln3_ / 2));
+  EXPECT_FLOAT_EQ(out_.data()[2], (weight * 1 + 5) / (weight + 1));
+}
+
 TEST_F(AttentionVarlenTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(5), 4 * 5 * 4);
   EXPECT_EQ(op_.bytes(), 4 * (12 + 6 + 6 + 12 + 4));
@@ -73,6 +100,19 @@ TEST_F(AttentionVarlenTest, Refuses) {
   EXPECT_EQ(refusal(op), "attention_varlen: starts is I32[2, 2], expected 1 dimensions");
   op = op_, op.scale = NAN;
   EXPECT_EQ(refusal(op), "attention_varlen: scale is not finite");
+  op = op_, op.window = 3;
+  EXPECT_EQ(refusal(op), "attention_varlen: window is 3, expected 0 where attention is not causal");
+  op.causal = true;
+  EXPECT_EQ(refusal(op), "");
+  op.window = -1;
+  EXPECT_EQ(refusal(op), "attention_varlen: window is -1, expected 0 (unlimited) or more");
+  op = op_, op.soft_cap = -1;
+  EXPECT_EQ(refusal(op), "attention_varlen: soft_cap is -1, expected 0 (none) or more");
+  Floats sums({3, 2});
+  op = op_, op.log_sum_exp = reshaped(sums, {2, 3});
+  EXPECT_EQ(refusal(op), "attention_varlen: log_sum_exp is F32[2, 3], expected F32[3, 2]");
+  op.log_sum_exp = reshaped(out_, {3, 2});
+  EXPECT_EQ(refusal(op), "attention_varlen: log_sum_exp F32[3, 2] overlaps out F32[3, 2, 2]");
   Floats bias({2, 4});
   op = op_, op.bias = bias;
   EXPECT_EQ(refusal(op), "attention_varlen: bias is F32[2, 4], expected an odd number of distances");

@@ -18,6 +18,13 @@ Options quick(std::string op = "") {
   return options;
 }
 
+// For chips that are wrong: nothing is left to learn of a line that has failed.
+Options until_failure(const std::string& op) {
+  Options options = quick(op);
+  options.until_failure = true;
+  return options;
+}
+
 using ChipAndOp = std::tuple<std::string_view, std::string_view>;
 class ChipConformanceTest : public ::testing::TestWithParam<ChipAndOp> {};
 
@@ -129,6 +136,21 @@ class MeddledChip final : public Backend {
     law_->sample(op);
     if (op_ == "sample" && op.ids.elements() > 0) op.ids.as<int32_t>()[0] = 0;
   }
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override {
+    law_->attention_varlen_backward(op), meddle("attention_varlen_backward", op.dq);
+  }
+  void do_token_logprob(const TokenLogprob& op) override {
+    law_->token_logprob(op), meddle("token_logprob", op.logprob);
+  }
+  void do_token_logprob_backward(const TokenLogprobBackward& op) override {
+    law_->token_logprob_backward(op);
+    meddle("token_logprob_backward", op.dx.present() ? op.dx : op.dw);
+  }
+  void do_sum_of_squares(const SumOfSquares& op) override {
+    law_->sum_of_squares(op);
+    if (op_ == "sum_of_squares") op.sum.as<double>()[0] *= 1 + 1e-9;
+  }
+  void do_adamw(const AdamW& op) override { law_->adamw(op), meddle("adamw", op.parameters); }
 
  private:
   void meddle(std::string_view op, const Tensor& out) {
@@ -187,7 +209,7 @@ class WrongChipTest : public ::testing::TestWithParam<std::tuple<const char*, si
 TEST_P(WrongChipTest, IsNotGreen) {
   const auto& [op, wrong] = GetParam();
   MeddledChip chip(op, wrongs()[wrong].meddle);
-  const Report report = run(chip, quick(op));
+  const Report report = run(chip, until_failure(op));
   EXPECT_FALSE(report.green) << to_table(report);
   for (const Line& line : report.lines) EXPECT_FALSE(line.passed()) << line.variant;
 }
@@ -198,7 +220,9 @@ INSTANTIATE_TEST_SUITE_P(
                                          "moe_permute", "moe_combine", "add_rms_norm", "rope",
                                          "gated_activation", "attention_paged", "layer_norm",
                                          "attention_varlen", "gather_backward", "linear_backward",
-                                         "add_rms_norm_backward", "gated_activation_backward"),
+                                         "add_rms_norm_backward", "gated_activation_backward",
+                                         "attention_varlen_backward", "token_logprob",
+                                         "token_logprob_backward", "adamw"),
                        ::testing::Range(size_t{0}, wrongs().size())),
     [](const auto& info) {
       return std::string(std::get<0>(info.param)) + "_" + wrongs()[std::get<1>(info.param)].name;
@@ -213,11 +237,12 @@ INSTANTIATE_TEST_SUITE_P(Linear, WrongChipTest,
 TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
   for (const char* op : {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation",
                          "rope", "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
-                         "gated_activation_backward"}) {
+                         "gated_activation_backward", "attention_varlen_backward", "token_logprob",
+                         "token_logprob_backward"}) {
     MeddledChip chip(op, [](const Tensor& out) {
       if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
     });
-    EXPECT_FALSE(run(chip, quick(op)).green) << op;
+    EXPECT_FALSE(run(chip, until_failure(op)).green) << op;
   }
 }
 
@@ -237,7 +262,12 @@ TEST(ConformanceTest, AWriteThatIsLostFails) {
 
 TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {
   MeddledChip chip("kv_write", {});
-  EXPECT_FALSE(run(chip, quick("kv_write")).green);
+  EXPECT_FALSE(run(chip, until_failure("kv_write")).green);
+}
+
+TEST(ConformanceTest, ASumThatIsSlightlyWrongFails) {
+  MeddledChip chip("sum_of_squares", {});
+  EXPECT_FALSE(run(chip, quick("sum_of_squares")).green);
 }
 
 TEST(ConformanceTest, AWrongTokenFails) {

@@ -57,6 +57,25 @@ TEST(ProgressTest, WritesALineEachTenthWhereThereIsNoTerminal) {
   EXPECT_THAT(output.text(), HasSubstr("x: 1.00 kB in 0.0 s\n"));
 }
 
+TEST(ProgressTest, SaysWhyItWaits) {
+  Output output;
+  {
+    Progress progress("x", 1000, Progress::Style::kLines, output.file());
+    progress.say("busy");
+    progress.update(500);
+  }
+  EXPECT_EQ(output.text(), "x: busy\n");  // half of it was here before
+  Output line;
+  {
+    Progress progress("x", 1000, Progress::Style::kTerminal, line.file());
+    progress.say("busy");
+  }
+  EXPECT_EQ(line.text(), "\rx: busy\x1b[K\r\x1b[K");  // and takes the line away
+  Output silence;
+  Progress("x", 1000, Progress::Style::kSilent, silence.file()).say("busy");
+  EXPECT_EQ(silence.text(), "");
+}
+
 TEST(ProgressTest, StaysOnOneLineOfANarrowTerminal) {
   for (const unsigned short columns : {1, 12, 30, 60, 200}) {
     int terminal = -1, line = -1;

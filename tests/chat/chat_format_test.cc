@@ -25,6 +25,7 @@ TEST(ChatFormatTest, TellsFormsApart) {
       {"mistral_args", ToolSyntax::kMistral, Body::kJson, "[TOOL_CALLS]"},
       {"mistral_ids", ToolSyntax::kMistral, Body::kJson, "[TOOL_CALLS]"},
       {"deepseek_v3", ToolSyntax::kDeepSeek, Body::kJson, "<｜tool▁calls▁begin｜>"},
+      {"deepseek_r1", ToolSyntax::kDeepSeek, Body::kJson, "<｜tool▁calls▁begin｜>"},
       {"deepseek_v31", ToolSyntax::kDeepSeek, Body::kJson, "<｜tool▁calls▁begin｜>"},
       {"deepseek_v32", ToolSyntax::kDeepSeek, Body::kTags, "<｜DSML｜function_calls>"},
       {"hunyuan_list", ToolSyntax::kHunyuan, Body::kCallList, "<tool_calls>"},
@@ -48,6 +49,8 @@ TEST(ChatFormatTest, TellsFormsApart) {
 TEST(ChatFormatTest, KnowsWhatTheTemplateTakes) {
   EXPECT_TRUE(format_of("hermes").renders_tools);
   EXPECT_FALSE(format_of("deepseek_v3").renders_tools);
+  EXPECT_FALSE(format_of("deepseek_r1").renders_tools) << "fails on a list of tools";
+  EXPECT_TRUE(format_of("deepseek_r1").several_calls);
   EXPECT_FALSE(format_of("plain").renders_tools);
   EXPECT_FALSE(format_of("plain_strict").takes_system);
   EXPECT_TRUE(format_of("plain").takes_system);

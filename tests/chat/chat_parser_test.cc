@@ -117,7 +117,6 @@ TEST(ChatParserTest, WhatIsNoCallIsText) {
            "say <tool_call> twice: <tool_call>",
            "<tool_",
            "text <tool_call",
-           "{\"name\": \"now\", \"arguments\": {}}",
            "  \n leading and trailing \n ",
            "<tool_call>\n{\"arguments\": {}}\n</tool_call>",
        }) {
@@ -136,10 +135,14 @@ TEST(ChatParserTest, WhatIsNoCallIsText) {
 }
 
 TEST(ChatParserTest, WithoutToolsCallsAreText) {
-  const char* text = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
-  const ParsedAnswer answer = parse_whole(format_of("hermes"), text, Json::array());
-  EXPECT_EQ(answer.text, text);
-  EXPECT_TRUE(answer.calls.empty());
+  for (const char* text :
+       {"<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>",
+        "```json\n{\"name\": \"now\", \"arguments\": {}}\n```", "{\"name\": \"now\", \"arguments\": {}}"}) {
+    SCOPED_TRACE(text);
+    const ParsedAnswer answer = parse_whole(format_of("hermes"), text, Json::array());
+    EXPECT_EQ(answer.text, text);
+    EXPECT_TRUE(answer.calls.empty());
+  }
 }
 
 TEST(ChatParserTest, TakesLooserSpellings) {

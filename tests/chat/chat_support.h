@@ -16,9 +16,9 @@ namespace qiao::chat::testing {
 // Every template of tests/chat/templates that shows calls.
 inline const std::vector<std::string>& call_templates() {
   static const std::vector<std::string> names = {
-      "hermes",      "qwen_coder",   "llama3",       "mistral_list",  "mistral_args", "mistral_ids",
-      "deepseek_v3", "deepseek_v31", "deepseek_v32", "hunyuan_list",  "hunyuan_json", "hunyuan_tags",
-      "glm",         "glm_tight",    "gemma4",       "function_gemma"};
+      "hermes",      "qwen_coder",   "llama3",       "mistral_list",   "mistral_args", "mistral_ids",
+      "deepseek_v3", "deepseek_v31", "deepseek_v32", "hunyuan_list",   "hunyuan_json", "hunyuan_tags",
+      "glm",         "glm_tight",    "gemma4",       "function_gemma", "deepseek_r1"};
   return names;
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import select
 import signal
 import struct
@@ -74,6 +75,16 @@ class UsageTest(unittest.TestCase):
             self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
             self.assertIn(said, run.stderr)
             self.assertEqual(run.stderr.count("\n"), 1)
+        for command in (["generate", "-p", "a b c"], ["chat", "hello"], ["serve", "--port", "0"]):
+            run = qiao(*command, "-m", MODEL, "-c", "1")
+            self.assertEqual((run.returncode, run.stdout, run.stderr),
+                             (1, "", "qiao: the context (-c) is 1 token; the least is 2: one of a prompt and one of its answer\n"), command)
+        for command in (["generate", "-p", "a b c"], ["chat", "hello"]):  # the least that it names is enough, and no less
+            run = qiao(*command, "-m", MODEL, "-c", "2", "-n", "1")
+            self.assertEqual((run.returncode, run.stdout, run.stderr.count("\n")), (1, "", 1), command)
+            needed = int(re.search(r"the least for it is (\d+) \(-c\)$", run.stderr)[1])
+            self.assertEqual(qiao(*command, "-m", MODEL, "-c", str(needed), "-n", "1").returncode, 0, command)
+            self.assertEqual(qiao(*command, "-m", MODEL, "-c", str(needed - 1), "-n", "1").returncode, 1, command)
         run = qiao("serve", "-m", MODEL, "--api-key", "", "--port", "0")
         self.assertEqual((run.returncode, run.stderr), (1, "qiao: --api-key: is empty; leave it out to ask for none\n"))
 

@@ -71,6 +71,41 @@ TEST_F(HostileConstraintTest, AChainAndACycleOfReferences) {
       kInvalidInput, "cycle");
 }
 
+// Each level names the next one twice.
+TEST_F(HostileConstraintTest, DoublingReferences) {
+  for (const char* level :
+       {R"({{"allOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}})",
+        R"({{"anyOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}})",
+        R"({{"not":{{"anyOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}}}})"}) {
+    SCOPED_TRACE(level);
+    std::string schema = R"({"$defs":{)";
+    for (int i = 0; i < 40; ++i)
+      schema += fmt::format("\"d{}\":", i) + fmt::format(fmt::runtime(level), i + 1) + ",";
+    schema += R"("d40":{"type":"integer","minimum":3}},"$ref":"#/$defs/d0"})";
+    const auto grammar = testing::schema_of(schema);
+    EXPECT_TRUE(testing::accepts(grammar, "3"));
+    EXPECT_FALSE(testing::accepts(grammar, "2"));
+  }
+}
+
+TEST_F(HostileConstraintTest, ManyBranchesThatOverlap) {
+  const auto one_of = [](int count) {
+    std::string schema = R"({"oneOf":[{})";
+    for (int i = 0; i < count; ++i) schema += fmt::format(R"(,{{"required":["a{}"]}})", i);
+    return schema + "]}";
+  };
+  EXPECT_QIAO_ERROR(testing::schema_of(one_of(2000)), kTooLarge, "oneOf", "2001 branches");
+  EXPECT_QIAO_ERROR(testing::schema_of(one_of(400)), kTooLarge, "oneOf", "pairs of branches");
+}
+
+TEST_F(HostileConstraintTest, ManyNamesOfCategories) {
+  std::string pattern;
+  for (int i = 0; i < 12'000; ++i) pattern += "\\p{L}";
+  const auto grammar = compile_regex(pattern, "regex");
+  constrain::ConstraintState state(grammar);
+  EXPECT_EQ(state.accept_bytes("ab1"), 2u);
+}
+
 TEST_F(HostileConstraintTest, AProductOfAlternatives) {
   std::string schema = R"({"allOf":[)";
   for (int i = 0; i < 12; ++i) {
@@ -138,6 +173,13 @@ TEST_F(HostileConstraintTest, HugeCounts) {
   EXPECT_EQ(testing::judge(testing::schema_of(R"({"type":"array","minItems":1e30})"), "[]"),
             "rejected at byte 1");
   EXPECT_QIAO_ERROR(compile_regex(".{99999}.{99999}.{99999}", "regex"), kTooLarge, "repeat");
+}
+
+TEST_F(HostileConstraintTest, ManyOptionalCharacters) {
+  std::string pattern;
+  for (int i = 0; i < 20'000; ++i) pattern += "a?";
+  EXPECT_QIAO_ERROR(compile_regex(pattern + std::string(20'000, 'a'), "regex"), kTooLarge, "regex",
+                    "simplify");
 }
 
 TEST_F(HostileConstraintTest, NestedTexts) {

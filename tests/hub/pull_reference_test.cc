@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 
+#include <chrono>
 #include <cstdio>
 
 #include "base/error.h"
@@ -155,6 +156,29 @@ TEST_F(PullReferenceTest, GoesOnWhereAKilledPullLeftIt) {
 TEST_F(PullReferenceTest, TriesAgainWhileTheServerIsBusy) {
   EXPECT_EQ(read_file(fetch("hf:slow/flaky")), big_);
   EXPECT_THAT(failure("hf:evil/always-503"), EndsWith("gave up after 5 tries: status 503"));
+}
+
+TEST_F(PullReferenceTest, ComesAgainWhenTheServerSays) {
+  options_.style = Progress::Style::kLines;
+  testing::internal::CaptureStderr();
+  auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(read_file(fetch("hf:slow/retry-after")), big_);  // first its list, then the file
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(read_file(fetch("hf:slow/retry-at")), big_);  // in two seconds, as a date in whole seconds
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(900));
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("hf:slow/retry-after: status 429; trying again in 1 s\n"),
+                    HasSubstr("hf:slow/retry-after: status 503; trying again in 1 s\n"),
+                    HasSubstr("hf:slow/retry-at: status 503; trying again in ")));
+  // Nobody waits for ever.
+  begin = std::chrono::steady_clock::now();
+  EXPECT_THAT(
+      failure("hf:evil/retry-tomorrow"),
+      EndsWith("gave up after 1 try: status 429; it asks to wait 86400 s, and all waits together are 60 s "
+               "at most"));
+  EXPECT_THAT(failure("hf:evil/retry-forever"), HasSubstr("status 429"));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
 }
 
 TEST_F(PullReferenceTest, SendsTheTokenToItsHubAlone) {

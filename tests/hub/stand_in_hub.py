@@ -5,6 +5,7 @@ Prints "PORT OTHER_PORT PID" (two origins, one server), serves until it is ended
 behaves; see `trees` below. GET /__log gives what was asked so far, one request a line: METHOD PATH RANGE AUTHORIZATION.
 """
 
+import email.utils
 import hashlib
 import http.server
 import json
@@ -53,9 +54,9 @@ trees = {
     "evil/nothing": [],
 }
 # These have the good file; their way of sending it is in send_file.
-for name in ("resume", "changed", "flaky", "short", "weak-etag", "no-etag", "ignores-range"):
+for name in ("resume", "changed", "flaky", "retry-after", "retry-at", "short", "weak-etag", "no-etag", "ignores-range"):
     trees["slow/" + name] = [MODEL]
-for name in ("endless", "too-short", "wrong-range", "redirect-loop", "redirect-file", "redirect-nowhere", "always-503",
+for name in ("endless", "too-short", "wrong-range", "redirect-loop", "redirect-file", "redirect-nowhere", "always-503", "retry-tomorrow", "retry-forever",
              "forbidden", "many-headers", "redirect-other"):
     trees["evil/" + name] = [MODEL]
 
@@ -131,6 +132,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer_json([MODEL])
         if repository not in trees:
             return self.answer(404, b'{"error": "Repository not found"}')
+        if repository == "slow/retry-after" and seen["/api/models/slow/retry-after/tree/main"] == 1:
+            return self.answer(429, b"not so fast", Retry_After="1")
         return self.answer_json(trees[repository])
 
     def list_model_scope(self, repository):
@@ -150,6 +153,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             etag = '"v2"'
         if kind == "flaky" and seen[path] <= 2:
             return self.answer(503, b"busy")
+        if kind == "retry-after" and first:
+            return self.answer(503, b"busy", Retry_After="1")
+        if kind == "retry-at" and first:
+            return self.answer(503, b"busy", Retry_After=email.utils.formatdate(time.time() + 2, usegmt=True))
+        if kind == "retry-tomorrow":
+            return self.answer(429, b"not so fast", Retry_After="86400")
+        if kind == "retry-forever":
+            return self.answer(429, b"not so fast", Retry_After="9" * 30)
         if kind == "always-503":
             return self.answer(503, b"busy")
         if kind == "forbidden":

@@ -77,6 +77,57 @@ TEST_F(DraftModelTest, AnswersAreTheSameBytesAtAnyTemperature) {
   }
 }
 
+// The draft knows no adapters: it guesses as the model without one would, and the answer is the adapter's.
+TEST(DraftWithAdaptersTest, AnswersAreTheSameBytes) {
+  const auto target = load_chat_model(1, "cpu", chat_adapters());
+  const auto draft = load_chat_model();
+  for (const float temperature : {0.0f, 1.0f}) {
+    SCOPED_TRACE(temperature);
+    std::vector<GenerationRequest> list;
+    for (const char* adapter : {"", "one", "two", "one", ""}) {
+      GenerationRequest request = greedy(*target, "A bridge carries people", 60);
+      request.adapter = adapter;
+      request.sampling.temperature = temperature;
+      request.sampling.seed = 40 + list.size();
+      request.logprobs = true;
+      if (list.size() == 3) request.grammar = constrain::compile_regex("[a-z ,.]{20,50}", "regex");
+      list.push_back(std::move(request));
+    }
+    std::vector<Answer> alone;
+    for (const GenerationRequest& request : list) {
+      Engine engine(target, {.context = 160, .slots = 1});
+      alone.push_back(run(engine, request));
+    }
+    EXPECT_NE(alone[0].tokens, alone[1].tokens);
+    EXPECT_NE(alone[1].tokens, alone[2].tokens);
+    for (const int64_t slots : {1, 4}) {
+      for (const int64_t page_tokens : {4, 16}) {
+        SCOPED_TRACE(slots);
+        SCOPED_TRACE(page_tokens);
+        Engine engine(
+            target,
+            {.context = 160, .slots = slots, .page_tokens = page_tokens, .draft = draft, .draft_max = 4});
+        for (int round = 0; round < 2; ++round) {  // then prompts come from the prefix cache
+          std::vector<std::unique_ptr<Pending>> pending;
+          for (const GenerationRequest& request : list)
+            pending.push_back(std::make_unique<Pending>(engine, request));
+          for (size_t i = 0; i < list.size(); ++i) {
+            SCOPED_TRACE(i);
+            expect_equal(pending[i]->wait(), alone[i]);
+          }
+        }
+        EXPECT_GT(engine.stats().accepted_tokens, 0);
+      }
+    }
+    for (size_t i = 1; i < 3; ++i) {  // through an adapter, too, the draft is asked
+      SCOPED_TRACE(i);
+      Engine engine(target, {.context = 160, .draft = draft, .draft_max = 4});
+      expect_equal(run(engine, list[i]), alone[i]);
+      EXPECT_GT(engine.stats().drafted_tokens, 0);
+    }
+  }
+}
+
 TEST_F(DraftModelTest, TheSameModelIsRightEveryTimeAndSavesSteps) {
   GenerationRequest request = greedy(*target_, "A bridge", 60);
   request.sampling.temperature = 1.0f;

@@ -218,8 +218,9 @@ TEST_F(EngineTest, RefusesRequestsThatCannotRun) {
 }
 
 TEST_F(EngineTest, AFullQueueIsAnErrorNotAWait) {
-  Engine small(load_chat_model(), {.context = 256, .slots = 1, .max_queued = 1});
-  Pending running(small, greedy(*model_, kPrompt, 200));
+  Engine small(load_chat_model(), {.context = 2048, .slots = 1, .max_queued = 1});
+  Pending running(small,
+                  greedy(*model_, kPrompt, 1900));  // long enough for what follows to come before its end
   running.wait_for_tokens(1);
   Pending queued(small, greedy(*model_, kPrompt, 2));
   EXPECT_QIAO_ERROR(run(small, greedy(*model_, kPrompt, 2)), kUnavailable, "queue");
@@ -232,6 +233,19 @@ TEST_F(EngineTest, RefusesACacheThatDoesNotFitInMemory) {
   EXPECT_QIAO_ERROR(Engine(model_, {.context = 1 << 30}), kTooLarge, "GiB", "-c");
   EXPECT_QIAO_ERROR(Engine(model_, {.pages = 1 << 30}), kTooLarge, "more than a cache can hold");
   EXPECT_QIAO_ERROR(Engine(model_, {.slots = -1}), kInvalidInput, "slots -1");
+}
+
+TEST_F(EngineTest, RefusesAContextThatHoldsNoAnswer) {
+  EXPECT_QIAO_ERROR(Engine(model_, {.context = 1}), kInvalidInput,
+                    "the context (-c) is 1 token; the least is 2");
+  EXPECT_QIAO_ERROR(Engine(model_, {.context = 64, .page_tokens = 1, .pages = 1}), kInvalidInput,
+                    "the context (-c) is 1 token, which is all that 1 page of 1 tokens hold");
+  Engine least(model_, {.context = 2});
+  GenerationRequest request = greedy(*model_, kPrompt);
+  EXPECT_QIAO_ERROR(run(least, request), kInvalidInput, "do not fit the context of 2",
+                    fmt::format("the least for it is {} (-c)", request.prompt.size() + 1).c_str());
+  request.prompt.resize(1);
+  EXPECT_EQ(run(least, request).tokens.size(), 1u);
 }
 
 TEST_F(EngineTest, RefusesAPromptThatCanNeverFitTheCache) {

@@ -1,12 +1,21 @@
 """cmake/check_layers.py must find what is planted, and nothing in a tree that keeps the rules."""
 
+import contextlib
+import importlib.util
+import io
 import pathlib
 import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "cmake" / "check_layers.py"
+
+# Read as a module: a program for each planted file would take seconds.
+SPEC = importlib.util.spec_from_file_location("check_layers", SCRIPT)
+CHECK_LAYERS = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(CHECK_LAYERS)
 
 CLEAN = {
     "src/base/error.h": "#pragma once\n",
@@ -34,8 +43,11 @@ class CheckLayers(unittest.TestCase):
                 path = pathlib.Path(folder, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-            run = subprocess.run([sys.executable, "-B", SCRIPT, folder], capture_output=True, text=True)
-            return run.returncode, run.stdout.splitlines()
+            output = io.StringIO()
+            with mock.patch.object(sys, "argv", [str(SCRIPT), folder]), contextlib.redirect_stdout(output), \
+                    contextlib.redirect_stderr(io.StringIO()):
+                status = CHECK_LAYERS.main()
+            return status, output.getvalue().splitlines()
 
     def expect(self, extra, *lines):
         status, output = self.run_on(extra)
@@ -46,6 +58,18 @@ class CheckLayers(unittest.TestCase):
 
     def test_a_clean_tree_passes(self):
         self.assertEqual(self.run_on({}), (0, []))
+
+    def test_as_a_program(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for text, status, said in (("\n", 0, "layers: clean\n"), ("__m512i x;\n", 1, "layers: 1 violations\n")):
+                path = pathlib.Path(folder, "src/nn/x.cc")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+                run = subprocess.run([sys.executable, "-B", SCRIPT, folder], capture_output=True, text=True)
+                self.assertEqual((run.returncode, run.stderr), (status, said))
+            run = subprocess.run([sys.executable, "-B", SCRIPT, folder + "/src"], capture_output=True, text=True)
+            self.assertEqual(run.returncode, 1)
+            self.assertIn("has no folder src", run.stderr)
 
     def test_an_include_of_a_higher_layer(self):
         self.expect({"src/base/log.h": '#include "cli/chat.cc"\n'}, "src/base/log.h:1: base may not include cli")

@@ -156,12 +156,12 @@ TEST(Tokenizer, TokenBytes) {
   EXPECT_EQ(tokenizer->find_token("nothing"), std::nullopt);
 }
 
-// A line of one repeated character, in every pre-tokenizer that has a name: no step is quadratic. (A
+// A line of one repeated character, in every kind of pre-tokenizer that has a name: no step is quadratic. (A
 // quadratic one takes minutes for this.)
 TEST(Tokenizer, EveryPreTokenizerIsLinear) {
   const std::vector<std::string> units = {
       "a", "A", " ", "\n", "1", "=", "\xF0\x9F\x99\x82", "\xE7\x9A\x84", "\xFF", "a b", "\xCC\x81"};
-  for (const std::string_view name : tokenization::gguf_pre_tokenizer_names()) {
+  for (const std::string_view name : tokenization::gguf_pre_tokenizer_kinds()) {
     const auto tokenizer = Tokenizer::from_gguf(byte_level(std::string(name)));
     for (const std::string& unit : units) {
       std::string text;

@@ -34,6 +34,11 @@ constexpr Table kTables[] = {
     {"linear_backward", conform_linear_backward},
     {"add_rms_norm_backward", conform_add_rms_norm_backward},
     {"gated_activation_backward", conform_gated_activation_backward},
+    {"attention_varlen_backward", conform_attention_varlen_backward},
+    {"token_logprob", conform_token_logprob},
+    {"token_logprob_backward", conform_token_logprob_backward},
+    {"sum_of_squares", conform_sum_of_squares},
+    {"adamw", conform_adamw},
 };
 
 // What is wrong with an op's lines, given what the chip says it lacks.

@@ -14,9 +14,10 @@
 namespace qiao::conformance {
 
 struct Options {
-  std::string op;      // empty: all
-  bool quick = false;  // fewer cases, small shapes
-  bool bench = true;   // time a representative shape of each line
+  std::string op;              // empty: all
+  bool quick = false;          // fewer cases, small shapes
+  bool bench = true;           // time a representative shape of each line
+  bool until_failure = false;  // a line that has failed runs no more cases
   uint64_t seed = 1;
 };
 

@@ -35,6 +35,8 @@ size_t Harness::line(std::string_view op, std::string_view variant) {
 }
 
 void Harness::run_case(size_t line, const std::function<void()>& body) {
+  const Line& known = report_->lines[line];
+  if (options_.until_failure && (known.failure_count > 0 || known.errors.failures > 0)) return;
   ++report_->lines[line].cases;
   try {
     body();

@@ -150,5 +150,10 @@ void conform_gather_backward(Harness& harness);
 void conform_linear_backward(Harness& harness);
 void conform_add_rms_norm_backward(Harness& harness);
 void conform_gated_activation_backward(Harness& harness);
+void conform_attention_varlen_backward(Harness& harness);
+void conform_token_logprob(Harness& harness);
+void conform_token_logprob_backward(Harness& harness);
+void conform_sum_of_squares(Harness& harness);
+void conform_adamw(Harness& harness);
 
 }  // namespace qiao::conformance

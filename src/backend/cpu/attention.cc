@@ -2,13 +2,14 @@
 // which queries, and who works on what.
 //
 // An item of work is one key/value head of one sequence and a run of its queries, small enough for L2; it
-// walks the keys in chunks of 512, each with its own online softmax, and merges the chunks in order. Where a
+// walks the keys in attention_order.h's chunks, each with its own online softmax, and merges them. Where a
 // few long sequences would leave threads idle, an item is a single chunk, and the merging follows when all
 // are done: the same operations in the same order, so who does what never shows in the result.
 #include <algorithm>
 #include <cstring>
 
 #include "backend/cpu/attention_inl.h"
+#include "backend/cpu/attention_order.h"
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
 #include "backend/cpu/kv_pages.h"
@@ -18,13 +19,13 @@
 namespace qiao::cpu {
 
 using GenericKernel = AttentionKernel<generic::Simd>;
-const AttentionKernels kAttentionGeneric = {GenericKernel::add<float>, GenericKernel::add<Half>,
-                                            GenericKernel::add<Brain>, GenericKernel::add<Q8>,
-                                            GenericKernel::merge,      GenericKernel::finish};
+const AttentionKernels kAttentionGeneric = {
+    GenericKernel::add<float>, GenericKernel::add<Half>, GenericKernel::add<Brain>,
+    GenericKernel::add<Q8>,    GenericKernel::merge,     GenericKernel::finish,
+    GenericKernel::dots,       GenericKernel::dot,       GenericKernel::gradients};
 
 namespace {
 
-constexpr int64_t kChunkKeys = 512;          // a multiple of kBlockKeys
 constexpr int64_t kSplitsPerThread = 4;      // items wanted a thread before long sequences stay whole
 constexpr int64_t kSmallProducts = 1 << 17;  // below some ten microseconds, one thread does it all
 
@@ -137,7 +138,7 @@ class Attention {
   }
 
   // The first key that a query at position p sees.
-  int64_t first_key(int64_t p) const { return op_.window > 0 ? std::max<int64_t>(0, p - op_.window + 1) : 0; }
+  int64_t first_key(int64_t p) const { return cpu::first_key(p, op_.window); }
 
  private:
   void finish(const Sequence& sequence, int64_t head, int64_t begin, int64_t end,
@@ -160,6 +161,7 @@ class Attention {
     block.scale = op_.scale;
     block.soft_cap = op_.soft_cap;
     block.scores = scratch.scores;
+    block.q = scratch.q;
     bool known = false;  // block.next is the coming block
     for (int64_t key = from / kBlockKeys * kBlockKeys; key < to; key += kBlockKeys) {
       if (known) {
@@ -173,24 +175,7 @@ class Attention {
         const int64_t after = key + kBlockKeys;
         locate(s, head, after, after, std::min(to, after + kBlockKeys), scratch, &block.next);
       }
-      // Queries that see the whole block go together; the others one by one, each with just its keys.
-      for (int64_t i = begin; i < end;) {
-        const int64_t first = std::clamp<int64_t>(first_key(before + i) - key, 0, kBlockKeys);
-        const int64_t last = std::clamp<int64_t>(before + i + 1 - key, 0, kBlockKeys);
-        int64_t next = i + 1;
-        if (first == 0 && last == kBlockKeys) {
-          while (next < end && first_key(before + next) <= key) ++next;
-        }
-        if (first < last) {
-          const int64_t row = (i - begin) * plan_.share;
-          block.first = first;
-          block.end = last;
-          block.q = scratch.q + row * plan_.dim;
-          block.rows = (next - i) * plan_.share;
-          add_(block, {result.largest + row, result.sum + row, result.out + row * plan_.pitch});
-        }
-        i = next;
-      }
+      meet_block(add_, block, key, before + begin, end - begin, plan_.share, op_.window, result);
     }
   }
 

@@ -5,6 +5,7 @@ namespace qiao::cpu {
 
 using Kernel = AttentionKernel<avx2::Simd>;
 const AttentionKernels kAttentionAvx2 = {Kernel::add<float>, Kernel::add<Half>, Kernel::add<Brain>,
-                                         Kernel::add<Q8>,    Kernel::merge,     Kernel::finish};
+                                         Kernel::add<Q8>,    Kernel::merge,     Kernel::finish,
+                                         Kernel::dots,       Kernel::dot,       Kernel::gradients};
 
 }  // namespace qiao::cpu

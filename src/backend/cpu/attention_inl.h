@@ -142,6 +142,49 @@ struct AttentionKernel {
     if (d < dim) V::store_part(out + d, V::div(V::load(from + d), sum), dim - d);
   }
 
+  static void dots(const AttentionBlock& block) { score_rows<float, kRows>(block, 0); }
+
+  static float dot(const float* a, const float* b, int64_t count) {
+    F sum = V::set(0.0f);
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) sum = V::fma(V::load(a + i), V::load(b + i), sum);
+    if (i < count) sum = V::fma(V::load_part(a + i, count - i), V::load_part(b + i, count - i), sum);
+    return V::sum(sum);
+  }
+
+  static void gradients(const AttentionSlopes& slopes) {
+    const F scale = V::set(slopes.scale), cap = V::set(slopes.soft_cap), zero = V::set(0.0f);
+    for (int64_t r = 0; r < slopes.rows; ++r) {
+      const int64_t place = slopes.position + r;
+      const int64_t first = slopes.causal && slopes.window > 0 ? place - slopes.window + 1 : 0;
+      const int64_t last = slopes.causal && place + 1 < slopes.keys ? place + 1 : slopes.keys;
+      const F shift = V::set(slopes.log_sum_exp[r * slopes.row_step]);
+      const F delta = V::set(slopes.delta[r * slopes.row_step]);
+      for (int64_t g = 0; g < kBlockGroups; ++g) {
+        float* scores = slopes.scores + r * kBlockKeys + g * 16;
+        float* products = slopes.products + r * kBlockKeys + g * 16;
+        const int64_t begin = first - g * 16, end = last - g * 16;
+        if (end <= 0 || begin >= 16) {
+          V::store(scores, zero);
+          V::store(products, zero);
+          continue;
+        }
+        F s = V::mul(V::load(scores), scale), slope = scale;
+        if (slopes.soft_cap > 0) {
+          const F share = Math::tanh(V::div(s, cap));
+          s = V::mul(cap, share);
+          slope = V::mul(V::fnma(share, share, V::set(1.0f)), scale);
+        }
+        F p = Math::exp(V::sub(s, shift));
+        F ds = V::mul(V::mul(p, V::sub(V::load(products), delta)), slope);
+        if (end < 16) p = V::select(V::first(end), p, zero), ds = V::select(V::first(end), ds, zero);
+        if (begin > 0) p = V::select(V::first(begin), zero, p), ds = V::select(V::first(begin), zero, ds);
+        V::store(scores, p);
+        V::store(products, ds);
+      }
+    }
+  }
+
  private:
   // Rows from `r` on: tiles of R rows, then the rest in a smaller one.
   template <typename T, int R>

@@ -34,6 +34,20 @@ struct AttentionBlock {
   const float* bias;  // [rows, 64]: added to the scaled scores; or null
 };
 
+// The way back through the softmax of a block of keys, for some queries of one head, one position apart.
+struct AttentionSlopes {
+  float* scores;             // [rows, 64]: q·k before, p after
+  float* products;           // [rows, 64]: dout·v before, the gradient of q·k after
+  const float* log_sum_exp;  // of row r at [r * row_step]
+  const float* delta;        // the same
+  int64_t row_step, rows;
+  float scale, soft_cap;
+  // Row r sees keys [position + r - window + 1, position + r] of the block's (window 0: from the first), or
+  // all `keys` of them where attention is not causal. What it does not see becomes 0 in both.
+  int64_t keys, position, window;
+  bool causal;
+};
+
 struct AttentionKernels {
   // Adds a block to what the rows have.
   void (*add_f32)(const AttentionBlock& block, const AttentionRows& rows);
@@ -44,6 +58,10 @@ struct AttentionKernels {
   void (*merge)(const AttentionRows& rows, const AttentionRows& more, int64_t count, int64_t pitch);
   // out[0, dim) = rows' row / its sum.
   void (*finish)(const AttentionRows& rows, int64_t row, int64_t pitch, int64_t dim, float* out);
+  // For the way back. block.scores = block.q times the keys of block.here, F32: the very sums of add_f32.
+  void (*dots)(const AttentionBlock& block);
+  float (*dot)(const float* a, const float* b, int64_t count);
+  void (*gradients)(const AttentionSlopes& slopes);
 };
 extern const AttentionKernels kAttentionGeneric, kAttentionAvx2, kAttentionAvx512;
 

@@ -1,13 +1,15 @@
 // Attention over packed sequences: the block kernel is attention_paged's (attention_inl.h has its plan), the
 // laying out of keys and values kv_write's. An item of work is one key/value head of one sequence and a run
 // of its queries, small enough for L2; it lays out each block of 64 keys and lets its queries meet it, with
-// an online softmax. Laying out costs 1 / (queries of the run) of the products.
+// an online softmax; causal attention in attention_paged's very order (attention_order.h). Laying out costs
+// 1 / (queries of the run) of the products.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
-#include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/attention_order.h"
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
 #include "backend/cpu/kv_write_kernels.h"
@@ -26,7 +28,8 @@ constexpr auto kBlockSlots = [] {
 }();
 
 // All sizes that follow from shapes; the workspace is [first item of each sequence][a scratch for each
-// worker]. A scratch holds, in floats: keys, values, queries, scores, largest, sums, out, biases.
+// worker]. A scratch holds, in floats: keys, values, queries, scores, biases, and largest, sums and out, of
+// causal attention twice: a chunk's and the total.
 struct VarlenPlan {
   int64_t share, dim, pitch, run, rows, worker_floats, items_bytes;
 
@@ -38,7 +41,8 @@ struct VarlenPlan {
     run = std::max<int64_t>(1, kRunRows / share);
     const int64_t biases = op.bias.present() ? kBlockKeys : 0;
     rows = std::min(run, std::max<int64_t>(op.q.shape[0], 1)) * share;
-    worker_floats = up(kBlockKeys * (dim + pitch) + rows * (dim + kBlockKeys + 1 + pitch + 2 + biases), 16);
+    const int64_t results = (op.causal ? 2 : 1) * (pitch + 2);
+    worker_floats = up(kBlockKeys * (dim + pitch) + rows * (dim + kBlockKeys + 1 + biases + results), 16);
     items_bytes = up(op.starts.shape[0] * static_cast<int64_t>(sizeof(int64_t)), 64);
   }
   int64_t bytes(int threads) const { return items_bytes + 4 * threads * worker_floats; }
@@ -62,54 +66,106 @@ void gather_biases(const Tensor& bias, int64_t share, int64_t head, int64_t rows
   }
 }
 
-// Queries [begin, end) of the sequence whose rows are [first, last), with one key/value head.
-void attend(const AttentionVarlen& op, const VarlenPlan& plan, const VarlenKernels& kernels, int64_t head,
-            int64_t first, int64_t last, int64_t begin, int64_t end, float* scratch) {
-  const int64_t rows = (end - begin) * plan.share;
-  float* keys = scratch;
-  float* values = keys + kBlockKeys * plan.dim;
-  float* q = values + kBlockKeys * plan.pitch;
-  float* scores = q + plan.rows * plan.dim;
-  float* largest = scores + plan.rows * (kBlockKeys + 1);
-  const AttentionRows result = {largest, largest + plan.rows, largest + 2 * plan.rows};
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* from = op.q.as<float>() + (begin + r / plan.share) * op.q.stride[0] +
-                        (head * plan.share + r % plan.share) * op.q.stride[1];
-    std::memcpy(q + r * plan.dim, from, static_cast<size_t>(plan.dim) * sizeof(float));
+// One key/value head of the sequence whose rows are [first, last).
+class VarlenHead {
+ public:
+  VarlenHead(const AttentionVarlen& op, const VarlenPlan& plan, const VarlenKernels& kernels, int64_t head,
+             int64_t first, int64_t last, float* scratch)
+      : op_(op), plan_(plan), kernels_(kernels), head_(head), first_(first), last_(last) {
+    keys_ = scratch;
+    values_ = keys_ + kBlockKeys * plan.dim;
+    q_ = values_ + kBlockKeys * plan.pitch;
+    float* scores = q_ + plan.rows * plan.dim;
+    float* at = scores + plan.rows * (kBlockKeys + 1);
+    if (op.bias.present()) {
+      biases_ = at;
+      at += plan.rows * kBlockKeys;
+    }
+    chunk_ = {at, at + plan.rows, at + 2 * plan.rows};
+    at += plan.rows * (plan.pitch + 2);
+    total_ = {at, at + plan.rows, at + 2 * plan.rows};  // of causal attention only
+    for (int64_t group = 0; group < kBlockGroups; ++group) {
+      block_.here.keys[group] = keys_ + group * 16 * plan.dim;
+      block_.here.values[group] = values_ + group * 16 * plan.pitch;
+    }
+    block_.next = block_.here;
+    block_.q = q_;
+    block_.dim = plan.dim;
+    block_.pitch = plan.pitch;
+    block_.scale = op.scale;
+    block_.soft_cap = op.soft_cap;
+    block_.scores = scores;
+    block_.bias = biases_;
   }
-  std::fill_n(result.sum, rows, 0.0f);
-  const KvTarget target = {keys, values, kBlockKeys, 1, plan.dim, plan.pitch, true};
-  AttentionBlock block{};
-  for (int64_t group = 0; group < kBlockGroups; ++group) {
-    block.here.keys[group] = keys + group * 16 * plan.dim;
-    block.here.values[group] = values + group * 16 * plan.pitch;
+
+  // Queries at rows [begin, end).
+  void attend(int64_t begin, int64_t end) {
+    const int64_t rows = (end - begin) * plan_.share;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = op_.q.as<float>() + (begin + r / plan_.share) * op_.q.stride[0] +
+                          (head_ * plan_.share + r % plan_.share) * op_.q.stride[1];
+      std::memcpy(q_ + r * plan_.dim, from, static_cast<size_t>(plan_.dim) * sizeof(float));
+    }
+    op_.causal ? see_before(begin, end) : see_all(begin, rows);
+    const AttentionRows& result = op_.causal ? total_ : chunk_;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t token = begin + r / plan_.share, head = head_ * plan_.share + r % plan_.share;
+      float* to = op_.out.as<float>() + token * op_.out.stride[0] + head * op_.out.stride[1];
+      kernels_.attention.finish(result, r, plan_.pitch, plan_.dim, to);
+      if (!op_.log_sum_exp.present()) continue;
+      op_.log_sum_exp.as<float>()[token * op_.q.shape[1] + head] = static_cast<float>(
+          static_cast<double>(result.largest[r]) + std::log(static_cast<double>(result.sum[r])));
+    }
   }
-  block.next = block.here;
-  block.q = q;
-  block.rows = rows;
-  block.dim = plan.dim;
-  block.pitch = plan.pitch;
-  block.scale = op.scale;
-  block.scores = scores;
-  float* biases = op.bias.present() ? result.out + plan.rows * plan.pitch : nullptr;
-  block.bias = biases;
-  for (int64_t key = first; key < last; key += kBlockKeys) {
-    block.end = std::min(kBlockKeys, last - key);
+
+ private:
+  void see_all(int64_t query, int64_t rows) {
+    std::fill_n(chunk_.sum, rows, 0.0f);
+    block_.rows = rows;
+    block_.first = 0;
+    for (int64_t key = first_; key < last_; key += kBlockKeys) {
+      block_.end = std::min(kBlockKeys, last_ - key);
+      lay_out(key, block_.end, query, rows);
+      kernels_.attention.add_f32(block_, chunk_);
+    }
+  }
+
+  void see_before(int64_t begin, int64_t end) {
+    const int64_t position = begin - first_, queries = end - begin, rows = queries * plan_.share;
+    const int64_t from = first_key(position, op_.window), to = position + queries;
+    std::fill_n(total_.sum, rows, 0.0f);
+    for (int64_t chunk = from / kChunkKeys * kChunkKeys; chunk < to; chunk += kChunkKeys) {
+      std::fill_n(chunk_.sum, rows, 0.0f);
+      const int64_t chunk_end = std::min(chunk + kChunkKeys, to);
+      for (int64_t key = std::max(chunk, from / kBlockKeys * kBlockKeys); key < chunk_end;
+           key += kBlockKeys) {
+        lay_out(first_ + key, std::min(kBlockKeys, chunk_end - key), begin, rows);
+        meet_block(kernels_.attention.add_f32, block_, key, position, queries, plan_.share, op_.window,
+                   chunk_);
+      }
+      kernels_.attention.merge(total_, chunk_, rows, plan_.pitch);
+    }
+  }
+
+  // `count` keys and values from row `key` on, and the biases of the rows from row `query` on towards them.
+  void lay_out(int64_t key, int64_t count, int64_t query, int64_t rows) {
     KvWrite write;
-    write.k = op.k.slice(key, block.end).narrow(1, head, 1);
-    write.v = op.v.slice(key, block.end).narrow(1, head, 1);
-    write.slots = Tensor(const_cast<int32_t*>(kBlockSlots.data()), DType::kI32, {block.end});
-    kernels.kv_write.f32(write, target, 0, block.end);
-    if (biases != nullptr)
-      gather_biases(op.bias, plan.share, head * plan.share, rows, begin, key, block.end, biases);
-    kernels.attention.add_f32(block, result);
+    write.k = op_.k.slice(key, count).narrow(1, head_, 1);
+    write.v = op_.v.slice(key, count).narrow(1, head_, 1);
+    write.slots = Tensor(const_cast<int32_t*>(kBlockSlots.data()), DType::kI32, {count});
+    kernels_.kv_write.f32(write, {keys_, values_, kBlockKeys, 1, plan_.dim, plan_.pitch, true}, 0, count);
+    if (biases_ == nullptr) return;
+    gather_biases(op_.bias, plan_.share, head_ * plan_.share, rows, query, key, count, biases_);
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    float* to = op.out.as<float>() + (begin + r / plan.share) * op.out.stride[0] +
-                (head * plan.share + r % plan.share) * op.out.stride[1];
-    kernels.attention.finish(result, r, plan.pitch, plan.dim, to);
-  }
-}
+
+  const AttentionVarlen& op_;
+  const VarlenPlan& plan_;
+  const VarlenKernels& kernels_;
+  int64_t head_, first_, last_;
+  float *keys_, *values_, *q_, *biases_ = nullptr;
+  AttentionRows chunk_, total_;
+  AttentionBlock block_{};
+};
 
 }  // namespace
 
@@ -143,8 +199,8 @@ void CpuBackend::do_attention_varlen(const AttentionVarlen& op) {
       const int64_t length = starts[s + 1] - starts[s], runs = (length + plan.run - 1) / plan.run;
       const int64_t head = (item - first_items[s]) / runs;
       const int64_t query = starts[s] + (item - first_items[s]) % runs * plan.run;
-      attend(op, plan, kernels, head, starts[s], starts[s + 1], query,
-             std::min<int64_t>(query + plan.run, starts[s + 1]), scratch + worker * plan.worker_floats);
+      VarlenHead(op, plan, kernels, head, starts[s], starts[s + 1], scratch + worker * plan.worker_floats)
+          .attend(query, std::min<int64_t>(query + plan.run, starts[s + 1]));
     }
   });
 }

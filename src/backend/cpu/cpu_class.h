@@ -27,6 +27,9 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const LinearBackward& op) const override;
+  size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
+  size_t workspace_bytes(const TokenLogprob& op) const override;
+  size_t workspace_bytes(const TokenLogprobBackward& op) const override;
 
  protected:
   void* do_allocate(size_t bytes) override;
@@ -57,6 +60,11 @@ class CpuBackend final : public Backend {
   void do_linear_backward(const LinearBackward& op) override;
   void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
   void do_gated_activation_backward(const GatedActivationBackward& op) override;
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
+  void do_token_logprob(const TokenLogprob& op) override;
+  void do_token_logprob_backward(const TokenLogprobBackward& op) override;
+  void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_adamw(const AdamW& op) override;
 
  private:
   ThreadPool pool_;

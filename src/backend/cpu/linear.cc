@@ -26,11 +26,11 @@ inline void write_row(float* y, const float* sums, const float* residual, int64_
 }
 
 void write(const Linear& op, const GatedActivationKernels& activations, const float* sums, int64_t row,
-           int64_t rows, int64_t column, int64_t columns) {
+           int64_t rows, int64_t column, int64_t columns, int64_t first_column) {
   constexpr int64_t kColumns = kPair * 16;
   const float* bias = op.bias.present() ? op.bias.as<float>() + column : nullptr;
   for (int64_t t = 0; t < rows; ++t, sums += kColumns) {
-    float* y = op.y.as<float>() + (row + t) * op.y.stride[0] + column;
+    float* y = op.y.as<float>() + (row + t) * op.y.stride[0] + column - first_column;
     const float* residual = op.residual.present()
                                 ? op.residual.as<float>() + (row + t) * op.residual.stride[0] + column
                                 : nullptr;
@@ -73,25 +73,32 @@ void run_linear(const Linear& op, const LinearKernels& kernels, ThreadPool& pool
   const auto& weight = static_cast<const CpuWeight&>(*op.weight);
   auto* workspace = op.workspace.as<std::byte>();
   const Activations activations = prepare(op.x, weight, op.compute, kernels, pool, workspace);
-  MatmulScratch* scratch = scratches(rows, columns, op.compute, workspace);
+  multiply_pairs(op, activations, {0, pair_count(weight), 0}, scratches(rows, columns, op.compute, workspace),
+                 kernels, pool);
+}
 
+void multiply_pairs(const Linear& op, const Activations& activations, const RunOfPairs& run,
+                    MatmulScratch* scratch, const LinearKernels& kernels, ThreadPool& pool) {
+  const auto& weight = static_cast<const CpuWeight&>(*op.weight);
+  const int64_t rows = op.x.shape[0], columns = op.x.shape[1];
   const GatedActivationKernels& activate =
       choose(kGatedActivationGeneric, kGatedActivationAvx2, kGatedActivationAvx512);
-  const int64_t pairs = pair_count(weight);
+  const int64_t pairs = run.count;
   const int64_t block = row_block(rows, columns, op.compute);
   const int64_t blocks = (rows + block - 1) / block;
   // Few rows: long runs of memory for the prefetchers. Many: small chunks for balance.
-  const int64_t pair_bytes = std::max<int64_t>(1, static_cast<int64_t>(weight.bytes()) / pairs);
+  const int64_t pair_bytes = std::max<int64_t>(1, static_cast<int64_t>(weight.bytes()) / pair_count(weight));
   const int64_t fair = std::max<int64_t>(1, pairs * blocks / (pool.size() * 8));
   const int64_t grain = std::min(fair, rows <= 16 ? std::max<int64_t>(1, 262144 / pair_bytes) : 4);
   pool.parallel_for(pairs * blocks, grain, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
-      const PairOfGroups pair = find_pair(weight, i % pairs);
+      const PairOfGroups pair = find_pair(weight, run.first + i % pairs);
       const int64_t row = i / pairs * block;
       const int64_t count = std::min(block, rows - row);
       multiply_pair(kernels, *pair.panels, panels_of(weight, 0, pair), pair.groups, activations, row, count,
                     scratch[worker]);
-      write(op, activate, scratch[worker].sums.data(), row, count, pair.column(), pair.columns());
+      write(op, activate, scratch[worker].sums.data(), row, count, pair.column(), pair.columns(),
+            run.first_column);
     }
   });
 }

@@ -305,4 +305,14 @@ PairOfGroups find_pair(const CpuWeight& weight, int64_t index) {
   return {};
 }
 
+int64_t pair_of_row(const CpuWeight& weight, int64_t row) {
+  int64_t before = 0;
+  for (const CpuWeight::Panels& p : weight.panels()) {
+    if (row < p.first_row + p.rows) return before + (row - p.first_row) / (kPair * kGroupRows);
+    before += (p.groups + 1) / kPair;
+  }
+  QIAO_ASSERT(false && "row out of range");
+  return 0;
+}
+
 }  // namespace qiao::cpu

@@ -65,6 +65,7 @@ struct PairOfGroups {
   }
 };
 PairOfGroups find_pair(const CpuWeight& weight, int64_t index);
+int64_t pair_of_row(const CpuWeight& weight, int64_t row);  // the pair that holds it
 inline std::array<const std::byte*, kPair> panels_of(const CpuWeight& weight, int64_t expert,
                                                      const PairOfGroups& pair) {
   return {weight.panel(expert, *pair.panels, pair.group),
@@ -75,6 +76,13 @@ inline std::array<const std::byte*, kPair> panels_of(const CpuWeight& weight, in
 size_t linear_workspace_bytes(const Linear& op, int threads);
 size_t linear_workspace_bytes(const GroupedLinear& op, int threads);
 void run_linear(const Linear& op, const LinearKernels& kernels, ThreadPool& pool);
+// Some pairs of op's weight alone: op.y's first column is the product with the weight's row `first_column`. A
+// pair that begins before it writes up to 31 columns before op.y's first.
+struct RunOfPairs {
+  int64_t first, count, first_column;
+};
+void multiply_pairs(const Linear& op, const Activations& activations, const RunOfPairs& run,
+                    MatmulScratch* scratch, const LinearKernels& kernels, ThreadPool& pool);
 void run_grouped_linear(const GroupedLinear& op, const LinearKernels& kernels, ThreadPool& pool);
 void run_gather(const Gather& op, const LinearKernels& kernels, ThreadPool& pool);
 

@@ -11,6 +11,7 @@
 
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
+#include "backend/cpu/log_sum_exp.h"
 #include "backend/cpu/sample_inl.h"
 #include "backend/cpu/simd_generic.h"
 #include "backend/philox.h"
@@ -54,9 +55,11 @@ class RowSampler {
     const int64_t id = draw();
     op_.ids.as<int32_t>()[row_] = static_cast<int32_t>(id);
     if (!op_.log_probabilities.present() && !op_.top_ids.present()) return;
-    const float largest = kernels_.largest(logits_, vocabulary_);
-    const double shift =
-        static_cast<double>(largest) + std::log(kernels_.exp_sum(logits_, vocabulary_, largest));
+    LogSumExp sum;
+    for (int64_t first = 0; first < vocabulary_; first += kVocabularyPiece) {
+      sum.add(kernels_, logits_ + first, std::min(kVocabularyPiece, vocabulary_ - first));
+    }
+    const double shift = sum.value();
     const auto log_probability = [&](int64_t of) {
       if (logits_[of] == -kInfinity) return -kInfinity;
       return static_cast<float>(static_cast<double>(logits_[of]) - shift);

@@ -83,6 +83,7 @@ struct Simd {
   static F sub(F a, F b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
   static F mul(F a, F b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
   static F div(F a, F b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+  static F sqrt(F a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
   static F fma(F a, F b, F c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
@@ -156,6 +157,14 @@ struct Simd {
       lanes4[1] = _mm256_add_pd(lanes4[1], _mm256_cvtps_pd(_mm256_extractf128_ps(x.low, 1)));
       lanes4[2] = _mm256_add_pd(lanes4[2], _mm256_cvtps_pd(_mm256_castps256_ps128(x.high)));
       lanes4[3] = _mm256_add_pd(lanes4[3], _mm256_cvtps_pd(_mm256_extractf128_ps(x.high, 1)));
+    }
+    void add_squares(F x) {
+      const __m128 parts[4] = {_mm256_castps256_ps128(x.low), _mm256_extractf128_ps(x.low, 1),
+                               _mm256_castps256_ps128(x.high), _mm256_extractf128_ps(x.high, 1)};
+      for (int i = 0; i < 4; ++i) {
+        const __m256d a = _mm256_cvtps_pd(parts[i]);
+        lanes4[i] = _mm256_fmadd_pd(a, a, lanes4[i]);
+      }
     }
     void store(double* lanes) const {
       for (int i = 0; i < 4; ++i) _mm256_storeu_pd(lanes + 4 * i, lanes4[i]);

@@ -60,6 +60,7 @@ struct Simd {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F sqrt(F a) { return _mm512_sqrt_ps(a); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
   static F min(F a, F b) { return _mm512_min_ps(a, b); }              // b where either is NaN
@@ -123,6 +124,12 @@ struct Simd {
     void add(F x) {
       low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
       high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+    }
+    void add_squares(F x) {  // exact products
+      const __m512d a = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+      const __m512d b = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+      low = _mm512_fmadd_pd(a, a, low);
+      high = _mm512_fmadd_pd(b, b, high);
     }
     void store(double* lanes) const {
       _mm512_storeu_pd(lanes, low);

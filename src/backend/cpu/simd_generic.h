@@ -88,6 +88,11 @@ struct Simd {
   static F div(F a, F b) {
     return each([&](int i) { return a.q[i] / b.q[i]; });
   }
+  static F sqrt(F a) {
+    return each([&](int i) {
+      return Quad{std::sqrt(a.q[i][0]), std::sqrt(a.q[i][1]), std::sqrt(a.q[i][2]), std::sqrt(a.q[i][3])};
+    });
+  }
   static F fma(F a, F b, F c) {
     return each([&](int i) { return a.q[i] * b.q[i] + c.q[i]; });
   }
@@ -169,6 +174,12 @@ struct Simd {
     double lanes16[16] = {};
     void add(F x) {
       for (int i = 0; i < 16; ++i) lanes16[i] += static_cast<double>(x.q[i / 4][i % 4]);
+    }
+    void add_squares(F x) {
+      for (int i = 0; i < 16; ++i) {
+        const auto a = static_cast<double>(x.q[i / 4][i % 4]);
+        lanes16[i] += a * a;
+      }
     }
     void store(double* lanes) const { std::memcpy(lanes, lanes16, sizeof lanes16); }
   };

@@ -5,6 +5,21 @@
 #include "backend/ops/check.h"
 
 namespace qiao {
+namespace {
+
+// What limits and shapes the scores.
+void check_rule(std::string_view op, float scale, bool causal, int64_t window, float soft_cap) {
+  if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  if (window < 0) check::refuse(op, fmt::format("window is {}, expected 0 (unlimited) or more", window));
+  if (window > 0 && !causal) {
+    check::refuse(op, fmt::format("window is {}, expected 0 where attention is not causal", window));
+  }
+  if (!(soft_cap >= 0) || !std::isfinite(soft_cap)) {
+    check::refuse(op, fmt::format("soft_cap is {}, expected 0 (none) or more", soft_cap));
+  }
+}
+
+}  // namespace
 
 void AttentionVarlen::check() const {
   constexpr std::string_view op = "attention_varlen";
@@ -22,7 +37,8 @@ void AttentionVarlen::check() const {
   }
   if (starts.shape[0] < 1) check::refuse(op, "starts are empty, expected one more than sequences");
   check::dense(op, "starts", starts, DType::kI32, {starts.shape[0]});
-  if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  check_rule(op, scale, causal, window, soft_cap);
+  if (log_sum_exp.present()) check::dense(op, "log_sum_exp", log_sum_exp, DType::kF32, {tokens, heads});
   if (bias.present()) {
     check::rank(op, "bias", bias, 2);
     check::dense(op, "bias", bias, DType::kF32, {heads, bias.shape[1]});
@@ -35,7 +51,14 @@ void AttentionVarlen::check() const {
   check::distinct(op, "out", out, "v", v);
   check::distinct(op, "out", out, "starts", starts);
   check::distinct(op, "out", out, "bias", bias);
+  check::distinct(op, "log_sum_exp", log_sum_exp, "out", out);
+  check::distinct(op, "log_sum_exp", log_sum_exp, "q", q);
+  check::distinct(op, "log_sum_exp", log_sum_exp, "k", k);
+  check::distinct(op, "log_sum_exp", log_sum_exp, "v", v);
+  check::distinct(op, "log_sum_exp", log_sum_exp, "starts", starts);
+  check::distinct(op, "log_sum_exp", log_sum_exp, "bias", bias);
   check::distinct(op, "workspace", workspace, "out", out);
+  check::distinct(op, "workspace", workspace, "log_sum_exp", log_sum_exp);
   check::distinct(op, "workspace", workspace, "q", q);
   check::distinct(op, "workspace", workspace, "k", k);
   check::distinct(op, "workspace", workspace, "v", v);
@@ -46,7 +69,59 @@ double AttentionVarlen::flops(int64_t pairs) const {
 }
 
 double AttentionVarlen::bytes() const {
-  return static_cast<double>(q.bytes() + k.bytes() + v.bytes() + out.bytes() + starts.bytes() + bias.bytes());
+  return static_cast<double>(q.bytes() + k.bytes() + v.bytes() + out.bytes() + starts.bytes() + bias.bytes() +
+                             log_sum_exp.bytes());
+}
+
+void AttentionVarlenBackward::check() const {
+  constexpr std::string_view op = "attention_varlen_backward";
+  check::rank(op, "q", q, 3);
+  check::rank(op, "k", k, 3);
+  check::rank(op, "starts", starts, 1);
+  const int64_t tokens = q.shape[0], heads = q.shape[1], kv_heads = k.shape[1], width = q.shape[2];
+  check::rows(op, "q", q, DType::kF32, {tokens, heads, width});
+  check::rows(op, "k", k, DType::kF32, {tokens, kv_heads, width});
+  check::rows(op, "v", v, DType::kF32, {tokens, kv_heads, width});
+  check::rows(op, "out", out, DType::kF32, {tokens, heads, width});
+  check::dense(op, "log_sum_exp", log_sum_exp, DType::kF32, {tokens, heads});
+  check::rows(op, "dout", dout, DType::kF32, {tokens, heads, width});
+  check::rows(op, "dq", dq, DType::kF32, {tokens, heads, width});
+  check::rows(op, "dk", dk, DType::kF32, {tokens, kv_heads, width});
+  check::rows(op, "dv", dv, DType::kF32, {tokens, kv_heads, width});
+  if (width < 1) check::refuse(op, fmt::format("q is {}, expected heads of one or more", to_string(q)));
+  if (kv_heads < 1 || heads < 1 || heads % kv_heads != 0) {
+    check::refuse(op, fmt::format("q is {}, expected a multiple of k's {} heads", to_string(q), kv_heads));
+  }
+  if (starts.shape[0] < 1) check::refuse(op, "starts are empty, expected one more than sequences");
+  check::dense(op, "starts", starts, DType::kI32, {starts.shape[0]});
+  check_rule(op, scale, causal, window, soft_cap);
+  check::workspace(op, workspace);
+  struct Named {
+    std::string_view name;
+    const Tensor& tensor;
+  };
+  const Named inputs[] = {{"q", q},           {"k", k},     {"v", v},
+                          {"starts", starts}, {"out", out}, {"log_sum_exp", log_sum_exp},
+                          {"dout", dout}};
+  const Named outputs[] = {{"dq", dq}, {"dk", dk}, {"dv", dv}, {"workspace", workspace}};
+  for (size_t i = 0; i < std::size(outputs); ++i) {
+    for (const Named& input : inputs) {
+      check::distinct(op, outputs[i].name, outputs[i].tensor, input.name, input.tensor);
+    }
+    for (size_t j = 0; j < i; ++j) {
+      check::distinct(op, outputs[i].name, outputs[i].tensor, outputs[j].name, outputs[j].tensor);
+    }
+  }
+}
+
+// Five products of [queries, keys] and D, where the forward pass has two.
+double AttentionVarlenBackward::flops(int64_t pairs) const {
+  return 10.0 * static_cast<double>(pairs) * static_cast<double>(q.shape[1] * q.shape[2]);
+}
+
+double AttentionVarlenBackward::bytes() const {
+  return static_cast<double>(q.bytes() + k.bytes() + v.bytes() + starts.bytes() + out.bytes() +
+                             log_sum_exp.bytes() + dout.bytes() + dq.bytes() + dk.bytes() + dv.bytes());
 }
 
 }  // namespace qiao

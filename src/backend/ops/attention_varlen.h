@@ -9,12 +9,14 @@ namespace qiao {
 // `causal` those at and before its own place, of which `window` > 0 leaves the last `window`.
 //   score_j = scale * q·k_j + bias[h, j - i + M - 1] of query i, and with a soft-cap c * tanh(that / c)
 //   out = sum_j exp(score_j - max) v_j / sum_j exp(score_j - max)
-// Causal results are the bits of kv_write and AttentionPaged over F32 pages, whatever their chunks.
-// Query head h reads key/value head h / (H / G). Accumulation is F32, in an order that depends on the
-// sequence's length and the head alone (never on what is packed beside it): keys in ascending blocks of a
-// fixed size. Bound, with n keys: (exp(2 gamma_(D+16) * B) - 1 + gamma_(2n+16)) * sum_j p_j |v_j| + 2^-126,
-// where B = max_j (|scale| (|q|·|k_j|) + |bias|) and p_j are the probabilities; derived as for
-// AttentionPaged.
+// Causal results without bias are the bits of kv_write and AttentionPaged over F32 pages, whatever their
+// chunks. Query head h reads key/value head h / (H / G). Accumulation is F32, in an order that depends on
+// the sequence's length (causal: on the query's place and the window) and the head alone, never on what is
+// packed beside it: keys in ascending blocks of a fixed size. Bound, with n keys:
+// (exp(2 gamma_(D+16) * B) - 1 + gamma_(2n+16)) * sum_j p_j |v_j| + 2^-126, where
+// B = max_j (|scale| (|q|·|k_j|) + |bias|) and p_j are the probabilities; derived as for AttentionPaged.
+// log_sum_exp errs by gamma_(D+16) * B + gamma_(2n+16) + u |log_sum_exp|: a score's error moves it by no
+// more, the sum's relative error by that, and it is rounded once.
 struct AttentionVarlen {
   Tensor q;       // F32 [T, H, D], last dimension contiguous
   Tensor k, v;    // F32 [T, G, D], last dimension contiguous; H a multiple of G
@@ -40,8 +42,18 @@ struct AttentionVarlen {
 // Gradients of AttentionVarlen without bias. With p_j = exp(score_j - log_sum_exp), dp_j = dout · v_j,
 // delta = dout · out, and ds_j = p_j (dp_j - delta) times the soft-cap's slope (1 - (score_j / c)^2):
 //   dq = scale * sum_j ds_j k_j;  dk_j = scale * sum over queries of ds q;  dv_j = sum over queries of p dout
-// where the queries of all heads of a group add up in dk and dv, head by head, queries ascending (Dao 2023,
-// FlashAttention-2, algorithm 2). A sequence's gradients depend on that sequence alone.
+// where the queries of all heads of a group add up in dk and dv (Dao 2023, FlashAttention-2, algorithm 2:
+// p is made again a block at a time, so memory does not grow with T^2). Accumulation is F32: dq over keys in
+// ascending order; dk and dv head by head, queries ascending. A sequence's gradients depend on that sequence
+// alone. out and log_sum_exp are taken as given. Bounds, with B and log_sum_exp of the row (of dk and dv: the
+// largest of the sequence's rows of the group), W_j = |dout|·|v_j| + |dout|·|out|, n the keys or the rows
+// that are added up and gamma as in linear.h:
+//   P = exp(gamma_(D+16) B + 3 u (B + |log_sum_exp|) + 8 u) - 1, relative, of p
+//   C = (1 + gamma_(D+16) B / c)^2, or 1 without a soft-cap
+//   F = (1 + P)(1 + gamma_(D+4))(C + 8 u) - 1, of ds, beside p W
+//   dq: ((1 + F)(1 + gamma_(n+4)) - 1) * |scale| sum_j p_j W_j |k_j|;  dk: the same with |q|
+//   dv: ((1 + P)(1 + gamma_(n+1)) - 1) * sum p |dout|
+// each + 2^-125 * (1 + the same sum without p): a p that underflows is lost.
 struct AttentionVarlenBackward {
   Tensor q, k, v, starts;  // as AttentionVarlen's
   float scale = 1.0f;

@@ -4,26 +4,36 @@
 
 namespace qiao {
 
-// sum[0] += sum of squares of x, in float64 over fixed runs of 4096 elements, folded in ascending order.
-// Infinite or NaN where an element is.
+// sum[0] += sum of squares of x, in float64: a square is exact; each run of 4096 elements adds up in sixteen
+// lanes (element i in lane i mod 16), which are folded in ascending order, as are the runs. Relative error of
+// the sum (with |sum before|) at most (runs + 280) * 2^-53. Infinite or NaN where an element is.
 struct SumOfSquares {
   Tensor x;    // F32 [n], dense
-  Tensor sum;  // F64 [1]
+  Tensor sum;  // F64 [1]; not part of x
 
   void check() const;
   double flops() const;
   double bytes() const;
 };
 
-// AdamW (Loshchilov and Hutter 2019), as torch.optim.AdamW: for each element, with g = gradient_scale *
-// gradient,
-//   p -= learning_rate * weight_decay * p
-//   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
-//   p -= learning_rate * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + epsilon)
+// AdamW (Loshchilov and Hutter 2019), as torch.optim.AdamW. With constants computed in float64 and rounded
+// once to F32, and every operation below rounded to F32 by itself (the reference: in float64, rounded at the
+// end), in this order:
+//   g = gradient_scale * gradient
+//   m = beta1 * m + (1 - beta1) * g
+//   v = beta2 * v + (1 - beta2) * (g * g)
+//   p = (1 - learning_rate * weight_decay) * p
+//       - (learning_rate / (1 - beta1^step)) * (m / (sqrt(v) * (1 / sqrt(1 - beta2^step)) + epsilon))
+// so that it does not depend on the machine. Bounds against the formulas in exact arithmetic, gamma as in
+// linear.h:
+//   m: gamma_5 * M, M = |beta1 m| + |(1 - beta1) g|;  v: gamma_8 * v', v' the new one;  each + 2^-124
+//   p: gamma_3 * |(1 - learning_rate * weight_decay) p| + A M / d ((1 + gamma_9) / (1 - gamma_9 - r) - 1)
+//      + 2^-124 (1 + A / d), with A = learning_rate / (1 - beta1^step), d the divisor and
+//      r = 2^-62 / (sqrt(1 - beta2^step) d) for a square that underflows
 struct AdamW {
   Tensor parameters, gradients, first_moment, second_moment;  // F32 [n], dense, distinct
-  float learning_rate = 1e-3f, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, weight_decay = 0.1f;
-  float gradient_scale = 1.0f;  // of clipping
+  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
+  double gradient_scale = 1.0;  // of clipping
   int64_t step = 1;             // from 1
 
   void check() const;

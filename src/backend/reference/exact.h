@@ -53,13 +53,24 @@ LinearGradients exact_linear_backward(const LinearBackward& op);
 GradientSums exact_gather_backward(const GatherBackward& op);
 
 struct AttentionTerms {
-  std::vector<double> out;        // [T, H, D]
-  std::vector<double> magnitude;  // [T, H, D]: sum_j p_j |v_j|
-  std::vector<double> score;      // [T, H]: max_j |scale| (|q|·|k_j|)
-  std::vector<int64_t> keys;      // [T]: keys seen
+  std::vector<double> out;            // [T, H, D]
+  std::vector<double> magnitude;      // [T, H, D]: sum_j p_j |v_j|
+  std::vector<double> score;          // [T, H]: max_j |scale| (|q|·|k_j|)
+  std::vector<int64_t> keys;          // [T]: keys seen
+  std::vector<double> log_sum_exp{};  // [T, H], of attention_varlen
 };
 AttentionTerms exact_attention(const AttentionPaged& op);
 AttentionTerms exact_attention_varlen(const AttentionVarlen& op);
+
+// The gradients as k and q are, without gaps, and of each its sum of magnitudes with and without p.
+struct AttentionGradients {
+  struct Gradient {
+    std::vector<double> value, magnitude, span;
+  };
+  Gradient dq, dk, dv;
+  std::vector<double> score;  // [T, H]: max_j |scale| (|q|·|k_j|)
+};
+AttentionGradients exact_attention_varlen_backward(const AttentionVarlenBackward& op);
 
 struct NormTerms {
   std::vector<double> y, h;  // as x, without gaps
@@ -107,6 +118,36 @@ struct SampleTerms {
   std::vector<double> log_softmax;  // [V], of the logits as given
 };
 SampleTerms exact_sample(const Sample& op, int64_t row);
+
+// z [T, V] of TokenLogprob and the products it is made of.
+struct LogprobTerms {
+  Products products;
+  std::vector<double> z;            // [T, V]
+  std::vector<double> logprob;      // [T]
+  std::vector<double> log_sum_exp;  // [T]
+};
+LogprobTerms exact_token_logprob(const TokenLogprob& op);
+
+struct LogprobGradients {
+  LogprobTerms terms;
+  std::vector<double> h;     // [T, V]: the products' gradients
+  std::vector<double> size;  // [T, V]: |g| ((v == label) + p_v) / temperature
+  std::vector<double> w;     // [V, C], dequantized
+  std::vector<double> dx;    // [T, C]
+  std::vector<double> dw;    // [V, C]: what is added
+};
+LogprobGradients exact_token_logprob_backward(const TokenLogprobBackward& op);
+
+double exact_sum_of_squares(const SumOfSquares& op);
+
+// The new values [n], and what their bounds are made of.
+struct AdamWTerms {
+  std::vector<double> parameters, first_moment, second_moment;
+  std::vector<double> decayed;      // (1 - learning_rate * weight_decay) p
+  std::vector<double> moment_size;  // |beta1 m| + |(1 - beta1) g|
+  std::vector<double> divisor;      // sqrt(v) / sqrt(1 - beta2^step) + epsilon
+};
+AdamWTerms exact_adamw(const AdamW& op);
 
 // Element [i, j…] of an F32 tensor.
 inline float at(const Tensor& t, int64_t i) { return t.as<float>()[i * t.stride[0]]; }

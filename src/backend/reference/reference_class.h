@@ -47,6 +47,11 @@ class ReferenceBackend final : public Backend {
   void do_linear_backward(const LinearBackward& op) override;
   void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
   void do_gated_activation_backward(const GatedActivationBackward& op) override;
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
+  void do_token_logprob(const TokenLogprob& op) override;
+  void do_token_logprob_backward(const TokenLogprobBackward& op) override;
+  void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_adamw(const AdamW& op) override;
 };
 
 }  // namespace qiao::reference

@@ -1,0 +1,9 @@
+#include "backend/cpu/optimizer_inl.h"
+#include "backend/cpu/simd_avx2.h"
+
+namespace qiao::cpu {
+
+const OptimizerKernels kOptimizerAvx2 = {OptimizerKernel<avx2::Simd>::squares,
+                                         OptimizerKernel<avx2::Simd>::adamw};
+
+}  // namespace qiao::cpu

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Trains the tiny model of tests/golden/training with PyTorch, in float64 and in float32, on data that can be learnt.
+
+  make_training.py FOLDER      writes FOLDER/training, as it belongs into tests/golden
+
+training/NAME/init is the model before the first step, data.jsonl the rows, 4 of them a step in their order; expected.json
+has of each of 50 steps the loss and the gradient's norm before clipping (torch.optim.AdamW, clip_grad_norm_ to 1).
+"""
+import json
+import pathlib
+import random
+import sys
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCABULARY, LENGTH, BATCH, STEPS = 96, 32, 4, 50
+
+
+def rows():
+    drawn = random.Random(3)
+    made = []
+    for _ in range(BATCH * STEPS):
+        first, stride = drawn.randrange(VOCABULARY), drawn.randrange(1, 7)
+        made.append([(first + stride * i + i * i % 3) % VOCABULARY for i in range(LENGTH)])
+    return made
+
+
+def train(folder, data, dtype):
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    steps = []
+    for step in range(STEPS):
+        ids = torch.tensor(data[step * BATCH:(step + 1) * BATCH])
+        logits = model(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        steps.append([loss.item(), norm.item()])
+    return steps
+
+
+def main():
+    torch.manual_seed(1)
+    torch.set_num_threads(1)
+    folder = pathlib.Path(sys.argv[1]) / "training" / "llama"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+                         tie_word_embeddings=False, rope_theta=10000.0, initializer_range=0.08)
+    LlamaForCausalLM(config).save_pretrained(folder / "init")
+    data = rows()
+    (folder / "data.jsonl").write_text("".join(json.dumps({"tokens": row}) + "\n" for row in data))
+    expected = {name: train(folder / "init", data, dtype)
+                for name, dtype in (("float64", torch.float64), ("float32", torch.float32))}
+    (folder / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+// The whole loop against PyTorch, and what a run leaves behind.
+#include "train/trainer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "formats/safetensors.h"
+#include "support/expect_error.h"
+#include "support/temporary_directory.h"
+
+namespace qiao::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path golden() { return fs::path(QIAO_TEST_DATA) / "golden" / "training" / "llama"; }
+
+class Recorder final : public TrainObserver {
+ public:
+  void on_start(const TrainReport& report) override { this->report = report; }
+  void on_step(const StepRecord& record) override { steps.push_back(record); }
+  void on_warning(const std::string& text) override { warnings.push_back(text); }
+  bool should_stop() override { return static_cast<int64_t>(steps.size()) == stop_after; }
+
+  TrainReport report;
+  std::vector<StepRecord> steps;
+  std::vector<std::string> warnings;
+  int64_t stop_after = -1;
+};
+
+// As make_training.py trains.
+TrainOptions as_pytorch(const fs::path& out) {
+  TrainOptions options;
+  options.init = golden() / "init";
+  options.out = out;
+  options.data.files = {golden() / "data.jsonl"};
+  options.data.sequence = 32;
+  options.data.shuffle = false;
+  options.batch = 4;
+  options.steps = 50;
+  options.schedule = "constant";
+  options.checkpoint_every = 10;
+  options.threads = 2;
+  return options;
+}
+
+Recorder run(const TrainOptions& options) {
+  Recorder recorder;
+  train(options, recorder);
+  return recorder;
+}
+
+TEST(TrainTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
+  const testing::TemporaryDirectory folder;
+  const Recorder ours = run(as_pytorch(folder.path() / "run"));
+  const Json expected = parse_json(read_file(golden() / "expected.json"), "expected.json");
+  ASSERT_EQ(ours.steps.size(), 50u);
+  double loss_gap = 0, loss_theirs = 0, norm_gap = 0, norm_theirs = 0;
+  for (size_t i = 0; i < 50; ++i) {
+    const double loss = expected["float64"][i][0], norm = expected["float64"][i][1];
+    loss_gap = std::max(loss_gap, std::abs(ours.steps[i].loss - loss) / loss);
+    norm_gap = std::max(norm_gap, std::abs(ours.steps[i].gradient_norm - norm) / norm);
+    loss_theirs = std::max(loss_theirs, std::abs(expected["float32"][i][0].get<double>() - loss) / loss);
+    norm_theirs = std::max(norm_theirs, std::abs(expected["float32"][i][1].get<double>() - norm) / norm);
+  }
+  EXPECT_LE(std::abs(ours.steps[0].loss / expected["float64"][0][0].get<double>() - 1), 1e-6);
+  EXPECT_LE(loss_gap, 2 * loss_theirs);
+  EXPECT_LE(norm_gap, 2 * norm_theirs);
+  EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.5);  // it learns
+}
+
+std::string bytes_of(const fs::path& path) { return read_file(path); }
+
+TEST(TrainTest, ARunThatStopsGoesOnToTheSameBytes) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");
+  whole.steps = parts.steps = 24;
+  whole.data.shuffle = parts.data.shuffle = true;
+  run(whole);
+  Recorder first;
+  first.stop_after = 7;
+  train(parts, first);
+  EXPECT_EQ(first.steps.size(), 7u);
+  parts.resume = true;
+  const Recorder rest = run(parts);
+  EXPECT_EQ(rest.steps.front().step, 8);
+  EXPECT_EQ(bytes_of(whole.out / "model" / "model.safetensors"),
+            bytes_of(parts.out / "model" / "model.safetensors"));
+}
+
+TEST(TrainTest, ADamagedCheckpointIsPassedOver) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.steps = 20;
+  run(options);
+  const std::string before = bytes_of(options.out / "model" / "model.safetensors");
+  const fs::path damaged = options.out / "checkpoints" / "step-00000020" / "state.safetensors";
+  std::string bytes = bytes_of(damaged);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  write_file_atomically(damaged, bytes);
+  options.resume = true;
+  const Recorder again = run(options);
+  ASSERT_EQ(again.steps.size(), 10u);  // from the one before it
+  EXPECT_EQ(again.steps.front().step, 11);
+  EXPECT_EQ(bytes_of(options.out / "model" / "model.safetensors"), before);
+}
+
+TEST(TrainTest, PartsOfABatchAddUpToTheWhole) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");
+  whole.steps = parts.steps = 5;
+  parts.micro_batch = 1;
+  const Recorder a = run(whole), b = run(parts);
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(a.steps[i].loss, b.steps[i].loss, 2e-6 * a.steps[i].loss);
+}
+
+TEST(TrainTest, KeepsWhatIsNoWeightByteForByte) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.steps = 1;
+  run(options);
+  for (const char* name : {"config.json", "generation_config.json"})
+    EXPECT_EQ(bytes_of(options.out / "model" / name), bytes_of(golden() / "init" / name));
+}
+
+TEST(TrainTest, WrongOptionsNameThemselves) {
+  const testing::TemporaryDirectory folder;
+  const auto with = [&](auto change) {
+    TrainOptions options = as_pytorch(folder.path() / "never");
+    change(options);
+    return options;
+  };
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.steps = 0; })), kInvalidInput, "--steps is 0");
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.beta2 = 1; })), kInvalidInput, "--beta2 is 1");
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.schedule = "steps"; })), kInvalidInput,
+                    "--schedule is steps");
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.learning_rate = NAN; })), kInvalidInput,
+                    "--lr");
+  EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.resume = true; })), kNotFound, "no whole checkpoint");
+}
+
+TEST(TrainTest, BadRowsAreToldAndSkipped) {
+  const testing::TemporaryDirectory folder;
+  const fs::path data = folder.path() / "rows.jsonl";
+  std::string rows = "{\"tokens\": [1, 2\n{\"tokens\": [5]}\n[]\n{\"tokens\": [1, 96]}\n";
+  for (int i = 0; i < 8; ++i) rows += "{\"tokens\": [1, 2, 3, 4, 5, 6, 7, 8]}\n";
+  write_file_atomically(data, rows);
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.data.files = {data};
+  options.steps = 2;
+  const Recorder recorder = run(options);
+  ASSERT_EQ(recorder.warnings.size(), 4u);
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_THAT(recorder.warnings[i],
+                ::testing::HasSubstr(data.string() + ":" + std::to_string(i + 1) + ": "));
+  options.data.most_bad_rows = 2;
+  options.out = folder.path() / "other";
+  EXPECT_QIAO_ERROR(run(options), kInvalidInput, "rows.jsonl:3", "too many");
+}
+
+TEST(LearningRateTest, WarmsUpAndFalls) {
+  TrainOptions options;
+  options.steps = 110;
+  options.warmup = 10;
+  options.optimizer.learning_rate = 1.0f;
+  options.least_learning_rate = 0.1f;
+  options.schedule = "linear";
+  EXPECT_DOUBLE_EQ(learning_rate(options, 5), 0.5);
+  EXPECT_DOUBLE_EQ(learning_rate(options, 10), 1.0);
+  EXPECT_NEAR(learning_rate(options, 60), 0.55, 1e-6);
+  EXPECT_NEAR(learning_rate(options, 110), 0.1, 1e-6);
+  options.schedule = "cosine";
+  EXPECT_NEAR(learning_rate(options, 60), 0.55, 1e-6);
+  EXPECT_NEAR(learning_rate(options, 35), 0.1 + 0.9 * (1 + std::sqrt(0.5)) / 2, 1e-6);
+  options.schedule = "constant";
+  EXPECT_DOUBLE_EQ(learning_rate(options, 110), 1.0);
+}
+
+}  // namespace
+}  // namespace qiao::train
