@@ -57,11 +57,13 @@ struct LinearBackwardKernel {
   template <int R>
   static void tile(const TileProduct& p) {
     const float* a[R];
+    float* const c = p.c;
+    const int64_t c_stride = p.c_stride;
     F sums[R][kVectors];
     unroll<R>([&](auto i) {
       a[i] = p.a + i * p.a_row;
       unroll<kVectors>(
-          [&](auto n) { sums[i][n] = p.add ? V::load(p.c + i * p.c_stride + n * 16) : V::set(0.0f); });
+          [&](auto n) { sums[i][n] = p.add ? V::load(c + i * c_stride + n * 16) : V::set(0.0f); });
     });
     const float* row = p.b;
     const int64_t step = p.a_step;
@@ -73,9 +75,8 @@ struct LinearBackwardKernel {
         unroll<kVectors>([&](auto n) { sums[i][n] = V::fma(x, b[n], sums[i][n]); });
       });
     }
-    unroll<R>([&](auto i) {
-      unroll<kVectors>([&](auto n) { V::store(p.c + i * p.c_stride + n * 16, sums[i][n]); });
-    });
+    unroll<R>(
+        [&](auto i) { unroll<kVectors>([&](auto n) { V::store(c + i * c_stride + n * 16, sums[i][n]); }); });
   }
 };
 
