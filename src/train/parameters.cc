@@ -117,7 +117,7 @@ double Parameters::gradient_norm() {
   return std::sqrt(sum);
 }
 
-void Parameters::update(const AdamWSettings& settings, float gradient_scale, int64_t step) {
+void Parameters::update(const AdamWSettings& settings, double gradient_scale, int64_t step) {
   AdamW op;
   op.parameters = flat(masters_, 0, count_);
   op.gradients = flat(gradients_, 0, count_);

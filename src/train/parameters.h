@@ -13,7 +13,7 @@
 namespace qiao::train {
 
 struct AdamWSettings {
-  float learning_rate = 1e-3f, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, weight_decay = 0.1f;
+  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
 };
 
 class Parameters final : public nn::ParameterGradients {
@@ -36,7 +36,7 @@ class Parameters final : public nn::ParameterGradients {
   double gradient_norm();
   // One step of AdamW with the gradients times `gradient_scale`, and the model's weights rewritten. `step`
   // from 1.
-  void update(const AdamWSettings& settings, float gradient_scale, int64_t step);
+  void update(const AdamWSettings& settings, double gradient_scale, int64_t step);
 
   // The file's tensors in its order, each with its place in the flat arrays.
   struct Named {

@@ -129,10 +129,10 @@ StepRecord Run::step(int64_t number) {
         number, record.loss, record.gradient_norm);
   }
   AdamWSettings settings = options_.optimizer;
-  settings.learning_rate = static_cast<float>(record.learning_rate);
+  settings.learning_rate = record.learning_rate;
   // As torch.nn.utils.clip_grad_norm_ has it.
   const double scale = options_.clip > 0 ? std::min(1.0, options_.clip / (record.gradient_norm + 1e-6)) : 1.0;
-  parameters_->update(settings, static_cast<float>(scale), number);
+  parameters_->update(settings, scale, number);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
   record.tokens_per_second = static_cast<double>(options_.batch * options_.data.sequence) / seconds.count();
   return record;

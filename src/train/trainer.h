@@ -21,7 +21,7 @@ struct TrainOptions {
   AdamWSettings optimizer;
   std::string schedule = "cosine";   // constant, linear, cosine
   int64_t warmup = 0;                // steps in which the learning rate grows from 0
-  float least_learning_rate = 0.1f;  // where linear and cosine end, as a share of the rate
+  double least_learning_rate = 0.1;  // where linear and cosine end, as a share of the rate
   double clip = 1.0;                 // largest norm of the gradient; 0: any
   int64_t checkpoint_every = 100;    // steps; 0: at the end alone
   int64_t keep_checkpoints = 2;

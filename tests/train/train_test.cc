@@ -167,8 +167,8 @@ TEST(LearningRateTest, WarmsUpAndFalls) {
   TrainOptions options;
   options.steps = 110;
   options.warmup = 10;
-  options.optimizer.learning_rate = 1.0f;
-  options.least_learning_rate = 0.1f;
+  options.optimizer.learning_rate = 1.0;
+  options.least_learning_rate = 0.1;
   options.schedule = "linear";
   EXPECT_DOUBLE_EQ(learning_rate(options, 5), 0.5);
   EXPECT_DOUBLE_EQ(learning_rate(options, 10), 1.0);
