@@ -8,6 +8,8 @@ function(qiao_embed source function header)
     DEPENDS ${CMAKE_SOURCE_DIR}/src/serve/${source} ${CMAKE_SOURCE_DIR}/cmake/EmbedPage.cmake
     VERBATIM)
   target_sources(qiao_serve PRIVATE ${object})
+  # For clang-tidy, which runs before anything is made.
+  set_source_files_properties(${object} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()
 qiao_embed(page/index.html page_html serve/server.h)
 qiao_embed(openapi/paths.json openapi_paths serve/openapi.h)

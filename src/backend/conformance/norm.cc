@@ -127,7 +127,8 @@ void norm_backward_case(Harness& h, size_t line) {
   more.download(line, "dresidual_out", &out == &more);
   dh.download(line, "dh", &out == &dh);
   dgamma.download(line, "dgamma", with_dgamma);
-  const auto m = static_cast<double>((width + 15) / 16);
+  const int64_t steps = (width + 15) / 16;
+  const auto m = static_cast<double>(steps);
   for (int64_t i = 0; i < dy.elements(); ++i) {
     const auto at = static_cast<size_t>(i);
     const double r = exact.factor[static_cast<size_t>(i / width)];

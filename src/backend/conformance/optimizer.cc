@@ -30,8 +30,8 @@ void squares_case(Harness& h, size_t line) {
   h.chip().sum_of_squares(op);
   sum.download(line, "sum");
   x.download(line, "x", false);
-  const auto runs = static_cast<double>((count + 4095) / 4096);
-  const double bound = (runs + 280) * 0x1p-53 * exact;
+  const int64_t runs = (count + 4095) / 4096;
+  const double bound = static_cast<double>(runs + 280) * 0x1p-53 * exact;
   h.element(line, sum.result_at<double>(0), exact, bound, 0, 0);
 }
 
