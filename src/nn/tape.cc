@@ -46,23 +46,32 @@ std::byte* Tape::take(size_t bytes) {
 Tensor Tape::write_gradient(const Tensor& tensor, bool* written) {
   const std::byte* begin = nullptr;
   Block& block = block_of(tensor, &begin);
+  const auto* data = static_cast<const std::byte*>(tensor.data);
   if (block.gradient == nullptr) block.gradient = take(block.bytes);
-  *written = std::exchange(block.written, true);
+  *written = block.written || std::find(block.parts.begin(), block.parts.end(), data) != block.parts.end();
+  if (!*written) {
+    const bool is_all = data == begin && tensor.contiguous();
+    QIAO_ASSERT(!is_all || block.parts.empty());  // a whole after its parts would forget them
+    is_all ? void(block.written = true) : block.parts.push_back(data);
+  }
+  Tensor gradient = tensor;
+  gradient.data = block.gradient + (data - begin);
+  return gradient;
+}
+
+Tensor Tape::read_gradient(const Tensor& tensor) {
+  const std::byte* begin = nullptr;
+  const Block& block = block_of(tensor, &begin);
+  QIAO_ASSERT(block.gradient != nullptr && (block.written || !block.parts.empty()));
   Tensor gradient = tensor;
   gradient.data = block.gradient + (static_cast<const std::byte*>(tensor.data) - begin);
   return gradient;
 }
 
-Tensor Tape::read_gradient(const Tensor& tensor) {
-  bool written = false;
-  const Tensor gradient = write_gradient(tensor, &written);
-  QIAO_ASSERT(written);
-  return gradient;
-}
-
 bool Tape::has_gradient(const Tensor& tensor) {
   const std::byte* begin = nullptr;
-  return block_of(tensor, &begin).written;
+  const Block& block = block_of(tensor, &begin);
+  return block.written || !block.parts.empty();
 }
 
 // Two tensors that are only ever added have one gradient, where neither is read by another op.

@@ -52,7 +52,8 @@ class Tape {
   struct Block {
     size_t bytes;
     std::byte* gradient = nullptr;
-    bool written = false;
+    bool written = false;                 // all of it
+    std::vector<const std::byte*> parts;  // or these views of it, by their beginning
   };
   using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen>;
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Trains the tiny model of tests/golden/training with PyTorch, in float64 and in float32, on data that can be learnt.
+"""Trains the tiny models of tests/golden/training with PyTorch, in float64 and in float32, on data that can be learnt.
 
   make_training.py FOLDER      writes FOLDER/training, as it belongs into tests/golden
 
-training/NAME/init is the model before the first step, data.jsonl the rows, 4 of them a step in their order; expected.json
-has of each of 50 steps the loss and the gradient's norm before clipping (torch.optim.AdamW, clip_grad_norm_ to 1).
+training/NAME/init is the model before the first step, training/data.jsonl the rows, 4 of them a step in their order;
+expected.json has of each of 50 steps the loss and the gradient's norm before clipping (torch.optim.AdamW, clip_grad_norm_
+to 1). No model has a padding token: PyTorch would keep its row of the embedding as it is.
 """
 import json
 import pathlib
@@ -12,7 +13,7 @@ import random
 import sys
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 VOCABULARY, LENGTH, BATCH, STEPS = 96, 32, 4, 50
 
@@ -27,7 +28,7 @@ def rows():
 
 
 def train(folder, data, dtype):
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     steps = []
     for step in range(STEPS):
@@ -42,20 +43,34 @@ def train(folder, data, dtype):
     return steps
 
 
+SHAPE = dict(vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=16, max_position_embeddings=256, initializer_range=0.08, pad_token_id=None,
+             bos_token_id=None, eos_token_id=None)
+MODELS = {
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+    "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
+    "gemma3": Gemma3TextConfig(**SHAPE, tie_word_embeddings=True, sliding_window=8, query_pre_attn_scalar=16,
+                               layer_types=["sliding_attention", "full_attention"]),
+}
+
+
 def main():
-    torch.manual_seed(1)
     torch.set_num_threads(1)
-    folder = pathlib.Path(sys.argv[1]) / "training" / "llama"
+    folder = pathlib.Path(sys.argv[1]) / "training"
     folder.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
-                         tie_word_embeddings=False, rope_theta=10000.0, initializer_range=0.08)
-    LlamaForCausalLM(config).save_pretrained(folder / "init")
     data = rows()
     (folder / "data.jsonl").write_text("".join(json.dumps({"tokens": row}) + "\n" for row in data))
-    expected = {name: train(folder / "init", data, dtype)
-                for name, dtype in (("float64", torch.float64), ("float32", torch.float32))}
-    (folder / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
+    for name, config in MODELS.items():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():  # norms and biases that say something
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder / name / "init")
+        expected = {kind: train(folder / name / "init", data, dtype)
+                    for kind, dtype in (("float64", torch.float64), ("float32", torch.float32))}
+        (folder / name / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path golden() { return fs::path(QIAO_TEST_DATA) / "golden" / "training" / "llama"; }
+fs::path golden() { return fs::path(QIAO_TEST_DATA) / "golden" / "training"; }
 
 class Recorder final : public TrainObserver {
  public:
@@ -34,9 +34,9 @@ class Recorder final : public TrainObserver {
 };
 
 // As make_training.py trains.
-TrainOptions as_pytorch(const fs::path& out) {
+TrainOptions as_pytorch(const fs::path& out, const std::string& model = "llama") {
   TrainOptions options;
-  options.init = golden() / "init";
+  options.init = golden() / model / "init";
   options.out = out;
   options.data.files = {golden() / "data.jsonl"};
   options.data.sequence = 32;
@@ -55,10 +55,12 @@ Recorder run(const TrainOptions& options) {
   return recorder;
 }
 
-TEST(TrainTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
+class TrainParityTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(TrainParityTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
   const testing::TemporaryDirectory folder;
-  const Recorder ours = run(as_pytorch(folder.path() / "run"));
-  const Json expected = parse_json(read_file(golden() / "expected.json"), "expected.json");
+  const Recorder ours = run(as_pytorch(folder.path() / "run", GetParam()));
+  const Json expected = parse_json(read_file(golden() / GetParam() / "expected.json"), "expected.json");
   ASSERT_EQ(ours.steps.size(), 50u);
   double loss_gap = 0, loss_theirs = 0, norm_gap = 0, norm_theirs = 0;
   for (size_t i = 0; i < 50; ++i) {
@@ -73,6 +75,8 @@ TEST(TrainTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
   EXPECT_LE(norm_gap, 2 * norm_theirs);
   EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.5);  // it learns
 }
+
+INSTANTIATE_TEST_SUITE_P(All, TrainParityTest, ::testing::Values("llama", "qwen3", "gemma3"));
 
 std::string bytes_of(const fs::path& path) { return read_file(path); }
 
@@ -125,7 +129,7 @@ TEST(TrainTest, KeepsWhatIsNoWeightByteForByte) {
   options.steps = 1;
   run(options);
   for (const char* name : {"config.json", "generation_config.json"})
-    EXPECT_EQ(bytes_of(options.out / "model" / name), bytes_of(golden() / "init" / name));
+    EXPECT_EQ(bytes_of(options.out / "model" / name), bytes_of(golden() / "llama" / "init" / name));
 }
 
 TEST(TrainTest, WrongOptionsNameThemselves) {
