@@ -109,6 +109,10 @@ void add_flags(CLI::App& command, TrainFlags& flags) {
 void add_train_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("train", "Train a model on text or tokens");
   command->require_subcommand(1);
+  command->footer(
+      "Examples:\n"
+      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
+      "  qiao train pretrain --help");
   const auto flags = std::make_shared<TrainFlags>();
   CLI::App* mode =
       command->add_subcommand("pretrain", "Teach a model to go on with plain documents: every token counts");
