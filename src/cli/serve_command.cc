@@ -77,7 +77,6 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
       flags.server.http.host != "::1" && flags.server.api_keys.empty()) {
     std::fprintf(stderr, "Anybody who reaches this address can use it: set --api-key to ask for one.\n");
   }
-  signals.begin();
   announce_ready();
   bool restarting = false;
   int signal = signals.wait();
@@ -128,6 +127,7 @@ void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, c
                 path.string());
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
   EncoderEngine engine(model);
+  signals.begin();  // before anybody can see it serve, and then end it
   serve::Server server(engine, flags.server);
   std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
@@ -168,6 +168,7 @@ void serve_model(ServeFlags flags) {
   wished.cache_directory = flags.cache_directory;
   wished.cache_directory_bytes = static_cast<uint64_t>(flags.cache_directory_gib * 0x1p30);
   Engine engine(model, wished);
+  signals.begin();  // before anybody can see it serve, and then end it
   serve::Server server(model, engine, flags.server);
   const EngineOptions& options = engine.options();
   std::fprintf(stderr,
