@@ -46,11 +46,14 @@ void AtomicFile::commit() {
   if (::rename(beside_.c_str(), path_.c_str()) != 0) fail("rename into place");
   ::close(descriptor_);
   descriptor_ = -1;
-  const int directory =
-      ::open(path_.has_parent_path() ? path_.parent_path().c_str() : ".", O_RDONLY | O_CLOEXEC);
-  if (directory < 0) return;
-  ::fsync(directory);
-  ::close(directory);
+  sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
+}
+
+void sync_directory(const std::filesystem::path& directory) {
+  const int descriptor = ::open(directory.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  ::fsync(descriptor);
+  ::close(descriptor);
 }
 
 }  // namespace qiao

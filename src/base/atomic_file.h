@@ -25,4 +25,7 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
+// After it, what was renamed in a directory is so on the disk too. Where that cannot be had, nothing happens.
+void sync_directory(const std::filesystem::path& directory);
+
 }  // namespace qiao

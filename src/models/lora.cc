@@ -8,6 +8,7 @@
 #include "base/quote.h"
 #include "base/units.h"
 #include "models/tensor_loader.h"
+#include "tensor/floats.h"
 #include "tensor/half.h"
 
 namespace qiao {
@@ -212,19 +213,16 @@ class LoraLoader {
   std::vector<float> read(const TensorInfo& info) const {
     std::vector<float> values(static_cast<size_t>(info.elements()));
     const std::byte* bytes = files_.bytes(info).data();
+    if (is_dense_float(info.dtype)) {
+      to_floats(info.dtype, bytes, values);
+      return values;
+    }
     constexpr size_t kBlock = 32;  // of Q8_0: a half-precision scale, then as many 8-bit quants
     for (size_t i = 0; i < values.size(); ++i) {
       uint16_t half = 0;
-      if (info.dtype == DType::kF32) {
-        std::memcpy(&values[i], bytes + i * sizeof(float), sizeof(float));
-      } else if (info.dtype == DType::kQ8_0) {
-        const std::byte* block = bytes + i / kBlock * (sizeof(half) + kBlock);
-        std::memcpy(&half, block, sizeof(half));
-        values[i] = f16_to_float(half) * static_cast<float>(static_cast<int8_t>(block[2 + i % kBlock]));
-      } else {
-        std::memcpy(&half, bytes + i * sizeof(half), sizeof(half));
-        values[i] = info.dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
-      }
+      const std::byte* block = bytes + i / kBlock * (sizeof(half) + kBlock);
+      std::memcpy(&half, block, sizeof(half));
+      values[i] = f16_to_float(half) * static_cast<float>(static_cast<int8_t>(block[2 + i % kBlock]));
     }
     return values;
   }

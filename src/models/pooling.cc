@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/quote.h"
 #include "models/families.h"
-#include "tensor/half.h"
+#include "tensor/floats.h"
 
 namespace qiao {
 namespace {
@@ -59,20 +58,11 @@ std::vector<float> read_floats(const ModelFiles& files, const std::string& name,
   size_t count = 1;
   for (const int64_t size : shape) count *= static_cast<size_t>(size);
   std::vector<float> values(count);
-  const std::byte* bytes = files.bytes(*tensor).data();
-  if (tensor->dtype == DType::kF32) {
-    std::memcpy(values.data(), bytes, count * sizeof(float));
-    return values;
-  }
-  if (tensor->dtype != DType::kF16 && tensor->dtype != DType::kBF16) {
+  if (!is_dense_float(tensor->dtype)) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; F32, F16 or BF16 was expected",
                 files.path().string(), name, tensor->type_name());
   }
-  for (size_t i = 0; i < count; ++i) {
-    uint16_t half;
-    std::memcpy(&half, bytes + i * sizeof(half), sizeof(half));
-    values[i] = tensor->dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
-  }
+  to_floats(tensor->dtype, files.bytes(*tensor).data(), values);
   return values;
 }
 

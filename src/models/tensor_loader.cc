@@ -1,41 +1,21 @@
 #include "models/tensor_loader.h"
 
 #include <charconv>
-#include <cstring>
 #include <functional>
 
 #include "base/error.h"
 #include "base/quote.h"
 #include "base/units.h"
-#include "tensor/half.h"
+#include "tensor/floats.h"
 
 namespace qiao {
 namespace {
 
-bool is_dense(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
-
-float float_at(DType dtype, const std::byte* bytes, int64_t index) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, bytes + index * 4, sizeof(value));
-    return value;
-  }
-  uint16_t half;
-  std::memcpy(&half, bytes + index * 2, sizeof(half));
-  return dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
-}
-
 std::vector<std::byte> converted_floats(DType from, DType to, const std::byte* bytes, int64_t count) {
+  std::vector<float> values(static_cast<size_t>(count));
+  to_floats(from, bytes, values);
   std::vector<std::byte> made(static_cast<size_t>(row_bytes(to, count)));
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = float_at(from, bytes, i);
-    if (to == DType::kF32) {
-      std::memcpy(made.data() + i * 4, &value, sizeof(value));
-    } else {
-      const uint16_t half = to == DType::kF16 ? float_to_f16(value) : float_to_bf16(value);
-      std::memcpy(made.data() + i * 2, &half, sizeof(half));
-    }
-  }
+  from_floats(values, to, made.data());
   return made;
 }
 
@@ -93,7 +73,7 @@ const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<
     throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected", files_.path().string(),
                 name, shape_text(*tensor), fmt::join(shape, ", "));
   }
-  if (!tensor->unsupported.empty() || (!is_dense(tensor->dtype) && !traits(tensor->dtype).quantized)) {
+  if (!tensor->unsupported.empty() || (!is_dense_float(tensor->dtype) && !traits(tensor->dtype).quantized)) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected",
                 files_.path().string(), name, shape_text(*tensor));
   }
@@ -172,7 +152,7 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
 }
 
 std::vector<float> TensorLoader::floats(const TensorInfo& tensor) {
-  if (!is_dense(tensor.dtype)) {
+  if (!is_dense_float(tensor.dtype)) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; F32, F16 or BF16 was expected",
                 files_.path().string(), tensor.name, shape_text(tensor));
   }
@@ -180,9 +160,7 @@ std::vector<float> TensorLoader::floats(const TensorInfo& tensor) {
   size_t count = 1;
   for (const int64_t size : tensor.shape) count *= static_cast<size_t>(size);
   std::vector<float> values(count);
-  const std::byte* bytes = files_.bytes(tensor).data();
-  for (size_t i = 0; i < values.size(); ++i)
-    values[i] = float_at(tensor.dtype, bytes, static_cast<int64_t>(i));
+  to_floats(tensor.dtype, files_.bytes(tensor).data(), values);
   done_with(tensor);
   return values;
 }
@@ -221,7 +199,7 @@ nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::st
 }
 
 DType TensorLoader::kept_as(DType dtype) const {
-  return is_dense(dtype) ? options_.float_weights.value_or(dtype) : dtype;
+  return is_dense_float(dtype) ? options_.float_weights.value_or(dtype) : dtype;
 }
 
 void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weight) const {

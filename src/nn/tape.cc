@@ -84,13 +84,6 @@ void Tape::share_gradient(const Tensor& tensor, const Tensor& with) {
   block.written = true;
 }
 
-void Tape::record(const Linear& op) { ops_.emplace_back(op); }
-void Tape::record(const Gather& op) { ops_.emplace_back(op); }
-void Tape::record(const AddRmsNorm& op) { ops_.emplace_back(op); }
-void Tape::record(const Rope& op) { ops_.emplace_back(op); }
-void Tape::record(const GatedActivation& op) { ops_.emplace_back(op); }
-void Tape::record(const AttentionVarlen& op) { ops_.emplace_back(op); }
-
 void Tape::backward() {
   for (auto op = ops_.rbegin(); op != ops_.rend(); ++op)
     std::visit([this](const auto& each) { back(each); }, *op);

@@ -25,7 +25,7 @@ class ParameterGradients {
 // views (the query's part of a fused projection) have theirs inside.
 class Tape {
  public:
-  // Measures: nothing is run. `gradients` may be null then.
+  // Measures: nothing is run.
   explicit Tape(Backend& backend) : backend_(backend) {}
   Tape(Backend& backend, void* memory, size_t bytes, ParameterGradients& parameters)
       : backend_(backend), base_(static_cast<std::byte*>(memory)), bytes_(bytes), parameters_(&parameters) {}
@@ -38,12 +38,10 @@ class Tape {
   // written (or added to, where `written`), or an output's, which is read.
   void place_gradient(const Tensor& tensor, const Tensor& gradient, bool written);
 
-  void record(const Linear& op);
-  void record(const Gather& op);
-  void record(const AddRmsNorm& op);
-  void record(const Rope& op);
-  void record(const GatedActivation& op);
-  void record(const AttentionVarlen& op);
+  template <class Op>
+  void record(const Op& op) {
+    ops_.emplace_back(op);
+  }
 
   // Calls the ways back, last op first, and forgets them all, with the blocks.
   void backward();

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstring>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -112,6 +113,7 @@ void save_checkpoint(const fs::path& run, const CheckpointState& state, Paramete
   write_file_atomically(beside / "state.json", dump_json(json, 2) + "\n");
   fs::remove_all(folder);  // of a run that came by here before
   fs::rename(beside, folder);
+  sync_directory(folder.parent_path());
   const std::vector<int64_t> steps = steps_of(run);
   for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
     fs::remove_all(folder_of(run, steps[i]));

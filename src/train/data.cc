@@ -114,6 +114,11 @@ std::vector<int32_t> DataStream::read(const Row& row) {
 }
 
 void DataStream::set_position(const DataPosition& position) {
+  if (position.row >= rows()) {
+    throw_error(ErrorKind::kInvalidInput,
+                "data: the run stands at row {} and there are {}: other files than those it began with",
+                position.row, rows());
+  }
   position_ = position;
   make_order();
   document_.clear();

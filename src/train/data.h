@@ -49,6 +49,7 @@ class DataStream {
   // The next `sequences` sequences, over epochs without end.
   TokenBatch next(int64_t sequences);
   const DataPosition& position() const { return position_; }
+  // Throws Error(kInvalidInput) for a place that the files do not have.
   void set_position(const DataPosition& position);
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   int64_t bad_rows() const { return bad_rows_; }

@@ -1,10 +1,8 @@
 #include "train/model_directory.h"
 
-#include <cstring>
-
 #include "base/file.h"
 #include "formats/safetensors_write.h"
-#include "tensor/half.h"
+#include "tensor/floats.h"
 
 namespace qiao::train {
 namespace {
@@ -30,17 +28,14 @@ void write_model_directory(const fs::path& folder, const fs::path& init, const M
   }
   std::vector<TensorToWrite> tensors;
   std::vector<float> values;
-  std::vector<uint16_t> halves;
+  std::vector<std::byte> bytes;
   for (const Parameters::Named& tensor : parameters.tensors()) {
     const DType dtype = files.find(tensor.name)->dtype;
     tensors.push_back({tensor.name, dtype, tensor.shape, [&, dtype] {
                          values = parameters.read(Parameters::Kind::kMaster, tensor);
-                         if (dtype == DType::kF32) return std::as_bytes(std::span(values));
-                         halves.resize(values.size());
-                         for (size_t i = 0; i < values.size(); ++i)
-                           halves[i] =
-                               dtype == DType::kF16 ? float_to_f16(values[i]) : float_to_bf16(values[i]);
-                         return std::as_bytes(std::span(halves));
+                         bytes.resize(static_cast<size_t>(row_bytes(dtype, tensor.count)));
+                         from_floats(values, dtype, bytes.data());
+                         return std::span<const std::byte>(bytes);
                        }});
   }
   write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});

@@ -1,36 +1,16 @@
 #include "train/parameters.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstring>
 
 #include "base/error.h"
-#include "tensor/half.h"
+#include "tensor/floats.h"
 
 namespace qiao::train {
 namespace {
 
 constexpr int64_t kGap = 16;  // groups begin at whole cache lines
-
-std::vector<float> values_of(const ModelFiles& files, const TensorInfo& tensor, int64_t first,
-                             int64_t count) {
-  if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kF16 && tensor.dtype != DType::kBF16) {
-    throw_error(ErrorKind::kUnsupported,
-                "{}: tensor {} is {}; all of a model is trained in F32, F16 or BF16 only",
-                files.path().string(), tensor.name, tensor.type_name());
-  }
-  std::vector<float> values(static_cast<size_t>(count));
-  const std::byte* bytes = files.bytes(tensor).data() + row_bytes(tensor.dtype, first);
-  if (tensor.dtype == DType::kF32) {
-    std::memcpy(values.data(), bytes, values.size() * sizeof(float));
-    return values;
-  }
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint16_t half;
-    std::memcpy(&half, bytes + i * sizeof(half), sizeof(half));
-    values[i] = tensor.dtype == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
-  }
-  return values;
-}
 
 }  // namespace
 
@@ -51,35 +31,47 @@ Parameters::Group& Parameters::group_of(const LaidOutTensor& tensor) {
   return groups_[found->second];
 }
 
-void Parameters::add(const ModelFiles& files, const LaidOutTensor& tensor) {
+void Parameters::add(const LaidOutTensor& tensor) {
+  const TensorInfo& source = *tensor.source;
   if (tensor.weight != nullptr && tensor.weight->experts() > 1)
-    throw_error(ErrorKind::kUnsupported, "{}: mixtures of experts cannot be trained yet",
-                files.path().string());
+    throw_error(ErrorKind::kUnsupported, "tensor {}: mixtures of experts cannot be trained yet", source.name);
+  if (!is_dense_float(source.dtype)) {
+    throw_error(ErrorKind::kUnsupported,
+                "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only", source.name,
+                source.type_name());
+  }
   const Group& group = group_of(tensor);
-  Named named;
-  named.name = tensor.source->name;
-  named.shape = tensor.source->shape;
   const int64_t row = tensor.weight != nullptr ? group.columns : 1;
-  named.first = group.first + tensor.first_row * row;
-  named.count = tensor.rows * row;
-  initial_.push_back(values_of(files, *tensor.source, 0, named.count));
-  named_.push_back(std::move(named));
+  named_.push_back({source.name, source.shape, group.first + tensor.first_row * row, tensor.rows * row});
 }
 
 Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) const {
   return Tensor(static_cast<float*>(buffer.data()) + first, DType::kF32, {count});
 }
 
-void Parameters::prepare() {
-  const size_t bytes = static_cast<size_t>(count_) * sizeof(float);
+// A piece at a time: a buffer may be most of the memory.
+void Parameters::clear(const Buffer& buffer) {
+  static constexpr std::array<std::byte, size_t{1} << 16> kZeros{};
+  for (size_t at = 0; at < buffer.bytes(); at += kZeros.size()) {
+    backend_.upload(static_cast<std::byte*>(buffer.data()) + at, kZeros.data(),
+                    std::min(kZeros.size(), buffer.bytes() - at));
+  }
+}
+
+void Parameters::prepare(const ModelFiles& files) {
   for (Buffer* buffer : {&masters_, &gradients_, &first_moments_, &second_moments_}) {
-    *buffer = backend_.allocate(bytes);
-    const std::vector<float> zeros(static_cast<size_t>(count_));
-    backend_.upload(buffer->data(), zeros.data(), bytes);
+    *buffer = backend_.allocate(static_cast<size_t>(count_) * sizeof(float));
+    clear(*buffer);
   }
   sum_ = backend_.allocate(sizeof(double));
-  for (size_t i = 0; i < named_.size(); ++i) write(Kind::kMaster, named_[i], initial_[i]);
-  initial_.clear();
+  std::vector<float> values;
+  for (const Named& named : named_) {
+    const TensorInfo& source = *files.find(named.name);
+    values.resize(static_cast<size_t>(named.count));
+    to_floats(source.dtype, files.bytes(source).data(), values);
+    files.release(source);
+    write(Kind::kMaster, named, values);
+  }
   rewrite();
 }
 
@@ -101,10 +93,7 @@ Tensor Parameters::of_parameter(const Tensor& value) {
   return flat(gradients_, group.first + offset, value.elements());
 }
 
-void Parameters::zero_gradients() {
-  const std::vector<float> zeros(static_cast<size_t>(count_));
-  backend_.upload(gradients_.data(), zeros.data(), zeros.size() * sizeof(float));
-}
+void Parameters::zero_gradients() { clear(gradients_); }
 
 double Parameters::gradient_norm() {
   double sum = 0;
@@ -150,22 +139,22 @@ void Parameters::rewrite() {
   }
 }
 
-std::vector<float> Parameters::read(Kind kind, const Named& tensor) {
+float* Parameters::place(Kind kind, const Named& tensor) const {
   const Buffer& buffer = kind == Kind::kMaster        ? masters_
                          : kind == Kind::kFirstMoment ? first_moments_
                                                       : second_moments_;
+  return static_cast<float*>(buffer.data()) + tensor.first;
+}
+
+std::vector<float> Parameters::read(Kind kind, const Named& tensor) {
   std::vector<float> values(static_cast<size_t>(tensor.count));
-  backend_.download(values.data(), static_cast<float*>(buffer.data()) + tensor.first,
-                    values.size() * sizeof(float));
+  backend_.download(values.data(), place(kind, tensor), values.size() * sizeof(float));
   return values;
 }
 
 void Parameters::write(Kind kind, const Named& tensor, std::span<const float> values) {
   QIAO_ASSERT(std::ssize(values) == tensor.count);
-  const Buffer& buffer = kind == Kind::kMaster        ? masters_
-                         : kind == Kind::kFirstMoment ? first_moments_
-                                                      : second_moments_;
-  backend_.upload(static_cast<float*>(buffer.data()) + tensor.first, values.data(), values.size_bytes());
+  backend_.upload(place(kind, tensor), values.data(), values.size_bytes());
 }
 
 }  // namespace qiao::train

@@ -20,11 +20,12 @@ class Parameters final : public nn::ParameterGradients {
  public:
   explicit Parameters(Backend& backend) : backend_(backend) {}
 
-  // DecoderOptions::laid_out of the decoder that is to be trained; its files are open while it loads.
-  void add(const ModelFiles& files, const LaidOutTensor& tensor);
-  // After loading: takes memory for masters, gradients (zero) and moments (zero), and fills the masters.
-  // Throws Error(kUnsupported) where a weight cannot be rewritten (block formats).
-  void prepare();
+  // DecoderOptions::laid_out of the decoder that is to be trained. Throws Error(kUnsupported), naming the
+  // tensor, for what cannot be trained.
+  void add(const LaidOutTensor& tensor);
+  // After loading: takes memory for masters, gradients (zero) and moments (zero), and fills the masters from
+  // `files`, which the decoder was loaded from.
+  void prepare(const ModelFiles& files);
 
   Tensor of(const Weight& weight) override;
   Tensor of_parameter(const Tensor& value) override;
@@ -57,6 +58,8 @@ class Parameters final : public nn::ParameterGradients {
     Tensor parameter;
     int64_t first = 0, rows = 0, columns = 0;
   };
+  void clear(const Buffer& buffer);
+  float* place(Kind kind, const Named& tensor) const;
   Tensor flat(const Buffer& buffer, int64_t first, int64_t count) const;
   Group& group_of(const LaidOutTensor& tensor);
 
@@ -65,7 +68,6 @@ class Parameters final : public nn::ParameterGradients {
   std::vector<Group> groups_;
   std::map<const void*, size_t> weights_, small_;  // groups by weight, by a small tensor's memory
   std::vector<Named> named_;
-  std::vector<std::vector<float>> initial_;  // of named_, until prepare()
   Buffer masters_, gradients_, first_moments_, second_moments_, sum_;
 };
 

@@ -75,9 +75,9 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
   parameters_ = std::make_unique<Parameters>(*backend_);
   DecoderOptions decoder;
   decoder.float_weights = DType::kF32;
-  decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(*files_, tensor); };
+  decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
   decoder_ = Decoder::load(*files_, *backend_, decoder);
-  parameters_->prepare();
+  parameters_->prepare(*files_);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   DataOptions data = options.data;
   data.vocabulary_size = decoder_->config().vocabulary_size;

@@ -114,6 +114,19 @@ TEST(TrainTest, ADamagedCheckpointIsPassedOver) {
   EXPECT_EQ(bytes_of(options.out / "model" / "model.safetensors"), before);
 }
 
+TEST(TrainTest, OtherDataThanTheRunsIsRefused) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.steps = 3;
+  run(options);
+  const fs::path data = folder.path() / "fewer.jsonl";
+  write_file_atomically(data, "{\"tokens\": [1, 2, 3]}\n");
+  options.data.files = {data};
+  options.steps = 4;
+  options.resume = true;
+  EXPECT_QIAO_ERROR(run(options), kInvalidInput, "stands at row 12", "there are 1");
+}
+
 TEST(TrainTest, PartsOfABatchAddUpToTheWhole) {
   const testing::TemporaryDirectory folder;
   TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");

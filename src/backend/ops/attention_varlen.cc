@@ -7,37 +7,39 @@
 namespace qiao {
 namespace {
 
-// What limits and shapes the scores.
-void check_rule(std::string_view op, float scale, bool causal, int64_t window, float soft_cap) {
-  if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
-  if (window < 0) check::refuse(op, fmt::format("window is {}, expected 0 (unlimited) or more", window));
-  if (window > 0 && !causal) {
-    check::refuse(op, fmt::format("window is {}, expected 0 where attention is not causal", window));
-  }
-  if (!(soft_cap >= 0) || !std::isfinite(soft_cap)) {
-    check::refuse(op, fmt::format("soft_cap is {}, expected 0 (none) or more", soft_cap));
-  }
+// What both ways read: the sequences, and what limits and shapes their scores.
+template <typename Op>
+void check_sequences(std::string_view name, const Op& op) {
+  check::rank(name, "q", op.q, 3);
+  check::rank(name, "k", op.k, 3);
+  check::rank(name, "starts", op.starts, 1);
+  const int64_t tokens = op.q.shape[0], heads = op.q.shape[1], kv_heads = op.k.shape[1],
+                width = op.q.shape[2];
+  check::rows(name, "q", op.q, DType::kF32, {tokens, heads, width});
+  check::rows(name, "k", op.k, DType::kF32, {tokens, kv_heads, width});
+  check::rows(name, "v", op.v, DType::kF32, {tokens, kv_heads, width});
+  check::rows(name, "out", op.out, DType::kF32, {tokens, heads, width});
+  if (width < 1) check::refuse(name, fmt::format("q is {}, expected heads of one or more", to_string(op.q)));
+  if (kv_heads < 1 || heads < 1 || heads % kv_heads != 0)
+    check::refuse(name,
+                  fmt::format("q is {}, expected a multiple of k's {} heads", to_string(op.q), kv_heads));
+  if (op.starts.shape[0] < 1) check::refuse(name, "starts are empty, expected one more than sequences");
+  check::dense(name, "starts", op.starts, DType::kI32, {op.starts.shape[0]});
+  if (!std::isfinite(op.scale)) check::refuse(name, "scale is not finite");
+  if (op.window < 0)
+    check::refuse(name, fmt::format("window is {}, expected 0 (unlimited) or more", op.window));
+  if (op.window > 0 && !op.causal)
+    check::refuse(name, fmt::format("window is {}, expected 0 where attention is not causal", op.window));
+  if (!(op.soft_cap >= 0) || !std::isfinite(op.soft_cap))
+    check::refuse(name, fmt::format("soft_cap is {}, expected 0 (none) or more", op.soft_cap));
 }
 
 }  // namespace
 
 void AttentionVarlen::check() const {
   constexpr std::string_view op = "attention_varlen";
-  check::rank(op, "q", q, 3);
-  check::rank(op, "k", k, 3);
-  check::rank(op, "starts", starts, 1);
-  const int64_t tokens = q.shape[0], heads = q.shape[1], kv_heads = k.shape[1], width = q.shape[2];
-  check::rows(op, "q", q, DType::kF32, {tokens, heads, width});
-  check::rows(op, "k", k, DType::kF32, {tokens, kv_heads, width});
-  check::rows(op, "v", v, DType::kF32, {tokens, kv_heads, width});
-  check::rows(op, "out", out, DType::kF32, {tokens, heads, width});
-  if (width < 1) check::refuse(op, fmt::format("q is {}, expected heads of one or more", to_string(q)));
-  if (kv_heads < 1 || heads < 1 || heads % kv_heads != 0) {
-    check::refuse(op, fmt::format("q is {}, expected a multiple of k's {} heads", to_string(q), kv_heads));
-  }
-  if (starts.shape[0] < 1) check::refuse(op, "starts are empty, expected one more than sequences");
-  check::dense(op, "starts", starts, DType::kI32, {starts.shape[0]});
-  check_rule(op, scale, causal, window, soft_cap);
+  check_sequences(op, *this);
+  const int64_t tokens = q.shape[0], heads = q.shape[1];
   if (log_sum_exp.present()) check::dense(op, "log_sum_exp", log_sum_exp, DType::kF32, {tokens, heads});
   if (bias.present()) {
     check::rank(op, "bias", bias, 2);
@@ -75,26 +77,13 @@ double AttentionVarlen::bytes() const {
 
 void AttentionVarlenBackward::check() const {
   constexpr std::string_view op = "attention_varlen_backward";
-  check::rank(op, "q", q, 3);
-  check::rank(op, "k", k, 3);
-  check::rank(op, "starts", starts, 1);
+  check_sequences(op, *this);
   const int64_t tokens = q.shape[0], heads = q.shape[1], kv_heads = k.shape[1], width = q.shape[2];
-  check::rows(op, "q", q, DType::kF32, {tokens, heads, width});
-  check::rows(op, "k", k, DType::kF32, {tokens, kv_heads, width});
-  check::rows(op, "v", v, DType::kF32, {tokens, kv_heads, width});
-  check::rows(op, "out", out, DType::kF32, {tokens, heads, width});
   check::dense(op, "log_sum_exp", log_sum_exp, DType::kF32, {tokens, heads});
   check::rows(op, "dout", dout, DType::kF32, {tokens, heads, width});
   check::rows(op, "dq", dq, DType::kF32, {tokens, heads, width});
   check::rows(op, "dk", dk, DType::kF32, {tokens, kv_heads, width});
   check::rows(op, "dv", dv, DType::kF32, {tokens, kv_heads, width});
-  if (width < 1) check::refuse(op, fmt::format("q is {}, expected heads of one or more", to_string(q)));
-  if (kv_heads < 1 || heads < 1 || heads % kv_heads != 0) {
-    check::refuse(op, fmt::format("q is {}, expected a multiple of k's {} heads", to_string(q), kv_heads));
-  }
-  if (starts.shape[0] < 1) check::refuse(op, "starts are empty, expected one more than sequences");
-  check::dense(op, "starts", starts, DType::kI32, {starts.shape[0]});
-  check_rule(op, scale, causal, window, soft_cap);
   check::workspace(op, workspace);
   struct Named {
     std::string_view name;
