@@ -19,7 +19,7 @@ LAYERS = [
     ["constrain"],
     ["chat"],
     ["nn", "models"],
-    ["infer", "train", "recommend", "batch"],
+    ["infer", "train", "convert", "recommend", "batch"],
     ["serve", "cli"],
 ]
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}

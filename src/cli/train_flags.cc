@@ -1,11 +1,41 @@
 #include "cli/train_flags.h"
 
 namespace qiao::cli {
+namespace {
+
+void add_lora_flags(CLI::App& command, train::LoraOptions& lora) {
+  command
+      .add_option("--lora-rank", lora.rank,
+                  "Train a LoRA adapter of this rank, and leave the model as it is [all of the model]")
+      ->check(CLI::PositiveNumber)
+      ->type_name("R");
+  command
+      .add_option("--lora-alpha", lora.alpha,
+                  "What the adapter adds is scaled by this over its rank [the rank]")
+      ->check(CLI::PositiveNumber)
+      ->type_name("A");
+  command
+      .add_option(
+          "--lora-targets", lora.targets,
+          "Modules that get an adapter, by the ends of their names: q_proj,v_proj; all-linear: all but "
+          "embedding and output [all-linear]")
+      ->delimiter(',')
+      ->type_name("NAMES");
+  command.add_flag("--lora-rslora", lora.rank_stabilized, "Scale by alpha over the root of the rank");
+  command
+      .add_option("--lora-init", lora.init, "Adapter of PEFT to go on from, with its rank, alpha and targets")
+      ->type_name("DIR");
+}
+
+}  // namespace
 
 void add_train_flags(CLI::App& command, TrainFlags& flags) {
   train::TrainOptions& o = flags.options;
   command
-      .add_option("--init", o.init, "Hugging Face directory to begin from: configuration, weights, tokenizer")
+      .add_option(
+          "--init", o.init,
+          "Hugging Face directory to begin from: configuration, weights, tokenizer; with --lora-rank also "
+          "a GGUF file")
       ->required()
       ->type_name("DIR");
   command.add_option("--data", o.data.files, R"(JSON Lines: rows of {"text": "…"} or {"tokens": [ids]})")
@@ -53,6 +83,7 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
                   "Steps between checkpoints; 0: at the end alone [100]")
       ->type_name("N");
   command.add_option("--keep-checkpoints", o.keep_checkpoints, "Checkpoints that stay [2]")->type_name("N");
+  add_lora_flags(command, o.lora);
   command.add_option("--device", o.device, "Chip to train on: auto, cpu, reference [auto]")
       ->type_name("CHIP");
   command.add_option("-t,--threads", o.threads, "Threads; 0: as many as this process may use")

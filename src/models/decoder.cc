@@ -314,9 +314,10 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   return std::unique_ptr<Decoder>(new Decoder(std::move(parts)));
 }
 
-int32_t Decoder::add_adapter(const LoraFiles& files) {
+int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out) {
   const LoraBase base = {parts_->config, *parts_->family, parts_->gguf};
-  parts_->weights.bytes += add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights);
+  parts_->weights.bytes +=
+      add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights, laid_out);
   return parts_->adapters++;
 }
 

@@ -16,6 +16,7 @@ namespace qiao {
 
 class LoraFiles;
 struct DecoderWeights;
+struct LaidOutLora;
 
 // Where a tensor of a file went: rows of a weight, or a small F32 tensor on the chip.
 struct LaidOutTensor {
@@ -109,8 +110,9 @@ class Decoder {
   uint64_t weight_bytes() const;  // adapters with them
 
   // Loads a LoRA adapter beside the weights, for steps to name; returns its number: 0, 1, … Only before the
-  // first workspace is made. Errors as add_lora's (models/lora.h).
-  int32_t add_adapter(const LoraFiles& files);
+  // first workspace is made. Errors as add_lora's (models/lora.h), which tells `laid_out` too.
+  int32_t add_adapter(const LoraFiles& files,
+                      const std::function<void(const LaidOutLora& pair)>& laid_out = {});
   int32_t adapters() const;  // how many there are
   DecoderWork work() const;
 

@@ -46,6 +46,8 @@ struct DecoderTraining::State {
   const int64_t most_tokens, most_documents;
   int64_t tokens = 0;  // of the last batch
 
+  std::vector<nn::AdapterRows> adapter_rows;  // all of them, where the decoder has an adapter: its first
+
   std::vector<Buffer> buffers;
   Tensor ids, positions, labels, starts;  // I32, of the largest batch
   std::vector<LayerStream> inputs;        // of each layer, and behind the last what the final norm reads
@@ -61,7 +63,9 @@ struct DecoderTraining::State {
         config(decoder.config()),
         backend(decoder.backend()),
         most_tokens(token_limit),
-        most_documents(document_limit) {}
+        most_documents(document_limit) {
+    if (decoder.adapters() > 0) adapter_rows.push_back({0, 0, token_limit});
+  }
 
   Tensor make(DType dtype, std::initializer_list<int64_t> shape) {
     Tensor tensor(nullptr, dtype, shape);
@@ -88,6 +92,7 @@ struct DecoderTraining::State {
 void DecoderTraining::State::run_layer(nn::Context& context, size_t number, LayerStream in,
                                        const LayerStream& out) const {
   const DecoderLayer& layer = weights.layers[number];
+  context.set_adapter_rows(adapter_rows);
   if (number == 0) weights.embedding.forward(context, ids.slice(0, tokens), in.residual);
   const Tensor x = enter_attention(context, layer, number > 0, &in);
   const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, positions.slice(0, tokens));
@@ -205,6 +210,7 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch) {
   check_batch(batch, s.most_tokens, s.most_documents, s.config.vocabulary_size);
   s.tokens = static_cast<int64_t>(batch.tokens.size());
   s.document_count = static_cast<int64_t>(batch.starts.size()) - 1;
+  for (nn::AdapterRows& rows : s.adapter_rows) rows.count = s.tokens;
   s.backend.upload(s.ids.data, batch.tokens.data(), batch.tokens.size_bytes());
   s.backend.upload(s.positions.data, batch.positions.data(), batch.positions.size_bytes());
   s.backend.upload(s.labels.data, batch.labels.data(), batch.labels.size_bytes());

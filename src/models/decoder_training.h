@@ -19,7 +19,8 @@ struct PackedBatch {
   std::span<const int32_t> starts;     // [D + 1], ascending from 0 to T
 };
 
-// Not thread-safe; one at a time uses the decoder's chip.
+// Where the decoder has an adapter, all tokens go through its first. Not thread-safe; one at a time uses the
+// decoder's chip.
 class DecoderTraining {
  public:
   // Plans and takes the memory for batches of at most `tokens` tokens in `documents` documents. Throws

@@ -7,6 +7,8 @@
 #include "base/error.h"
 #include "base/quote.h"
 #include "base/units.h"
+#include "models/lora_slots.h"
+#include "models/rotary_rows.h"
 #include "models/tensor_loader.h"
 #include "tensor/floats.h"
 #include "tensor/half.h"
@@ -32,26 +34,13 @@ struct LoraJob {
 // is gate and up): the one whose rows fit is meant.
 class LoraTargets {
  public:
-  LoraTargets(const TensorNames& names, const DecoderConfig& config, DecoderWeights& weights) {
-    const int64_t q = config.num_attention_heads * config.head_dim,
-                  kv = config.num_key_value_heads * config.head_dim, width = config.hidden_size;
-    for (size_t i = 0; i < weights.layers.size(); ++i) {
-      DecoderLayer& layer = weights.layers[i];
-      nn::LinearLayer& qkv = layer.attention.qkv;
-      layer_ = i;
-      add(names.q, {&qkv, 0, q, width, q});
-      add(names.k, {&qkv, q, kv, width, kv});
-      add(names.v, {&qkv, q + kv, kv, width});
-      add(names.qkv, {&qkv, 0, q + 2 * kv, width, q + kv});
-      add(names.attention_output, {&layer.attention.output, 0, width, q});
-      if (layer.is_moe) {
-        if (config.shared_intermediate_size > 0) {
-          add_mlp(names.shared_gate, names.shared_up, "", names.shared_down, layer.moe.shared,
-                  config.shared_intermediate_size, width);
-        }
-      } else {
-        add_mlp(names.gate, names.up, names.gate_up, names.down, layer.mlp, config.intermediate_size, width);
-      }
+  LoraTargets(const LoraBase& base, bool gguf, DecoderWeights& weights) {
+    for (const LoraSlot& slot : lora_slots(base.family, base.config)) {
+      const std::string& stem = gguf ? slot.gguf_stem : slot.hugging_face_stem;
+      if (stem.empty()) continue;
+      DecoderLayer& layer = weights.layers[static_cast<size_t>(slot.layer)];
+      targets_[stem].push_back(
+          {layer_of(layer, slot.place), slot.first_row, slot.rows, slot.columns, slot.rotary_rows, count_++});
     }
   }
 
@@ -62,24 +51,25 @@ class LoraTargets {
   }
 
  private:
-  void add_mlp(std::string_view gate, std::string_view up, std::string_view gate_up, std::string_view down,
-               nn::MlpLayer& mlp, int64_t inner, int64_t width) {
-    add(gate, {&mlp.gate_up, 0, inner, width});
-    add(up, {&mlp.gate_up, inner, inner, width});
-    add(gate_up, {&mlp.gate_up, 0, 2 * inner, width});
-    add(down, {&mlp.down, 0, width, inner});
-  }
-
-  void add(std::string_view stem, LoraTarget target) {
-    if (stem.empty()) return;
-    std::string name(stem);
-    name.replace(name.find("{}"), 2, fmt::to_string(layer_));
-    target.order = count_++;
-    targets_[name].push_back(target);
+  static nn::LinearLayer* layer_of(DecoderLayer& layer, LoraSlot::Place place) {
+    switch (place) {
+      case LoraSlot::Place::kQkv:
+        return &layer.attention.qkv;
+      case LoraSlot::Place::kAttentionOutput:
+        return &layer.attention.output;
+      case LoraSlot::Place::kGateUp:
+        return &layer.mlp.gate_up;
+      case LoraSlot::Place::kDown:
+        return &layer.mlp.down;
+      case LoraSlot::Place::kSharedGateUp:
+        return &layer.moe.shared.gate_up;
+      case LoraSlot::Place::kSharedDown:
+        return &layer.moe.shared.down;
+    }
+    return nullptr;
   }
 
   std::map<std::string, std::vector<LoraTarget>, std::less<>> targets_;
-  size_t layer_ = 0;
   int64_t count_ = 0;
 };
 
@@ -98,10 +88,11 @@ bool is_lora_dtype(DType dtype) {
 // One adapter on its way into the layers.
 class LoraLoader {
  public:
-  LoraLoader(const LoraFiles& files, const LoraBase& base, Backend& backend, DecoderWeights& weights)
-      : files_(files), base_(base), backend_(backend) {
+  LoraLoader(const LoraFiles& files, const LoraBase& base, Backend& backend, DecoderWeights& weights,
+             const LoraLaidOut& laid_out)
+      : files_(files), base_(base), backend_(backend), laid_out_(laid_out) {
     check_architecture();
-    const LoraTargets targets(base.family.names(files.gguf()), base.config, weights);
+    const LoraTargets targets(base, files.gguf(), weights);
     for (const LoraPair& pair : files.pairs()) jobs_.push_back(plan(pair, targets));
     // Parts of one layer side by side, in the order of their rows.
     std::ranges::stable_sort(jobs_, {}, [](const LoraJob& job) { return job.target.order; });
@@ -192,15 +183,23 @@ class LoraLoader {
     }
     made.a = backend_.make_weight(a);
     bytes_ += made.a->bytes();
+    for (size_t i = 0; laid_out_ && i < jobs.size(); ++i) {
+      const nn::LowRankAdapter::Part& part = made.parts[i];
+      laid_out_({jobs[i].pair, made.a.get(), part.first_rank, part.b.get(), jobs[i].scale});
+    }
     return made;
   }
 
   // B with the scale in it, its rows as the base has them.
   std::shared_ptr<Weight> make_b(const LoraJob& job) {
     const TensorInfo& info = *job.pair->b;
-    std::vector<float> values = read(info);
+    std::vector<float> values = files_.floats(info);
     for (float& value : values) value *= job.scale;
-    if (layout(files_.gguf()) != layout(base_.gguf)) values = reordered(values, job);
+    if (layout(files_.gguf()) != layout(base_.gguf)) {
+      const bool to_pairs = layout(base_.gguf) == Rope::Layout::kInterleaved;
+      values = reordered_rotary_rows(values, info.shape[1], job.target.rotary_rows, base_.config.head_dim,
+                                     to_pairs);
+    }
     DType dtype = info.dtype;
     const std::vector<std::byte> bytes = narrowed(values, dtype);
     WeightSource source{.experts = 1, .columns = info.shape[1], .parts = {}};
@@ -208,38 +207,6 @@ class LoraLoader {
     std::shared_ptr<Weight> made = backend_.make_weight(source);
     bytes_ += made->bytes();
     return made;
-  }
-
-  std::vector<float> read(const TensorInfo& info) const {
-    std::vector<float> values(static_cast<size_t>(info.elements()));
-    const std::byte* bytes = files_.bytes(info).data();
-    if (is_dense_float(info.dtype)) {
-      to_floats(info.dtype, bytes, values);
-      return values;
-    }
-    constexpr size_t kBlock = 32;  // of Q8_0: a half-precision scale, then as many 8-bit quants
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint16_t half = 0;
-      const std::byte* block = bytes + i / kBlock * (sizeof(half) + kBlock);
-      std::memcpy(&half, block, sizeof(half));
-      values[i] = f16_to_float(half) * static_cast<float>(static_cast<int8_t>(block[2 + i % kBlock]));
-    }
-    return values;
-  }
-
-  // A head's rows in halves (Transformers: dimension i rotates with i + D / 2) to pairs side by side
-  // (llama.cpp's "llama" files), or back.
-  std::vector<float> reordered(const std::vector<float>& values, const LoraJob& job) const {
-    const int64_t rank = job.pair->b->shape[1], dim = base_.config.head_dim, half = dim / 2;
-    const bool to_pairs = layout(base_.gguf) == Rope::Layout::kInterleaved;
-    std::vector<float> rows = values;
-    for (int64_t row = 0; row < job.target.rotary_rows; ++row) {
-      const int64_t head = row / dim * dim, i = row % dim;
-      const int64_t paired = head + i % half * 2 + i / half;
-      const int64_t from = to_pairs ? row : paired, to = to_pairs ? paired : row;
-      std::copy_n(values.begin() + from * rank, rank, rows.begin() + to * rank);
-    }
-    return rows;
   }
 
   // The values in the file's half-precision type where it holds them all exactly (a scale that is a power of
@@ -268,6 +235,7 @@ class LoraLoader {
   const LoraFiles& files_;
   const LoraBase& base_;
   Backend& backend_;
+  const LoraLaidOut& laid_out_;
   std::vector<LoraJob> jobs_;
   uint64_t bytes_ = 0;
 };
@@ -275,8 +243,8 @@ class LoraLoader {
 }  // namespace
 
 uint64_t add_lora(const LoraFiles& files, const LoraBase& base, Backend& backend, int32_t index,
-                  DecoderWeights& weights) {
-  return LoraLoader(files, base, backend, weights).load(index);
+                  DecoderWeights& weights, const LoraLaidOut& laid_out) {
+  return LoraLoader(files, base, backend, weights, laid_out).load(index);
 }
 
 }  // namespace qiao

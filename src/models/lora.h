@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "models/families.h"
 #include "models/lora_files.h"
@@ -16,11 +17,22 @@ struct LoraBase {
   bool gguf;
 };
 
+// Where a pair went: A is rows [first_rank, first_rank + r) of `a`; `b` holds scale * B, its rows in the
+// order of the base's files. For training.
+struct LaidOutLora {
+  const LoraPair* pair;
+  Weight* a;
+  int64_t first_rank;
+  Weight* b;
+  float scale;
+};
+using LoraLaidOut = std::function<void(const LaidOutLora& pair)>;
+
 // Gives every layer that the adapter changes its part, as adapter number `index`, and returns the bytes it
 // takes. Either format goes with either format of the base. Every name, dtype and shape is checked before the
 // first matrix is laid out: Error(kInvalidInput or kUnsupported) naming file and tensor; Error(kTooLarge),
 // with both sizes, where memory will not do.
 uint64_t add_lora(const LoraFiles& files, const LoraBase& base, Backend& backend, int32_t index,
-                  DecoderWeights& weights);
+                  DecoderWeights& weights, const LoraLaidOut& laid_out = {});
 
 }  // namespace qiao

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/quote.h"
 #include "models/tensor_loader.h"
+#include "tensor/dequantize.h"
 
 namespace qiao {
 namespace fs = std::filesystem;
@@ -59,6 +60,27 @@ std::unique_ptr<LoraFiles> LoraFiles::open(const fs::path& path) {
   } else {
     files->open_gguf(path);
   }
+  return files;
+}
+
+std::unique_ptr<LoraFiles> LoraFiles::of_values(std::string_view config,
+                                                const std::vector<LoraValues>& values,
+                                                std::string_view source) {
+  std::unique_ptr<LoraFiles> files(new LoraFiles);
+  files->config_ = parse_lora_config(config, source);
+  files->source_ = source;
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape, std::span<const float> matrix) {
+    const std::span<const std::byte> bytes = std::as_bytes(matrix);
+    files->safetensors_.tensors.push_back(
+        {name, DType::kF32, std::move(shape), 0, files->memory_.size(), bytes.size(), {}});
+    files->memory_.insert(files->memory_.end(), bytes.begin(), bytes.end());
+  };
+  for (const LoraValues& pair : values) {
+    const std::string name = fmt::format("{}{}", kPeftPrefix, pair.module);
+    add(fmt::format("{}{}", name, kPeftSuffixes.a), {pair.rank, pair.columns}, pair.a);
+    add(fmt::format("{}{}", name, kPeftSuffixes.b), {pair.rows, pair.rank}, pair.b);
+  }
+  files->read_pairs(files->safetensors_.tensors);
   return files;
 }
 
@@ -157,8 +179,15 @@ void LoraFiles::read_pairs(const std::vector<TensorInfo>& tensors) {
 }
 
 std::span<const std::byte> LoraFiles::bytes(const TensorInfo& tensor) const {
+  if (!memory_.empty()) return std::span(memory_).subspan(tensor.offset, tensor.bytes);
   const std::vector<MappedFile>& files = gguf() ? gguf_->files() : safetensors_.files;
   return files[tensor.file].bytes().subspan(tensor.offset, tensor.bytes);
+}
+
+std::vector<float> LoraFiles::floats(const TensorInfo& tensor) const {
+  std::vector<float> values(static_cast<size_t>(tensor.elements()));
+  dequantize(tensor.dtype, bytes(tensor).data(), tensor.elements(), values.data());
+  return values;
 }
 
 uint64_t LoraFiles::fingerprint() const {

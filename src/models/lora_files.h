@@ -54,6 +54,13 @@ struct LoraPair {
   const TensorInfo *a = nullptr, *b = nullptr;  // [r, K] and [N, r], r the same, 1 or more
 };
 
+// A pair that is not in a file yet: A [rank, columns], B [rows, rank].
+struct LoraValues {
+  std::string module;
+  int64_t rank = 0, rows = 0, columns = 0;
+  std::vector<float> a, b;
+};
+
 // Reading is safe from any thread.
 class LoraFiles {
  public:
@@ -61,11 +68,17 @@ class LoraFiles {
   // each other, tensors that are no pair of LoRA.
   static std::unique_ptr<LoraFiles> open(const std::filesystem::path& path);
 
+  // Of PEFT's kind, out of memory: what an adapter_config.json says and the matrices, in F32. `source` is for
+  // messages.
+  static std::unique_ptr<LoraFiles> of_values(std::string_view config, const std::vector<LoraValues>& values,
+                                              std::string_view source);
+
   bool gguf() const { return gguf_ != nullptr; }
   const std::string& architecture() const { return architecture_; }  // GGUF: general.architecture
   const std::string& source() const { return source_; }              // the file of the tensors, for messages
   const std::vector<LoraPair>& pairs() const { return pairs_; }      // in the order of names
   std::span<const std::byte> bytes(const TensorInfo& tensor) const;
+  std::vector<float> floats(const TensorInfo& tensor) const;
   // Of everything that answers depend on: differs where they may. Not against forgery.
   uint64_t fingerprint() const;
   // alpha / r, or as the configuration says. Checks the rank against it.
@@ -80,6 +93,7 @@ class LoraFiles {
   std::string source_, architecture_;
   LoraConfig config_;
   SafetensorsFiles safetensors_;
+  std::vector<std::byte> memory_;  // in place of files
   std::shared_ptr<GgufFile> gguf_;
   double gguf_alpha_ = 0;
   std::vector<LoraPair> pairs_;

@@ -28,16 +28,15 @@ std::string shape_text(const TensorInfo& tensor) {
   return fmt::format("{}[{}]", tensor.type_name(), fmt::join(tensor.shape, ", "));
 }
 
-TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options)
-    : files_(files), backend_(backend), options_(options) {
-  if (files.kind() == ModelFiles::Kind::kGguf) return;
-  root_ = kDecoderRoots.front();
-  for (const std::string_view root : kDecoderRoots) {
-    if (files.find(fmt::format("{}embed_tokens.weight", root)) == nullptr) continue;
-    root_ = root;
-    break;
-  }
+std::string_view decoder_root(const ModelFiles& files) {
+  if (files.kind() == ModelFiles::Kind::kGguf) return "";
+  for (const std::string_view root : kDecoderRoots)
+    if (files.find(fmt::format("{}embed_tokens.weight", root)) != nullptr) return root;
+  return kDecoderRoots.front();
 }
+
+TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options)
+    : files_(files), backend_(backend), options_(options), root_(decoder_root(files)) {}
 
 TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options,
                            std::string root, std::string_view layers)

@@ -20,6 +20,9 @@ namespace qiao {
 inline constexpr std::array<std::string_view, 4> kDecoderRoots = {"model.", "language_model.model.",
                                                                   "model.language_model.", ""};
 
+// The one that stands before these files' names of layers and embedding; empty for GGUF.
+std::string_view decoder_root(const ModelFiles& files);
+
 // "F32[16, 64]", for messages.
 std::string shape_text(const TensorInfo& tensor);
 

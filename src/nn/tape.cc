@@ -114,7 +114,8 @@ void Tape::back(const Linear& op) {
     back.dw = parameters_->of(*op.weight);
     if (op.bias.present()) back.dbias = parameters_->of_parameter(op.bias);
   }
-  if (op.residual.present()) share_gradient(op.residual, op.y);
+  // What was added to in place has y's gradient already.
+  if (op.residual.present() && op.residual.data != op.y.data) share_gradient(op.residual, op.y);
   with_workspace([&] {
     back.workspace = workspace(backend_.workspace_bytes(back));
     if (base_ != nullptr) backend_.linear_backward(back);

@@ -1,6 +1,7 @@
 #include "text/gguf_pre_tokenizers.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 #include "base/quote.h"
@@ -154,15 +155,22 @@ const std::vector<Entry>& entries() {
 }
 
 // Falcon cuts after the byte alphabet too, where "²" or "¾" may be a byte of another character.
-std::unique_ptr<PreTokenizer> make_falcon(std::string_view where) {
-  const Json steps = {
-      {"type", "Sequence"},
-      {"pretokenizers",
-       {{{"type", "Punctuation"}, {"behavior", "Contiguous"}},
-        {{"type", "ByteLevel"}, {"add_prefix_space", false}},
-        {{"type", "Digits"}, {"individual_digits", false}},
-        {{"type", "Split"}, {"pattern", {{"Regex", "[0-9][0-9][0-9]"}}}, {"behavior", "Isolated"}}}}};
-  return parse_pre_tokenizer(steps, where);
+Json falcon_json() {
+  return {{"type", "Sequence"},
+          {"pretokenizers",
+           {{{"type", "Punctuation"}, {"behavior", "Contiguous"}},
+            {{"type", "ByteLevel"}, {"add_prefix_space", false}},
+            {{"type", "Digits"}, {"individual_digits", false}},
+            {{"type", "Split"},
+             {"pattern", Json::object({{"Regex", "[0-9][0-9][0-9]"}})},
+             {"behavior", "Isolated"}}}}};
+}
+
+const Entry& find_entry(std::string_view name, std::string_view where) {
+  for (const Entry& entry : entries())
+    if (std::find(entry.names.begin(), entry.names.end(), name) != entry.names.end()) return entry;
+  throw_error(ErrorKind::kUnsupported, "{}: {} is not a known pre-tokenizer (known: {})", where,
+              quote_text(name), fmt::join(gguf_pre_tokenizer_names(), ", "));
 }
 
 }  // namespace
@@ -181,26 +189,88 @@ std::vector<std::string_view> gguf_pre_tokenizer_kinds() {
 }
 
 GgufPreTokenizer make_gguf_pre_tokenizer(std::string_view name, std::string_view where) {
-  if (name == "falcon") return {make_falcon(where), 0};
-  for (const Entry& entry : entries()) {
-    if (std::find(entry.names.begin(), entry.names.end(), name) == entry.names.end()) continue;
-    const bool bytes =
-        (entry.flags & (GgufPreTokenizer::kEscapedSpaces | GgufPreTokenizer::kWhitespace)) == 0;
-    const bool words_only = (entry.flags & GgufPreTokenizer::kWhitespace) != 0;
-    std::vector<std::unique_ptr<PreTokenizer>> steps;
-    for (const std::string_view pattern : entry.patterns) {
-      if (pattern == kDigitGroups) {
-        steps.push_back(make_digit_groups(DigitRuns::kAllNumbers));
-      } else {
-        steps.push_back(make_regex_split(
-            pattern, words_only ? SplitBehavior::kRemoved : SplitBehavior::kIsolated, words_only, where));
-      }
+  if (name == "falcon") return {parse_pre_tokenizer(falcon_json(), where), 0};
+  const Entry& entry = find_entry(name, where);
+  const bool bytes = (entry.flags & (GgufPreTokenizer::kEscapedSpaces | GgufPreTokenizer::kWhitespace)) == 0;
+  const bool words_only = (entry.flags & GgufPreTokenizer::kWhitespace) != 0;
+  std::vector<std::unique_ptr<PreTokenizer>> steps;
+  for (const std::string_view pattern : entry.patterns) {
+    if (pattern == kDigitGroups) {
+      steps.push_back(make_digit_groups(DigitRuns::kAllNumbers));
+    } else {
+      steps.push_back(make_regex_split(
+          pattern, words_only ? SplitBehavior::kRemoved : SplitBehavior::kIsolated, words_only, where));
     }
-    if (bytes) steps.push_back(make_byte_level(false, false));
-    return {make_sequence(std::move(steps)), entry.flags};
   }
-  throw_error(ErrorKind::kUnsupported, "{}: {} is not a known pre-tokenizer (known: {})", where,
-              quote_text(name), fmt::join(gguf_pre_tokenizer_names(), ", "));
+  if (bytes) steps.push_back(make_byte_level(false, false));
+  return {make_sequence(std::move(steps)), entry.flags};
+}
+
+GgufPreTokenizerJson gguf_pre_tokenizer_json(std::string_view name, std::string_view where) {
+  if (name == "falcon") return {falcon_json(), 0};
+  const Entry& entry = find_entry(name, where);
+  if ((entry.flags & (GgufPreTokenizer::kEscapedSpaces | GgufPreTokenizer::kWhitespace)) != 0 ||
+      std::find(entry.patterns.begin(), entry.patterns.end(), kDigitGroups) != entry.patterns.end()) {
+    throw_error(ErrorKind::kUnsupported, "{}: {}: tokenizer.json has no pre-tokenizer for it that is known",
+                where, quote_text(name));
+  }
+  Json steps = Json::array();
+  for (const std::string_view pattern : entry.patterns) {
+    steps.push_back({{"type", "Split"},
+                     {"pattern", Json::object({{"Regex", pattern}})},
+                     {"behavior", "Isolated"},
+                     {"invert", false}});
+  }
+  steps.push_back(
+      {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}});
+  return {{{"type", "Sequence"}, {"pretokenizers", steps}}, entry.flags};
+}
+
+namespace {
+
+// The patterns that a byte-level pre-tokenizer cuts by, one after the other; nothing where it does more.
+std::optional<std::vector<std::string>> patterns_of(const Json& json) {
+  const Json steps =
+      json.value("type", "") == "Sequence" ? json.value("pretokenizers", Json::array()) : Json::array({json});
+  std::vector<std::string> patterns;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Json& step = steps[i];
+    const std::string type = step.is_object() ? step.value("type", "") : "";
+    const bool is_last = i + 1 == steps.size();
+    if (type == "ByteLevel" && is_last && !step.value("add_prefix_space", true)) {
+      if (step.value("use_regex", true)) patterns.emplace_back(kGpt2Pattern);
+      return patterns;
+    }
+    if (type == "Digits") {
+      patterns.emplace_back(step.value("individual_digits", false) ? R"(\p{N})" : R"(\p{N}+)");
+    } else if (type == "Split" && step.value("behavior", "") == "Isolated" && !step.value("invert", false) &&
+               step.value("pattern", Json::object()).contains("Regex")) {
+      patterns.push_back(step["pattern"]["Regex"].get<std::string>());
+    } else {
+      return std::nullopt;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string_view find_gguf_pre_tokenizer(const Json& pre_tokenizer, bool ignores_merges, bool adds_bos) {
+  if (pre_tokenizer == falcon_json()) return "falcon";
+  const auto patterns = pre_tokenizer.is_object() ? patterns_of(pre_tokenizer) : std::nullopt;
+  if (!patterns) return {};
+  std::string_view found;
+  int best = -1;
+  for (const Entry& entry : entries()) {
+    if (!std::equal(patterns->begin(), patterns->end(), entry.patterns.begin(), entry.patterns.end()))
+      continue;
+    const auto has = [&](GgufPreTokenizer::Flag flag) { return (entry.flags & flag) != 0; };
+    if (has(GgufPreTokenizer::kEscapedSpaces) || has(GgufPreTokenizer::kWhitespace)) continue;
+    if (has(GgufPreTokenizer::kIgnoreMerges) != ignores_merges) continue;  // other ids
+    const int fit = has(GgufPreTokenizer::kAddBos) == adds_bos ? 1 : 0;    // the file says it too
+    if (fit > best) found = entry.names.front(), best = fit;
+  }
+  return found;
 }
 
 }  // namespace qiao::tokenization

@@ -5,19 +5,22 @@
 #include <string>
 
 #include "train/data.h"
+#include "train/lora.h"
 #include "train/parameters.h"
 
 namespace qiao::train {
 
 struct TrainOptions {
-  std::filesystem::path init;  // a Hugging Face directory: configuration, weights, tokenizer
-  std::filesystem::path out;   // RUN: metrics.jsonl, checkpoints/, model/
-  bool resume = false;         // go on with the run that `out` holds
+  // A Hugging Face directory: configuration, weights, tokenizer. With an adapter also a GGUF file.
+  std::filesystem::path init;
+  std::filesystem::path out;  // RUN: metrics.jsonl, checkpoints/, model/
+  bool resume = false;        // go on with the run that `out` holds
   DataOptions data;
   int64_t steps = 0;
   int64_t batch = 8;        // sequences of a step
   int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch
   AdamWSettings optimizer;
+  LoraOptions lora;
   std::string schedule = "cosine";   // constant, linear, cosine
   int64_t warmup = 0;                // steps in which the learning rate grows from 0
   double least_learning_rate = 0.1;  // where linear and cosine end, as a share of the rate

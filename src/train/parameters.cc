@@ -45,6 +45,16 @@ void Parameters::add(const LaidOutTensor& tensor) {
   named_.push_back({source.name, source.shape, group.first + tensor.first_row * row, tensor.rows * row});
 }
 
+void Parameters::add_matrix(std::string name, std::vector<int64_t> shape, Weight& weight, int64_t first_row,
+                            float scale) {
+  LaidOutTensor place{};
+  place.weight = &weight;
+  Group& group = group_of(place);
+  group.scale = scale;
+  const int64_t count = shape[0] * group.columns;
+  named_.push_back({std::move(name), std::move(shape), group.first + first_row * group.columns, count});
+}
+
 Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) const {
   return Tensor(static_cast<float*>(buffer.data()) + first, DType::kF32, {count});
 }
@@ -59,6 +69,14 @@ void Parameters::clear(const Buffer& buffer) {
 }
 
 void Parameters::prepare(const ModelFiles& files) {
+  prepare([&](const Named& named, std::vector<float>& values) {
+    const TensorInfo& source = *files.find(named.name);
+    to_floats(source.dtype, files.bytes(source).data(), values);
+    files.release(source);
+  });
+}
+
+void Parameters::prepare(const std::function<void(const Named&, std::vector<float>&)>& fill) {
   for (Buffer* buffer : {&masters_, &gradients_, &first_moments_, &second_moments_}) {
     *buffer = backend_.allocate(static_cast<size_t>(count_) * sizeof(float));
     clear(*buffer);
@@ -66,10 +84,8 @@ void Parameters::prepare(const ModelFiles& files) {
   sum_ = backend_.allocate(sizeof(double));
   std::vector<float> values;
   for (const Named& named : named_) {
-    const TensorInfo& source = *files.find(named.name);
     values.resize(static_cast<size_t>(named.count));
-    to_floats(source.dtype, files.bytes(source).data(), values);
-    files.release(source);
+    fill(named, values);
     write(Kind::kMaster, named, values);
   }
   rewrite();
@@ -86,14 +102,32 @@ Tensor Parameters::of(const Weight& weight) {
 Tensor Parameters::of_parameter(const Tensor& value) {
   // A bias of one piece of a fused projection is a part of its group's.
   auto found = small_.upper_bound(value.data);
-  QIAO_ASSERT(found != small_.begin());
+  if (found == small_.begin()) return {};
   const Group& group = groups_[(--found)->second];
   const int64_t offset = value.as<float>() - group.parameter.as<float>();
-  QIAO_ASSERT(offset >= 0 && offset + value.elements() <= group.columns);
+  if (offset >= group.columns) return {};
+  QIAO_ASSERT(offset + value.elements() <= group.columns);
   return flat(gradients_, group.first + offset, value.elements());
 }
 
 void Parameters::zero_gradients() { clear(gradients_); }
+
+std::vector<float> Parameters::scaled(const Group& group, const Buffer& buffer) const {
+  std::vector<float> values(static_cast<size_t>(group.rows * group.columns));
+  backend_.download(values.data(), static_cast<float*>(buffer.data()) + group.first,
+                    values.size() * sizeof(float));
+  for (float& value : values) value *= group.scale;
+  return values;
+}
+
+void Parameters::scale_gradients() {
+  for (const Group& group : groups_) {
+    if (group.scale == 1.0f) continue;
+    const std::vector<float> values = scaled(group, gradients_);
+    backend_.upload(static_cast<float*>(gradients_.data()) + group.first, values.data(),
+                    values.size() * sizeof(float));
+  }
+}
 
 double Parameters::gradient_norm() {
   double sum = 0;
@@ -126,7 +160,12 @@ void Parameters::update(const AdamWSettings& settings, double gradient_scale, in
 void Parameters::rewrite() {
   std::vector<float> small;
   for (const Group& group : groups_) {
-    if (group.weight != nullptr) {
+    if (group.scale != 1.0f) {
+      const std::vector<float> values = scaled(group, masters_);
+      const Buffer held = backend_.allocate(values.size() * sizeof(float));
+      backend_.upload(held.data(), values.data(), held.bytes());
+      backend_.write_weight(*group.weight, 0, Tensor(held.data(), DType::kF32, {group.rows, group.columns}));
+    } else if (group.weight != nullptr) {
       backend_.write_weight(*group.weight, 0,
                             Tensor(static_cast<float*>(masters_.data()) + group.first, DType::kF32,
                                    {group.rows, group.columns}));
@@ -141,6 +180,7 @@ void Parameters::rewrite() {
 
 float* Parameters::place(Kind kind, const Named& tensor) const {
   const Buffer& buffer = kind == Kind::kMaster        ? masters_
+                         : kind == Kind::kGradient    ? gradients_
                          : kind == Kind::kFirstMoment ? first_moments_
                                                       : second_moments_;
   return static_cast<float*>(buffer.data()) + tensor.first;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -23,9 +24,15 @@ class Parameters final : public nn::ParameterGradients {
   // DecoderOptions::laid_out of the decoder that is to be trained. Throws Error(kUnsupported), naming the
   // tensor, for what cannot be trained.
   void add(const LaidOutTensor& tensor);
+  // A matrix that no file of the model has (an adapter's): rows [first_row, first_row + shape[0]) of
+  // `weight`, which holds `scale` times its master.
+  void add_matrix(std::string name, std::vector<int64_t> shape, Weight& weight, int64_t first_row,
+                  float scale);
   // After loading: takes memory for masters, gradients (zero) and moments (zero), and fills the masters from
-  // `files`, which the decoder was loaded from.
+  // `files`, which the decoder was loaded from, or with what `fill` gives for each.
   void prepare(const ModelFiles& files);
+  struct Named;
+  void prepare(const std::function<void(const Named& tensor, std::vector<float>& values)>& fill);
 
   Tensor of(const Weight& weight) override;
   Tensor of_parameter(const Tensor& value) override;
@@ -34,19 +41,21 @@ class Parameters final : public nn::ParameterGradients {
   size_t bytes() const { return static_cast<size_t>(count_) * 4 * sizeof(float); }
 
   void zero_gradients();
+  // After the last part's way back: from gradients of what the weights hold to those of the masters.
+  void scale_gradients();
   double gradient_norm();
   // One step of AdamW with the gradients times `gradient_scale`, and the model's weights rewritten. `step`
   // from 1.
   void update(const AdamWSettings& settings, double gradient_scale, int64_t step);
 
-  // The file's tensors in its order, each with its place in the flat arrays.
+  // The tensors in the order of loading, each with its place in the flat arrays.
   struct Named {
     std::string name;
     std::vector<int64_t> shape;
     int64_t first = 0, count = 0;
   };
   const std::vector<Named>& tensors() const { return named_; }
-  enum class Kind { kMaster, kFirstMoment, kSecondMoment };
+  enum class Kind { kMaster, kGradient, kFirstMoment, kSecondMoment };
   std::vector<float> read(Kind kind, const Named& tensor);
   // Of a checkpoint; rewrite() after the last.
   void write(Kind kind, const Named& tensor, std::span<const float> values);
@@ -57,7 +66,9 @@ class Parameters final : public nn::ParameterGradients {
     Weight* weight = nullptr;
     Tensor parameter;
     int64_t first = 0, rows = 0, columns = 0;
+    float scale = 1.0f;  // of the master in the weight
   };
+  std::vector<float> scaled(const Group& group, const Buffer& buffer) const;
   void clear(const Buffer& buffer);
   float* place(Kind kind, const Named& tensor) const;
   Tensor flat(const Buffer& buffer, int64_t first, int64_t count) const;

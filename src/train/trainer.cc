@@ -34,6 +34,7 @@ class Run {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Parameters> parameters_;
   std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<LoraAdapter> lora_;  // null: all of the model is trained
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
@@ -45,18 +46,32 @@ class Run {
 Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(options), observer_(observer) {
   check_options(options);
   files_ = ModelFiles::open(options.init);
-  if (files_->kind() != ModelFiles::Kind::kHuggingFace) {
-    throw_error(ErrorKind::kUnsupported, "{}: a Hugging Face directory was expected to train from",
-                options.init.string());
+  const bool is_gguf = files_->kind() == ModelFiles::Kind::kGguf;
+  if (is_gguf && !options.lora.on()) {
+    throw_error(
+        ErrorKind::kUnsupported,
+        "{}: a Hugging Face directory was expected to train all of a model; an adapter is trained on a "
+        "GGUF file too (--lora-rank), and `qiao export --hf` makes a directory of it",
+        options.init.string());
   }
   backend_ = make_backend(options.device, {.threads = options.threads});
   parameters_ = std::make_unique<Parameters>(*backend_);
   DecoderOptions decoder;
-  decoder.float_weights = DType::kF32;
-  decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
-  decoder_ = Decoder::load(*files_, *backend_, decoder);
-  parameters_->prepare(*files_);
-  if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
+  if (!options.lora.on()) {
+    decoder.float_weights = DType::kF32;
+    decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
+    decoder_ = Decoder::load(*files_, *backend_, decoder);
+    parameters_->prepare(*files_);
+  } else {
+    // The base stays as the files have it. A quantized one computes as it is served.
+    if (!is_gguf) decoder.compute = DecoderOptions::Policy::kF32;
+    decoder_ = Decoder::load(*files_, *backend_, decoder);
+    lora_ = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files_, *decoder_,
+                                          *parameters_);
+  }
+  const bool has_tokenizer = is_gguf ? files_->metadata().find("tokenizer.ggml.model") != nullptr
+                                     : !files_->tokenizer_json().is_null();
+  if (has_tokenizer) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
   passes_ =
       std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
@@ -93,6 +108,7 @@ StepRecord Run::step(int64_t number) {
   objective_->begin_step(number);
   parameters_->zero_gradients();
   for (int64_t part = 0; part < objective_->parts(); ++part) record.loss += accumulate(part);
+  parameters_->scale_gradients();
   record.gradient_norm = parameters_->gradient_norm();
   if (!std::isfinite(record.loss) || !std::isfinite(record.gradient_norm)) {
     throw_error(
@@ -114,7 +130,11 @@ StepRecord Run::step(int64_t number) {
 
 void Run::save(int64_t step) {
   save_checkpoint(options_.out, {step, objective_->state()}, *parameters_, options_.keep_checkpoints);
-  write_model_directory(options_.out / "model", options_.init, *files_, *parameters_);
+  if (lora_ != nullptr) {
+    lora_->write(options_.out / "model", *parameters_);
+  } else {
+    write_model_directory(options_.out / "model", options_.init, *files_, *parameters_);
+  }
 }
 
 void Run::go() {

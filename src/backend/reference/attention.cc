@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "backend/reference/dequantize.h"
+#include "tensor/dequantize.h"
 #include "backend/reference/exact.h"
 #include "backend/reference/memory.h"
 #include "backend/reference/reference_class.h"

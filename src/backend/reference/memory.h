@@ -3,10 +3,12 @@
 
 #include <vector>
 
-#include "backend/reference/dequantize.h"
 #include "backend/weight.h"
+#include "tensor/dequantize.h"
 
 namespace qiao::reference {
+
+using Term = QuantTerm;
 
 class ReferenceWeight final : public Weight {
  public:

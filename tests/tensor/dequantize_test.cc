@@ -1,5 +1,5 @@
 // Golden blocks of every format, unpacked by gguf-py (golden/make_quants.py).
-#include "backend/reference/dequantize.h"
+#include "tensor/dequantize.h"
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include "base/file.h"
 
-namespace qiao::reference {
+namespace qiao {
 namespace {
 
 TEST(DequantizeTest, AgreesWithGgufPyToTheBit) {
@@ -53,4 +53,4 @@ TEST(DequantizeTest, BytesOfAnyAlignment) {
 }
 
 }  // namespace
-}  // namespace qiao::reference
+}  // namespace qiao

@@ -1,6 +1,6 @@
 // Part of the law (reference_class.h). Offsets into a block are those of the format's struct; nothing here is
 // fast.
-#include "backend/reference/dequantize.h"
+#include "tensor/dequantize.h"
 
 #include <bit>
 #include <cstring>
@@ -9,7 +9,7 @@
 #include "base/error.h"
 #include "tensor/half.h"
 
-namespace qiao::reference {
+namespace qiao {
 namespace {
 
 constexpr int kNonLinear4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -33,34 +33,34 @@ float as_float(int value) { return static_cast<float>(value); }
 // Element i of a 32-element block lies in the low nibble of byte i, or the high one of byte i - 16.
 int nibble32(const Block& b, int quants, int i) { return b.nibble(quants + i % 16, i >= 16); }
 
-Term q4_0(const Block& b, int i) { return {as_float(nibble32(b, 2, i) - 8) * b.half(0)}; }
-Term q4_1(const Block& b, int i) { return {as_float(nibble32(b, 4, i)) * b.half(0), b.half(2)}; }
+QuantTerm q4_0(const Block& b, int i) { return {as_float(nibble32(b, 2, i) - 8) * b.half(0)}; }
+QuantTerm q4_1(const Block& b, int i) { return {as_float(nibble32(b, 4, i)) * b.half(0), b.half(2)}; }
 
-Term q5_0(const Block& b, int i) {
+QuantTerm q5_0(const Block& b, int i) {
   return {as_float((nibble32(b, 6, i) | b.bit(2 + i / 8, i % 8) << 4) - 16) * b.half(0)};
 }
 
-Term q5_1(const Block& b, int i) {
+QuantTerm q5_1(const Block& b, int i) {
   return {as_float(nibble32(b, 8, i) | b.bit(4 + i / 8, i % 8) << 4) * b.half(0), b.half(2)};
 }
 
-Term q8_0(const Block& b, int i) { return {as_float(static_cast<int8_t>(b.at(2 + i))) * b.half(0)}; }
-Term iq4_nl(const Block& b, int i) { return {b.half(0) * as_float(kNonLinear4[nibble32(b, 2, i)])}; }
+QuantTerm q8_0(const Block& b, int i) { return {as_float(static_cast<int8_t>(b.at(2 + i))) * b.half(0)}; }
+QuantTerm iq4_nl(const Block& b, int i) { return {b.half(0) * as_float(kNonLinear4[nibble32(b, 2, i)])}; }
 
-Term mxfp4(const Block& b, int i) {
+QuantTerm mxfp4(const Block& b, int i) {
   // E8M0 is 2^(e - 127), half of it for the doubled table.
   const uint32_t e = static_cast<uint32_t>(b.at(0));
   const float scale = std::bit_cast<float>(e < 2 ? uint32_t{0x00200000} << e : (e - 1) << 23);
   return {as_float(kTwiceE2M1[nibble32(b, 1, i)]) * scale};
 }
 
-Term q2_k(const Block& b, int i) {
+QuantTerm q2_k(const Block& b, int i) {
   const int scales = b.at(i / 16);
   const int quant = b.pair(16 + i / 128 * 32 + i % 32, i % 128 / 32);
   return {b.half(80) * as_float(scales & 15) * as_float(quant), -(b.half(82) * as_float(scales >> 4))};
 }
 
-Term q3_k(const Block& b, int i) {
+QuantTerm q3_k(const Block& b, int i) {
   const int group = i / 16;
   const int scale = b.nibble(96 + group % 8, group >= 8) | b.pair(104 + group % 4, group / 4) << 4;
   const int quant = b.pair(32 + i / 128 * 32 + i % 32, i % 128 / 32) - (b.bit(i % 32, i / 32) != 0 ? 0 : 4);
@@ -73,21 +73,21 @@ int minimum_k4(const Block& b, int g) {
   return g < 4 ? b.at(8 + g) & 63 : b.high(8 + g) | b.at(4 + g) >> 6 << 4;
 }
 
-Term q4_k(const Block& b, int i) {
+QuantTerm q4_k(const Block& b, int i) {
   const int group = i / 32;
   const int quant = b.nibble(16 + i / 64 * 32 + i % 32, group % 2 == 1);
   return {b.half(0) * as_float(scale_k4(b, group)) * as_float(quant),
           -(b.half(2) * as_float(minimum_k4(b, group)))};
 }
 
-Term q5_k(const Block& b, int i) {
+QuantTerm q5_k(const Block& b, int i) {
   const int group = i / 32;
   const int quant = b.nibble(48 + i / 64 * 32 + i % 32, group % 2 == 1) | b.bit(16 + i % 32, group) << 4;
   return {b.half(0) * as_float(scale_k4(b, group)) * as_float(quant),
           -(b.half(2) * as_float(minimum_k4(b, group)))};
 }
 
-Term q6_k(const Block& b, int i) {
+QuantTerm q6_k(const Block& b, int i) {
   const int part = i / 128;
   const int quarter = i % 128 / 32;
   const int quant =
@@ -96,22 +96,22 @@ Term q6_k(const Block& b, int i) {
   return {b.half(208) * as_float(scale) * as_float(quant - 32)};
 }
 
-Term iq4_xs(const Block& b, int i) {
+QuantTerm iq4_xs(const Block& b, int i) {
   const int group = i / 32;
   const int scale = b.nibble(4 + group / 2, group % 2 == 1) | b.pair(2 + group / 4, group % 4) << 4;
   return {b.half(0) * as_float(scale - 32) *
           as_float(kNonLinear4[b.nibble(8 + group * 16 + i % 16, i % 32 >= 16)])};
 }
 
-Term f32(const Block& b, int) {
+QuantTerm f32(const Block& b, int) {
   float value;
   std::memcpy(&value, b.bytes, sizeof value);
   return {value};
 }
-Term f16(const Block& b, int) { return {b.half(0)}; }
-Term bf16(const Block& b, int) { return {bf16_to_float(static_cast<uint16_t>(b.at(0) | b.at(1) << 8))}; }
+QuantTerm f16(const Block& b, int) { return {b.half(0)}; }
+QuantTerm bf16(const Block& b, int) { return {bf16_to_float(static_cast<uint16_t>(b.at(0) | b.at(1) << 8))}; }
 
-using Element = Term (*)(const Block&, int);
+using Element = QuantTerm (*)(const Block&, int);
 
 Element element_of(DType dtype) {
   switch (dtype) {
@@ -154,7 +154,7 @@ Element element_of(DType dtype) {
 
 }  // namespace
 
-void dequantize_terms(DType dtype, const std::byte* bytes, int64_t elements, Term* out) {
+void dequantize_terms(DType dtype, const std::byte* bytes, int64_t elements, QuantTerm* out) {
   const Element element = element_of(dtype);
   const int64_t block = traits(dtype).block_elements;
   QIAO_ASSERT(elements % block == 0);
@@ -165,9 +165,9 @@ void dequantize_terms(DType dtype, const std::byte* bytes, int64_t elements, Ter
 }
 
 void dequantize(DType dtype, const std::byte* bytes, int64_t elements, float* out) {
-  std::vector<Term> terms(static_cast<size_t>(elements));
+  std::vector<QuantTerm> terms(static_cast<size_t>(elements));
   dequantize_terms(dtype, bytes, elements, terms.data());
   for (int64_t i = 0; i < elements; ++i) out[i] = terms[static_cast<size_t>(i)].value();
 }
 
-}  // namespace qiao::reference
+}  // namespace qiao

@@ -7,11 +7,11 @@
 
 #include "tensor/dtype.h"
 
-namespace qiao::reference {
+namespace qiao {
 
 // An element is product + minimum: scale times quant, and what the format adds (0 where it adds nothing).
 // Both are exact in F32; only their sum rounds.
-struct Term {
+struct QuantTerm {
   float product = 0;
   float minimum = 0;
   float value() const { return product + minimum; }
@@ -19,7 +19,7 @@ struct Term {
 
 // `elements` consecutive elements of a row of F32, F16, BF16 or a block format; a multiple of the block. No
 // alignment is asked of bytes.
-void dequantize_terms(DType dtype, const std::byte* bytes, int64_t elements, Term* out);
+void dequantize_terms(DType dtype, const std::byte* bytes, int64_t elements, QuantTerm* out);
 void dequantize(DType dtype, const std::byte* bytes, int64_t elements, float* out);
 
-}  // namespace qiao::reference
+}  // namespace qiao

@@ -1,0 +1,290 @@
+// Adapters against PEFT on Transformers (tests/golden/make_lora_training.py), and what a run of one leaves.
+#include "train/lora.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "backend/backend.h"
+#include "base/file.h"
+#include "formats/safetensors.h"
+#include "models/decoder_training.h"
+#include "models/lora_files.h"
+#include "support/expect_error.h"
+#include "support/temporary_directory.h"
+#include "train/next_token.h"
+#include "train/trainer.h"
+
+namespace qiao::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path lora_golden() { return fs::path(QIAO_TEST_DATA) / "golden" / "training"; }
+
+class LoraRecorder final : public TrainObserver {
+ public:
+  void on_start(const TrainReport& report) override { parameters = report.parameters; }
+  void on_step(const StepRecord& record) override { steps.push_back(record); }
+  void on_warning(const std::string&) override {}
+  bool should_stop() override { return std::ssize(steps) == stop_after; }
+  int64_t parameters = 0, stop_after = -1;
+  std::vector<StepRecord> steps;
+};
+
+LoraRecorder run_lora(const TrainOptions& options, int64_t stop_after = -1) {
+  LoraRecorder recorder;
+  recorder.stop_after = stop_after;
+  train(options, recorder);
+  return recorder;
+}
+
+// As make_lora_training.py trains.
+TrainOptions as_peft(const fs::path& out) {
+  TrainOptions options;
+  options.init = lora_golden() / "llama" / "init";
+  options.out = out;
+  options.lora.init = lora_golden() / "lora" / "adapter";
+  options.data.files = {lora_golden() / "data.jsonl"};
+  options.data.sequence = 32;
+  options.data.shuffle = false;
+  options.batch = 4;
+  options.steps = 20;
+  options.optimizer.learning_rate = 1e-2;
+  options.schedule = "constant";
+  options.threads = 2;
+  return options;
+}
+
+Json expected_of(const char* name) {
+  return parse_json(read_file(lora_golden() / name / "expected.json"), "expected.json");
+}
+
+TEST(LoraTrainingTest, FollowsPeftsFloat64AsItsOwnFloat32Does) {
+  const testing::TemporaryDirectory folder;
+  const LoraRecorder ours = run_lora(as_peft(folder.path() / "run"));
+  const Json expected = expected_of("lora");
+  ASSERT_EQ(ours.steps.size(), 20u);
+  double loss_gap = 0, loss_theirs = 0, norm_gap = 0, norm_theirs = 0;
+  for (size_t i = 0; i < 20; ++i) {
+    const double loss = expected["float64"][i][0], norm = expected["float64"][i][1];
+    loss_gap = std::max(loss_gap, std::abs(ours.steps[i].loss - loss) / loss);
+    norm_gap = std::max(norm_gap, std::abs(ours.steps[i].gradient_norm - norm) / norm);
+    loss_theirs = std::max(loss_theirs, std::abs(expected["float32"][i][0].get<double>() - loss) / loss);
+    norm_theirs = std::max(norm_theirs, std::abs(expected["float32"][i][1].get<double>() - norm) / norm);
+  }
+  EXPECT_LE(loss_gap, 2 * loss_theirs);
+  EXPECT_LE(norm_gap, 2 * norm_theirs);
+  EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.2);  // it learns
+}
+
+struct FirstStepCase {
+  const char *name, *base, *chip;
+};
+
+class LoraGradientTest : public ::testing::TestWithParam<FirstStepCase> {};
+
+// Every gradient of the first step, in PEFT's parametrisation: within issue 5's bound of PyTorch's float64.
+TEST_P(LoraGradientTest, GradientsArePefts) {
+  const auto [name, base, chip] = GetParam();
+  const auto files = ModelFiles::open(lora_golden() / base);
+  const auto backend = make_backend(chip, {.threads = 2});
+  const auto decoder = Decoder::load(*files, *backend, {.compute = DecoderOptions::Policy::kF32});
+  Parameters parameters(*backend);
+  LoraOptions lora;
+  lora.init = lora_golden() / name / "adapter";
+  const LoraAdapter adapter(lora, 0, lora_golden() / base, *files, *decoder, parameters);
+  DataStream data(
+      {.files = {lora_golden() / "data.jsonl"}, .sequence = 32, .vocabulary_size = 96, .shuffle = false},
+      nullptr, {});
+  NextToken objective(data, 4, 0);
+  objective.begin_step(1);
+  DecoderTraining passes(*decoder, objective.most_tokens(), objective.most_documents());
+  const std::span<const float> logprob = passes.forward(objective.part(0));
+  std::vector<float> dlogprob(logprob.size());
+  objective.loss(0, logprob, dlogprob);
+  passes.backward(dlogprob, parameters);
+  parameters.scale_gradients();
+  const SafetensorsFiles expected =
+      open_safetensors(lora_golden() / name / "first_step.safetensors", TypePolicy::kRefuseUnsupported);
+  ASSERT_EQ(expected.tensors.size(), parameters.tensors().size());
+  for (const Parameters::Named& tensor : parameters.tensors()) {
+    const auto found = std::ranges::find(expected.tensors, tensor.name, &TensorInfo::name);
+    ASSERT_NE(found, expected.tensors.end()) << tensor.name;
+    ASSERT_EQ(found->shape, tensor.shape);
+    std::vector<float> right(static_cast<size_t>(tensor.count));
+    std::memcpy(right.data(), expected.files.front().bytes().data() + found->offset, found->bytes);
+    const std::vector<float> got =
+        adapter.as_peft(tensor, parameters.read(Parameters::Kind::kGradient, tensor));
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_LE(std::abs(got[i] - right[i]), 1e-6 + 1e-4 * std::abs(right[i])) << tensor.name << " " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Bases, LoraGradientTest,
+                         ::testing::Values(FirstStepCase{"lora", "llama/init", "cpu"},
+                                           FirstStepCase{"lora", "llama/init", "reference"},
+                                           FirstStepCase{"qlora", "qlora/base.gguf", "cpu"},
+                                           FirstStepCase{"qlora", "qlora/base.gguf", "reference"}),
+                         [](const auto& param) {
+                           return fmt::format("{}_{}", param.param.name, param.param.chip);
+                         });
+
+TrainOptions as_qlora(const fs::path& out) {
+  TrainOptions options = as_peft(out);
+  options.init = lora_golden() / "qlora" / "base.gguf";
+  options.lora.init = lora_golden() / "qlora" / "adapter";
+  return options;
+}
+
+// The base computes as the server has it, activations rounded to 8 bits: PyTorch's run with the same rounding
+// is met far nearer than the one without. (Not to float32's accuracy: a value in the middle between two steps
+// may go either way.)
+TEST(QloraTest, AFirstStepIsPyTorchsWithRoundedActivations) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_qlora(folder.path() / "run");
+  options.steps = 1;
+  const LoraRecorder ours = run_lora(options);
+  const Json expected = expected_of("qlora");
+  const double loss = expected["rounded"][0][0], norm = expected["rounded"][0][1];
+  EXPECT_LE(std::abs(ours.steps[0].loss - loss),
+            std::abs(expected["float64"][0][0].get<double>() - loss) / 4);
+  EXPECT_LE(std::abs(ours.steps[0].gradient_norm - norm),
+            std::abs(expected["float64"][0][1].get<double>() - norm) / 4);
+}
+
+TEST(QloraTest, LearnsOnAQuantizedBase) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_qlora(folder.path() / "run");
+  options.steps = 50;
+  const LoraRecorder ours = run_lora(options);
+  EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.3);
+}
+
+TEST(LoraTrainingTest, WhatIsTrainedIsWhatIsServed) {
+  for (const bool quantized : {false, true}) {
+    const testing::TemporaryDirectory folder;
+    TrainOptions options = quantized ? as_qlora(folder.path() / "run") : as_peft(folder.path() / "run");
+    options.steps = 3;
+    run_lora(options);
+    // Beside the base, by the server's own path, its loss is what the next step of the run begins with.
+    options.steps = 4;
+    options.resume = true;
+    const double next = run_lora(options).steps.at(0).loss;
+    const auto files = ModelFiles::open(options.init);
+    const auto backend = make_backend("cpu", {.threads = 2});
+    const auto decoder = Decoder::load(*files, *backend);
+    TrainOptions third = quantized ? as_qlora(folder.path() / "again") : as_peft(folder.path() / "again");
+    third.steps = 3;
+    run_lora(third);
+    decoder->add_adapter(*LoraFiles::open(third.out / "model"));
+    DataStream data({.files = options.data.files, .sequence = 32, .vocabulary_size = 96, .shuffle = false},
+                    nullptr, {});
+    NextToken objective(data, 4, 0);
+    for (int64_t step = 1; step <= 4; ++step) objective.begin_step(step);
+    DecoderTraining passes(*decoder, objective.most_tokens(), objective.most_documents());
+    std::vector<float> dlogprob(128);
+    EXPECT_EQ(objective.loss(0, passes.forward(objective.part(0)), dlogprob), next);
+  }
+}
+
+TEST(LoraTrainingTest, ANewAdapterBeginsAsTheBaseAndByItsSeedAlone) {
+  const testing::TemporaryDirectory folder;
+  const auto begun = [&](const char* name, uint64_t seed, std::vector<std::string> targets) {
+    TrainOptions options = as_peft(folder.path() / name);
+    options.lora = {.rank = 5, .alpha = 10, .targets = std::move(targets)};
+    options.data.seed = seed;
+    options.optimizer.learning_rate = 0;
+    options.optimizer.weight_decay = 0;
+    options.steps = 1;
+    return options;
+  };
+  TrainOptions whole = as_peft(folder.path() / "whole");
+  whole.lora = {};
+  whole.steps = 1;
+  const LoraRecorder all = run_lora(begun("all", 1, {"all-linear"}));
+  EXPECT_EQ(all.steps[0].loss, run_lora(whole).steps[0].loss);
+  run_lora(begun("some", 1, {"q_proj", "layers.1.mlp.down_proj"}));
+  run_lora(begun("other", 2, {"q_proj"}));
+  const auto values = [&](const char* name, const std::string& tensor) {
+    const auto files = LoraFiles::open(folder.path() / name / "model");
+    for (const LoraPair& pair : files->pairs()) {
+      if (pair.module + ".A" == tensor) return files->floats(*pair.a);
+      if (pair.module + ".B" == tensor) return files->floats(*pair.b);
+    }
+    return std::vector<float>{};
+  };
+  const std::string q = "model.layers.0.self_attn.q_proj";
+  const std::vector<float> a = values("all", q + ".A");
+  ASSERT_EQ(a.size(), 5u * 48);
+  EXPECT_EQ(a, values("some", q + ".A"));
+  EXPECT_NE(a, values("other", q + ".A"));
+  EXPECT_NE(a, values("all", "model.layers.1.self_attn.q_proj.A"));
+  double sum = 0, squares = 0;
+  for (const float value : a) {
+    EXPECT_LT(std::abs(value), 1 / std::sqrt(48.0));
+    sum += value, squares += double{value} * value;
+  }
+  EXPECT_NEAR(squares / 240, 1 / (3 * 48.0), 0.2 / (3 * 48.0));  // of a uniform distribution
+  EXPECT_NEAR(sum / 240, 0, 0.03);
+  EXPECT_THAT(values("all", q + ".B"), ::testing::Each(0.0f));
+  EXPECT_EQ(LoraFiles::open(folder.path() / "all" / "model")->pairs().size(), 14u);
+  EXPECT_EQ(LoraFiles::open(folder.path() / "some" / "model")->pairs().size(), 3u);
+  EXPECT_EQ(all.parameters % 16, 0);
+  EXPECT_LT(all.parameters, 2 * 5 * (7 * 48 + 64 + 2 * 32 + 3 * 96 + 96) + 14 * 32);
+}
+
+TEST(LoraTrainingTest, ARunThatStopsGoesOnToTheSameBytes) {
+  const testing::TemporaryDirectory folder;
+  for (const bool quantized : {false, true}) {
+    const std::string name = quantized ? "q" : "d";
+    const auto make = [&](const std::string& out) {
+      return quantized ? as_qlora(folder.path() / (name + out)) : as_peft(folder.path() / (name + out));
+    };
+    TrainOptions whole = make("whole"), parts = make("parts");
+    whole.steps = parts.steps = 8;
+    whole.data.shuffle = parts.data.shuffle = true;
+    run_lora(whole);
+    EXPECT_EQ(run_lora(parts, 3).steps.size(), 3u);
+    parts.resume = true;
+    EXPECT_EQ(run_lora(parts).steps.size(), 5u);
+    for (const char* file : {"adapter_model.safetensors", "adapter_config.json"})
+      EXPECT_EQ(read_file(whole.out / "model" / file), read_file(parts.out / "model" / file));
+  }
+}
+
+TEST(LoraTrainingTest, WrongOptionsNameThemselves) {
+  const testing::TemporaryDirectory folder;
+  const auto with = [&](auto change) {
+    TrainOptions options = as_peft(folder.path() / "never");
+    options.lora = {.rank = 4};
+    change(options);
+    return options;
+  };
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) { o.lora.rank = 1 << 20; })), kInvalidInput,
+                    "--lora-rank is 1048576");
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) { o.lora.alpha = NAN; })), kInvalidInput,
+                    "--lora-alpha");
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
+                      o.lora.targets = {"q_proj", "qkv"};
+                    })),
+                    kInvalidInput, "--lora-targets", "qkv", "down_proj, gate_proj");
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
+                      o.lora.init = lora_golden() / "lora" / "adapter", o.lora.rank = 3;
+                    })),
+                    kInvalidInput, "--lora-rank is 3", "a rank of 4");
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
+                      o.lora.init = lora_golden() / "qlora" / "adapter", o.lora.rank = 0;
+                    })),
+                    kInvalidInput, "[48, 96] was expected");
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
+                      o.lora = {};
+                      o.init = lora_golden() / "qlora" / "base.gguf";
+                    })),
+                    kUnsupported, "base.gguf", "--lora-rank");
+}
+
+}  // namespace
+}  // namespace qiao::train
