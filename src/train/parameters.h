@@ -39,11 +39,13 @@ class Parameters final : public nn::ParameterGradients {
   // from 1.
   void update(const AdamWSettings& settings, double gradient_scale, int64_t step);
 
-  // The file's tensors in its order, each with its place in the flat arrays.
+  // The file's tensors in its order, each with its place in the flat arrays: one run of numbers, or one for
+  // each expert where the experts' other rows lie between.
   struct Named {
     std::string name;
     std::vector<int64_t> shape;
     int64_t first = 0, count = 0;
+    int64_t runs = 1, stride = 0;  // of count / runs numbers, from run to run
   };
   const std::vector<Named>& tensors() const { return named_; }
   enum class Kind { kMaster, kFirstMoment, kSecondMoment };
@@ -56,10 +58,12 @@ class Parameters final : public nn::ParameterGradients {
   struct Group {  // a weight's rows, or a small tensor
     Weight* weight = nullptr;
     Tensor parameter;
-    int64_t first = 0, rows = 0, columns = 0;
+    int64_t first = 0, rows = 0, columns = 0;  // rows: of all experts
   };
   void clear(const Buffer& buffer);
-  float* place(Kind kind, const Named& tensor) const;
+  // body(memory of a run, where it begins in the tensor, its numbers)
+  template <class Body>
+  void each_run(Kind kind, const Named& tensor, Body body) const;
   Tensor flat(const Buffer& buffer, int64_t first, int64_t count) const;
   Group& group_of(const LaidOutTensor& tensor);
 
@@ -68,6 +72,7 @@ class Parameters final : public nn::ParameterGradients {
   std::vector<Group> groups_;
   std::map<const void*, size_t> weights_, small_;  // groups by weight, by a small tensor's memory
   std::vector<Named> named_;
+  std::map<std::string, size_t> by_name_;  // of named_
   Buffer masters_, gradients_, first_moments_, second_moments_, sum_;
 };
 

@@ -76,7 +76,9 @@ TEST_P(TrainParityTest, FollowsPyTorchsFloat64AsItsOwnFloat32Does) {
   EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.5);  // it learns
 }
 
-INSTANTIATE_TEST_SUITE_P(All, TrainParityTest, ::testing::Values("llama", "qwen3", "gemma3"));
+INSTANTIATE_TEST_SUITE_P(All, TrainParityTest,
+                         ::testing::Values("llama", "qwen3", "gemma3", "qwen3-moe", "qwen3-moe-unnormalised",
+                                           "hunyuan-moe"));
 
 std::string bytes_of(const fs::path& path) { return read_file(path); }
 
