@@ -60,7 +60,10 @@ CheckpointState read_state(const fs::path& folder) {
     throw_error(ErrorKind::kInvalidInput, "state.safetensors does not match its checksum");
   CheckpointState state;
   state.step = number(json, "step");
-  state.data = {number(json, "epoch"), number(json, "row"), number(json, "offset")};
+  const auto objective = json.find("objective");
+  if (objective == json.end() || !objective->is_object())
+    throw_error(ErrorKind::kInvalidInput, "state.json: objective is missing");
+  state.objective = *objective;
   return state;
 }
 
@@ -106,9 +109,7 @@ void save_checkpoint(const fs::path& run, const CheckpointState& state, Paramete
   }
   write_safetensors(beside / "state.safetensors", tensors);
   const Json json = {{"step", state.step},
-                     {"epoch", state.data.epoch},
-                     {"row", state.data.row},
-                     {"offset", state.data.offset},
+                     {"objective", state.objective},
                      {"sha256", sha256_of_file(beside / "state.safetensors")}};
   write_file_atomically(beside / "state.json", dump_json(json, 2) + "\n");
   fs::remove_all(folder);  // of a run that came by here before

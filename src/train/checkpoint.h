@@ -4,14 +4,14 @@
 
 #include <filesystem>
 
-#include "train/data.h"
+#include "base/json.h"
 #include "train/parameters.h"
 
 namespace qiao::train {
 
 struct CheckpointState {
   int64_t step = 0;  // done
-  DataPosition data;
+  Json objective;    // Objective::state
 };
 
 // Written into a folder beside, synced, then renamed; older ones than the last `keep` go away afterwards.

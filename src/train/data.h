@@ -51,6 +51,7 @@ class DataStream {
   const DataPosition& position() const { return position_; }
   // Throws Error(kInvalidInput) for a place that the files do not have.
   void set_position(const DataPosition& position);
+  int64_t sequence() const { return options_.sequence; }
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   int64_t bad_rows() const { return bad_rows_; }
 

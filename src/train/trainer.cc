@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <numbers>
 
 #include "backend/backend.h"
 #include "base/error.h"
@@ -12,33 +11,10 @@
 #include "formats/model_files.h"
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
+#include "train/next_token.h"
 
 namespace qiao::train {
 namespace {
-
-void check_options(const TrainOptions& o) {
-  const auto need = [](bool right, std::string_view option, auto value, std::string_view expected) {
-    if (!right) throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected", option, value, expected);
-  };
-  need(o.steps > 0, "steps", o.steps, "a number above 0");
-  need(o.batch > 0, "batch", o.batch, "a number above 0");
-  need(o.micro_batch >= 0, "micro-batch", o.micro_batch, "0 or more");
-  need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
-  need(o.data.sequence * o.batch <= INT32_MAX, "batch", o.batch, "fewer tokens a step");
-  need(std::isfinite(o.optimizer.learning_rate) && o.optimizer.learning_rate >= 0, "lr",
-       o.optimizer.learning_rate, "0 or more");
-  need(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "beta1", o.optimizer.beta1,
-       "a number from 0 to below 1");
-  need(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "beta2", o.optimizer.beta2,
-       "a number from 0 to below 1");
-  need(o.optimizer.weight_decay >= 0 && std::isfinite(o.optimizer.weight_decay), "weight-decay",
-       o.optimizer.weight_decay, "0 or more");
-  need(o.clip >= 0, "clip", o.clip, "0 or more");
-  need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
-  need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
-       "constant, linear or cosine");
-  need(!o.out.empty(), "out", o.out.string(), "a folder for the run");
-}
 
 // Everything of a run that lives from step to step.
 class Run {
@@ -48,7 +24,8 @@ class Run {
 
  private:
   StepRecord step(int64_t number);
-  double accumulate(const TokenBatch& batch, int64_t labelled);
+  std::unique_ptr<Objective> make_objective();
+  double accumulate(int64_t part);
   void save(int64_t step);
 
   const TrainOptions& options_;
@@ -59,8 +36,9 @@ class Run {
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<DataStream> data_;
+  std::unique_ptr<Objective> objective_;
   std::unique_ptr<DecoderTraining> passes_;
-  int64_t micro_batch_ = 0, done_ = 0;
+  int64_t done_ = 0;
   std::vector<float> dlogprob_;
 };
 
@@ -79,31 +57,32 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
   decoder_ = Decoder::load(*files_, *backend_, decoder);
   parameters_->prepare(*files_);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
-  DataOptions data = options.data;
-  data.vocabulary_size = decoder_->config().vocabulary_size;
-  data_ = std::make_unique<DataStream>(data, tokenizer_.get(),
-                                       [&](const std::string& text) { observer_.on_warning(text); });
-  micro_batch_ = options.micro_batch > 0 ? std::min(options.micro_batch, options.batch) : options.batch;
-  const int64_t tokens = micro_batch_ * options.data.sequence;
-  passes_ = std::make_unique<DecoderTraining>(*decoder_, tokens, tokens / 2 + micro_batch_);
+  objective_ = make_objective();
+  passes_ =
+      std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
   if (options.resume) {
     const CheckpointState state = load_checkpoint(options.out, *parameters_);
     done_ = state.step;
-    data_->set_position(state.data);
+    objective_->set_state(state.objective);
   }
 }
 
-// Adds the gradients of one micro-batch of a step with so many labels in all; its part of the loss.
-double Run::accumulate(const TokenBatch& batch, int64_t labelled) {
-  const std::span<const float> logprob = passes_->forward(batch.view());
-  double sum = 0;
-  for (const float value : logprob) sum -= static_cast<double>(value);
-  const auto weight = static_cast<float>(-1.0 / static_cast<double>(labelled));
+std::unique_ptr<Objective> Run::make_objective() {
+  DataOptions data = options_.data;
+  data.vocabulary_size = decoder_->config().vocabulary_size;
+  data_ = std::make_unique<DataStream>(data, tokenizer_.get(),
+                                       [&](const std::string& text) { observer_.on_warning(text); });
+  return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
+}
+
+// Adds the gradients of one part of a step; its share of the loss.
+double Run::accumulate(int64_t part) {
+  const PackedBatch batch = objective_->part(part);
+  const std::span<const float> logprob = passes_->forward(batch);
   dlogprob_.assign(batch.tokens.size(), 0.0f);
-  for (size_t i = 0; i < batch.labels.size(); ++i)
-    if (batch.labels[i] >= 0) dlogprob_[i] = weight;
+  const double loss = objective_->loss(part, logprob, dlogprob_);
   passes_->backward(dlogprob_, *parameters_);
-  return sum / static_cast<double>(labelled);
+  return loss;
 }
 
 StepRecord Run::step(int64_t number) {
@@ -111,15 +90,9 @@ StepRecord Run::step(int64_t number) {
   StepRecord record;
   record.step = number;
   record.learning_rate = learning_rate(options_, number);
-  // Normalised by all the step's labels, so that parts give what the whole would.
-  std::vector<TokenBatch> parts;
-  int64_t labelled = 0;
-  for (int64_t done = 0; done < options_.batch; done += micro_batch_) {
-    parts.push_back(data_->next(std::min(micro_batch_, options_.batch - done)));
-    labelled += parts.back().labelled;
-  }
+  objective_->begin_step(number);
   parameters_->zero_gradients();
-  for (const TokenBatch& part : parts) record.loss += accumulate(part, std::max<int64_t>(labelled, 1));
+  for (int64_t part = 0; part < objective_->parts(); ++part) record.loss += accumulate(part);
   record.gradient_norm = parameters_->gradient_norm();
   if (!std::isfinite(record.loss) || !std::isfinite(record.gradient_norm)) {
     throw_error(
@@ -133,13 +106,14 @@ StepRecord Run::step(int64_t number) {
   // As torch.nn.utils.clip_grad_norm_ has it.
   const double scale = options_.clip > 0 ? std::min(1.0, options_.clip / (record.gradient_norm + 1e-6)) : 1.0;
   parameters_->update(settings, scale, number);
+  record.more = objective_->report();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-  record.tokens_per_second = static_cast<double>(options_.batch * options_.data.sequence) / seconds.count();
+  record.tokens_per_second = static_cast<double>(objective_->tokens()) / seconds.count();
   return record;
 }
 
 void Run::save(int64_t step) {
-  save_checkpoint(options_.out, {step, data_->position()}, *parameters_, options_.keep_checkpoints);
+  save_checkpoint(options_.out, {step, objective_->state()}, *parameters_, options_.keep_checkpoints);
   write_model_directory(options_.out / "model", options_.init, *files_, *parameters_);
 }
 
@@ -158,11 +132,12 @@ void Run::go() {
   std::ofstream metrics(options_.out / "metrics.jsonl", std::ios::app);
   for (int64_t number = done_ + 1; number <= options_.steps; ++number) {
     const StepRecord record = step(number);
-    const Json line = {{"step", record.step},
-                       {"loss", record.loss},
-                       {"grad_norm", record.gradient_norm},
-                       {"lr", record.learning_rate},
-                       {"tokens_per_second", record.tokens_per_second}};
+    Json line = {{"step", record.step},
+                 {"loss", record.loss},
+                 {"grad_norm", record.gradient_norm},
+                 {"lr", record.learning_rate},
+                 {"tokens_per_second", record.tokens_per_second}};
+    line.update(record.more);
     metrics << dump_json(line) << std::endl;
     observer_.on_step(record);
     const bool stops = observer_.should_stop();
@@ -174,18 +149,6 @@ void Run::go() {
 }
 
 }  // namespace
-
-double learning_rate(const TrainOptions& options, int64_t step) {
-  const double rate = options.optimizer.learning_rate;
-  if (step <= options.warmup) return rate * static_cast<double>(step) / static_cast<double>(options.warmup);
-  if (options.schedule == "constant") return rate;
-  const double share = static_cast<double>(step - options.warmup) /
-                       static_cast<double>(std::max<int64_t>(options.steps - options.warmup, 1));
-  const double least = options.least_learning_rate;
-  const double falling =
-      options.schedule == "linear" ? 1 - share : (1 + std::cos(std::numbers::pi * share)) / 2;
-  return rate * (least + (1 - least) * falling);
-}
 
 void train(const TrainOptions& options, TrainObserver& observer) { Run(options, observer).go(); }
 

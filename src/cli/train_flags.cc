@@ -1,0 +1,64 @@
+#include "cli/train_flags.h"
+
+namespace qiao::cli {
+
+void add_train_flags(CLI::App& command, TrainFlags& flags) {
+  train::TrainOptions& o = flags.options;
+  command
+      .add_option("--init", o.init, "Hugging Face directory to begin from: configuration, weights, tokenizer")
+      ->required()
+      ->type_name("DIR");
+  command.add_option("--data", o.data.files, R"(JSON Lines: rows of {"text": "…"} or {"tokens": [ids]})")
+      ->required()
+      ->type_name("FILE");
+  command.add_option("--out", o.out, "Folder of the run: metrics.jsonl, checkpoints, model")
+      ->required()
+      ->type_name("RUN");
+  command.add_flag("--resume", o.resume, "Go on from the last whole checkpoint of --out");
+  command.add_option("--steps", o.steps, "Steps in all")->required()->type_name("N");
+  command.add_option("--batch", o.batch, "Sequences of a step [8]")->type_name("N");
+  command
+      .add_option("--micro-batch", o.micro_batch,
+                  "Sequences computed at once; 0: the whole batch. The same step "
+                  "in less memory [0]")
+      ->type_name("N");
+  command
+      .add_option("--seq", o.data.sequence,
+                  "Tokens of a sequence, which documents fill one after the other [512]")
+      ->type_name("N");
+  command.add_option("--lr", o.optimizer.learning_rate, "Learning rate [1e-3]")->type_name("X");
+  command
+      .add_option("--schedule", o.schedule,
+                  "Learning rate over the steps: constant, linear or cosine [cosine]")
+      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
+      ->type_name("NAME");
+  command
+      .add_option("--min-lr", o.least_learning_rate, "Where linear and cosine end, as a share of --lr [0.1]")
+      ->type_name("X");
+  command.add_option("--warmup", o.warmup, "Steps in which the rate grows to --lr [0]")->type_name("N");
+  command.add_option("--weight-decay", o.optimizer.weight_decay, "AdamW's decay, of every tensor [0.1]")
+      ->type_name("X");
+  command.add_option("--beta1", o.optimizer.beta1, "AdamW's first decay rate [0.9]")->type_name("X");
+  command.add_option("--beta2", o.optimizer.beta2, "AdamW's second decay rate [0.95]")->type_name("X");
+  command.add_option("--clip", o.clip, "Largest norm of the gradient; 0: any [1]")->type_name("X");
+  command.add_option("--dtype", "What is computed in: f32 [f32]")
+      ->check(CLI::IsMember({"f32"}))
+      ->type_name("NAME");
+  command.add_option("--seed", o.data.seed, "Seed of the rows' order [0]")->type_name("N");
+  command.add_option("--shuffle", flags.shuffle, "A new order of the rows each epoch: on or off [on]")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->type_name("on|off");
+  command
+      .add_option("--checkpoint-every", o.checkpoint_every,
+                  "Steps between checkpoints; 0: at the end alone [100]")
+      ->type_name("N");
+  command.add_option("--keep-checkpoints", o.keep_checkpoints, "Checkpoints that stay [2]")->type_name("N");
+  command.add_option("--device", o.device, "Chip to train on: auto, cpu, reference [auto]")
+      ->type_name("CHIP");
+  command.add_option("-t,--threads", o.threads, "Threads; 0: as many as this process may use")
+      ->type_name("N");
+  command.add_flag("--dry-run", o.dry_run, "Say how much memory it takes, and end");
+  command.add_flag("-q,--quiet", flags.quiet, "No line a step");
+}
+
+}  // namespace qiao::cli

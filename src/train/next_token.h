@@ -1,0 +1,33 @@
+// The loss of language modelling: the mean of -log p over all labels of a step's packed sequences.
+#pragma once
+
+#include <vector>
+
+#include "train/data.h"
+#include "train/objective.h"
+
+namespace qiao::train {
+
+class NextToken final : public Objective {
+ public:
+  // `batch` sequences a step, `micro_batch` of them at once. `data` outlives it.
+  NextToken(DataStream& data, int64_t batch, int64_t micro_batch);
+
+  int64_t most_tokens() const override;
+  int64_t most_documents() const override;
+  void begin_step(int64_t step) override;
+  int64_t parts() const override { return std::ssize(parts_); }
+  int64_t tokens() const override;
+  PackedBatch part(int64_t index) override { return parts_[static_cast<size_t>(index)].view(); }
+  double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) override;
+  Json state() const override;
+  void set_state(const Json& state) override;
+
+ private:
+  DataStream& data_;
+  int64_t batch_, micro_batch_;
+  std::vector<TokenBatch> parts_;
+  int64_t labelled_ = 0;  // of the step: parts give what the whole would
+};
+
+}  // namespace qiao::train

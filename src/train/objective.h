@@ -1,0 +1,41 @@
+// What a mode of training teaches: the batches of a step, and the loss by the log-probabilities of their
+// labels. The trainer asks, in this order, once a step: begin_step; then for each part batch, loss (after the
+// forward pass) and the way back; then report.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/json.h"
+#include "models/decoder_training.h"
+
+namespace qiao::train {
+
+class Objective {
+ public:
+  virtual ~Objective() = default;
+
+  // Room that its largest part needs.
+  virtual int64_t most_tokens() const = 0;
+  virtual int64_t most_documents() const = 0;
+
+  // Gathers what the step (from 1) is made of. Reinforcement learning rolls out here.
+  virtual void begin_step(int64_t step) = 0;
+  virtual int64_t parts() const = 0;   // computed one by one; their gradients add up
+  virtual int64_t tokens() const = 0;  // of all parts together: for tokens/s
+  // Valid until the next begin_step.
+  virtual PackedBatch part(int64_t index) = 0;
+  // The part's share of the step's loss (the shares add up to it), and in dlogprob [T] its derivative by each
+  // label's log-probability; dlogprob is 0 on entry.
+  virtual double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) = 0;
+
+  // Figures of its own for the step's line in metrics.jsonl ("reward": …); none by default.
+  virtual Json report() const { return Json::object(); }
+
+  // Where it stands, as a JSON object of a checkpoint: a run that goes on gets the same batches. set_state
+  // throws Error(kInvalidInput) for one that its data does not have.
+  virtual Json state() const = 0;
+  virtual void set_state(const Json& state) = 0;
+};
+
+}  // namespace qiao::train

@@ -1,0 +1,47 @@
+#include "train/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "base/error.h"
+
+namespace qiao::train {
+
+void check_options(const TrainOptions& o) {
+  const auto need = [](bool right, std::string_view option, auto value, std::string_view expected) {
+    if (!right) throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected", option, value, expected);
+  };
+  need(o.steps > 0, "steps", o.steps, "a number above 0");
+  need(o.batch > 0, "batch", o.batch, "a number above 0");
+  need(o.micro_batch >= 0, "micro-batch", o.micro_batch, "0 or more");
+  need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
+  need(o.data.sequence * o.batch <= INT32_MAX, "batch", o.batch, "fewer tokens a step");
+  need(std::isfinite(o.optimizer.learning_rate) && o.optimizer.learning_rate >= 0, "lr",
+       o.optimizer.learning_rate, "0 or more");
+  need(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "beta1", o.optimizer.beta1,
+       "a number from 0 to below 1");
+  need(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "beta2", o.optimizer.beta2,
+       "a number from 0 to below 1");
+  need(o.optimizer.weight_decay >= 0 && std::isfinite(o.optimizer.weight_decay), "weight-decay",
+       o.optimizer.weight_decay, "0 or more");
+  need(o.clip >= 0, "clip", o.clip, "0 or more");
+  need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
+  need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
+       "constant, linear or cosine");
+  need(!o.out.empty(), "out", o.out.string(), "a folder for the run");
+}
+
+double learning_rate(const TrainOptions& options, int64_t step) {
+  const double rate = options.optimizer.learning_rate;
+  if (step <= options.warmup) return rate * static_cast<double>(step) / static_cast<double>(options.warmup);
+  if (options.schedule == "constant") return rate;
+  const double share = static_cast<double>(step - options.warmup) /
+                       static_cast<double>(std::max<int64_t>(options.steps - options.warmup, 1));
+  const double least = options.least_learning_rate;
+  const double falling =
+      options.schedule == "linear" ? 1 - share : (1 + std::cos(std::numbers::pi * share)) / 2;
+  return rate * (least + (1 - least) * falling);
+}
+
+}  // namespace qiao::train
