@@ -38,10 +38,11 @@ void Parameters::add(const LaidOutTensor& tensor) {
                 "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only", source.name,
                 source.type_name());
   }
-  const Group& group = group_of(tensor);
+  Group& group = group_of(tensor);
   const bool is_weight = tensor.weight != nullptr;
   const int64_t row = is_weight ? group.columns : 1;
   const int64_t expert_rows = is_weight ? tensor.weight->rows() : 0, count = tensor.rows * row;
+  if (!is_weight) group.parts.push_back({tensor.first_row, tensor.rows, source.dtype});
   // A tensor of all experts is told of once for each, in their order.
   const auto [found, is_new] = by_name_.try_emplace(source.name, named_.size());
   if (!is_new) {
@@ -135,6 +136,7 @@ void Parameters::update(const AdamWSettings& settings, double gradient_scale, in
 
 void Parameters::rewrite() {
   std::vector<float> small;
+  std::vector<std::byte> rounded;
   for (const Group& group : groups_) {
     if (group.weight != nullptr) {
       const int64_t rows = group.weight->rows();
@@ -146,6 +148,14 @@ void Parameters::rewrite() {
       small.resize(static_cast<size_t>(group.columns));
       backend_.download(small.data(), static_cast<float*>(masters_.data()) + group.first,
                         small.size() * sizeof(float));
+      for (const Group::Part& part : group.parts) {
+        if (small_tensors_ == SmallTensors::kF32 || part.dtype == DType::kF32) continue;
+        const std::span<float> values =
+            std::span(small).subspan(static_cast<size_t>(part.first), static_cast<size_t>(part.count));
+        rounded.resize(static_cast<size_t>(row_bytes(part.dtype, part.count)));
+        from_floats(values, part.dtype, rounded.data());
+        to_floats(part.dtype, rounded.data(), values);
+      }
       backend_.upload(group.parameter.data, small.data(), small.size() * sizeof(float));
     }
   }

@@ -18,7 +18,11 @@ struct AdamWSettings {
 
 class Parameters final : public nn::ParameterGradients {
  public:
-  explicit Parameters(Backend& backend) : backend_(backend) {}
+  // What the passes read of norms and biases: their masters, or those rounded as the file will have them, so
+  // that a server of the file computes the same. (Weights are rounded to what they are laid out in.)
+  enum class SmallTensors { kF32, kAsInFile };
+  explicit Parameters(Backend& backend, SmallTensors small = SmallTensors::kF32)
+      : backend_(backend), small_tensors_(small) {}
 
   // DecoderOptions::laid_out of the decoder that is to be trained. Throws Error(kUnsupported), naming the
   // tensor, for what cannot be trained.
@@ -59,6 +63,11 @@ class Parameters final : public nn::ParameterGradients {
     Weight* weight = nullptr;
     Tensor parameter;
     int64_t first = 0, rows = 0, columns = 0;  // rows: of all experts
+    struct Part {                              // of a small tensor: one of the file's
+      int64_t first, count;
+      DType dtype;
+    };
+    std::vector<Part> parts;
   };
   void clear(const Buffer& buffer);
   // body(memory of a run, where it begins in the tensor, its numbers)
@@ -68,6 +77,7 @@ class Parameters final : public nn::ParameterGradients {
   Group& group_of(const LaidOutTensor& tensor);
 
   Backend& backend_;
+  SmallTensors small_tensors_;
   int64_t count_ = 0;
   std::vector<Group> groups_;
   std::map<const void*, size_t> weights_, small_;  // groups by weight, by a small tensor's memory

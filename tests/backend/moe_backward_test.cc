@@ -24,7 +24,8 @@ class MoeRouteBackwardTest : public ::testing::Test {
 
   void expect(std::vector<float> expected) {
     chip_->moe_route_backward(op_);
-    for (size_t e = 0; e < 4; ++e) EXPECT_NEAR(dlogits_.data()[e], expected[e], 3e-6f) << e;
+    for (size_t e = 0; e < 4; ++e)  // the logits are rounded
+      EXPECT_NEAR(dlogits_.data()[e], expected[e], 1e-6f * std::max(1.0f, std::abs(expected[e]))) << e;
   }
 };
 
