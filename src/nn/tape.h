@@ -16,7 +16,7 @@ namespace qiao::nn {
 class ParameterGradients {
  public:
   virtual ~ParameterGradients() = default;
-  virtual Tensor of(const Weight& weight) = 0;           // [N, K]
+  virtual Tensor of(const Weight& weight) = 0;           // [N, K], of experts one below the other: [E * N, K]
   virtual Tensor of_parameter(const Tensor& value) = 0;  // as `value`: a norm's gamma, a bias
 };
 
@@ -53,7 +53,8 @@ class Tape {
     bool written = false;                 // all of it
     std::vector<const std::byte*> parts;  // or these views of it, by their beginning
   };
-  using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen>;
+  using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen, GroupedLinear,
+                          MoeRoute, MoePermute, MoeCombine>;
 
   Block& block_of(const Tensor& tensor, const std::byte** begin);
   // The gradient's memory, taken on first use; `written` says whether something is in it already, and it
@@ -74,6 +75,10 @@ class Tape {
   void back(const Rope& op);
   void back(const GatedActivation& op);
   void back(const AttentionVarlen& op);
+  void back(const GroupedLinear& op);
+  void back(const MoeRoute& op);
+  void back(const MoePermute& op);
+  void back(const MoeCombine& op);
 
   Backend& backend_;
   std::byte* base_ = nullptr;  // null: measures
