@@ -60,8 +60,11 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
   parameters_->prepare(*files_);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
-  passes_ =
-      std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
+  const Recompute recompute = options.recompute == "on"    ? Recompute::kOn
+                              : options.recompute == "off" ? Recompute::kOff
+                                                           : Recompute::kAuto;
+  passes_ = std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(),
+                                              objective_->most_documents(), recompute);
   if (options.resume) {
     const CheckpointState state = load_checkpoint(options.out, *parameters_);
     done_ = state.step;
