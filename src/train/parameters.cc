@@ -164,6 +164,7 @@ void Parameters::rewrite() {
 template <class Body>
 void Parameters::each_run(Kind kind, const Named& tensor, Body body) const {
   const Buffer& buffer = kind == Kind::kMaster        ? masters_
+                         : kind == Kind::kGradient    ? gradients_
                          : kind == Kind::kFirstMoment ? first_moments_
                                                       : second_moments_;
   const int64_t count = tensor.count / tensor.runs;

@@ -52,7 +52,7 @@ class Parameters final : public nn::ParameterGradients {
     int64_t runs = 1, stride = 0;  // of count / runs numbers, from run to run
   };
   const std::vector<Named>& tensors() const { return named_; }
-  enum class Kind { kMaster, kFirstMoment, kSecondMoment };
+  enum class Kind { kMaster, kGradient, kFirstMoment, kSecondMoment };
   std::vector<float> read(Kind kind, const Named& tensor);
   // Of a checkpoint; rewrite() after the last.
   void write(Kind kind, const Named& tensor, std::span<const float> values);
