@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/units.h"
 #include "cli/commands.h"
+#include "cli/model_argument.h"
 #include "cli/train_flags.h"
 #include "train/trainer.h"
 
@@ -35,6 +36,7 @@ class TrainPrinter final : public train::TrainObserver {
 
 void pretrain(TrainFlags flags) {
   flags.options.data.shuffle = flags.shuffle == "on";
+  flags.options.init = resolve_model(flags.options.init.string(), true);
   std::signal(SIGINT, [](int) { interrupted = 1; });
   TrainPrinter printer(flags.options.steps, flags.quiet);
   train::train(flags.options, printer);
@@ -58,6 +60,7 @@ void add_train_command(CLI::App& app) {
       "Examples:\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 2000 --out RUN --resume\n"
+      "  qiao train pretrain --init smollm2 --data texts.jsonl --steps 500 --out RUN --lora-rank 16\n"
       "  qiao serve -m RUN/model");
   mode->callback([flags] { pretrain(*flags); });
 }

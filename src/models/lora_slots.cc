@@ -83,6 +83,7 @@ std::vector<LoraModule> lora_modules(const ModelFiles& files, const DecoderConfi
     if (slot.hugging_face_stem.empty() || (gguf && slot.gguf_stem.empty())) continue;
     LoraModule module{
         .name = fmt::format("{}{}", peft_root, slot.hugging_face_stem),
+        .gguf_name = slot.gguf_stem,
         .tensor = fmt::format("{}{}.weight", root, gguf ? slot.gguf_stem : slot.hugging_face_stem),
         .rows = slot.rows,
         .columns = slot.columns,

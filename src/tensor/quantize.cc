@@ -104,18 +104,16 @@ ScaleAndMinimum fit_with_minimum(const float* x, const float* weights, int most,
   const auto level = [&](float inverse, int i) {
     return std::clamp(nearest(inverse * (x[i] - low)), 0, most);
   };
-  const float base = low;
-  const float own = static_cast<float>(most) / (high - base);
-  ScaleAndMinimum best{1 / own, -base};
-  float best_error = 0;
+  const float own = static_cast<float>(most) / (high - low);
+  float best_scale = 1 / own, best_error = 0;
   for (int i = 0; i < kSmall; ++i) {
-    const float difference = best.scale * static_cast<float>(level(own, i)) + base - x[i];
+    const float difference = best_scale * static_cast<float>(level(own, i)) + low - x[i];
     best_error += weights[i] * difference * difference;
   }
   std::array<int, kSmall> levels;
   for (int trial = 0; trial <= steps; ++trial) {
     const float inverse =
-        (first + step * static_cast<float>(trial) + static_cast<float>(most)) / (high - base);
+        (first + step * static_cast<float>(trial) + static_cast<float>(most)) / (high - low);
     float sum_l = 0, sum_ll = 0, sum_xl = 0;
     for (int i = 0; i < kSmall; ++i) {
       levels[static_cast<size_t>(i)] = level(inverse, i);
@@ -139,10 +137,11 @@ ScaleAndMinimum fit_with_minimum(const float* x, const float* weights, int most,
     }
     if (error < best_error) {
       best_error = error;
-      best = {scale, -minimum};
+      best_scale = scale;
+      low = minimum;  // which the trials that follow begin from
     }
   }
-  return best;
+  return {best_scale, -low};
 }
 
 // Q4_K and Q5_K: eight groups of 32, whose scales and minima are 6-bit shares of two halves.

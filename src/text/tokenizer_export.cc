@@ -219,7 +219,8 @@ class TokenizerExporter {
     const auto token = [&](TokenId id, int type, Json& list) {
       const std::string& name = (*tokens_)[static_cast<size_t>(id)];
       list.push_back(Json::object({{"SpecialToken", {{"id", name}, {"type_id", type}}}}));
-      special[name] = {{"id", name}, {"ids", Json::array({id})}, {"tokens", Json::array({name})}};
+      special[name] = {
+          {"id", name}, {"ids", Json::array({static_cast<uint64_t>(id)})}, {"tokens", Json::array({name})}};
     };
     const auto text = [&](const char* name, int type, Json& list) {
       for (const TokenId id : before) token(id, type, list);

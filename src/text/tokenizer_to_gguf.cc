@@ -132,19 +132,25 @@ class GgufTokenizerWriter {
   }
 
   void write_special() {
+    // What stands before and after a text, whatever its own tokens are.
+    const std::vector<TokenId> plain = tokenizer_->encode("a"),
+                               framed = tokenizer_->encode("a", {.add_special = true});
+    const auto text = std::ranges::search(framed, plain).begin();
+    const std::vector<TokenId> before(framed.begin(), text);
+    const std::vector<TokenId> after(text == framed.end() ? text : text + std::ssize(plain), framed.end());
+    if (before.size() > 1 || after.size() > 1)
+      refuse("post_processor", fmt::format("{} and {} tokens around a text", before.size(), after.size()),
+             "one on each side at most");
     const auto id = [&](const char* key, std::optional<TokenId> token) {
       if (token && *token < std::ssize(tokens_)) add(key, static_cast<uint32_t>(*token));
     };
-    id("bos_token_id", tokenizer_->bos());
-    id("eos_token_id", tokenizer_->eos());
+    id("bos_token_id", before.empty() ? tokenizer_->bos() : before.front());
+    id("eos_token_id", after.empty() ? tokenizer_->eos() : after.front());
     id("padding_token_id", tokenizer_->pad());
     const auto unknown = std::ranges::find(types_, kTokenUnknown);
     if (unknown != types_.end()) add("unknown_token_id", static_cast<uint32_t>(unknown - types_.begin()));
-    const std::vector<TokenId> frame = tokenizer_->encode("", {.add_special = true});
-    add("add_bos_token", tokenizer_->adds_bos());
-    const bool ends = tokenizer_->eos() && !frame.empty() && frame.back() == *tokenizer_->eos() &&
-                      (frame.size() > 1 || !tokenizer_->adds_bos());
-    add("add_eos_token", ends);
+    add("add_bos_token", !before.empty());
+    add("add_eos_token", !after.empty());
   }
 
   const ModelFiles& files_;

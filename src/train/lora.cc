@@ -103,6 +103,11 @@ void check_lora_options(const LoraOptions& options) {
   }
   if (!std::isfinite(options.alpha) || options.alpha < 0)
     throw_error(ErrorKind::kInvalidInput, "--lora-alpha is {}; a number above 0 was expected", options.alpha);
+  if (!options.init.empty() && (options.alpha != 0 || options.rank_stabilized)) {
+    throw_error(ErrorKind::kInvalidInput,
+                "--lora-init: {} has a scale of its own; neither --lora-alpha nor --lora-rslora goes with it",
+                options.init.string());
+  }
 }
 
 std::vector<LoraValues> new_values(const LoraOptions& options, uint64_t seed,

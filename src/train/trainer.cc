@@ -55,16 +55,19 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
         options.init.string());
   }
   backend_ = make_backend(options.device, {.threads = options.threads});
-  parameters_ = std::make_unique<Parameters>(*backend_);
+  const bool bf16 = options.dtype == "bf16";
+  parameters_ = std::make_unique<Parameters>(
+      *backend_, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
   DecoderOptions decoder;
   if (!options.lora.on()) {
-    decoder.float_weights = DType::kF32;
+    decoder.float_weights = bf16 ? DType::kBF16 : DType::kF32;
     decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
     decoder_ = Decoder::load(*files_, *backend_, decoder);
     parameters_->prepare(*files_);
   } else {
     // The base stays as the files have it. A quantized one computes as it is served.
-    if (!is_gguf) decoder.compute = DecoderOptions::Policy::kF32;
+    if (bf16) decoder.float_weights = DType::kBF16;
+    if (!bf16 && !is_gguf) decoder.compute = DecoderOptions::Policy::kF32;
     decoder_ = Decoder::load(*files_, *backend_, decoder);
     lora_ = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files_, *decoder_,
                                           *parameters_);
@@ -73,8 +76,11 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
                                      : !files_->tokenizer_json().is_null();
   if (has_tokenizer) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
-  passes_ =
-      std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
+  const Recompute recompute = options.recompute == "on"    ? Recompute::kOn
+                              : options.recompute == "off" ? Recompute::kOff
+                                                           : Recompute::kAuto;
+  passes_ = std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(),
+                                              objective_->most_documents(), recompute);
   if (options.resume) {
     const CheckpointState state = load_checkpoint(options.out, *parameters_);
     done_ = state.step;

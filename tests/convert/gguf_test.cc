@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <random>
 
 #include "base/file.h"
 #include "convert/gguf_types.h"
@@ -17,6 +18,7 @@
 #include "models/step_driver.h"
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
+#include "tensor/dequantize.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_to_gguf.h"
 
@@ -117,28 +119,78 @@ INSTANTIATE_TEST_SUITE_P(Families, GgufExportTest,
                            return name;
                          });
 
-// A matrix product's relative error is that of its weights, as far as their errors are independent: half a
-// step of at most 1/127 of a block's largest, uniform, so 1 / (127 sqrt(12)) = 0.23% of the largest, about
-// 0.6% of a normal block's usual value. A residual stream keeps it there. 4 bits: 16 times the step.
+// The size of the difference to `exact`, as a share of it.
+double relative_error(std::span<const float> exact, std::span<const float> got) {
+  double sum = 0, norm = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double apart = static_cast<double>(got[i]) - static_cast<double>(exact[i]);
+    sum += apart * apart;
+    norm += static_cast<double>(exact[i]) * static_cast<double>(exact[i]);
+  }
+  return std::sqrt(sum / norm);
+}
+
+std::vector<float> all_matrices(const ModelFiles& files) {
+  std::vector<float> all;
+  for (const TensorInfo& tensor : files.tensors()) {
+    if (tensor.shape.size() < 2) continue;
+    const size_t begin = all.size();
+    all.resize(begin + static_cast<size_t>(tensor.elements()));
+    dequantize(tensor.dtype, files.bytes(tensor).data(), tensor.elements(), all.data() + begin);
+  }
+  return all;
+}
+
+// By how much a model's logits are off where each number of its matrices is off by a share of its own, drawn
+// at random: over that share. Independent errors grow along a decoder's products, each model's in its own
+// measure.
+double sensitivity(const ModelFiles& files, uint64_t seed) {
+  constexpr double kShare = 1e-3;
+  const qiao::testing::TemporaryDirectory folder;
+  fs::copy(files.path() / "config.json", folder.path() / "config.json");
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal(1.0, kShare);
+  std::vector<TensorToWrite> tensors;
+  std::vector<float> values;
+  for (const TensorInfo& tensor : files.tensors()) {
+    tensors.push_back({tensor.name, DType::kF32, tensor.shape, [&] {
+                         values.resize(static_cast<size_t>(tensor.elements()));
+                         dequantize(tensor.dtype, files.bytes(tensor).data(), tensor.elements(),
+                                    values.data());
+                         for (float& value : values)
+                           if (tensor.shape.size() > 1) value *= static_cast<float>(normal(random));
+                         return std::as_bytes(std::span(values));
+                       }});
+  }
+  write_safetensors(folder.path() / "model.safetensors", tensors);
+  return relative_error(logits_by(files), logits_by(*ModelFiles::open(folder.path()))) / kShare;
+}
+
+// Errors of weights by their formats: rounded to 11 or 8 bits a number is off by 2^-12 or 2^-9 at most; a
+// step of Q8_0 is 1/127 of a block's largest, which is some 2.5 times what is usual in it, and a uniform
+// error's size is a step over sqrt(12): 0.6%; of 4 bits 16 times as much, somewhat less where a block has a
+// minimum too. Those of logits follow from the model's sensitivity, of which one draw is within a factor
+// of 2.
 TEST(GgufExportTest, QuantizedLogitsStayWithinTheFormatsError) {
   const qiao::testing::TemporaryDirectory folder;
   const auto files = ModelFiles::open(fs::path(QIAO_TEST_DATA) / "golden" / "chat");
-  const std::vector<float> exact = logits_by(*files);
-  double norm = 0;
-  for (const float value : exact) norm += static_cast<double>(value) * static_cast<double>(value);
+  const auto written = [&](const char* kind) {
+    const fs::path path = folder.path() / (std::string(kind) + ".gguf");
+    write_gguf_model(*files, path, {.kind = kind, .threads = 2});
+    return ModelFiles::open(path);
+  };
+  const auto exact = written("F32");
+  const std::vector<float> weights = all_matrices(*exact), logits = logits_by(*files);
+  EXPECT_LE(relative_error(logits, logits_by(*exact)), 1e-6);
+  const double grown = (sensitivity(*files, 1) + sensitivity(*files, 2)) / 2;
   const std::pair<const char*, double> bounds[] = {
-      {"F16", 1e-3}, {"BF16", 1e-2}, {"Q8_0", 1e-2}, {"Q4_0", 0.16}, {"Q4_K_M", 0.12}};
+      {"F16", 0x1p-12}, {"BF16", 0x1p-9}, {"Q8_0", 0.007}, {"Q4_0", 0.11}, {"Q4_K_M", 0.1}};
   for (const auto& [kind, bound] : bounds) {
-    write_gguf_model(*files, folder.path() / "model.gguf", {.kind = kind, .threads = 2});
-    const std::vector<float> got = logits_by(*ModelFiles::open(folder.path() / "model.gguf"));
-    ASSERT_EQ(got.size(), exact.size());
-    double sum = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
-      const double apart = static_cast<double>(got[i]) - static_cast<double>(exact[i]);
-      sum += apart * apart;
-    }
-    EXPECT_LE(std::sqrt(sum / norm), bound) << kind;
-    EXPECT_GT(sum, 0) << kind;
+    const auto made = written(kind);
+    const double of_weights = relative_error(weights, all_matrices(*made));
+    EXPECT_LE(of_weights, bound) << kind;
+    EXPECT_GT(of_weights, bound / 16) << kind;
+    EXPECT_LE(relative_error(logits, logits_by(*made)), 2 * grown * of_weights) << kind;
   }
 }
 

@@ -1,4 +1,5 @@
-// Block formats against what ggml's reference quantizers make of the same floats (golden/quantize_with_ggml.py).
+// Block formats against what ggml's reference quantizers make of the same floats
+// (golden/quantize_with_ggml.py).
 #include "tensor/quantize.h"
 
 #include <gtest/gtest.h>

@@ -187,6 +187,11 @@ TEST(LoraTrainingTest, WhatIsTrainedIsWhatIsServed) {
     DecoderTraining passes(*decoder, objective.most_tokens(), objective.most_documents());
     std::vector<float> dlogprob(128);
     EXPECT_EQ(objective.loss(0, passes.forward(objective.part(0)), dlogprob), next);
+    const std::span<const float> base = passes.forward(objective.part(0), false);
+    const auto plain = Decoder::load(*files, *backend);
+    DecoderTraining without(*plain, objective.most_tokens(), objective.most_documents());
+    const std::span<const float> expected = without.forward(objective.part(0));
+    EXPECT_TRUE(std::ranges::equal(base, expected));
   }
 }
 
@@ -279,6 +284,10 @@ TEST(LoraTrainingTest, WrongOptionsNameThemselves) {
                       o.lora.init = lora_golden() / "qlora" / "adapter", o.lora.rank = 0;
                     })),
                     kInvalidInput, "[48, 96] was expected");
+  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
+                      o.lora = {.alpha = 3, .init = lora_golden() / "lora" / "adapter"};
+                    })),
+                    kInvalidInput, "--lora-init", "--lora-alpha");
   EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
                       o.lora = {};
                       o.init = lora_golden() / "qlora" / "base.gguf";
