@@ -123,8 +123,9 @@ void add_gemma(const ConfigReader& reader, const DecoderConfig& config, Json& js
   // 1 / sqrt of it is the scale, which is a float32.
   const double scalar =
       1.0 / (static_cast<double>(config.attention_scale) * static_cast<double>(config.attention_scale));
-  json["query_pre_attn_scalar"] =
-      std::abs(scalar - std::round(scalar)) < 1e-4 * scalar ? std::round(scalar) : scalar;
+  json["query_pre_attn_scalar"] = scalar;
+  if (std::abs(scalar - std::round(scalar)) < 1e-4 * scalar)
+    json["query_pre_attn_scalar"] = static_cast<int64_t>(std::round(scalar));
   json["hidden_activation"] = "gelu_pytorch_tanh";
   json.erase("hidden_act");
   const auto cap = [](float value) { return value > 0 ? Json(value) : Json(nullptr); };

@@ -7,11 +7,14 @@
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "formats/model_files.h"
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
 #include "train/next_token.h"
+#include "train/open_data.h"
+#include "train/preference.h"
 
 namespace qiao::train {
 namespace {
@@ -39,6 +42,8 @@ class Run {
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
   std::unique_ptr<DecoderTraining> passes_;
+  std::unique_ptr<Decoder> reference_;  // of preferences: the initial weights
+  std::unique_ptr<DecoderTraining> reference_passes_;
   int64_t done_ = 0;
   std::vector<float> dlogprob_;
 };
@@ -89,11 +94,23 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
 }
 
 std::unique_ptr<Objective> Run::make_objective() {
-  DataOptions data = options_.data;
-  data.vocabulary_size = decoder_->config().vocabulary_size;
-  data_ = std::make_unique<DataStream>(data, tokenizer_.get(),
-                                       [&](const std::string& text) { observer_.on_warning(text); });
-  return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
+  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size,
+                    [&](const std::string& text) { observer_.on_warning(text); });
+  if (options_.mode != "dpo")
+    return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
+  auto preference =
+      std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch, options_.preference);
+  if (lora_ != nullptr) {  // the base itself
+    preference->set_reference([this](const PackedBatch& batch) { return passes_->forward(batch, false); });
+    return preference;
+  }
+  DecoderOptions frozen;
+  frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  reference_ = Decoder::load(*files_, *backend_, frozen);
+  reference_passes_ =
+      std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(), preference->most_documents());
+  preference->set_reference([this](const PackedBatch& batch) { return reference_passes_->forward(batch); });
+  return preference;
 }
 
 // Adds the gradients of one part of a step; its share of the loss.
@@ -147,6 +164,7 @@ void Run::go() {
   TrainReport report;
   report.parameters = parameters_->count();
   report.memory_bytes = decoder_->weight_bytes() + parameters_->bytes() + passes_->bytes();
+  if (reference_) report.memory_bytes += reference_->weight_bytes() + reference_passes_->bytes();
   observer_.on_start(report);
   if (options_.dry_run) return;
   std::filesystem::create_directories(options_.out);
@@ -155,6 +173,7 @@ void Run::go() {
                 options_.out.string());
   }
   if (options_.resume) cut_metrics(options_.out, done_);
+  if (!options_.settings.empty()) write_file_atomically(options_.out / kSettingsFile, options_.settings);
   std::ofstream metrics(options_.out / "metrics.jsonl", std::ios::app);
   for (int64_t number = done_ + 1; number <= options_.steps; ++number) {
     const StepRecord record = step(number);

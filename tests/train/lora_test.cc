@@ -15,6 +15,7 @@
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
 #include "train/next_token.h"
+#include "train/open_data.h"
 #include "train/trainer.h"
 
 namespace qiao::train {
@@ -96,10 +97,8 @@ TEST_P(LoraGradientTest, GradientsArePefts) {
   LoraOptions lora;
   lora.init = lora_golden() / name / "adapter";
   const LoraAdapter adapter(lora, 0, lora_golden() / base, *files, *decoder, parameters);
-  DataStream data(
-      {.files = {lora_golden() / "data.jsonl"}, .sequence = 32, .vocabulary_size = 96, .shuffle = false},
-      nullptr, {});
-  NextToken objective(data, 4, 0);
+  const auto data = open_data(as_peft({}), *files, nullptr, 96, [](const std::string&) {});
+  NextToken objective(*data, 4, 0);
   objective.begin_step(1);
   DecoderTraining passes(*decoder, objective.most_tokens(), objective.most_documents());
   const std::span<const float> logprob = passes.forward(objective.part(0));
@@ -180,9 +179,8 @@ TEST(LoraTrainingTest, WhatIsTrainedIsWhatIsServed) {
     third.steps = 3;
     run_lora(third);
     decoder->add_adapter(*LoraFiles::open(third.out / "model"));
-    DataStream data({.files = options.data.files, .sequence = 32, .vocabulary_size = 96, .shuffle = false},
-                    nullptr, {});
-    NextToken objective(data, 4, 0);
+    const auto data = open_data(options, *files, nullptr, 96, [](const std::string&) {});
+    NextToken objective(*data, 4, 0);
     for (int64_t step = 1; step <= 4; ++step) objective.begin_step(step);
     DecoderTraining passes(*decoder, objective.most_tokens(), objective.most_documents());
     std::vector<float> dlogprob(128);
@@ -258,6 +256,28 @@ TEST(LoraTrainingTest, ARunThatStopsGoesOnToTheSameBytes) {
     for (const char* file : {"adapter_model.safetensors", "adapter_config.json"})
       EXPECT_EQ(read_file(whole.out / "model" / file), read_file(parts.out / "model" / file));
   }
+}
+
+// Preferences are measured against the base without the adapter: where B is 0 the two are one, and the loss
+// is log 2.
+TEST(LoraTrainingTest, PreferencesAreMeasuredAgainstTheBase) {
+  const testing::TemporaryDirectory folder;
+  const fs::path data = folder.path() / "pairs.jsonl";
+  write_file_atomically(data, R"({"prompt": "Name a colour.", "chosen": "Blue it is.", "rejected": "Seven."})"
+                              "\n"
+                              R"({"prompt": "Count.", "chosen": "One, two.", "rejected": "Blue, green."})"
+                              "\n");
+  TrainOptions options = as_peft(folder.path() / "run");
+  options.mode = "dpo";
+  options.init = fs::path(QIAO_TEST_DATA) / "golden" / "chat";
+  options.lora = {.rank = 4};
+  options.data.files = {data};
+  options.data.sequence = 128;
+  options.batch = 2;
+  options.steps = 8;
+  const LoraRecorder recorder = run_lora(options);
+  EXPECT_NEAR(recorder.steps.front().loss, std::log(2.0), 1e-6);
+  EXPECT_LT(recorder.steps.back().loss, recorder.steps.front().loss - 0.05);
 }
 
 TEST(LoraTrainingTest, WrongOptionsNameThemselves) {
