@@ -1,10 +1,15 @@
+#include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <functional>
+#include <thread>
 
 #include "base/error.h"
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/train_flags.h"
+#include "parallel/communicator.h"
+#include "train/ranks.h"
 #include "train/trainer.h"
 
 namespace qiao::cli {
@@ -33,11 +38,28 @@ class TrainPrinter final : public train::TrainObserver {
   bool quiet_;
 };
 
+// As mpirun has started them: rank 0 tells what goes wrong in all of them alike, another what is its own
+// alone.
+void in_all_processes(TrainFlags& flags, const std::function<void(Communicator&)>& body) {
+  if (!launched_by_mpi()) return body(*make_lone_communicator());
+  if (flags.options.virtual_ranks == 0) flags.options.virtual_ranks = train::kVirtualRanks;
+  const auto communicator = make_mpi_communicator({.patience_seconds = flags.rank_timeout});
+  try {
+    body(*communicator);
+  } catch (const Error& error) {
+    if (communicator->rank() == 0) throw;
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    throw Error(error.kind(), fmt::format("{}: {}", communicator->name(communicator->rank()), error.what()));
+  }
+  communicator->finish();
+}
+
 void pretrain(TrainFlags flags) {
   flags.options.data.shuffle = flags.shuffle == "on";
   std::signal(SIGINT, [](int) { interrupted = 1; });
   TrainPrinter printer(flags.options.steps, flags.quiet);
-  train::train(flags.options, printer);
+  in_all_processes(flags,
+                   [&](Communicator& communicator) { train::train(flags.options, printer, communicator); });
 }
 
 }  // namespace
@@ -48,6 +70,7 @@ void add_train_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
+      "  mpirun -np 4 qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train pretrain --help");
   const auto flags = std::make_shared<TrainFlags>();
   CLI::App* mode =

@@ -13,6 +13,7 @@ struct TrainFlags {
   train::TrainOptions options;
   std::string shuffle = "on";
   bool quiet = false;
+  double rank_timeout = 20;  // seconds
 };
 
 void add_train_flags(CLI::App& command, TrainFlags& flags);

@@ -21,7 +21,9 @@ class Objective {
 
   // Gathers what the step (from 1) is made of. Reinforcement learning rolls out here.
   virtual void begin_step(int64_t step) = 0;
-  virtual int64_t parts() const = 0;   // computed one by one; their gradients add up
+  // Computed one by one; their gradients add up. As many of each share of the step, share after share, where
+  // it is shared out over ranks (ranks.h).
+  virtual int64_t parts() const = 0;
   virtual int64_t tokens() const = 0;  // of all parts together: for tokens/s
   // Valid until the next begin_step.
   virtual PackedBatch part(int64_t index) = 0;

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "train/ranks.h"
 
 namespace qiao::train {
 
@@ -15,16 +16,12 @@ void check_options(const TrainOptions& o) {
   need(o.steps > 0, "steps", o.steps, "a number above 0");
   need(o.batch > 0, "batch", o.batch, "a number above 0");
   need(o.micro_batch >= 0, "micro-batch", o.micro_batch, "0 or more");
+  need(o.virtual_ranks == 1 || o.virtual_ranks == kVirtualRanks, "virtual-ranks", o.virtual_ranks, "1 or 4");
+  need(o.batch % o.virtual_ranks == 0, "batch", o.batch,
+       "a multiple of 4, which are dealt out to four virtual ranks,");
   need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
   need(o.data.sequence * o.batch <= INT32_MAX, "batch", o.batch, "fewer tokens a step");
-  need(std::isfinite(o.optimizer.learning_rate) && o.optimizer.learning_rate >= 0, "lr",
-       o.optimizer.learning_rate, "0 or more");
-  need(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "beta1", o.optimizer.beta1,
-       "a number from 0 to below 1");
-  need(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "beta2", o.optimizer.beta2,
-       "a number from 0 to below 1");
-  need(o.optimizer.weight_decay >= 0 && std::isfinite(o.optimizer.weight_decay), "weight-decay",
-       o.optimizer.weight_decay, "0 or more");
+  check_optimizer(o.optimizer);
   need(o.clip >= 0, "clip", o.clip, "0 or more");
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
   need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
@@ -33,8 +30,9 @@ void check_options(const TrainOptions& o) {
   need(!o.out.empty(), "out", o.out.string(), "a folder for the run");
 }
 
-double learning_rate(const TrainOptions& options, int64_t step) {
-  const double rate = options.optimizer.learning_rate;
+namespace {
+
+double scheduled(const TrainOptions& options, int64_t step, double rate) {
   if (step <= options.warmup) return rate * static_cast<double>(step) / static_cast<double>(options.warmup);
   if (options.schedule == "constant") return rate;
   const double share = static_cast<double>(step - options.warmup) /
@@ -43,6 +41,17 @@ double learning_rate(const TrainOptions& options, int64_t step) {
   const double falling =
       options.schedule == "linear" ? 1 - share : (1 + std::cos(std::numbers::pi * share)) / 2;
   return rate * (least + (1 - least) * falling);
+}
+
+}  // namespace
+
+double learning_rate(const TrainOptions& options, int64_t step) {
+  return scheduled(options, step, options.optimizer.learning_rate);
+}
+
+double adam_learning_rate(const TrainOptions& options, int64_t step) {
+  const OptimizerSettings& optimizer = options.optimizer;
+  return scheduled(options, step, optimizer.adam_learning_rate.value_or(optimizer.learning_rate));
 }
 
 }  // namespace qiao::train
