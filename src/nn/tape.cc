@@ -84,7 +84,9 @@ void Tape::share_gradient(const Tensor& tensor, const Tensor& with) {
   block.written = true;
 }
 
-void Tape::backward() {
+void Tape::backward(ParameterGradients* parameters) {
+  QIAO_ASSERT(base_ == nullptr || parameters != nullptr);
+  parameters_ = parameters;
   for (auto op = ops_.rbegin(); op != ops_.rend(); ++op)
     std::visit([this](const auto& each) { back(each); }, *op);
   ops_.clear();

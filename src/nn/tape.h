@@ -27,8 +27,9 @@ class Tape {
  public:
   // Measures: nothing is run.
   explicit Tape(Backend& backend) : backend_(backend) {}
-  Tape(Backend& backend, void* memory, size_t bytes, ParameterGradients& parameters)
-      : backend_(backend), base_(static_cast<std::byte*>(memory)), bytes_(bytes), parameters_(&parameters) {}
+  // `memory` is not used before backward().
+  Tape(Backend& backend, void* memory, size_t bytes)
+      : backend_(backend), base_(static_cast<std::byte*>(memory)), bytes_(bytes) {}
 
   size_t peak() const { return peak_; }
 
@@ -43,8 +44,9 @@ class Tape {
     ops_.emplace_back(op);
   }
 
-  // Calls the ways back, last op first, and forgets them all, with the blocks.
-  void backward();
+  // Calls the ways back, last op first, and forgets them all, with the blocks. A measuring tape needs no
+  // `parameters`.
+  void backward(ParameterGradients* parameters = nullptr);
 
  private:
   struct Block {

@@ -27,6 +27,8 @@ void check_options(const TrainOptions& o) {
   need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
        "constant, linear or cosine");
   need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
+  need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
+       "auto, on or off");
   need(!o.out.empty(), "out", o.out.string(), "a folder for the run");
 }
 

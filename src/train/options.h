@@ -30,6 +30,7 @@ struct TrainOptions {
   // What is computed in: f32; or bf16: weights rounded to BF16 for the passes and multiplied with activations
   // rounded to it, as a BF16 file is served. Masters, sums, gradients and moments are F32 in both.
   std::string dtype = "f32";
+  std::string recompute = "auto";  // of layers on the way back: auto, on, off (models/decoder_training.h)
   std::string device = "auto";
   int threads = 0;
   bool dry_run = false;

@@ -82,8 +82,11 @@ Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& com
   optimizer_ = std::make_unique<Optimizer>(*backend_, *parameters_, options.optimizer, outer);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
-  passes_ =
-      std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
+  const Recompute recompute = options.recompute == "on"    ? Recompute::kOn
+                              : options.recompute == "off" ? Recompute::kOff
+                                                           : Recompute::kAuto;
+  passes_ = std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(),
+                                              objective_->most_documents(), recompute);
   if (options.resume) {
     const CheckpointState state = load_checkpoint(options.out, *parameters_, *optimizer_, ranks_);
     ranks_.publish(*backend_, *parameters_);

@@ -175,7 +175,9 @@ class MeddledChip final : public Backend {
     }
   }
   void do_muon(const Muon& op) override {
-    law_->muon(op), meddle("muon", op.parameters), meddle("muon momentum", op.momentum);
+    Muon longer = op;
+    if (op_ == "muon update") longer.learning_rate *= 1.01;
+    law_->muon(longer), meddle("muon", op.parameters), meddle("muon momentum", op.momentum);
   }
 
  private:
@@ -281,6 +283,7 @@ TEST(ConformanceTest, AWrongSecondResultFails) {
                                    {"grouped_linear_backward", "dw"},
                                    {"moe_combine_backward", "dweights"},
                                    {"muon", "momentum"},
+                                   {"muon", "update"},
                                    {"adamw", "moments"}}) {
     const std::string of_weight = fmt::format("{} {}", op, result);
     MeddledChip chip(of_weight, [](const Tensor& out) { each(out, [](float& v) { v *= 1.01f; }); });

@@ -167,7 +167,9 @@ TEST(DynamicCodes, AreThoseOfThePaper) {
   for (size_t c = 0; c < 256; ++c) {
     EXPECT_EQ(with.code_of(with.value[c]), c);
     EXPECT_EQ(without.code_of(without.value[c]), c);
-    if (c > 0 && c < 255) EXPECT_EQ(with.value[c], -with.value[254 - c]);
+    if (c > 0 && c < 255) {
+      EXPECT_EQ(with.value[c], -with.value[254 - c]);
+    }
   }
   EXPECT_EQ(with.code_of(-2), 0);
   EXPECT_EQ(with.code_of(2), 255);

@@ -8,6 +8,7 @@
 namespace qiao::train {
 namespace {
 
+constexpr const char* kModel = "model.safetensors";
 constexpr int64_t kExperts = 5, kInner = 24, kWidth = 48;  // of golden/training/qwen3-moe
 
 // mlp.experts.gate_up_proj [E, 2F, C] and mlp.experts.down_proj [E, C, F] in place of each expert's own.
@@ -46,7 +47,7 @@ TEST(ExpertsTest, StackedOnesTrainAsThoseOfATensorEach) {
   TrainOptions single = as_pytorch(folder.path() / "single", "qwen3-moe"),
                together = as_pytorch(folder.path() / "together", "qwen3-moe");
   together.init = folder.path() / "init";
-  write_model(together.init, single.init, stacked(read_tensors(single.init)), DType::kF32);
+  write_model(together.init, single.init, stacked(read_tensors(single.init / kModel)), DType::kF32);
   single.steps = 6, together.steps = 3;
   const Recorder one = run(single);
   run(together);
@@ -54,8 +55,8 @@ TEST(ExpertsTest, StackedOnesTrainAsThoseOfATensorEach) {
   const Recorder other = run(together);
   ASSERT_EQ(other.steps.size(), 3u);
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(one.steps[3 + i].loss, other.steps[i].loss);
-  const auto expected = values_by_name(stacked(read_tensors(single.out / "model")));
-  const auto actual = values_by_name(read_tensors(together.out / "model"));
+  const auto expected = values_by_name(stacked(read_tensors(single.out / "model" / kModel)));
+  const auto actual = values_by_name(read_tensors(together.out / "model" / kModel));
   EXPECT_EQ(expected, actual);
 }
 

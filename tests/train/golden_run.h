@@ -59,8 +59,9 @@ struct NamedValues {
   std::vector<float> values;
 };
 
-inline std::vector<NamedValues> read_tensors(const std::filesystem::path& model) {
-  const SafetensorsFiles file = open_safetensors(model / "model.safetensors", TypePolicy::kRefuseUnsupported);
+// Of a file of safetensors.
+inline std::vector<NamedValues> read_tensors(const std::filesystem::path& path) {
+  const SafetensorsFiles file = open_safetensors(path, TypePolicy::kRefuseUnsupported);
   std::vector<NamedValues> tensors;
   for (const TensorInfo& info : file.tensors) {
     tensors.push_back({info.name, info.shape, std::vector<float>(static_cast<size_t>(info.elements()))});

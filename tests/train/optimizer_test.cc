@@ -106,7 +106,9 @@ TEST_P(OptimizerStatesTest, ACheckpointHoldsThemAsTheyAre) {
       EXPECT_EQ(info->shape, shape) << name;
       const TensorInfo* scales = find(fmt::format("{}_scales.{}", moment, name));
       EXPECT_EQ(scales != nullptr, dtype == DType::kU8);
-      if (scales != nullptr) EXPECT_EQ(scales->shape, (std::vector<int64_t>{1, 96 * 48 / 256}));
+      if (scales != nullptr) {
+        EXPECT_EQ(scales->shape, (std::vector<int64_t>{1, 96 * 48 / 256}));
+      }
     }
   };
   expect_adamw("model.embed_tokens.weight", large, {96, 48});  // 4608 numbers: above the least

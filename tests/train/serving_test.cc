@@ -70,7 +70,7 @@ TEST_P(ServedAsTrainedTest, LossOfTheNextStepIsTheServersToTheBit) {
   options.dtype = dtype;
   if (options.dtype == "bf16") {
     const std::filesystem::path init = folder.path() / "init";
-    write_model(init, options.init, read_tensors(options.init), DType::kBF16);
+    write_model(init, options.init, read_tensors(options.init / "model.safetensors"), DType::kBF16);
     options.init = init;
   }
   options.steps = 3;

@@ -66,6 +66,22 @@ TEST(TrainTest, OtherDataThanTheRunsIsRefused) {
   EXPECT_QIAO_ERROR(run(options), kInvalidInput, "stands at row 12", "there are 1");
 }
 
+TEST(TrainTest, ComputingLayersAgainGivesTheSameBytes) {
+  for (const char* model : {"llama", "gemma3", "qwen3-moe"}) {
+    const testing::TemporaryDirectory folder;
+    TrainOptions kept = as_pytorch(folder.path() / "kept", model);
+    TrainOptions again = as_pytorch(folder.path() / "again", model);
+    kept.steps = again.steps = 4;
+    kept.recompute = "off";
+    again.recompute = "on";
+    const Recorder more = run(kept), less = run(again);
+    EXPECT_GT(more.report.memory_bytes, less.report.memory_bytes) << model;
+    EXPECT_EQ(bytes_of(kept.out / "model" / "model.safetensors"),
+              bytes_of(again.out / "model" / "model.safetensors"))
+        << model;
+  }
+}
+
 TEST(TrainTest, PartsOfABatchAddUpToTheWhole) {
   const testing::TemporaryDirectory folder;
   TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");
