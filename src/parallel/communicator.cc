@@ -33,8 +33,12 @@ void Communicator::barrier() {
 
 std::unique_ptr<Communicator> make_lone_communicator() { return std::make_unique<LoneCommunicator>(); }
 
-bool launched_by_mpi() {
-  return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMI_SIZE") != nullptr;
+std::optional<int> launched_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr) return std::atoi(value);
+  }
+  return std::nullopt;
 }
 
 }  // namespace qiao

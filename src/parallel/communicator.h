@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,8 +49,8 @@ std::unique_ptr<Communicator> make_lone_communicator();
 // destroyed before finish() is lost; one that sends nothing for `patience_seconds` to who waits for it hangs.
 std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size, double patience_seconds);
 
-// Whether this process was started by mpirun.
-bool launched_by_mpi();
+// This process's rank where mpirun has started it.
+std::optional<int> launched_rank();
 
 struct MpiOptions {
   double patience_seconds = 20;  // a rank that gives no sign of life for so long hangs

@@ -6,14 +6,18 @@
 
 #include "train/data.h"
 #include "train/optimizer.h"
+#include "train/preference.h"
 
 namespace qiao::train {
 
 struct TrainOptions {
-  std::filesystem::path init;  // a Hugging Face directory: configuration, weights, tokenizer
-  std::filesystem::path out;   // RUN: metrics.jsonl, checkpoints/, model/
-  bool resume = false;         // go on with the run that `out` holds
+  std::string mode = "pretrain";  // what is taught: pretrain, finetune, dpo
+  std::filesystem::path init;     // a Hugging Face directory: configuration, weights, tokenizer
+  std::filesystem::path out;      // RUN: metrics.jsonl, checkpoints/, model/
+  bool resume = false;            // go on with the run that `out` holds
   DataOptions data;
+  std::filesystem::path chat_template;  // a Jinja file in place of the model's own template
+  PreferenceOptions preference;
   int64_t steps = 0;
   int64_t batch = 8;        // sequences of a step
   int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch (or a rank's)
@@ -34,9 +38,13 @@ struct TrainOptions {
   std::string device = "auto";
   int threads = 0;
   bool dry_run = false;
+  std::string settings;  // what the run leaves in out/run.toml; empty: nothing
 };
 
-// Throws Error(kInvalidInput) naming the flag, its value and what was expected. virtual_ranks is no longer 0.
+// Of a run's folder: its settings, by which it goes on.
+inline constexpr const char* kSettingsFile = "run.toml";
+
+// Throws Error(kInvalidInput) naming the flag, its value and what was expected.
 void check_options(const TrainOptions& options);
 
 // The learning rate of a step (from 1), and AdamW's where Muon has that one.

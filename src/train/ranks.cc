@@ -54,7 +54,7 @@ void Ranks::share(Parameters& parameters) {
 }
 
 void Ranks::agree(std::span<double> values, std::span<const int64_t> shares) const {
-  if (is_alone()) return;
+  if (is_alone() || values.empty()) return;
   if (!leads()) {
     communicator_.send_values(0, std::span<const double>(values));
     communicator_.receive_values(0, values);
@@ -70,19 +70,22 @@ void Ranks::agree(std::span<double> values, std::span<const int64_t> shares) con
     communicator_.send_values(rank, std::span<const double>(values));
 }
 
+void Ranks::agree_by_share(std::span<double> values) const {
+  const auto each = std::ssize(values) / shares_;
+  std::vector<int64_t> shares(values.size());
+  for (int64_t i = 0; i < std::ssize(values); ++i) shares[static_cast<size_t>(i)] = i / each;
+  agree(values, shares);
+}
+
 bool Ranks::any(bool here) const {
   std::vector<double> values(static_cast<size_t>(shares_), here ? 1.0 : 0.0);
-  std::vector<int64_t> own(values.size());
-  std::iota(own.begin(), own.end(), int64_t{0});
-  agree(values, own);
+  agree_by_share(values);
   return std::ranges::any_of(values, [](double value) { return value != 0; });
 }
 
 double Ranks::fold(std::span<double> values) const {
-  std::vector<int64_t> own(values.size());
-  std::iota(own.begin(), own.end(), int64_t{0});
-  agree(values, own);
-  return values.size() == 1 ? values[0] : (values[0] + values[1]) + (values[2] + values[3]);
+  agree_by_share(values);
+  return sum_of_shares(values);
 }
 
 // A tree around the owner: at distance d a rank sends to, or adds from, the one whose number differs in that

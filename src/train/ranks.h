@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "train/objective.h"
 #include "train/parameters.h"
 
 namespace qiao::train {
@@ -38,8 +39,10 @@ class Ranks {
 
   // values[i] becomes what the rank that has share[i] has there, on all.
   void agree(std::span<double> values, std::span<const int64_t> shares) const;
+  // As many values of each virtual rank, one rank's behind the other's.
+  void agree_by_share(std::span<double> values) const;
   bool any(bool here) const;
-  // (0 + 1) + (2 + 3) of what each virtual rank has; one is itself.
+  // sum_of_shares of what each virtual rank has.
   double fold(std::span<double> values) const;
   // Each tensor's gradients (0 + 1) + (2 + 3) to where its master is.
   void reduce(Backend& backend, Parameters& parameters) const;

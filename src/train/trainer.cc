@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/thread_pool.h"
 #include "formats/model_files.h"
@@ -15,6 +16,8 @@
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
 #include "train/next_token.h"
+#include "train/open_data.h"
+#include "train/preference.h"
 #include "train/ranks.h"
 
 namespace qiao::train {
@@ -48,6 +51,8 @@ class Run {
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
   std::unique_ptr<DecoderTraining> passes_;
+  std::unique_ptr<Decoder> reference_;  // of preferences: the initial weights
+  std::unique_ptr<DecoderTraining> reference_passes_;
   int64_t done_ = 0;
   std::vector<float> dlogprob_;
   std::ofstream metrics_;
@@ -96,11 +101,19 @@ Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& com
 }
 
 std::unique_ptr<Objective> Run::make_objective() {
-  DataOptions data = options_.data;
-  data.vocabulary_size = decoder_->config().vocabulary_size;
-  data_ = std::make_unique<DataStream>(data, tokenizer_.get(),
-                                       [&](const std::string& text) { observer_.on_warning(text); });
-  return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
+  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size,
+                    [&](const std::string& text) { observer_.on_warning(text); });
+  if (options_.mode != "dpo")
+    return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
+  auto preference = std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch,
+                                                 options_.preference, ranks_.shares());
+  DecoderOptions frozen;
+  frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  reference_ = Decoder::load(*files_, *backend_, frozen);
+  reference_passes_ =
+      std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(), preference->most_documents());
+  preference->set_reference([this](const PackedBatch& batch) { return reference_passes_->forward(batch); });
+  return preference;
 }
 
 // Adds the gradients of one part of a step; its share of the loss.
@@ -115,6 +128,10 @@ double Run::accumulate(int64_t part) {
 
 // The gradients of all of a step's parts, each tensor's where its master is; the loss.
 double Run::add_gradients() {
+  if (objective_->parts() % ranks_.shares() != 0) {
+    throw_error(ErrorKind::kUnsupported, "{} parts of a step cannot be dealt out to {} virtual ranks",
+                objective_->parts(), ranks_.shares());
+  }
   const int64_t parts = objective_->parts() / ranks_.shares();
   std::vector<double> losses(static_cast<size_t>(ranks_.shares()));
   for (int64_t i = 0; i < ranks_.own_shares(); ++i) {
@@ -125,6 +142,7 @@ double Run::add_gradients() {
     parameters_->end_gradient(i);
   }
   ranks_.reduce(*backend_, *parameters_);
+  ranks_.agree_by_share(objective_->sums());
   return ranks_.fold(losses);
 }
 
@@ -170,6 +188,7 @@ void Run::go() {
   report.parameters = parameters_->count();
   report.memory_bytes =
       decoder_->weight_bytes() + parameters_->bytes() + optimizer_->bytes() + passes_->bytes();
+  if (reference_) report.memory_bytes += reference_->weight_bytes() + reference_passes_->bytes();
   observer_.on_start(report);
   if (options_.dry_run) return;
   if (ranks_.leads()) open_run();
@@ -191,6 +210,7 @@ void Run::open_run() {
                 options_.out.string());
   }
   if (options_.resume) cut_metrics(options_.out, done_);
+  if (!options_.settings.empty()) write_file_atomically(options_.out / kSettingsFile, options_.settings);
   metrics_.open(options_.out / "metrics.jsonl", std::ios::app);
 }
 
