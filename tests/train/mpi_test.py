@@ -34,7 +34,7 @@ def expect(condition, *what):
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != "metrics.jsonl"}
+            if path.is_file() and path.name not in ("metrics.jsonl", "run.toml")}
 
 
 def same_bytes(scratch):
