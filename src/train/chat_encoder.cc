@@ -14,6 +14,7 @@ namespace {
 // Renders of a conversation, times its bytes: what a hostile row may cost.
 constexpr size_t kMostWork = size_t{1} << 30;
 constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kBrackets = "<|[";  // that markers begin with
 
 size_t common_prefix(std::string_view a, std::string_view b) {
   return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
@@ -126,7 +127,7 @@ void ChatEncoder::find_openings() {
   if (!prompt || !asked) return;
   size_t begin = common_prefix(*prompt, *asked);
   // The end of the whole text and the opening may begin with the same bracket.
-  while (begin > 0 && std::string_view("<|[").find((*prompt)[begin - 1]) != std::string_view::npos) --begin;
+  while (begin > 0 && kBrackets.find((*prompt)[begin - 1]) != std::string_view::npos) --begin;
   const std::string opening = prompt->substr(begin);
   if (trimmed(opening).empty()) return;
   openings_.push_back(opening);
@@ -134,12 +135,16 @@ void ChatEncoder::find_openings() {
   const size_t at = past ? past->find("A1") : std::string::npos;
   if (at == std::string::npos) return;
   const std::string_view before = std::string_view(*past).substr(0, at);
-  for (size_t bytes = opening.size() - 1; bytes > 0; --bytes) {
-    if (before.ends_with(opening)) return;
-    if (!before.ends_with(std::string_view(opening).substr(0, bytes))) continue;
-    openings_.push_back(opening.substr(0, bytes));
-    return;
+  if (before.ends_with(opening)) return;
+  size_t bytes = 0, shared = 0;  // whole tokens: two markers may begin alike
+  for (const TokenId token : tokenizer_->encode(opening)) {
+    bytes += tokenizer_->token_bytes(token).size();
+    if (bytes < opening.size() &&
+        before.find(std::string_view(opening).substr(0, bytes)) != std::string::npos)
+      shared = bytes;
   }
+  while (shared > 0 && kBrackets.find(opening[shared - 1]) != std::string_view::npos) --shared;
+  if (shared > 0) openings_.push_back(opening.substr(0, shared));
 }
 
 std::string ChatEncoder::render(const Conversation& conversation, Json messages, bool opens_answer,
