@@ -84,11 +84,26 @@ bool find_place(const Json& at, const Json* wanted, std::string& path) {
   return false;
 }
 
+// How many values there are in `at`, itself included, as far as that matters.
+size_t count_values(const Json& at, size_t limit) {
+  size_t count = 1;
+  if (!at.is_structured()) return count;
+  for (const Json& child : at) {
+    count += count_values(child, limit);
+    if (count > limit) break;
+  }
+  return count;
+}
+
 }  // namespace
 
 SchemaReader::SchemaReader(const Json& root, std::string_view where) : root_(root), where_(where) {
   if (!root.is_object() && !root.is_boolean()) {
     throw_error(ErrorKind::kInvalidInput, "{}: expected a JSON Schema: an object, true or false", where);
+  }
+  if (count_values(root, kMaxValues) > kMaxValues) {
+    throw_error(ErrorKind::kTooLarge, "{}: a schema of over {} values, keywords and properties", where,
+                kMaxValues);
   }
   if (root.is_object()) {
     check_dialect(root);

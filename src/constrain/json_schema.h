@@ -94,6 +94,7 @@ class SchemaReader {
  private:
   struct Keywords;
   static constexpr int kMaxDepth = 128;
+  static constexpr size_t kMaxValues = 100'000;  // of the whole schema, before anything is read
   static constexpr size_t kMaxAlternatives = 2000;
   static constexpr size_t kMaxKeptAlternatives = 200'000;
   static constexpr int kMaxLooks = 1000;

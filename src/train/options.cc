@@ -44,6 +44,9 @@ void check_options(const TrainOptions& o) {
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
   need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
        "constant, linear or cosine");
+  need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
+  need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
+       "auto, on or off");
 }
 
 double learning_rate(const TrainOptions& options, int64_t step) {

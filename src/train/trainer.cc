@@ -55,16 +55,21 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
                 options.init.string());
   }
   backend_ = make_backend(options.device, {.threads = options.threads});
-  parameters_ = std::make_unique<Parameters>(*backend_);
+  const bool bf16 = options.dtype == "bf16";
+  parameters_ = std::make_unique<Parameters>(
+      *backend_, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
   DecoderOptions decoder;
-  decoder.float_weights = DType::kF32;
+  decoder.float_weights = bf16 ? DType::kBF16 : DType::kF32;
   decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
   decoder_ = Decoder::load(*files_, *backend_, decoder);
   parameters_->prepare(*files_);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
-  passes_ =
-      std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
+  const Recompute recompute = options.recompute == "on"    ? Recompute::kOn
+                              : options.recompute == "off" ? Recompute::kOff
+                                                           : Recompute::kAuto;
+  passes_ = std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(),
+                                              objective_->most_documents(), recompute);
   if (options.resume) {
     const CheckpointState state = load_checkpoint(options.out, *parameters_);
     done_ = state.step;
@@ -80,7 +85,7 @@ std::unique_ptr<Objective> Run::make_objective() {
   auto preference =
       std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch, options_.preference);
   DecoderOptions frozen;
-  frozen.float_weights = DType::kF32;
+  frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   reference_ = Decoder::load(*files_, *backend_, frozen);
   reference_passes_ =
       std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(), preference->most_documents());

@@ -125,6 +125,12 @@ TEST_F(HostileConstraintTest, AHugeEnum) {
   EXPECT_EQ(testing::judge(grammar, R"("value number x")"), "rejected at byte 14");
 }
 
+TEST_F(HostileConstraintTest, MoreValuesThanASchemaMayHave) {
+  std::string schema = R"({"anyOf":[{"enum":[)";
+  for (int i = 0; i < 100'000; ++i) schema += fmt::format("{},", i);
+  EXPECT_QIAO_ERROR(testing::schema_of(schema + "0]}]}"), kTooLarge, "values");
+}
+
 TEST_F(HostileConstraintTest, ThousandsOfNames) {
   parts_ = 4;
   const auto object_of = [](int names, const char* value) {
