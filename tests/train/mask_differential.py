@@ -78,12 +78,13 @@ def turn_in(text, at, content):
     return at, start + (min(ends) if ends else 0)
 
 
-def opening_end(tokenizer, whole, opening, content):
-    """Where what opens an answer ends in `whole`: the longest part of whole tokens that stands before the content."""
+def opening_end(tokenizer, whole, opening, after, content):
+    """Where what opens an answer ends in `whole`: the longest part of whole tokens that stands between the last
+    answer and this one's content."""
     for end in sorted({b for _, b in tokenizer(opening, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]},
                       reverse=True):
         part = opening[:end].rstrip("<|[")
-        found = whole.rfind(part, max(0, content - 60), content)
+        found = whole.rfind(part, max(after, content - 60), content)
         if part and found >= 0:
             return found + len(part)
     return content
@@ -103,7 +104,7 @@ def expected(tokenizer, messages):
             at = len(prompt)
         else:  # the prompt opens thoughts that a past answer does not have, or what came before was written with its own
             at = opening_end(tokenizer, whole, prompt[len(os.path.commonprefix([prompt, render(tokenizer, messages[:i], False)])):],
-                             whole.index(shown_in(whole, at, message["content"]), at))
+                             at, whole.index(shown_in(whole, at, message["content"]), at))
         spans.append(turn_in(whole, at, message["content"]))
         at = spans[-1][1]
     encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
