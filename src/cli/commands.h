@@ -16,6 +16,7 @@ void add_constrain_command(CLI::App& app);
 void add_data_command(CLI::App& app);
 void add_devices_command(CLI::App& app);
 void add_embed_command(CLI::App& app);
+void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_list_command(CLI::App& app);
