@@ -110,8 +110,9 @@ std::unique_ptr<Objective> Run::make_objective() {
   DecoderOptions frozen;
   frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   reference_ = Decoder::load(*files_, *backend_, frozen);
-  reference_passes_ =
-      std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(), preference->most_documents());
+  // Goes forward alone: what layers make need not be kept.
+  reference_passes_ = std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(),
+                                                        preference->most_documents(), Recompute::kOn);
   preference->set_reference([this](const PackedBatch& batch) { return reference_passes_->forward(batch); });
   return preference;
 }
