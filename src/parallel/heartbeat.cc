@@ -21,6 +21,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "parallel/socket.h"
 
 namespace qiao {
 namespace {
@@ -31,24 +32,6 @@ using Clock = std::chrono::steady_clock;
 constexpr char kBeat = 'b', kPeace = 'p', kFailed = 'f', kTerminated = 't', kEnd = 'x';
 constexpr char kLost = 'l', kHangs = 'h';
 constexpr size_t kMostAddresses = 32;
-
-class Socket {
- public:
-  Socket() = default;
-  explicit Socket(int descriptor) : descriptor_(descriptor) {}
-  Socket(Socket&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
-  Socket& operator=(Socket&& other) noexcept {
-    std::swap(descriptor_, other.descriptor_);
-    return *this;
-  }
-  ~Socket() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  int get() const { return descriptor_; }
-
- private:
-  int descriptor_ = -1;
-};
 
 // What rank 0 tells the others by the communicator.
 struct Meeting {
@@ -242,8 +225,13 @@ void Heartbeat::State::hear(size_t index) {
 }
 
 void Heartbeat::State::end(size_t lost, char how) {
-  // Where rank 0 is what is lost, the others tell one after the other: the first one's end ends the rest.
-  if (rank > 1) std::this_thread::sleep_for(std::chrono::milliseconds(300 * (rank - 1)));
+  // Where rank 0 is what is lost, all the others notice: the first tells, and its end has the launcher end
+  // the rest; without a launcher that does, the next one tells, too.
+  const auto turn = Clock::now() + std::chrono::milliseconds(300 * (rank > 1 ? rank - 1 : 0));
+  while (Clock::now() < turn) {
+    if (was_terminated) ::_exit(1);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
   tell(fmt::format("{} {}: the run ends here; its last whole checkpoint stays", names[lost],
                    how == kLost ? "is lost, its process has ended"
                                 : fmt::format("hangs, it gave no sign of life for {} s", patience)));

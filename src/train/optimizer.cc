@@ -56,7 +56,6 @@ Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerSe
   const DType small = settings.adam_states == "8bit"   ? DType::kU8
                       : settings.adam_states == "bf16" ? DType::kBF16
                                                        : DType::kF32;
-  size_t used = 0;
   for (size_t i = 0; i < parameters.tensors().size(); ++i) {
     const Parameters::Named& named = parameters.tensors()[i];
     if (!named.is_here) continue;
@@ -67,22 +66,30 @@ Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerSe
       Unit unit{.tensor = i, .run = run, .is_muon = settings.kind == "muon" && is_matrix};
       if (!unit.is_muon && count >= kLeastSmallStates) unit.kept = small;
       const int64_t bytes = row_bytes(unit.kept, count);
-      unit.first = take_line(used, bytes);
-      if (!unit.is_muon) unit.second = take_line(used, bytes);
+      unit.first = take_line(bytes_, bytes);
+      if (!unit.is_muon) unit.second = take_line(bytes_, bytes);
       if (unit.kept == DType::kU8) {
-        unit.first_scales = take_line(used, row_bytes(DType::kF32, blocks_of(count)));
-        unit.second_scales = take_line(used, row_bytes(DType::kF32, blocks_of(count)));
+        unit.first_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
+        unit.second_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
       }
       units_.push_back(unit);
     }
     add_states(i, begin);
   }
-  memory_ = backend.allocate(used);
-  clear_memory(backend, memory_.data(), memory_.bytes());
-  size_t most = 0;
-  for (const Unit& unit : units_)
-    if (unit.is_muon) most = std::max(most, backend.workspace_bytes(muon(unit)));
-  workspace_ = backend.allocate(most);
+  for (const Unit& unit : units_) {
+    if (!unit.is_muon) continue;
+    const Parameters::Named& named = parameters.tensors()[unit.tensor];
+    const int64_t columns = named.weight->columns();
+    Muon op;
+    op.parameters = Tensor(nullptr, DType::kF32, {named.count / named.runs / columns, columns});
+    workspace_bytes_ = std::max(workspace_bytes_, backend.workspace_bytes(op));
+  }
+}
+
+void Optimizer::prepare() {
+  memory_ = backend_.allocate(bytes_);
+  clear_memory(backend_, memory_.data(), memory_.bytes());
+  workspace_ = backend_.allocate(workspace_bytes_);
 }
 
 // The units of one tensor lie in the same way, one behind the other.

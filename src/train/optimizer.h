@@ -34,12 +34,14 @@ inline constexpr int64_t kLeastSmallStates = 4096;
 
 class Optimizer {
  public:
-  // After Parameters::prepare: takes memory for the states, zero, of the tensors whose masters are here.
-  // `outer` are the weights that are no layer's: embedding and head. `parameters` outlives it.
+  // Plans the states of the tensors whose masters are here, once Parameters knows which. `outer` are the
+  // weights that are no layer's: embedding and head. `parameters` outlives it.
   Optimizer(Backend& backend, Parameters& parameters, const OptimizerSettings& settings,
             std::span<const Weight* const> outer);
 
-  size_t bytes() const { return memory_.bytes() + workspace_.bytes(); }
+  size_t bytes() const { return bytes_ + workspace_bytes_; }
+  // Takes that memory: all states are zero. Before anything below.
+  void prepare();
 
   // One step with the gradients times `gradient_scale`; `step` from 1. The weights are rewritten by
   // Parameters::rewrite().
@@ -80,6 +82,7 @@ class Optimizer {
   OptimizerSettings settings_;
   std::vector<Unit> units_;
   std::vector<State> states_;
+  size_t bytes_ = 0, workspace_bytes_ = 0;
   Buffer memory_, workspace_;
 };
 

@@ -62,7 +62,8 @@ Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) cons
 }
 
 void Parameters::prepare(const ModelFiles& files) {
-  place_masters();
+  if (gradients_.empty()) share(std::vector<bool>(named_.size(), true), 1);
+  staging_ = backend_.allocate(static_cast<size_t>(staging_count_) * sizeof(float));
   masters_ = backend_.allocate(static_cast<size_t>(master_count_) * sizeof(float));
   clear_memory(backend_, masters_.data(), masters_.bytes());
   for (Buffer& buffer : gradients_) {
@@ -101,7 +102,8 @@ Tensor Parameters::of_parameter(const Tensor& value) {
 }
 
 size_t Parameters::bytes() const {
-  return masters_.bytes() + staging_.bytes() + gradients_.size() * gradients_.front().bytes();
+  const int64_t numbers = master_count_ + staging_count_ + std::ssize(gradients_) * count_;
+  return static_cast<size_t>(numbers) * sizeof(float);
 }
 
 // Sums wait for their like in as many buffers as the index has bits set: 0 waits for 1, both for 2 and 3.
@@ -183,12 +185,12 @@ void Parameters::share(std::vector<bool> here, int64_t gradients) {
   for (size_t i = 0; i < named_.size(); ++i) named_[i].is_here = here[i];
   all_here_ = std::ranges::all_of(here, [](bool is) { return is; });
   gradients_.resize(static_cast<size_t>(gradients == 4 ? 3 : gradients));
+  place_masters();
 }
 
 // Where all are here, as the gradients lie, so that a weight's rows are rewritten from where they are; else
 // those that are, one behind the other.
 void Parameters::place_masters() {
-  if (gradients_.empty()) gradients_.resize(1);
   master_count_ = all_here_ ? count_ : 0;
   for (Named& named : named_) {
     named.master = all_here_ ? named.first : master_count_;
@@ -197,11 +199,10 @@ void Parameters::place_masters() {
   }
   if (all_here_) return;
   std::map<int64_t, Group*> by_first;
-  int64_t most = 0;
   for (Group& group : groups_) {
     by_first[group.first] = &group;
     const int64_t experts = group.weight != nullptr ? group.weight->experts() : 1;
-    most = std::max(most, group.rows / experts * group.columns);
+    staging_count_ = std::max(staging_count_, group.rows / experts * group.columns);
   }
   for (size_t i = 0; i < named_.size(); ++i) {
     for (int64_t run = 0; run < named_[i].runs; ++run) {
@@ -210,7 +211,6 @@ void Parameters::place_masters() {
       group.pieces.push_back({i, run, first - group.first});
     }
   }
-  staging_ = backend_.allocate(static_cast<size_t>(most) * sizeof(float));
 }
 
 Tensor Parameters::master(const Named& tensor, int64_t run) const {

@@ -37,7 +37,7 @@ class Parameters final : public nn::ParameterGradients {
   void share(std::vector<bool> here, int64_t gradients);
 
   int64_t count() const { return count_; }  // of numbers trained
-  size_t bytes() const;
+  size_t bytes() const;                     // of the chip's memory, once share() or prepare() has been called
 
   // Around the passes of each of a step's gradients, from 0: they begin with zeros and are added up as
   // (0 + 1) + (2 + 3).
@@ -102,7 +102,7 @@ class Parameters final : public nn::ParameterGradients {
   std::vector<Named> named_;
   std::map<std::string, size_t> by_name_;  // of named_
   bool all_here_ = true;
-  int64_t master_count_ = 0;
+  int64_t master_count_ = 0, staging_count_ = 0;
   Buffer masters_, sums_, staging_;
   std::vector<Buffer> gradients_;  // sums of some of a step's; the passes add to the current one
   size_t current_ = 0;

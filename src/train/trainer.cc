@@ -85,6 +85,7 @@ Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& com
   std::vector<const Weight*> outer = {decoder_->weights().embedding.table.get()};
   for (const nn::WeightPiece& piece : decoder_->weights().head.pieces) outer.push_back(piece.weight.get());
   optimizer_ = std::make_unique<Optimizer>(*backend_, *parameters_, options.optimizer, outer);
+  optimizer_->prepare();
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
   const Recompute recompute = options.recompute == "on"    ? Recompute::kOn

@@ -63,6 +63,7 @@ class StepTest : public ::testing::TestWithParam<const char*> {
     parameters_.prepare(*files_);
     optimizer_ =
         std::make_unique<Optimizer>(*backend_, parameters_, kAdamW, std::span<const Weight* const>());
+    optimizer_->prepare();
     passes_ = std::make_unique<DecoderTraining>(*decoder_, 64, 4);
     for (NamedValues& tensor : read_tensors(folder_ / "states.safetensors"))
       stored_[tensor.name] = std::move(tensor.values);
