@@ -179,7 +179,6 @@ LoraAdapter::LoraAdapter(const LoraOptions& options, uint64_t seed, const fs::pa
   config["base_model_name_or_path"] = fs::absolute(base).lexically_normal().string();
   config_ = dump_json(config, 2) + "\n";
 
-  std::map<std::string, std::vector<float>> masters;
   std::map<std::string_view, size_t> numbers;  // of modules, by name
   for (size_t i = 0; i < modules_.size(); ++i) numbers[modules_[i].name] = i;
   const auto adapter = LoraFiles::of_values(config_, values, "adapter");
@@ -191,13 +190,17 @@ LoraAdapter::LoraAdapter(const LoraOptions& options, uint64_t seed, const fs::pa
     parameters.add_matrix(name + ".lora_A.weight", {of.rank, of.columns}, *pair.a, pair.first_rank, 1.0f);
     parameters.add_matrix(name + ".lora_B.weight", {of.rows, of.rank}, *pair.b, 0, pair.scale);
     if (module.paired_rows > 0) paired_rows_[name + ".lora_B.weight"] = module.paired_rows;
-    masters[name + ".lora_A.weight"] = std::move(of.a);
-    masters[name + ".lora_B.weight"] =
+    begin_[name + ".lora_A.weight"] = std::move(of.a);
+    begin_[name + ".lora_B.weight"] =
         reordered_rotary_rows(of.b, of.rank, module.paired_rows, head_dim_, true);
   });
+}
+
+void LoraAdapter::prepare(Parameters& parameters) {
   parameters.prepare([&](const Parameters::Named& named, std::vector<float>& floats) {
-    floats = std::move(masters.at(named.name));
+    floats = std::move(begin_.at(named.name));
   });
+  begin_.clear();
 }
 
 std::vector<float> LoraAdapter::as_peft(const Parameters::Named& tensor, std::vector<float> values) const {
@@ -206,14 +209,21 @@ std::vector<float> LoraAdapter::as_peft(const Parameters::Named& tensor, std::ve
   return reordered_rotary_rows(values, tensor.shape[1], found->second, head_dim_, false);
 }
 
-void LoraAdapter::write(const fs::path& folder, Parameters& parameters) const {
+void LoraAdapter::write(const fs::path& folder, const Parameters& parameters, const Ranks& ranks) const {
+  if (!ranks.leads()) {
+    for (size_t i = 0; i < parameters.tensors().size(); ++i) ranks.collect(parameters, i, {});
+    return;
+  }
   fs::create_directories(folder);
   write_file_atomically(folder / "adapter_config.json", config_);
   std::vector<TensorToWrite> tensors;
   std::vector<float> values;
-  for (const Parameters::Named& tensor : parameters.tensors()) {
-    tensors.push_back({tensor.name, DType::kF32, tensor.shape, [&] {
-                         values = as_peft(tensor, parameters.read(Parameters::Kind::kMaster, tensor));
+  for (size_t i = 0; i < parameters.tensors().size(); ++i) {
+    const Parameters::Named& tensor = parameters.tensors()[i];
+    tensors.push_back({tensor.name, DType::kF32, tensor.shape, [&, i] {
+                         values.resize(static_cast<size_t>(tensor.count));
+                         ranks.collect(parameters, i, values);
+                         values = as_peft(tensor, std::move(values));
                          return std::as_bytes(std::span(values));
                        }});
   }

@@ -12,6 +12,7 @@
 #include "models/decoder.h"
 #include "models/lora_slots.h"
 #include "train/parameters.h"
+#include "train/ranks.h"
 
 namespace qiao::train {
 
@@ -33,9 +34,12 @@ class LoraAdapter {
   LoraAdapter(const LoraOptions& options, uint64_t seed, const std::filesystem::path& base,
               const ModelFiles& files, Decoder& decoder, Parameters& parameters);
 
+  // Parameters::prepare with the matrices as they begin. Once.
+  void prepare(Parameters& parameters);
+
   // adapter_config.json and adapter_model.safetensors (F32), as PEFT has them: written beside and renamed,
-  // the matrices last.
-  void write(const std::filesystem::path& folder, Parameters& parameters) const;
+  // the matrices last. Called by all ranks alike; the first writes.
+  void write(const std::filesystem::path& folder, const Parameters& parameters, const Ranks& ranks) const;
 
   // Values of one of its matrices with rows in PEFT's order; the masters have those of the base's files.
   std::vector<float> as_peft(const Parameters::Named& tensor, std::vector<float> values) const;
@@ -46,6 +50,7 @@ class LoraAdapter {
   std::map<std::string, int64_t, std::less<>>
       paired_rows_;  // of B, by its name, where the base has them in pairs
   int64_t head_dim_;
+  std::map<std::string, std::vector<float>> begin_;  // by tensor, until prepare()
 };
 
 }  // namespace qiao::train

@@ -146,6 +146,8 @@ TEST_P(GgufToDirectoryTest, SaysAndComputesTheSame) {
   EXPECT_EQ(a.layer_ropes, b.layer_ropes);
   EXPECT_EQ(a.tie_word_embeddings, b.tie_word_embeddings);
   EXPECT_EQ(a.max_position_embeddings, b.max_position_embeddings);
+  // Transformers takes no other number.
+  EXPECT_TRUE(made->config().value("query_pre_attn_scalar", Json(1)).is_number_integer());
   std::vector<int32_t> prompt;
   for (int i = 0; i < 40; ++i) prompt.push_back((i * 37 + 5) % 90);
   const std::vector<float> from = logits_of(*files, prompt, 0), got = logits_of(*made, prompt, 0);
