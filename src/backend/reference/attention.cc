@@ -5,10 +5,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "tensor/dequantize.h"
 #include "backend/reference/exact.h"
 #include "backend/reference/memory.h"
 #include "backend/reference/reference_class.h"
+#include "tensor/dequantize.h"
 #include "tensor/half.h"
 
 namespace qiao::reference {
