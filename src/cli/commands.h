@@ -13,6 +13,7 @@ void add_chat_command(CLI::App& app);
 void add_completion_command(CLI::App& app);
 void add_conformance_command(CLI::App& app);
 void add_constrain_command(CLI::App& app);
+void add_data_command(CLI::App& app);
 void add_devices_command(CLI::App& app);
 void add_embed_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
