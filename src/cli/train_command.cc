@@ -1,42 +1,16 @@
-#include <csignal>
-#include <cstdio>
-
-#include "base/error.h"
-#include "base/units.h"
 #include "cli/commands.h"
 #include "cli/train_flags.h"
+#include "cli/train_printer.h"
 #include "train/trainer.h"
 
 namespace qiao::cli {
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
-
-class TrainPrinter final : public train::TrainObserver {
- public:
-  TrainPrinter(int64_t steps, bool quiet) : steps_(steps), quiet_(quiet) {}
-  void on_start(const train::TrainReport& report) override {
-    if (!quiet_)
-      fmt::print(stderr, "{:.1f} million parameters; {} of memory\n",
-                 static_cast<double>(report.parameters) * 1e-6, format_bytes(report.memory_bytes));
-  }
-  void on_step(const train::StepRecord& record) override {
-    if (quiet_) return;
-    fmt::print(stderr, "step {}/{}  loss {:.4f}  gradient {:.3f}  lr {:.2e}  {:.0f} tokens/s\n", record.step,
-               steps_, record.loss, record.gradient_norm, record.learning_rate, record.tokens_per_second);
-  }
-  void on_warning(const std::string& text) override { fmt::print(stderr, "warning: {}\n", text); }
-  bool should_stop() override { return interrupted != 0; }
-
- private:
-  int64_t steps_;
-  bool quiet_;
-};
-
 void pretrain(TrainFlags flags) {
   flags.options.data.shuffle = flags.shuffle == "on";
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  TrainPrinter printer(flags.options.steps, flags.quiet);
+  TrainPrinter::take_interrupts();
+  flags.options.measure_peak = !flags.quiet && !flags.options.dry_run;
+  TrainPrinter printer(flags.options.steps, flags.log_every, flags.quiet, flags.options.dry_run);
   train::train(flags.options, printer);
 }
 
@@ -54,10 +28,18 @@ void add_train_command(CLI::App& app) {
       command->add_subcommand("pretrain", "Teach a model to go on with plain documents: every token counts");
   add_train_flags(*mode, *flags);
   mode->footer(
-      "Ctrl-C ends the run after its step, with a checkpoint. The model in RUN/model serves at once.\n"
+      "Ctrl-C ends the run after its step, with a checkpoint; a run that was killed goes on with --resume to "
+      "the\n"
+      "same bytes. The model in RUN/model serves at once. A DIR with a config.json and no weights begins "
+      "from\n"
+      "nothing: the weights are drawn by --seed.\n"
       "Examples:\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 2000 --out RUN --resume\n"
+      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN --dry-run --profile\n"
+      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN --sample-every 100\n"
+      "      --sample-prompt \"Once upon a time\"\n"
+      "  qiao plot RUN --out curves.png\n"
       "  qiao serve -m RUN/model");
   mode->callback([flags] { pretrain(*flags); });
 }

@@ -13,6 +13,7 @@ struct TrainFlags {
   train::TrainOptions options;
   std::string shuffle = "on";
   bool quiet = false;
+  int64_t log_every = 10;
 };
 
 void add_train_flags(CLI::App& command, TrainFlags& flags);

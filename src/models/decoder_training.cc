@@ -9,6 +9,8 @@
 namespace qiao {
 namespace {
 
+constexpr size_t kArenaAlignment = 64;
+
 [[noreturn]] void refuse_packed(const std::string& what) {
   throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
 }
@@ -46,14 +48,17 @@ struct DecoderTraining::State {
   const int64_t most_tokens, most_documents;
   int64_t tokens = 0;  // of the last batch
 
-  std::vector<Buffer> buffers;
+  Buffer arena;  // all of the memory
+  std::byte* base =
+      reinterpret_cast<std::byte*>(uintptr_t{1} << 46);  // nowhere (nor where nn::Context measures), at first
+  size_t used = 0;
   Tensor ids, positions, labels, starts;  // I32, of the largest batch
   std::vector<LayerStream> inputs;        // of each layer, and behind the last what the final norm reads
   Tensor hidden, hidden_gradient;         // [T, C]
   Tensor stream_gradient[2];              // [T, C]: of a layer's results, of its inputs
   Tensor logprob, log_sum_exp, dlogprob;  // [T]
   Tensor workspace;                       // of the loss
-  Buffer scratch, gradients;              // of one layer
+  Tensor scratch, gradients;              // of one layer
   std::vector<float> result;
 
   State(const Decoder& decoder, int64_t token_limit, int64_t document_limit)
@@ -64,13 +69,17 @@ struct DecoderTraining::State {
         most_documents(document_limit) {}
 
   Tensor make(DType dtype, std::initializer_list<int64_t> shape) {
-    Tensor tensor(nullptr, dtype, shape);
-    buffers.push_back(backend.allocate(static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 64))));
-    tensor.data = buffers.back().data();
+    Tensor tensor(base + used, dtype, shape);
+    used += (static_cast<size_t>(tensor.bytes()) + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
     return tensor;
   }
+  Tensor make_bytes(size_t bytes) {
+    return make(DType::kU8, {static_cast<int64_t>(std::max(bytes, kArenaAlignment))});
+  }
 
+  void check(const Decoder& decoder) const;
   void plan();
+  void take_memory();
   LayerStream of_batch(const LayerStream& stream) const {
     return {stream.residual.slice(0, tokens), stream.update.slice(0, tokens)};
   }
@@ -150,7 +159,10 @@ TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* p
   return op;
 }
 
+// Lays everything out from `base` on.
 void DecoderTraining::State::plan() {
+  used = 0;
+  inputs.clear();
   tokens = most_tokens;
   document_count = most_documents;
   const int64_t width = config.hidden_size;
@@ -166,7 +178,7 @@ void DecoderTraining::State::plan() {
   TokenLogprobBackward back = loss_back(nullptr);
   back.dw = Tensor(hidden.data, DType::kF32, {config.vocabulary_size, width});  // its shape alone is read
   const size_t loss_bytes = std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(back));
-  workspace = make(DType::kU8, {static_cast<int64_t>(std::max<size_t>(loss_bytes, 64))});
+  workspace = make_bytes(loss_bytes);
 
   size_t scratch_bytes = 0, gradient_bytes = 0;
   for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
@@ -179,26 +191,40 @@ void DecoderTraining::State::plan() {
     scratch_bytes = std::max({scratch_bytes, forward.peak(), again.peak()});
     gradient_bytes = std::max(gradient_bytes, tape.peak());
   }
-  scratch = backend.allocate(scratch_bytes);
-  gradients = backend.allocate(gradient_bytes);
+  scratch = make_bytes(scratch_bytes);
+  gradients = make_bytes(gradient_bytes);
+}
+
+void DecoderTraining::State::take_memory() {
+  arena = backend.allocate(used);
+  base = static_cast<std::byte*>(arena.data());
+  plan();
+}
+
+void DecoderTraining::State::check(const Decoder& decoder) const {
+  if (most_tokens < 1 || most_documents < 1)
+    refuse_packed(fmt::format("room for {} tokens in {} documents", most_tokens, most_documents));
+  if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
+    throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
 }
 
 DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents)
     : state_(std::make_unique<State>(decoder, tokens, documents)) {
-  if (tokens < 1 || documents < 1)
-    refuse_packed(fmt::format("room for {} tokens in {} documents", tokens, documents));
-  if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
-    throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
+  state_->check(decoder);
   state_->plan();
+  state_->take_memory();
+}
+
+size_t DecoderTraining::bytes_for(const Decoder& decoder, int64_t tokens, int64_t documents) {
+  State state(decoder, tokens, documents);
+  state.check(decoder);
+  state.plan();
+  return state.used;
 }
 
 DecoderTraining::~DecoderTraining() = default;
 
-size_t DecoderTraining::bytes() const {
-  size_t bytes = state_->scratch.bytes() + state_->gradients.bytes();
-  for (const Buffer& buffer : state_->buffers) bytes += buffer.bytes();
-  return bytes;
-}
+size_t DecoderTraining::bytes() const { return state_->arena.bytes(); }
 
 std::span<const float> DecoderTraining::forward(const PackedBatch& batch) {
   State& s = *state_;
@@ -210,12 +236,12 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch) {
   s.backend.upload(s.labels.data, batch.labels.data(), batch.labels.size_bytes());
   s.backend.upload(s.starts.data, batch.starts.data(), batch.starts.size_bytes());
   for (size_t layer = 0; layer < s.weights.layers.size(); ++layer) {
-    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+    nn::Context context(s.backend, s.scratch.data, static_cast<size_t>(s.scratch.bytes()));
     context.keep_inputs();
     s.run_layer(context, layer, s.of_batch(s.inputs[layer]), s.of_batch(s.inputs[layer + 1]));
   }
   const LayerStream last = s.of_batch(s.inputs.back());
-  nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+  nn::Context context(s.backend, s.scratch.data, static_cast<size_t>(s.scratch.bytes()));
   s.weights.final_norm.forward(context, last.update, s.hidden.slice(0, s.tokens), last.residual);
   s.backend.token_logprob(s.loss());
   s.result.resize(batch.tokens.size());
@@ -229,8 +255,8 @@ void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGra
   s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
   s.backend.token_logprob_backward(s.loss_back(&gradients));
   for (size_t layer = s.weights.layers.size(); layer-- > 0;) {
-    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
-    nn::Tape tape(s.backend, s.gradients.data(), s.gradients.bytes(), gradients);
+    nn::Context context(s.backend, s.scratch.data, static_cast<size_t>(s.scratch.bytes()));
+    nn::Tape tape(s.backend, s.gradients.data, static_cast<size_t>(s.gradients.bytes()), gradients);
     s.run_back(context, tape, layer);
   }
 }

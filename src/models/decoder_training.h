@@ -28,6 +28,8 @@ class DecoderTraining {
   ~DecoderTraining();
 
   size_t bytes() const;  // of the chip's memory
+  // What the same would take; nothing is taken.
+  static size_t bytes_for(const Decoder& decoder, int64_t tokens, int64_t documents);
 
   // The log-probability of each label, 0 where it is -1; valid until the next call. Throws
   // Error(kInvalidInput) where the batch does not fit or an id is out of range.

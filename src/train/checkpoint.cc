@@ -60,6 +60,7 @@ CheckpointState read_state(const fs::path& folder) {
     throw_error(ErrorKind::kInvalidInput, "state.safetensors does not match its checksum");
   CheckpointState state;
   state.step = number(json, "step");
+  state.seed = static_cast<uint64_t>(number(json, "seed"));
   const auto objective = json.find("objective");
   if (objective == json.end() || !objective->is_object())
     throw_error(ErrorKind::kInvalidInput, "state.json: objective is missing");
@@ -89,67 +90,71 @@ void read_tensors(const fs::path& path, Parameters& parameters) {
   parameters.rewrite();
 }
 
-}  // namespace
-
-void save_checkpoint(const fs::path& run, const CheckpointState& state, Parameters& parameters,
-                     int64_t keep) {
-  const fs::path folder = folder_of(run, state.step), beside = folder.string() + ".part";
-  fs::remove_all(beside);
-  fs::create_directories(beside);
+void write_state(const fs::path& folder, const CheckpointState& state, const Snapshot& snapshot) {
+  fs::remove_all(folder);
+  fs::create_directories(folder);
   std::vector<TensorToWrite> tensors;
-  std::vector<float> values;
   for (const auto& [kind, prefix] : kParts) {
-    for (const Parameters::Named& tensor : parameters.tensors()) {
-      tensors.push_back(
-          {fmt::format("{}{}", prefix, tensor.name), DType::kF32, tensor.shape, [&, kind = kind] {
-             values = parameters.read(kind, tensor);
-             return std::as_bytes(std::span(values));
-           }});
+    for (size_t i = 0; i < snapshot.tensors().size(); ++i) {
+      const Parameters::Named& tensor = snapshot.tensors()[i];
+      tensors.push_back({fmt::format("{}{}", prefix, tensor.name), DType::kF32, tensor.shape,
+                         [&, i, kind = kind] { return std::as_bytes(snapshot.values(kind, i)); }});
     }
   }
-  write_safetensors(beside / "state.safetensors", tensors);
+  write_safetensors(folder / "state.safetensors", tensors);
   const Json json = {{"step", state.step},
+                     {"seed", state.seed},
                      {"objective", state.objective},
-                     {"sha256", sha256_of_file(beside / "state.safetensors")}};
-  write_file_atomically(beside / "state.json", dump_json(json, 2) + "\n");
-  fs::remove_all(folder);  // of a run that came by here before
-  fs::rename(beside, folder);
+                     {"sha256", sha256_of_file(folder / "state.safetensors")}};
+  write_file_atomically(folder / "state.json", dump_json(json, 2) + "\n");
+}
+
+}  // namespace
+
+bool has_checkpoint(const fs::path& run) { return !steps_of(run).empty(); }
+
+void save_checkpoint(const fs::path& run, const CheckpointState& state, const Snapshot& snapshot,
+                     int64_t keep) {
+  const fs::path folder = folder_of(run, state.step), beside = folder.string() + ".part";
+  try {
+    write_state(beside, state, snapshot);
+    fs::remove_all(folder);  // of a run that came by here before
+    fs::rename(beside, folder);
+  } catch (const std::exception& error) {
+    std::error_code ignored;
+    fs::remove_all(beside, ignored);
+    throw_error(ErrorKind::kIo, "the checkpoint of step {} is not written: {}", state.step, error.what());
+  }
   sync_directory(folder.parent_path());
   const std::vector<int64_t> steps = steps_of(run);
   for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
     fs::remove_all(folder_of(run, steps[i]));
 }
 
-CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters) {
+CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters,
+                                const std::function<void(const std::string&)>& warn) {
   std::string why = "there is none";
-  for (const int64_t step : steps_of(run)) {
+  const std::vector<int64_t> steps = steps_of(run);
+  if (steps.empty() && fs::exists(run / "lock")) {
+    warn(fmt::format("{}: no checkpoint yet: the run begins again", run.string()));
+    return {};
+  }
+  std::vector<fs::path> damaged;
+  for (const int64_t step : steps) {
     CheckpointState state;
     try {
       state = read_state(folder_of(run, step));
     } catch (const Error& error) {
       why = fmt::format("{}: {}", folder_of(run, step).string(), error.what());
-      continue;  // damaged: the one before it
+      damaged.push_back(folder_of(run, step));
+      continue;
     }
     read_tensors(folder_of(run, step) / "state.safetensors", parameters);
+    for (const fs::path& folder : damaged) fs::remove_all(folder);  // lest it counts among those kept
+    if (!damaged.empty()) warn(fmt::format("{}; the run goes on from step {}", why, step));
     return state;
   }
   throw_error(ErrorKind::kNotFound, "{}: no whole checkpoint to go on from ({})", run.string(), why);
-}
-
-void cut_metrics(const fs::path& run, int64_t step) {
-  const fs::path path = run / "metrics.jsonl";
-  if (!fs::exists(path)) return;
-  const std::string text = read_file(path);
-  std::string kept;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = text.find('\n', begin);
-    if (end == std::string::npos) break;  // torn by a crash
-    const std::string_view line(text.data() + begin, end - begin);
-    begin = end + 1;
-    const Json json = parse_json(line, path.string());
-    if (json.is_object() && number(json, "step") <= step) kept.append(line).append("\n");
-  }
-  write_file_atomically(path, kept);
 }
 
 }  // namespace qiao::train

@@ -3,27 +3,32 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <string>
 
 #include "base/json.h"
-#include "train/parameters.h"
+#include "train/snapshot.h"
 
 namespace qiao::train {
 
 struct CheckpointState {
-  int64_t step = 0;  // done
-  Json objective;    // Objective::state
+  int64_t step = 0;   // done
+  uint64_t seed = 0;  // of all random streams: with another the run would not go on to the same bytes
+  Json objective;     // Objective::state
 };
 
 // Written into a folder beside, synced, then renamed; older ones than the last `keep` go away afterwards.
-// Throws Error(kIo) and leaves those that there are.
-void save_checkpoint(const std::filesystem::path& run, const CheckpointState& state, Parameters& parameters,
+// Throws Error(kIo) and leaves those that there are, and nothing half written.
+void save_checkpoint(const std::filesystem::path& run, const CheckpointState& state, const Snapshot& snapshot,
                      int64_t keep);
 
-// The newest that is whole: a damaged one (its checksum tells) is passed over for the one before it. Throws
-// Error(kNotFound) where there is none, Error(kInvalidInput) naming the tensor where it is of another model.
-CheckpointState load_checkpoint(const std::filesystem::path& run, Parameters& parameters);
+// The newest that is whole: a damaged one (its checksum tells) is passed over for the one before it, which
+// `warn` hears, and removed. Step 0 where a run is here that has not come to its first checkpoint. Throws
+// Error(kNotFound) where there is no run, or no checkpoint is whole; Error(kInvalidInput) naming the tensor
+// where it is of another model.
+CheckpointState load_checkpoint(const std::filesystem::path& run, Parameters& parameters,
+                                const std::function<void(const std::string&)>& warn);
 
-// Drops the lines of metrics.jsonl after `step`: the run makes them again.
-void cut_metrics(const std::filesystem::path& run, int64_t step);
+bool has_checkpoint(const std::filesystem::path& run);
 
 }  // namespace qiao::train

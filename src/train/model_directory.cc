@@ -20,19 +20,20 @@ bool is_weight_file(const fs::path& path) {
 }  // namespace
 
 void write_model_directory(const fs::path& folder, const fs::path& init, const ModelFiles& files,
-                           Parameters& parameters) {
+                           const Snapshot& snapshot) {
   fs::create_directories(folder);
   for (const fs::directory_entry& entry : fs::directory_iterator(init)) {
     if (!entry.is_regular_file() || is_weight_file(entry.path())) continue;
     write_file_atomically(folder / entry.path().filename(), read_regular_file(entry.path(), kMostFileBytes));
   }
   std::vector<TensorToWrite> tensors;
-  std::vector<float> values;
   std::vector<std::byte> bytes;
-  for (const Parameters::Named& tensor : parameters.tensors()) {
+  for (size_t i = 0; i < snapshot.tensors().size(); ++i) {
+    const Parameters::Named& tensor = snapshot.tensors()[i];
     const DType dtype = files.find(tensor.name)->dtype;
-    tensors.push_back({tensor.name, dtype, tensor.shape, [&, dtype] {
-                         values = parameters.read(Parameters::Kind::kMaster, tensor);
+    tensors.push_back({tensor.name, dtype, tensor.shape, [&, i, dtype] {
+                         const std::span<const float> values = snapshot.values(Parameters::Kind::kMaster, i);
+                         if (dtype == DType::kF32) return std::as_bytes(values);
                          bytes.resize(static_cast<size_t>(row_bytes(dtype, tensor.count)));
                          from_floats(values, dtype, bytes.data());
                          return std::span<const std::byte>(bytes);

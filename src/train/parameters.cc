@@ -140,16 +140,26 @@ void Parameters::rewrite() {
 }
 
 float* Parameters::place(Kind kind, const Named& tensor) const {
-  const Buffer& buffer = kind == Kind::kMaster        ? masters_
-                         : kind == Kind::kFirstMoment ? first_moments_
-                                                      : second_moments_;
+  const Buffer& buffer = kind == Kind::kMaster         ? masters_
+                         : kind == Kind::kFirstMoment  ? first_moments_
+                         : kind == Kind::kSecondMoment ? second_moments_
+                                                       : gradients_;
   return static_cast<float*>(buffer.data()) + tensor.first;
 }
 
-std::vector<float> Parameters::read(Kind kind, const Named& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.count));
-  backend_.download(values.data(), place(kind, tensor), values.size() * sizeof(float));
-  return values;
+void Parameters::read(Kind kind, const Named& tensor, std::span<float> values) {
+  QIAO_ASSERT(std::ssize(values) == tensor.count);
+  backend_.download(values.data(), place(kind, tensor), values.size_bytes());
+}
+
+std::string Parameters::first_not_finite_gradient() {
+  std::vector<float> values;
+  for (const Named& tensor : named_) {
+    values.resize(static_cast<size_t>(tensor.count));
+    read(Kind::kGradient, tensor, values);
+    if (!std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) return tensor.name;
+  }
+  return {};
 }
 
 void Parameters::write(Kind kind, const Named& tensor, std::span<const float> values) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,8 +47,10 @@ class Parameters final : public nn::ParameterGradients {
     int64_t first = 0, count = 0;
   };
   const std::vector<Named>& tensors() const { return named_; }
-  enum class Kind { kMaster, kFirstMoment, kSecondMoment };
-  std::vector<float> read(Kind kind, const Named& tensor);
+  enum class Kind { kMaster, kFirstMoment, kSecondMoment, kGradient };
+  void read(Kind kind, const Named& tensor, std::span<float> values);
+  // The name of the first tensor whose gradient holds an infinity or NaN; empty: none does.
+  std::string first_not_finite_gradient();
   // Of a checkpoint; rewrite() after the last.
   void write(Kind kind, const Named& tensor, std::span<const float> values);
   void rewrite();

@@ -1,6 +1,4 @@
 // The whole loop against PyTorch, and what a run leaves behind.
-#include "train/trainer.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,48 +10,12 @@
 #include "formats/safetensors.h"
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
+#include "train/training.h"
 
 namespace qiao::train {
 namespace {
 
 namespace fs = std::filesystem;
-
-fs::path golden() { return fs::path(QIAO_TEST_DATA) / "golden" / "training"; }
-
-class Recorder final : public TrainObserver {
- public:
-  void on_start(const TrainReport& report) override { this->report = report; }
-  void on_step(const StepRecord& record) override { steps.push_back(record); }
-  void on_warning(const std::string& text) override { warnings.push_back(text); }
-  bool should_stop() override { return static_cast<int64_t>(steps.size()) == stop_after; }
-
-  TrainReport report;
-  std::vector<StepRecord> steps;
-  std::vector<std::string> warnings;
-  int64_t stop_after = -1;
-};
-
-// As make_training.py trains.
-TrainOptions as_pytorch(const fs::path& out, const std::string& model = "llama") {
-  TrainOptions options;
-  options.init = golden() / model / "init";
-  options.out = out;
-  options.data.files = {golden() / "data.jsonl"};
-  options.data.sequence = 32;
-  options.data.shuffle = false;
-  options.batch = 4;
-  options.steps = 50;
-  options.schedule = "constant";
-  options.checkpoint_every = 10;
-  options.threads = 2;
-  return options;
-}
-
-Recorder run(const TrainOptions& options) {
-  Recorder recorder;
-  train(options, recorder);
-  return recorder;
-}
 
 class TrainParityTest : public ::testing::TestWithParam<const char*> {};
 
@@ -196,6 +158,26 @@ TEST(LearningRateTest, WarmsUpAndFalls) {
   EXPECT_NEAR(learning_rate(options, 35), 0.1 + 0.9 * (1 + std::sqrt(0.5)) / 2, 1e-6);
   options.schedule = "constant";
   EXPECT_DOUBLE_EQ(learning_rate(options, 110), 1.0);
+}
+
+TEST(LearningRateTest, StaysAndFallsAtTheEnd) {
+  TrainOptions options;
+  options.schedule = "wsd";
+  options.steps = 100;
+  options.warmup = 10;
+  options.decay = 0.2;
+  options.optimizer.learning_rate = 2.0;
+  options.least_learning_rate = 0.1;
+  EXPECT_DOUBLE_EQ(learning_rate(options, 5), 1.0);  // half of the warm-up
+  EXPECT_DOUBLE_EQ(learning_rate(options, 10), 2.0);
+  EXPECT_DOUBLE_EQ(learning_rate(options, 80), 2.0);  // the last before it falls
+  EXPECT_DOUBLE_EQ(learning_rate(options, 85), 2.0 * (0.1 + 0.9 * 0.75));
+  EXPECT_DOUBLE_EQ(learning_rate(options, 90), 2.0 * (0.1 + 0.9 * 0.5));
+  EXPECT_DOUBLE_EQ(learning_rate(options, 100), 0.2);
+  options.decay = 0;
+  EXPECT_DOUBLE_EQ(learning_rate(options, 100), 2.0);
+  options.decay = 1;  // falls as soon as it is warm
+  EXPECT_DOUBLE_EQ(learning_rate(options, 55), 2.0 * (0.1 + 0.9 * 0.5));
 }
 
 }  // namespace
