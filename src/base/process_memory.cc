@@ -1,5 +1,9 @@
 #include "base/process_memory.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <fstream>
 #include <string>
 
@@ -18,6 +22,13 @@ uint64_t status_bytes(const std::string& key) {
 }
 
 }  // namespace
+
+void give_back_large_pieces() {
+#if defined(__GLIBC__)
+  // Named, the limit no longer grows with what is freed.
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);
+#endif
+}
 
 uint64_t resident_bytes() { return status_bytes("VmRSS:"); }
 uint64_t peak_resident_bytes() { return status_bytes("VmHWM:"); }

@@ -81,8 +81,10 @@ std::string gnuplot_script(const std::vector<std::vector<Curve>>& panels, const 
       "set terminal {} size 900,{} {} font 'sans,12' noenhanced\n"
       "set output {}\n"
       "set multiplot layout {},1\n"
-      "set grid linecolor rgb '#dddddd'\nset border 3\nset tics nomirror\nset xlabel 'step'\n"
-      "set key top right\nset style data lines\nset lmargin 12\nset format y '%.4g'\n",
+      "set grid linetype 1 linewidth 0.5 linecolor rgb '#dddddd'\nset border 3\nset tics nomirror\nset "
+      "xlabel 'step'\n"
+      "set key outside above left horizontal\nset autoscale xfix\nset style data lines\nset lmargin 12\nset "
+      "format y '%.4g'\n",
       is_png ? "pngcairo" : "svg", height, is_png ? "background rgb 'white'" : "background 'white'",
       gnuplot_text(out.string()), panels.size());
   for (size_t panel = 0; panel < panels.size(); ++panel) {

@@ -46,8 +46,8 @@ std::string Profile::table(int64_t steps, double seconds, const DevicePeaks& pea
   }
   text += fmt::format("{:<28}{:>11.2f}{:>7.1f}%\n", "between ops", 1e3 * (seconds - watched) / count,
                       100 * (seconds - watched) / seconds);
-  text +=
-      fmt::format("{:<28}{:>11.2f}{:>7.1f}%   over {} steps\n", "step", 1e3 * seconds / count, 100.0, steps);
+  text += fmt::format("{:<28}{:>11.2f}{:>7.1f}%   over {} step{}\n", "step", 1e3 * seconds / count, 100.0,
+                      steps, steps == 1 ? "" : "s");
   return text;
 }
 

@@ -3,9 +3,12 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/process_memory.h"
+#include "hub/digest.h"
 #include "models/initial_weights.h"
 #include "train/background.h"
 #include "train/checkpoint.h"
@@ -54,6 +57,7 @@ class Run {
   void open_folder();
   std::unique_ptr<Objective> make_objective();
   void take_memory();
+  void warm_up();
   void resume();
   double accumulate(int64_t part);
   AdamWSettings settings(double rate) const;
@@ -89,6 +93,7 @@ class Run {
 
 Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(options), observer_(observer) {
   check_options(options);
+  give_back_large_pieces();
   if (!options.dry_run) open_folder();
   files_ = open_or_initialize(options.init, options.data.seed);
   if (files_->kind() != ModelFiles::Kind::kHuggingFace) {
@@ -144,8 +149,28 @@ void Run::take_memory() {
   report_.memory = plan_memory(*decoder_, *parameters_, *files_, tokens, documents);
   check_memory(report_.memory, *decoder_, tokens, documents, micro_batch, options_.data.sequence);
   parameters_->prepare(*files_);
+  warm_up();
+  const uint64_t planned = report_.memory.weights + report_.memory.parameters;
+  report_.memory.process = resident_bytes() - std::min(resident_bytes(), planned);
   passes_ = std::make_unique<DecoderTraining>(*decoder_, tokens, documents);
   snapshot_ = std::make_unique<Snapshot>(*parameters_);
+}
+
+// Runs all that a step and a checkpoint run, over a few tokens and without changing anything: their code is
+// in memory when it is told how much the process takes.
+void Run::warm_up() {
+  const int64_t count = std::min<int64_t>(objective_->most_tokens(), 64);
+  const auto size = static_cast<size_t>(count);
+  const std::vector<int32_t> tokens(size, 0), starts = {0, static_cast<int32_t>(count)};
+  std::vector<int32_t> positions(size);
+  std::iota(positions.begin(), positions.end(), 0);
+  DecoderTraining passes(*decoder_, count, 1);
+  passes.forward({tokens, positions, tokens, starts});
+  passes.backward(std::vector<float>(size, 0.0f), *parameters_);
+  parameters_->zero_gradients();
+  parameters_->gradient_norm();
+  parameters_->update(settings(0), 1.0, 1);  // no gradient, no rate, no moments: nothing changes
+  Digest(Digest::Kind::kSha256).update("");
 }
 
 void Run::resume() {

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "models/decoder.h"
+#include "models/model_folder.h"
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
 #include "tensor/floats.h"
@@ -17,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path golden_models() { return fs::path(QIAO_TEST_DATA) / "golden" / "models"; }
+using testing::golden_models;
 
 std::map<std::string, std::vector<int64_t>> shapes_of(const ModelFiles& files) {
   std::map<std::string, std::vector<int64_t>> shapes;

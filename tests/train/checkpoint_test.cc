@@ -9,6 +9,7 @@
 #include <csignal>
 #include <fstream>
 #include <future>
+#include <thread>
 
 #include "base/file.h"
 #include "models/weights.h"
@@ -59,19 +60,26 @@ class FullDisk {
   rlimit before_{};
 };
 
-// Fills the disk behind one step and empties it behind another.
+// Fills the disk once the first checkpoint, of step 2, is written, and empties it behind the last of so many
+// warnings.
 class DiskRecorder final : public Recorder {
  public:
-  DiskRecorder(int64_t full_after, int64_t empty_after)
-      : full_after_(full_after), empty_after_(empty_after) {}
+  DiskRecorder(fs::path run, size_t warnings) : run_(std::move(run)), warnings_(warnings) {}
   void on_step(const StepRecord& record) override {
     Recorder::on_step(record);
-    if (record.step == full_after_) full_.emplace(rlim_t{4096});
-    if (record.step == empty_after_) full_.reset();
+    if (record.step != 3) return;
+    while (!fs::exists(run_ / "model" / "model.safetensors"))
+      std::this_thread::yield();  // what is written last
+    full_.emplace(rlim_t{4096});
+  }
+  void on_warning(const std::string& text) override {
+    Recorder::on_warning(text);
+    if (warnings.size() == warnings_) full_.reset();
   }
 
  private:
-  int64_t full_after_, empty_after_;
+  fs::path run_;
+  size_t warnings_;
   std::optional<FullDisk> full_;
 };
 
@@ -81,30 +89,31 @@ TEST(CheckpointTest, AFullDiskIsAWarningAndTheOldCheckpointStays) {
   run(undisturbed);
   TrainOptions options = short_run(folder.path() / "run", 8);
   options.keep_checkpoints = 4;
-  DiskRecorder recorder(3, 7);
+  DiskRecorder recorder(options.out, 2);
   train(options, recorder);
   EXPECT_EQ(recorder.steps.size(), 8u);
-  ASSERT_EQ(recorder.warnings.size(), 2u);  // of steps 4 and 6
+  ASSERT_EQ(recorder.warnings.size(), 2u) << fmt::format("{}", fmt::join(recorder.warnings, "; "));
   EXPECT_THAT(recorder.warnings[0], HasSubstr("the checkpoint of step 4 is not written"));
   EXPECT_THAT(recorder.warnings[0], HasSubstr("File too large"));
+  EXPECT_THAT(recorder.warnings[1], HasSubstr("the checkpoint of step 6 is not written"));
   EXPECT_THAT(names_in(options.out / "checkpoints"), ElementsAre("step-00000002", "step-00000008"));
   EXPECT_EQ(model_bytes(options), model_bytes(undisturbed));
 }
 
 TEST(CheckpointTest, AFullDiskAtTheEndIsAnErrorAndTheRunGoesOnLater) {
   const testing::TemporaryDirectory folder;
-  const TrainOptions undisturbed = short_run(folder.path() / "undisturbed", 6);
+  const TrainOptions undisturbed = short_run(folder.path() / "undisturbed", 4);
   run(undisturbed);
-  TrainOptions options = short_run(folder.path() / "run", 6);
+  TrainOptions options = short_run(folder.path() / "run", 4);
   {
-    DiskRecorder recorder(5, -1);
-    EXPECT_QIAO_ERROR(train(options, recorder), kIo, "the checkpoint of step 6 is not written");
+    DiskRecorder recorder(options.out, 1);
+    EXPECT_QIAO_ERROR(train(options, recorder), kIo, "the checkpoint of step 4 is not written");
   }
-  EXPECT_THAT(names_in(options.out / "checkpoints"), ElementsAre("step-00000002", "step-00000004"));
+  EXPECT_THAT(names_in(options.out / "checkpoints"), ElementsAre("step-00000002"));
   EXPECT_THAT(names_in(options.out / "model"),
               ElementsAre("config.json", "generation_config.json", "model.safetensors"));
   options.resume = true;
-  EXPECT_EQ(run(options).steps.front().step, 5);
+  EXPECT_EQ(run(options).steps.front().step, 3);
   EXPECT_EQ(model_bytes(options), model_bytes(undisturbed));
 }
 
