@@ -48,9 +48,18 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command.add_option("--beta1", o.optimizer.beta1, "AdamW's first decay rate [0.9]")->type_name("X");
   command.add_option("--beta2", o.optimizer.beta2, "AdamW's second decay rate [0.95]")->type_name("X");
   command.add_option("--clip", o.clip, "Largest norm of the gradient; 0: any [1]")->type_name("X");
-  command.add_option("--dtype", "What is computed in: f32 [f32]")
-      ->check(CLI::IsMember({"f32"}))
+  command
+      .add_option(
+          "--dtype", o.dtype,
+          "What is computed in: f32, or bf16, as BF16 models are served; weights and sums stay F32 [f32]")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->type_name("NAME");
+  command
+      .add_option("--recompute", o.recompute,
+                  "Compute layers again on the way back, for less memory: on, off; auto: where keeping "
+                  "what they make would take a quarter of the free memory [auto]")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->type_name("on|off|auto");
   command.add_option("--seed", o.data.seed, "Seed of the rows' order and of weights that are drawn [0]")
       ->type_name("N");
   command.add_option("--shuffle", flags.shuffle, "A new order of the rows each epoch: on or off [on]")

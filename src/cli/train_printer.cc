@@ -34,11 +34,12 @@ size_t terminal_columns() {
 
 std::string memory_text(const train::MemoryPlan& memory) {
   return fmt::format(
-      "memory at the peak: {} ({} of weights, {} of masters, gradients and moments, {} of activations, {} to "
-      "write "
-      "checkpoints from, {} for the program and its data)\n",
+      "memory at the peak: {} ({} of weights, {} of masters, gradients and moments, {} of activations{}, {} "
+      "to "
+      "write checkpoints from, {} for the program and its data)\n",
       format_bytes(memory.total()), format_bytes(memory.weights), format_bytes(memory.parameters),
-      format_bytes(memory.activations), format_bytes(memory.checkpoint), format_bytes(memory.process));
+      format_bytes(memory.activations), memory.recomputes ? " (layers are computed again)" : "",
+      format_bytes(memory.checkpoint), format_bytes(memory.process));
 }
 
 }  // namespace

@@ -9,15 +9,18 @@
 
 namespace qiao::train {
 
-// Of a process that has loaded its decoder, data and all else but what is planned here: `tokens` and
-// `documents` of a micro-batch.
+struct MicroBatch {
+  int64_t tokens = 0, documents = 0;    // at most
+  int64_t sequences = 0, sequence = 0;  // --micro-batch, and the tokens of each
+};
+
+// Of a process that has loaded its decoder, data and all else but what is planned here.
 MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const ModelFiles& files,
-                       int64_t tokens, int64_t documents);
+                       const MicroBatch& batch, Recompute recompute);
 
 // Throws Error(kTooLarge), with every part of the plan, what is free and the largest micro-batch, or else
-// sequence, that fits, where the plan does not: `micro_batch` sequences of `sequence` tokens make up
-// `tokens` and `documents`.
-void check_memory(const MemoryPlan& plan, const Decoder& decoder, int64_t tokens, int64_t documents,
-                  int64_t micro_batch, int64_t sequence);
+// sequence, that fits, where the plan does not. kAuto: what fits is told of layers that are computed again.
+void check_memory(const MemoryPlan& plan, const Decoder& decoder, const MicroBatch& batch,
+                  Recompute recompute);
 
 }  // namespace qiao::train

@@ -26,6 +26,10 @@ struct TrainOptions {
   double clip = 1.0;                 // largest norm of the gradient; 0: any
   int64_t checkpoint_every = 100;    // steps; 0: at the end alone
   int64_t keep_checkpoints = 2;
+  // What is computed in: f32; or bf16: weights rounded to BF16 for the passes and multiplied with activations
+  // rounded to it, as a BF16 file is served. Masters, sums, gradients and moments are F32 in both.
+  std::string dtype = "f32";
+  std::string recompute = "auto";  // of layers on the way back: auto, on, off (models/decoder_training.h)
   std::string device = "auto";
   int threads = 0;
   bool dry_run = false;       // state memory and time, and end

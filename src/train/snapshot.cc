@@ -27,7 +27,10 @@ void Snapshot::take() {
 }
 
 std::span<const float> Snapshot::values(Parameters::Kind kind, size_t tensor) const {
-  const int64_t first = static_cast<int64_t>(kind) * count_ + firsts_[tensor];
+  const int64_t order = kind == Parameters::Kind::kMaster        ? 0
+                        : kind == Parameters::Kind::kFirstMoment ? 1
+                                                                 : 2;
+  const int64_t first = order * count_ + firsts_[tensor];
   return {values_.get() + first, static_cast<size_t>(tensors()[tensor].count)};
 }
 

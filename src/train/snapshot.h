@@ -23,7 +23,7 @@ class Snapshot {
   static size_t bytes_for(const Parameters& parameters);
 
  private:
-  static constexpr size_t kKinds = 3;  // of Parameters::Kind that are kept: the first ones
+  static constexpr size_t kKinds = 3;  // kept: masters, first and second moments
   Parameters& parameters_;
   std::vector<int64_t> firsts_;  // of each tensor, in one kind's values
   int64_t count_ = 0;

@@ -57,7 +57,7 @@ class Run {
   void open_folder();
   std::unique_ptr<Objective> make_objective();
   void take_memory();
-  void warm_up();
+  void warm_up(Recompute recompute);
   void resume();
   double accumulate(int64_t part);
   AdamWSettings settings(double rate) const;
@@ -106,9 +106,11 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
   } else if (options.measure_peak) {
     peaks_ = backend_->measure_arithmetic();
   }
-  parameters_ = std::make_unique<Parameters>(*backend_);
+  const bool bf16 = options.dtype == "bf16";
+  parameters_ = std::make_unique<Parameters>(
+      *backend_, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
   DecoderOptions decoder;
-  decoder.float_weights = DType::kF32;
+  decoder.float_weights = bf16 ? DType::kBF16 : DType::kF32;
   decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
   decoder_ = Decoder::load(*files_, *backend_, decoder);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
@@ -142,29 +144,36 @@ std::unique_ptr<Objective> Run::make_objective() {
 
 // States what the run will take, refuses what there is not, and takes it.
 void Run::take_memory() {
-  const int64_t tokens = objective_->most_tokens(), documents = objective_->most_documents();
-  const int64_t micro_batch =
+  MicroBatch batch;
+  batch.tokens = objective_->most_tokens();
+  batch.documents = objective_->most_documents();
+  batch.sequences =
       options_.micro_batch > 0 ? std::min(options_.micro_batch, options_.batch) : options_.batch;
+  batch.sequence = options_.data.sequence;
+  const Recompute wanted = options_.recompute == "on"    ? Recompute::kOn
+                           : options_.recompute == "off" ? Recompute::kOff
+                                                         : Recompute::kAuto;
   report_.parameters = parameters_->count();
-  report_.memory = plan_memory(*decoder_, *parameters_, *files_, tokens, documents);
-  check_memory(report_.memory, *decoder_, tokens, documents, micro_batch, options_.data.sequence);
+  report_.memory = plan_memory(*decoder_, *parameters_, *files_, batch, wanted);
+  check_memory(report_.memory, *decoder_, batch, wanted);
+  const Recompute recompute = report_.memory.recomputes ? Recompute::kOn : Recompute::kOff;
   parameters_->prepare(*files_);
-  warm_up();
+  warm_up(recompute);
   const uint64_t planned = report_.memory.weights + report_.memory.parameters;
   report_.memory.process = resident_bytes() - std::min(resident_bytes(), planned);
-  passes_ = std::make_unique<DecoderTraining>(*decoder_, tokens, documents);
+  passes_ = std::make_unique<DecoderTraining>(*decoder_, batch.tokens, batch.documents, recompute);
   snapshot_ = std::make_unique<Snapshot>(*parameters_);
 }
 
 // Runs all that a step and a checkpoint run, over a few tokens and without changing anything: their code is
 // in memory when it is told how much the process takes.
-void Run::warm_up() {
+void Run::warm_up(Recompute recompute) {
   const int64_t count = std::min<int64_t>(objective_->most_tokens(), 64);
   const auto size = static_cast<size_t>(count);
   const std::vector<int32_t> tokens(size, 0), starts = {0, static_cast<int32_t>(count)};
   std::vector<int32_t> positions(size);
   std::iota(positions.begin(), positions.end(), 0);
-  DecoderTraining passes(*decoder_, count, 1);
+  DecoderTraining passes(*decoder_, count, 1, recompute);
   passes.forward({tokens, positions, tokens, starts});
   passes.backward(std::vector<float>(size, 0.0f), *parameters_);
   parameters_->zero_gradients();

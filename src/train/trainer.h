@@ -24,6 +24,7 @@ struct MemoryPlan {
   uint64_t parameters = 0;   // masters, gradients, moments
   uint64_t activations = 0;  // of a micro-batch
   uint64_t checkpoint = 0;   // the copy from which one is written
+  bool recomputes = false;   // layers, on the way back
   uint64_t total() const { return process + weights + parameters + activations + checkpoint; }
 };
 

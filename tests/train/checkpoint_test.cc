@@ -16,8 +16,8 @@
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
 #include "train/background.h"
+#include "train/golden_run.h"
 #include "train/run_folder.h"
-#include "train/training.h"
 
 namespace qiao::train {
 namespace {

@@ -8,7 +8,7 @@
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
 #include "train/event_file.h"
-#include "train/training.h"
+#include "train/golden_run.h"
 
 namespace qiao::train {
 namespace {
