@@ -12,6 +12,7 @@ import sys
 # neighbours, as long as no two neighbours come to include each other.
 LAYERS = [
     ["base"],
+    ["parallel"],
     ["tensor"],
     ["backend"],  # with backend/ops
     ["backend/conformance"],
@@ -20,6 +21,7 @@ LAYERS = [
     ["chat"],
     ["nn", "models"],
     ["infer", "train", "recommend", "batch"],
+    ["eval"],
     ["serve", "cli"],
 ]
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}

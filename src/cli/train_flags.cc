@@ -2,6 +2,26 @@
 
 namespace qiao::cli {
 
+void add_chat_flags(CLI::App& command, TrainFlags& flags) {
+  command
+      .add_option("--chat-template", flags.options.chat_template,
+                  "Jinja file that conversations are written by, in place of the model's own template")
+      ->type_name("FILE");
+}
+
+void add_preference_flags(CLI::App& command, TrainFlags& flags) {
+  train::PreferenceOptions& o = flags.options.preference;
+  command.add_option("--beta", o.beta, "How dear it is to leave the reference, the initial model [0.1]")
+      ->type_name("X");
+  command
+      .add_option("--label-smoothing", o.label_smoothing,
+                  "Share of pairs that may be the wrong way around [0]")
+      ->type_name("X");
+  command.add_option("--loss", o.loss, "sigmoid, or ipo [sigmoid]")
+      ->check(CLI::IsMember({"sigmoid", "ipo"}))
+      ->type_name("NAME");
+}
+
 void add_train_flags(CLI::App& command, TrainFlags& flags) {
   train::TrainOptions& o = flags.options;
   command
@@ -9,16 +29,25 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
           "--init", o.init,
           "Hugging Face directory to begin from: configuration, tokenizer, and weights or none: then they "
           "are drawn at random")
-      ->required()
       ->type_name("DIR");
-  command.add_option("--data", o.data.files, R"(JSON Lines: rows of {"text": "…"} or {"tokens": [ids]})")
-      ->required()
+  command
+      .add_option(
+          "--data", o.data.files,
+          R"(JSON Lines (rows of {"text": "…"} or {"tokens": [ids]}), texts (*.txt), or folders of them)")
       ->type_name("FILE");
   command.add_option("--out", o.out, "Folder of the run: metrics.jsonl, checkpoints, model")
-      ->required()
       ->type_name("RUN");
-  command.add_flag("--resume", o.resume, "Go on from the last whole checkpoint of --out");
-  command.add_option("--steps", o.steps, "Steps in all")->required()->type_name("N");
+  command
+      .add_option("--config", flags.config,
+                  "TOML file of settings: every flag's long name is a key; flags here win")
+      ->type_name("FILE");
+  flags.resume = command
+                     .add_option("--resume", flags.run_to_resume,
+                                 "Go on from the last whole checkpoint of RUN (or --out), by its settings "
+                                 "where none are given here")
+                     ->expected(0, 1)
+                     ->type_name("RUN");
+  command.add_option("--steps", o.steps, "Steps in all")->type_name("N");
   command.add_option("--batch", o.batch, "Sequences of a step [8]")->type_name("N");
   command
       .add_option("--micro-batch", o.micro_batch,
@@ -43,10 +72,33 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command.add_option("--decay", o.decay, "Last share of the steps in which wsd falls, linearly [0.1]")
       ->type_name("X");
   command.add_option("--warmup", o.warmup, "Steps in which the rate grows to --lr [0]")->type_name("N");
-  command.add_option("--weight-decay", o.optimizer.weight_decay, "AdamW's decay, of every tensor [0.1]")
+  command
+      .add_option("--optimizer", o.optimizer.kind,
+                  "adamw, or muon for the layers' matrices with AdamW for the rest [adamw]")
+      ->check(CLI::IsMember({"adamw", "muon"}))
+      ->type_name("NAME");
+  command.add_option("--weight-decay", o.optimizer.weight_decay, "Decay of every tensor [0.1]")
       ->type_name("X");
   command.add_option("--beta1", o.optimizer.beta1, "AdamW's first decay rate [0.9]")->type_name("X");
   command.add_option("--beta2", o.optimizer.beta2, "AdamW's second decay rate [0.95]")->type_name("X");
+  command
+      .add_option("--adam-states", o.optimizer.adam_states,
+                  "What AdamW's moments are kept in: f32, bf16, or 8bit, codes in blocks of 256; small "
+                  "tensors stay in F32 [f32]")
+      ->check(CLI::IsMember({"f32", "bf16", "8bit"}))
+      ->type_name("NAME");
+  command
+      .add_option("--adam-lr", o.optimizer.adam_learning_rate,
+                  "Learning rate of what Muon does not train: embeddings, head, norms, biases [--lr]")
+      ->type_name("X");
+  command.add_option("--muon-momentum", o.optimizer.muon_momentum, "Muon's decay rate [0.95]")
+      ->type_name("X");
+  command
+      .add_option("--muon-lr-adjust", o.optimizer.muon_lr_adjust,
+                  "What Muon's rate is times for N x K: original, sqrt(max(1, N/K)), or match_rms_adamw, "
+                  "0.2 sqrt(max(N, K)), with which --lr is AdamW's [original]")
+      ->check(CLI::IsMember({"original", "match_rms_adamw"}))
+      ->type_name("NAME");
   command.add_option("--clip", o.clip, "Largest norm of the gradient; 0: any [1]")->type_name("X");
   command
       .add_option(

@@ -34,7 +34,8 @@ size_t terminal_columns() {
 
 std::string memory_text(const train::MemoryPlan& memory) {
   return fmt::format(
-      "memory at the peak: {} ({} of weights, {} of masters, gradients and moments, {} of activations{}, {} "
+      "memory at the peak: {} ({} of weights, {} of masters, gradients and the optimizer's states, {} of "
+      "activations{}, {} "
       "to "
       "write checkpoints from, {} for the program and its data)\n",
       format_bytes(memory.total()), format_bytes(memory.weights), format_bytes(memory.parameters),

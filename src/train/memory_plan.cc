@@ -27,19 +27,19 @@ int64_t largest(int64_t most, const std::function<bool(int64_t)>& fits) {
 
 }  // namespace
 
-MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const ModelFiles& files,
-                       const MicroBatch& batch, Recompute recompute) {
+MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const Optimizer& optimizer,
+                       const ModelFiles& files, const MicroBatch& batch, Recompute recompute) {
   MemoryPlan plan;
   plan.weights = decoder.weight_bytes();
   const uint64_t resident = resident_bytes();
   plan.process = resident - std::min(resident, plan.weights);
-  plan.parameters = parameters.bytes();
+  plan.parameters = parameters.bytes() + optimizer.bytes();
   uint64_t converted = 0;  // the largest tensor in the files' dtype, when it is written
   for (const Parameters::Named& tensor : parameters.tensors()) {
     const TensorInfo* info = files.find(tensor.name);
     if (info != nullptr && info->dtype != DType::kF32) converted = std::max(converted, info->bytes);
   }
-  plan.checkpoint = Snapshot::bytes_for(parameters) + converted;
+  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer) + converted;
   const uint64_t free = decoder.backend().describe().free_bytes, others = plan.parameters + plan.checkpoint;
   const DecoderTraining::Plan passes =
       DecoderTraining::plan(decoder, batch.tokens, batch.documents, recompute, free - std::min(free, others));
@@ -74,7 +74,8 @@ void check_memory(const MemoryPlan& plan, const Decoder& decoder, const MicroBat
   throw_error(
       ErrorKind::kTooLarge,
       "the run would take {}: {} for the program and its data, {} of weights, {} of masters, gradients and "
-      "moments, {} of activations (--micro-batch {} of --seq {}), {} to write checkpoints from; beside what "
+      "the optimizer's states, {} of activations (--micro-batch {} of --seq {}), {} to write checkpoints "
+      "from; beside what "
       "it has already, {} of the {} are free; {}",
       format_bytes(plan.total()), format_bytes(plan.process), format_bytes(plan.weights),
       format_bytes(plan.parameters), format_bytes(plan.activations), batch.sequences, batch.sequence,

@@ -5,20 +5,27 @@
 #include <string>
 
 #include "train/data.h"
-#include "train/parameters.h"
+#include "train/optimizer.h"
+#include "train/preference.h"
 #include "train/sampler.h"
 
 namespace qiao::train {
 
 struct TrainOptions {
-  std::filesystem::path init;  // a Hugging Face directory: configuration, weights, tokenizer
-  std::filesystem::path out;   // RUN: metrics.jsonl, checkpoints/, model/
-  bool resume = false;         // go on with the run that `out` holds
+  std::string mode = "pretrain";  // what is taught: pretrain, finetune, dpo
+  std::filesystem::path init;     // a Hugging Face directory: configuration, weights, tokenizer
+  std::filesystem::path out;      // RUN: metrics.jsonl, checkpoints/, model/
+  bool resume = false;            // go on with the run that `out` holds
   DataOptions data;
+  std::filesystem::path chat_template;  // a Jinja file in place of the model's own template
+  PreferenceOptions preference;
   int64_t steps = 0;
   int64_t batch = 8;        // sequences of a step
-  int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch
-  AdamWSettings optimizer;
+  int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch (or a rank's)
+  // 1; or 4, to which the batch is dealt out and whose gradients are added pair by pair (ranks.h): always
+  // with several processes. 0: 4 where mpirun has started them, else 1.
+  int64_t virtual_ranks = 0;
+  OptimizerSettings optimizer;
   std::string schedule = "cosine";   // constant, linear, cosine, wsd
   int64_t warmup = 0;                // steps in which the learning rate grows from 0
   double least_learning_rate = 0.1;  // where the falling ones end, as a share of the rate
@@ -36,12 +43,17 @@ struct TrainOptions {
   bool profile = false;       // TrainObserver::on_profile
   bool measure_peak = false;  // TrainReport::peak_flops
   SampleOptions sample;
+  std::string settings;  // what the run leaves in out/run.toml; empty: nothing
 };
+
+// Of a run's folder: its settings, by which it goes on.
+inline constexpr const char* kSettingsFile = "run.toml";
 
 // Throws Error(kInvalidInput) naming the flag, its value and what was expected.
 void check_options(const TrainOptions& options);
 
-// The learning rate of a step (from 1).
+// The learning rate of a step (from 1), and AdamW's where Muon has that one.
 double learning_rate(const TrainOptions& options, int64_t step);
+double adam_learning_rate(const TrainOptions& options, int64_t step);
 
 }  // namespace qiao::train

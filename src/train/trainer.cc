@@ -1,5 +1,6 @@
 #include "train/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -7,15 +8,21 @@
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/process_memory.h"
+#include "base/thread_pool.h"
 #include "hub/digest.h"
 #include "models/initial_weights.h"
+#include "models/weights.h"
 #include "train/background.h"
 #include "train/checkpoint.h"
 #include "train/memory_plan.h"
 #include "train/model_directory.h"
 #include "train/next_token.h"
+#include "train/open_data.h"
+#include "train/preference.h"
 #include "train/profile.h"
+#include "train/ranks.h"
 #include "train/run_folder.h"
 #include "train/run_log.h"
 #include "train/snapshot.h"
@@ -50,7 +57,7 @@ double training_flops(const Decoder& decoder, const PackedBatch& batch) {
 // Everything of a run that lives from step to step.
 class Run {
  public:
-  Run(const TrainOptions& options, TrainObserver& observer);
+  Run(const TrainOptions& options, TrainObserver& observer, Communicator& communicator);
   void go();
 
  private:
@@ -59,17 +66,21 @@ class Run {
   void take_memory();
   void warm_up(Recompute recompute);
   void resume();
+  int64_t own_parts() const { return objective_->parts() / ranks_.shares() * ranks_.own_shares(); }
   double accumulate(int64_t part);
-  AdamWSettings settings(double rate) const;
+  double add_gradients();
+  double gradient_norm();
   StepRecord step(int64_t number);
   [[noreturn]] void refuse_not_finite(const StepRecord& record);
   void estimate();
+  void tell(const StepRecord& record);
   void sample(int64_t step);
-  void save(int64_t step);
+  void save(int64_t step, bool is_last);
   void warn(const std::string& text) { observer_.on_warning(text); }
 
   const TrainOptions& options_;
   TrainObserver& observer_;
+  Ranks ranks_;
   TrainReport report_;
   std::optional<RunFolder> folder_;
   std::shared_ptr<ModelFiles> files_;
@@ -77,30 +88,41 @@ class Run {
   DevicePeaks peaks_;
   std::unique_ptr<Parameters> parameters_;
   std::shared_ptr<Decoder> decoder_;
+  std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<DecoderTraining> passes_;
+  std::unique_ptr<Decoder> reference_;  // of preferences: the initial weights
+  std::unique_ptr<DecoderTraining> reference_passes_;
   int64_t done_ = 0;
   std::vector<float> dlogprob_;
-  double flops_ = 0;  // of the step so far
+  std::vector<double> squares_;  // of the last step's gradients, by tensor
+  double flops_ = 0;             // of the step so far
   Profile profile_;
-  std::optional<RunLog> log_;
+  std::optional<RunLog> log_;  // of rank 0
   std::unique_ptr<Snapshot> snapshot_;
   Background writer_;  // reads the snapshot
 };
 
-Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(options), observer_(observer) {
-  check_options(options);
+// Ranks that share cores share them out.
+int threads_of(const TrainOptions& options, const Communicator& communicator) {
+  if (options.threads > 0 || communicator.size() == 1) return options.threads;
+  return std::max(1, usable_cpus() / communicator.sharing_cores());
+}
+
+Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& communicator)
+    : options_(options), observer_(observer), ranks_(communicator, options.virtual_ranks) {
   give_back_large_pieces();
-  if (!options.dry_run) open_folder();
+  if (const std::string text = optimizer_warning(options.optimizer); !text.empty()) warn(text);
+  if (!options.dry_run && ranks_.leads()) open_folder();
   files_ = open_or_initialize(options.init, options.data.seed);
   if (files_->kind() != ModelFiles::Kind::kHuggingFace) {
     throw_error(ErrorKind::kUnsupported, "{}: a Hugging Face directory was expected to train from",
                 options.init.string());
   }
-  backend_ = make_backend(options.device, {.threads = options.threads});
+  backend_ = make_backend(options.device, {.threads = threads_of(options, communicator)});
   if (options.profile) {
     peaks_ = backend_->measure_peaks();
   } else if (options.measure_peak) {
@@ -113,9 +135,13 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
   decoder.float_weights = bf16 ? DType::kBF16 : DType::kF32;
   decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
   decoder_ = Decoder::load(*files_, *backend_, decoder);
+  ranks_.share(*parameters_);
+  std::vector<const Weight*> outer = {decoder_->weights().embedding.table.get()};
+  for (const nn::WeightPiece& piece : decoder_->weights().head.pieces) outer.push_back(piece.weight.get());
+  optimizer_ = std::make_unique<Optimizer>(*backend_, *parameters_, options.optimizer, outer);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
-  if (options.sample.every > 0)
+  if (options.sample.every > 0 && ranks_.leads())
     sampler_ = std::make_unique<Sampler>(*files_, decoder_, options.sample, options.data.seed);
   take_memory();
   if (options.resume && !options.dry_run) resume();
@@ -123,7 +149,8 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
 
 void Run::open_folder() {
   namespace fs = std::filesystem;
-  const bool is_run = fs::exists(options_.out / "lock") || fs::exists(options_.out / "metrics.jsonl");
+  const bool is_run = fs::exists(options_.out / "lock") || fs::exists(options_.out / kSettingsFile) ||
+                      fs::exists(options_.out / "metrics.jsonl");
   if (options_.resume && !is_run) {
     throw_error(ErrorKind::kNotFound, "{}: no whole checkpoint to go on from (there is no run)",
                 options_.out.string());
@@ -133,13 +160,8 @@ void Run::open_folder() {
                 options_.out.string());
   }
   folder_.emplace(options_.out);
-}
-
-std::unique_ptr<Objective> Run::make_objective() {
-  DataOptions data = options_.data;
-  data.vocabulary_size = decoder_->config().vocabulary_size;
-  data_ = std::make_unique<DataStream>(data, tokenizer_.get(), [&](const std::string& text) { warn(text); });
-  return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
+  // At once: by it --resume goes on, however soon the process is killed.
+  if (!options_.settings.empty()) write_file_atomically(options_.out / kSettingsFile, options_.settings);
 }
 
 // States what the run will take, refuses what there is not, and takes it.
@@ -153,16 +175,23 @@ void Run::take_memory() {
   const Recompute wanted = options_.recompute == "on"    ? Recompute::kOn
                            : options_.recompute == "off" ? Recompute::kOff
                                                          : Recompute::kAuto;
+  MemoryPlan& memory = report_.memory;
   report_.parameters = parameters_->count();
-  report_.memory = plan_memory(*decoder_, *parameters_, *files_, batch, wanted);
-  check_memory(report_.memory, *decoder_, batch, wanted);
-  const Recompute recompute = report_.memory.recomputes ? Recompute::kOn : Recompute::kOff;
+  memory = plan_memory(*decoder_, *parameters_, *optimizer_, *files_, batch, wanted);
+  check_memory(memory, *decoder_, batch, wanted);
+  const Recompute recompute = memory.recomputes ? Recompute::kOn : Recompute::kOff;
   parameters_->prepare(*files_);
+  optimizer_->prepare();
   warm_up(recompute);
-  const uint64_t planned = report_.memory.weights + report_.memory.parameters;
-  report_.memory.process = resident_bytes() - std::min(resident_bytes(), planned);
+  const uint64_t resident = resident_bytes();
+  memory.process = resident - std::min(resident, memory.weights + memory.parameters);
+  if (reference_) {  // its weights are there already, its passes not
+    memory.weights += reference_->weight_bytes();
+    memory.process -= std::min(memory.process, reference_->weight_bytes());
+    memory.activations += reference_passes_->bytes();
+  }
   passes_ = std::make_unique<DecoderTraining>(*decoder_, batch.tokens, batch.documents, recompute);
-  snapshot_ = std::make_unique<Snapshot>(*parameters_);
+  snapshot_ = std::make_unique<Snapshot>(*parameters_, *optimizer_);
 }
 
 // Runs all that a step and a checkpoint run, over a few tokens and without changing anything: their code is
@@ -174,24 +203,44 @@ void Run::warm_up(Recompute recompute) {
   std::vector<int32_t> positions(size);
   std::iota(positions.begin(), positions.end(), 0);
   DecoderTraining passes(*decoder_, count, 1, recompute);
+  parameters_->begin_gradient(0);
   passes.forward({tokens, positions, tokens, starts});
   passes.backward(std::vector<float>(size, 0.0f), *parameters_);
-  parameters_->zero_gradients();
-  parameters_->gradient_norm();
-  parameters_->update(settings(0), 1.0, 1);  // no gradient, no rate, no moments: nothing changes
+  parameters_->begin_gradient(0);
+  parameters_->gradient_squares();
+  optimizer_->update(0, 0, 1.0, 1);  // no gradient, no rate, no states: nothing changes
+  ranks_.publish(*backend_, *parameters_);
   Digest(Digest::Kind::kSha256).update("");
 }
 
 void Run::resume() {
-  const CheckpointState state =
-      load_checkpoint(options_.out, *parameters_, [&](const std::string& text) { warn(text); });
+  const CheckpointState state = load_checkpoint(options_.out, *parameters_, *optimizer_, ranks_,
+                                                [&](const std::string& text) { warn(text); });
   done_ = state.step;
   if (done_ == 0) return;
+  ranks_.publish(*backend_, *parameters_);
   if (state.seed != options_.data.seed) {
     throw_error(ErrorKind::kInvalidInput, "--seed is {}; the run began with {}", options_.data.seed,
                 state.seed);
   }
   objective_->set_state(state.objective);
+}
+
+std::unique_ptr<Objective> Run::make_objective() {
+  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size,
+                    [&](const std::string& text) { warn(text); });
+  if (options_.mode != "dpo")
+    return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
+  auto preference = std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch,
+                                                 options_.preference, ranks_.shares());
+  DecoderOptions frozen;
+  frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  reference_ = Decoder::load(*files_, *backend_, frozen);
+  // Goes forward alone: what layers make need not be kept.
+  reference_passes_ = std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(),
+                                                        preference->most_documents(), Recompute::kOn);
+  preference->set_reference([this](const PackedBatch& batch) { return reference_passes_->forward(batch); });
+  return preference;
 }
 
 // Adds the gradients of one part of a step; its share of the loss.
@@ -205,10 +254,30 @@ double Run::accumulate(int64_t part) {
   return loss;
 }
 
-AdamWSettings Run::settings(double rate) const {
-  AdamWSettings made = options_.optimizer;
-  made.learning_rate = rate;
-  return made;
+// The gradients of all of a step's parts, each tensor's where its master is; the loss.
+double Run::add_gradients() {
+  if (objective_->parts() % ranks_.shares() != 0) {
+    throw_error(ErrorKind::kUnsupported, "{} parts of a step cannot be dealt out to {} virtual ranks",
+                objective_->parts(), ranks_.shares());
+  }
+  const int64_t parts = objective_->parts() / ranks_.shares();
+  std::vector<double> losses(static_cast<size_t>(ranks_.shares()));
+  for (int64_t i = 0; i < ranks_.own_shares(); ++i) {
+    const int64_t share = ranks_.first_share() + i;
+    parameters_->begin_gradient(i);
+    for (int64_t part = share * parts; part < (share + 1) * parts; ++part)
+      losses[static_cast<size_t>(share)] += accumulate(part);
+    parameters_->end_gradient(i);
+  }
+  ranks_.reduce(*backend_, *parameters_);
+  ranks_.agree_by_share(objective_->sums());
+  return ranks_.fold(losses);
+}
+
+double Run::gradient_norm() {
+  squares_ = parameters_->gradient_squares();
+  ranks_.agree(squares_, ranks_.owners());
+  return norm_of(squares_);
 }
 
 StepRecord Run::step(int64_t number) {
@@ -218,13 +287,13 @@ StepRecord Run::step(int64_t number) {
   record.step = number;
   record.learning_rate = learning_rate(options_, number);
   objective_->begin_step(number);
-  parameters_->zero_gradients();
-  for (int64_t part = 0; part < objective_->parts(); ++part) record.loss += accumulate(part);
-  record.gradient_norm = parameters_->gradient_norm();
+  record.loss = add_gradients();
+  record.gradient_norm = gradient_norm();
   if (!std::isfinite(record.loss) || !std::isfinite(record.gradient_norm)) refuse_not_finite(record);
   // As torch.nn.utils.clip_grad_norm_ has it.
   const double scale = options_.clip > 0 ? std::min(1.0, options_.clip / (record.gradient_norm + 1e-6)) : 1.0;
-  parameters_->update(settings(record.learning_rate), scale, number);
+  optimizer_->update(record.learning_rate, adam_learning_rate(options_, number), scale, number);
+  ranks_.publish(*backend_, *parameters_);
   record.more = objective_->report();
   record.flops = flops_;
   record.seconds = seconds_since(begin);
@@ -233,7 +302,7 @@ StepRecord Run::step(int64_t number) {
 }
 
 void Run::refuse_not_finite(const StepRecord& record) {
-  const std::string tensor = parameters_->first_not_finite_gradient();
+  const std::string tensor = first_not_finite(*parameters_, squares_);
   throw_error(
       ErrorKind::kInvalidInput,
       "step {}: the loss is {} and the gradient's norm {}{}: the run ends here, its last checkpoint "
@@ -245,20 +314,28 @@ void Run::refuse_not_finite(const StepRecord& record) {
 // Times one micro-batch, once its memory is there, and one update.
 void Run::estimate() {
   objective_->begin_step(1);
-  accumulate(0);
+  const int64_t part = ranks_.first_share() * (objective_->parts() / ranks_.shares());
+  parameters_->begin_gradient(0);
+  accumulate(part);
   if (options_.profile) backend_->set_watch(&profile_);
   const Clock::time_point begin = Clock::now();
-  accumulate(0);
-  const double part = seconds_since(begin);
-  parameters_->gradient_norm();
-  parameters_->update(settings(0), 1.0, 1);
+  accumulate(part);
+  const double part_seconds = seconds_since(begin);
+  gradient_norm();
+  optimizer_->update(0, 0, 1.0, 1);
+  ranks_.publish(*backend_, *parameters_);
   const double all = seconds_since(begin);
   backend_->set_watch(nullptr);
-  const double seconds = part * static_cast<double>(objective_->parts()) + (all - part);
+  const double seconds = part_seconds * static_cast<double>(own_parts()) + (all - part_seconds);
   report_.tokens_per_second = static_cast<double>(objective_->tokens()) / seconds;
   report_.seconds = seconds * static_cast<double>(options_.steps);
   observer_.on_start(report_);
   if (options_.profile) observer_.on_profile(profile_.table(1, all, peaks_, decoder_->work().compute));
+}
+
+void Run::tell(const StepRecord& record) {
+  log_->step(record);
+  observer_.on_step(record);
 }
 
 void Run::sample(int64_t step) {
@@ -267,19 +344,25 @@ void Run::sample(int64_t step) {
   observer_.on_sample(step, options_.sample.prompt, text);
 }
 
-// The step waits for the checkpoint before and for a copy; the rest is written meanwhile.
-void Run::save(int64_t step) {
-  const auto tell = [this](const std::string& text) { warn(text); };
-  writer_.wait(tell);
+// A process alone waits for the checkpoint before and for a copy; the rest is written while it trains.
+// Several, which have to talk about it, write at once.
+void Run::save(int64_t step, bool is_last) {
+  const auto tell_warning = [this](const std::string& text) { warn(text); };
+  writer_.wait(tell_warning);
   snapshot_->take();
   const bool is_new = step > done_;
   const CheckpointState state = {step, options_.data.seed, objective_->state()};
-  writer_.start(
-      [this, state, is_new] {
-        if (is_new) save_checkpoint(options_.out, state, *snapshot_, options_.keep_checkpoints);
-        write_model_directory(options_.out / "model", options_.init, *files_, *snapshot_);
-      },
-      tell);
+  const auto write = [this, state, is_new] {
+    if (is_new) save_checkpoint(options_.out, state, *snapshot_, ranks_, options_.keep_checkpoints);
+    write_model_directory(options_.out / "model", options_.init, *files_, *parameters_, *snapshot_, ranks_);
+  };
+  if (ranks_.is_alone()) return writer_.start(write, tell_warning);
+  try {
+    write();
+  } catch (const Error& error) {
+    if (is_last || error.kind() == ErrorKind::kUnavailable) throw;
+    warn(error.what());
+  }
 }
 
 void Run::go() {
@@ -288,22 +371,21 @@ void Run::go() {
   report_.first_step = done_ + 1;
   if (options_.dry_run) return estimate();
   observer_.on_start(report_);
-  log_.emplace(options_.out, done_, [this](const std::string& text) { warn(text); });
+  if (ranks_.leads()) log_.emplace(options_.out, done_, [this](const std::string& text) { warn(text); });
   // Killed between its last checkpoint and the model.
-  if (done_ >= options_.steps) save(done_);
+  if (done_ >= options_.steps) save(done_, true);
   if (options_.profile) backend_->set_watch(&profile_);
   double seconds = 0;
   int64_t number = done_ + 1;
   for (bool stops = false; number <= options_.steps && !stops; ++number) {
     const StepRecord record = step(number);
     seconds += record.seconds;
-    log_->step(record);
-    observer_.on_step(record);
+    if (ranks_.leads()) tell(record);
     if (sampler_ && number % options_.sample.every == 0) sample(number);
-    stops = observer_.should_stop();
-    if (stops || number == options_.steps ||
-        (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0))
-      save(number);
+    stops = ranks_.any(observer_.should_stop());
+    const bool is_last = stops || number == options_.steps;
+    if (is_last || (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0))
+      save(number, is_last);
   }
   backend_->set_watch(nullptr);
   if (options_.profile && number > done_ + 1)
@@ -311,8 +393,34 @@ void Run::go() {
   writer_.finish();
 }
 
+// Of the ranks that are not the first.
+class QuietObserver final : public TrainObserver {
+ public:
+  explicit QuietObserver(TrainObserver& asked) : asked_(asked) {}
+  void on_start(const TrainReport&) override {}
+  void on_step(const StepRecord&) override {}
+  void on_sample(int64_t, const std::string&, const std::string&) override {}
+  void on_profile(const std::string&) override {}
+  void on_warning(const std::string&) override {}
+  bool should_stop() override { return asked_.should_stop(); }
+
+ private:
+  TrainObserver& asked_;
+};
+
 }  // namespace
 
-void train(const TrainOptions& options, TrainObserver& observer) { Run(options, observer).go(); }
+void train(const TrainOptions& options, TrainObserver& observer) {
+  const std::unique_ptr<Communicator> alone = make_lone_communicator();
+  train(options, observer, *alone);
+}
+
+void train(const TrainOptions& options, TrainObserver& observer, Communicator& communicator) {
+  TrainOptions checked = options;
+  if (checked.virtual_ranks == 0) checked.virtual_ranks = communicator.size() > 1 ? kVirtualRanks : 1;
+  check_options(checked);
+  QuietObserver quiet(observer);
+  Run(checked, communicator.rank() == 0 ? observer : quiet, communicator).go();
+}
 
 }  // namespace qiao::train

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/json.h"
+#include "parallel/communicator.h"
 #include "train/options.h"
 
 namespace qiao::train {
@@ -14,14 +15,14 @@ struct StepRecord {
   double loss = 0, gradient_norm = 0, learning_rate = 0, tokens_per_second = 0;
   Json more = Json::object();  // Objective::report
   double seconds = 0;          // that it took, without what is written
-  double flops = 0;            // of the model: activations that are made again do not count
+  double flops = 0;  // of the model, in this process: what is made again on the way back does not count
 };
 
-// Bytes of the machine's memory at the peak, stated before the first step.
+// Bytes of the machine's memory at the peak of this process, stated before the first step.
 struct MemoryPlan {
   uint64_t process = 0;      // the program, tokenizer, data
   uint64_t weights = 0;      // as the ops read them
-  uint64_t parameters = 0;   // masters, gradients, moments
+  uint64_t parameters = 0;   // masters, gradients, the optimizer's states
   uint64_t activations = 0;  // of a micro-batch
   uint64_t checkpoint = 0;   // the copy from which one is written
   bool recomputes = false;   // layers, on the way back
@@ -52,5 +53,9 @@ class TrainObserver {
 // the numbers and what would fit; kInvalidInput where the loss or a gradient is not finite (the last
 // checkpoint stays); kUnavailable where another process trains in `out`.
 void train(const TrainOptions& options, TrainObserver& observer);
+// In several processes (or threads), each of which calls it with a communicator of its own, on files that all
+// of them see: the bytes that the run leaves are the same for 1, 2 and 4. Rank 0's observer alone hears of
+// it; any rank's may stop the run. Error(kUnavailable) names a rank that is lost.
+void train(const TrainOptions& options, TrainObserver& observer, Communicator& communicator);
 
 }  // namespace qiao::train
