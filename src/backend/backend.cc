@@ -1,6 +1,9 @@
 #include "backend/backend.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
+#include <vector>
 
 #include "backend/ops/check.h"
 #include "base/error.h"
@@ -37,6 +40,77 @@ KvPages::KvPages(const KvPagesSpec& spec) : spec_(spec) {}
 
 size_t KvPages::page_bytes() const {
   return static_cast<size_t>(2 * spec_.page_tokens * spec_.kv_heads * row_bytes(spec_.dtype, spec_.head_dim));
+}
+
+namespace {
+
+template <typename Op>
+requires requires(const Op& op) { op.workspace; }
+void check_workspace(const Backend& backend, std::string_view name, const Op& op) {
+  const size_t needed = backend.workspace_bytes(op);
+  const auto given = static_cast<size_t>(op.workspace.bytes());
+  if (given < needed) {
+    throw_error(ErrorKind::kInvalidInput, "{}: workspace has {} bytes, expected {}", name, given, needed);
+  }
+}
+
+// Ops without a workspace.
+template <typename Op>
+requires(!requires(const Op& op) { op.workspace; }) void check_workspace(const Backend&, std::string_view,
+                                                                         const Op&) {}
+
+// The (query, key) pairs of packed causal sequences, whose starts lie on the device.
+template <typename Op>
+int64_t causal_pairs(Backend& backend, const Op& op) {
+  std::vector<int32_t> starts(static_cast<size_t>(op.starts.elements()));
+  backend.download(starts.data(), op.starts.data, starts.size() * sizeof(int32_t));
+  int64_t pairs = 0;
+  for (size_t s = 1; s < starts.size(); ++s) {
+    const int64_t length = int64_t{starts[s]} - starts[s - 1];
+    const int64_t window = op.window > 0 ? std::min(op.window, length) : length;
+    pairs += op.causal ? length * window - window * (window - 1) / 2 : length * length;
+  }
+  return pairs;
+}
+
+template <typename Op>
+double flops_of(Backend& backend, const Op& op) {
+  if constexpr (requires { op.flops(); }) {
+    return op.flops();
+  } else if constexpr (requires {
+                         op.starts;
+                         op.causal;
+                       }) {
+    return op.flops(causal_pairs(backend, op));
+  } else {
+    return 0;
+  }
+}
+
+template <typename Op>
+double bytes_of(const Op& op) {
+  if constexpr (requires { op.bytes(); }) {
+    return op.bytes();
+  } else {
+    return 0;
+  }
+}
+
+}  // namespace
+
+template <class Op, class Run>
+void Backend::watched(std::string_view name, const Op& op, Run run) {
+  if (watch_ == nullptr) {
+    run();
+    return;
+  }
+  using Clock = std::chrono::steady_clock;
+  synchronize();
+  const Clock::time_point begin = Clock::now();
+  run();
+  synchronize();
+  const std::chrono::duration<double> seconds = Clock::now() - begin;
+  watch_->on_op(name, seconds.count(), flops_of(*this, op), bytes_of(op));
 }
 
 namespace {
@@ -90,7 +164,7 @@ void Backend::write_weight(Weight& weight, int64_t expert, const Tensor& values)
                 "that change are F32, F16 or BF16",
                 segment.first_row, traits(segment.dtype).name);
   }
-  do_write_weight(weight, expert, values);
+  watched("write_weight", values, [&] { do_write_weight(weight, expert, values); });
 }
 
 void Backend::do_write_weight(Weight&, int64_t, const Tensor&) {
@@ -125,30 +199,11 @@ void Backend::import_kv_page(KvPages& pages, int64_t page, const std::byte* byte
   do_import_kv_page(pages, page, bytes);
 }
 
-namespace {
-
-template <typename Op>
-requires requires(const Op& op) { op.workspace; }
-void check_workspace(const Backend& backend, std::string_view name, const Op& op) {
-  const size_t needed = backend.workspace_bytes(op);
-  const auto given = static_cast<size_t>(op.workspace.bytes());
-  if (given < needed) {
-    throw_error(ErrorKind::kInvalidInput, "{}: workspace has {} bytes, expected {}", name, given, needed);
-  }
-}
-
-// Ops without a workspace.
-template <typename Op>
-requires(!requires(const Op& op) { op.workspace; }) void check_workspace(const Backend&, std::string_view,
-                                                                         const Op&) {}
-
-}  // namespace
-
 #define QIAO_OP(method, Arguments)                                                                \
   void Backend::method(const Arguments& op) {                                                     \
     op.check();                                                                                   \
     check_workspace(*this, #method, op);                                                          \
-    do_##method(op);                                                                              \
+    watched(#method, op, [&] { do_##method(op); });                                               \
   }                                                                                               \
   void Backend::do_##method(const Arguments&) {                                                   \
     throw_error(ErrorKind::kUnsupported, "op " #method ": chip {} has no kernel for it", chip()); \

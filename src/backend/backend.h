@@ -43,6 +43,15 @@ struct DevicePeaks {
   double int8_ops = 0;
 };
 
+// Hears of every op that a Backend runs, in order.
+class OpWatch {
+ public:
+  virtual ~OpWatch() = default;
+  // `op` is the method's name. `flops` and `bytes`: the op's own counts, of attention over packed sequences
+  // the pairs that are seen; 0 where it counts none.
+  virtual void on_op(std::string_view op, double seconds, double flops, double bytes) = 0;
+};
+
 // What a chip has not written yet. Conformance fails on an op that neither passes nor is listed, and a chip
 // is green for a profile only when nothing is listed for it.
 struct MissingOp {
@@ -80,6 +89,8 @@ class Backend {
   virtual std::string_view chip() const = 0;  // "cpu"
   virtual DeviceInfo describe() const = 0;
   virtual DevicePeaks measure_peaks() = 0;
+  // The arithmetic alone, without the memory that measuring the bandwidth takes; some tenths of a second.
+  virtual DevicePeaks measure_arithmetic() { return measure_peaks(); }
   // A table of the chip's own (<chip>/missing.cc); nothing is missing where a chip has none.
   virtual std::span<const MissingOp> missing() const { return {}; }
 
@@ -102,6 +113,9 @@ class Backend {
   // A page's contents as pages.page_bytes() bytes, and back: the same bits on any chip.
   void export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes);
   void import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes);
+
+  // Each op is waited for, timed and told from now on; null: no more. `watch` outlives that.
+  void set_watch(OpWatch* watch) { watch_ = watch; }
 
   // How much scratch memory an op needs for its shapes (data pointers are not read); monotone in T and S.
   virtual size_t workspace_bytes(const Linear&) const { return 0; }
@@ -191,6 +205,13 @@ class Backend {
   virtual void do_accumulate(const Accumulate& op);
   virtual void do_adamw(const AdamW& op);
   virtual void do_muon(const Muon& op);
+
+ private:
+  // Runs the hook `run`, telling the watch.
+  template <class Op, class Run>
+  void watched(std::string_view name, const Op& op, Run run);
+
+  OpWatch* watch_ = nullptr;
 };
 
 struct BackendOptions {

@@ -22,11 +22,13 @@ void add_generate_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_list_command(CLI::App& app);
 void add_merge_command(CLI::App& app);
+void add_plot_command(CLI::App& app);
 void add_pull_command(CLI::App& app);
 void add_rm_command(CLI::App& app);
 void add_serve_command(CLI::App& app);
 void add_template_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
+void add_tokenizer_command(CLI::App& app);
 void add_train_command(CLI::App& app);
 
 // What a failed run exits with: 1 for wrong input or a failed job, 2 for wrong usage (flags, unsupported

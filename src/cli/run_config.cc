@@ -112,7 +112,7 @@ bool is_key(const CLI::Option& option) {
 
 bool is_of_the_run(const CLI::Option& option) {
   const std::string key = key_of(option);
-  return is_key(option) && key != "out" && key != "dry-run" && key != "quiet";
+  return is_key(option) && key != "out" && key != "dry-run" && key != "profile" && key != "quiet";
 }
 
 // Whether the value is of use: the flag was not set yet.

@@ -1,45 +1,20 @@
 #include <chrono>
-#include <csignal>
-#include <cstdio>
 #include <functional>
 #include <optional>
 #include <thread>
 
 #include "base/error.h"
-#include "base/units.h"
 #include "cli/commands.h"
 #include "cli/model_argument.h"
 #include "cli/run_config.h"
 #include "cli/train_flags.h"
+#include "cli/train_printer.h"
 #include "parallel/communicator.h"
 #include "train/ranks.h"
 #include "train/trainer.h"
 
 namespace qiao::cli {
 namespace {
-
-volatile std::sig_atomic_t interrupted = 0;
-
-class TrainPrinter final : public train::TrainObserver {
- public:
-  TrainPrinter(int64_t steps, bool quiet) : steps_(steps), quiet_(quiet) {}
-  void on_start(const train::TrainReport& report) override {
-    if (!quiet_)
-      fmt::print(stderr, "{:.1f} million parameters; {} of memory\n",
-                 static_cast<double>(report.parameters) * 1e-6, format_bytes(report.memory_bytes));
-  }
-  void on_step(const train::StepRecord& record) override {
-    if (quiet_) return;
-    fmt::print(stderr, "step {}/{}  loss {:.4f}  gradient {:.3f}  lr {:.2e}  {:.0f} tokens/s\n", record.step,
-               steps_, record.loss, record.gradient_norm, record.learning_rate, record.tokens_per_second);
-  }
-  void on_warning(const std::string& text) override { fmt::print(stderr, "warning: {}\n", text); }
-  bool should_stop() override { return interrupted != 0; }
-
- private:
-  int64_t steps_;
-  bool quiet_;
-};
 
 // Which run goes on, and by which settings: flags, then --config, then the run's own.
 void settle(CLI::App& command, TrainFlags& flags) {
@@ -93,8 +68,9 @@ void run_training(CLI::App& command, TrainFlags& flags) {
     flags.options.settings = write_config(command);
     if (rank && flags.options.virtual_ranks == 0) flags.options.virtual_ranks = train::kVirtualRanks;
     check_settings(flags);
-    std::signal(SIGINT, [](int) { interrupted = 1; });
-    TrainPrinter printer(flags.options.steps, flags.quiet);
+    TrainPrinter::take_interrupts();
+    flags.options.measure_peak = !flags.quiet && !flags.options.dry_run;
+    TrainPrinter printer(flags.options.steps, flags.log_every, flags.quiet, flags.options.dry_run);
     if (!rank) return train::train(flags.options, printer);
     const auto communicator = make_mpi_communicator({.patience_seconds = flags.rank_timeout});
     train::train(flags.options, printer, *communicator);
@@ -116,11 +92,19 @@ void add_pretrain(CLI::App& command) {
   CLI::App* mode =
       add_mode(command, flags, "pretrain", "Teach a model to go on with plain documents: every token counts");
   mode->footer(
-      "Ctrl-C ends the run after its step, with a checkpoint. The model in RUN/model serves at once.\n"
+      "Ctrl-C ends the run after its step, with a checkpoint; a run that was killed goes on with --resume "
+      "to\n"
+      "the same bytes. The model in RUN/model serves at once. A DIR with a config.json and no weights "
+      "begins\n"
+      "from nothing: the weights are drawn by --seed.\n"
       "Examples:\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train pretrain --resume RUN --steps 2000\n"
       "  qiao train pretrain --config run.toml\n"
+      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN --dry-run --profile\n"
+      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN --sample-every 100\n"
+      "      --sample-prompt \"Once upon a time\"\n"
+      "  qiao plot RUN --out curves.png\n"
       "  qiao serve -m RUN/model");
 }
 

@@ -54,8 +54,8 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_option(
           "--init", o.init,
-          "Hugging Face directory to begin from: configuration, weights, tokenizer; with --lora-rank also "
-          "a GGUF file")
+          "Hugging Face directory to begin from: configuration, tokenizer, and weights or none: then they "
+          "are drawn at random; with --lora-rank also a GGUF file")
       ->type_name("DIR");
   command
       .add_option(
@@ -87,12 +87,16 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       ->type_name("N");
   command.add_option("--lr", o.optimizer.learning_rate, "Learning rate [1e-3]")->type_name("X");
   command
-      .add_option("--schedule", o.schedule,
-                  "Learning rate over the steps: constant, linear or cosine [cosine]")
-      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
+      .add_option(
+          "--schedule", o.schedule,
+          "Learning rate over the steps: constant, linear, cosine or wsd (stays, falls at the end) [cosine]")
+      ->check(CLI::IsMember({"constant", "linear", "cosine", "wsd"}))
       ->type_name("NAME");
   command
-      .add_option("--min-lr", o.least_learning_rate, "Where linear and cosine end, as a share of --lr [0.1]")
+      .add_option("--min-lr", o.least_learning_rate,
+                  "Where the rate ends that falls, as a share of --lr [0.1]")
+      ->type_name("X");
+  command.add_option("--decay", o.decay, "Last share of the steps in which wsd falls, linearly [0.1]")
       ->type_name("X");
   command.add_option("--warmup", o.warmup, "Steps in which the rate grows to --lr [0]")->type_name("N");
   command
@@ -135,7 +139,8 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
                   "what they make would take a quarter of the free memory [auto]")
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->type_name("on|off|auto");
-  command.add_option("--seed", o.data.seed, "Seed of the rows' order [0]")->type_name("N");
+  command.add_option("--seed", o.data.seed, "Seed of the rows' order and of weights that are drawn [0]")
+      ->type_name("N");
   command.add_option("--shuffle", flags.shuffle, "A new order of the rows each epoch: on or off [on]")
       ->check(CLI::IsMember({"on", "off"}))
       ->type_name("on|off");
@@ -160,7 +165,20 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
                   "With mpirun: seconds without a sign of life after which a process hangs [20]")
       ->check(CLI::Range(0.1, 86400.0))
       ->type_name("X");
-  command.add_flag("--dry-run", o.dry_run, "Say how much memory it takes, and end");
+  command
+      .add_option("--sample-every", o.sample.every,
+                  "Steps between samples of what the model writes; 0: none [0]")
+      ->type_name("N");
+  command
+      .add_option("--sample-prompt", o.sample.prompt, "What samples go on from; empty: a text's beginning")
+      ->type_name("TEXT");
+  command.add_option("--sample-tokens", o.sample.tokens, "Tokens of a sample [64]")->type_name("N");
+  command.add_flag("--dry-run", o.dry_run,
+                   "Say how much memory it takes, how many tokens a second a timed micro-batch makes and how "
+                   "long that is, and end");
+  command.add_flag("--profile", o.profile, "At the end, print what a step costs by op");
+  command.add_option("--log-every", flags.log_every, "Steps between lines where stderr is no terminal [10]")
+      ->type_name("N");
   command.add_flag("-q,--quiet", flags.quiet, "No line a step");
 }
 

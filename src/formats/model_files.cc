@@ -117,6 +117,7 @@ struct ModelFiles::Data {
   // Tensors that the file has at an address unfit for their elements, by their place in tensors().
   mutable std::mutex copies_mutex;
   mutable std::map<const TensorInfo*, std::vector<std::byte>> copies;
+  MakeTensor make;  // where tensors are made rather than read: they live in copies
 
   void open_weights(const Listing& listing, TypePolicy policy);
   void open_directory(const ModelOpenOptions& options);
@@ -227,6 +228,21 @@ std::shared_ptr<ModelFiles> ModelFiles::open(const fs::path& path, const ModelOp
 ModelFiles::ModelFiles(std::unique_ptr<Data> data)
     : kind_(data->kind), path_(data->path), data_(std::move(data)) {
   tensors_ = kind_ == Kind::kGguf ? data_->gguf->tensors() : data_->safetensors.tensors;
+  index_tensors();
+}
+
+std::shared_ptr<ModelFiles> ModelFiles::open_with_made_tensors(const fs::path& path,
+                                                               std::vector<TensorInfo> tensors,
+                                                               MakeTensor make) {
+  std::shared_ptr<ModelFiles> files = open(path, {.need_weights = false});
+  QIAO_ASSERT(files->tensors_.empty());
+  files->tensors_ = std::move(tensors);
+  files->data_->make = std::move(make);
+  files->index_tensors();
+  return files;
+}
+
+void ModelFiles::index_tensors() {
   index_.reserve(tensors_.size());
   for (size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
 }
@@ -243,6 +259,15 @@ const std::vector<MappedFile>& ModelFiles::files() const {
 }
 
 std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
+  if (data_->make) {
+    const std::lock_guard lock(data_->copies_mutex);
+    std::vector<std::byte>& made = data_->copies[find(tensor.name)];
+    if (made.empty()) {
+      made.resize(tensor.bytes);
+      data_->make(tensor, made);
+    }
+    return made;
+  }
   const MappedFile& file = files()[tensor.file];
   if (!tensor.unsupported.empty()) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {}: element type {} is not supported",
@@ -260,11 +285,11 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
 }
 
 void ModelFiles::will_need(const TensorInfo& tensor) const {
-  files()[tensor.file].will_need(tensor.offset, tensor.bytes);
+  if (!data_->make) files()[tensor.file].will_need(tensor.offset, tensor.bytes);
 }
 
 void ModelFiles::release(const TensorInfo& tensor) const {
-  files()[tensor.file].release(tensor.offset, tensor.bytes);
+  if (!data_->make) files()[tensor.file].release(tensor.offset, tensor.bytes);
   const std::lock_guard lock(data_->copies_mutex);
   data_->copies.erase(find(tensor.name));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,6 +34,11 @@ class ModelFiles {
   // Error(kNotFound) or Error(kInvalidInput) saying what was looked for.
   static std::shared_ptr<ModelFiles> open(const std::filesystem::path& path,
                                           const ModelOpenOptions& options = {});
+  // A directory without weights (need_weights false), with `tensors` in their place: `make` fills in the
+  // bytes of one whenever they are asked for and not there, until release().
+  using MakeTensor = std::function<void(const TensorInfo& tensor, std::span<std::byte> bytes)>;
+  static std::shared_ptr<ModelFiles> open_with_made_tensors(const std::filesystem::path& path,
+                                                            std::vector<TensorInfo> tensors, MakeTensor make);
   virtual ~ModelFiles();
 
   Kind kind() const { return kind_; }
@@ -66,6 +72,7 @@ class ModelFiles {
  protected:
   struct Data;
   explicit ModelFiles(std::unique_ptr<Data> data);
+  void index_tensors();
   Kind kind_ = Kind::kGguf;
   std::filesystem::path path_;
   std::vector<TensorInfo> tensors_;

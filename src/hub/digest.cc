@@ -44,7 +44,7 @@ namespace {
 void read_all(const std::filesystem::path& path, Digest& digest, const std::function<void(uint64_t)>& tick) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"), std::fclose);
   if (!file) throw_error(ErrorKind::kIo, "{}: cannot open: {}", path.string(), std::strerror(errno));
-  std::vector<char> buffer(size_t{1} << 20);
+  std::vector<char> buffer(size_t{1} << 16);
   uint64_t done = 0;
   while (const size_t n = std::fread(buffer.data(), 1, buffer.size(), file.get())) {
     digest.update({buffer.data(), n});

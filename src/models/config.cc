@@ -110,8 +110,9 @@ void read_from_tensors(const ConfigReader& reader, const Family& family, Decoder
     return;
   }
   const auto written = reader.find_flag({"tie_word_embeddings", ""});
-  const bool has_head =
-      files.find("lm_head.weight") != nullptr || files.find("language_model.lm_head.weight") != nullptr;
+  // Without tensors, a model that begins from nothing: as the family has it.
+  const bool has_head = files.tensors().empty() || files.find("lm_head.weight") != nullptr ||
+                        files.find("language_model.lm_head.weight") != nullptr;
   config.tie_word_embeddings = written.value_or(!has_head || family.defaults.tied);
 }
 

@@ -9,6 +9,8 @@
 namespace qiao {
 namespace {
 
+constexpr size_t kArenaAlignment = 64;
+
 [[noreturn]] void refuse_packed(const std::string& what) {
   throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
 }
@@ -50,15 +52,20 @@ struct DecoderTraining::State {
   bool with_adapter = true;                   // in the last forward pass
 
   std::vector<Buffer> buffers;
+  Buffer arena;  // all of the memory
+  // Nowhere (nor where nn::Context measures), at first.
+  std::byte* base = reinterpret_cast<std::byte*>(uintptr_t{1} << 46);
+  size_t used = 0;
   Tensor ids, positions, labels, starts;  // I32, of the largest batch
   std::vector<LayerStream> inputs;        // of each layer, and behind the last what the final norm reads
   Tensor hidden, hidden_gradient;         // [T, C]
   Tensor stream_gradient[2];              // [T, C]: of a layer's results, of its inputs
   Tensor logprob, log_sum_exp, dlogprob;  // [T]
   Tensor workspace;                       // of the loss
-  Buffer scratch, gradients;              // of one layer
-  std::vector<Buffer> kept;               // of each layer, where they are not computed again
-  std::vector<nn::Tape> tapes;            // of the last forward pass, then
+  Tensor scratch, gradients;              // of one layer
+  bool recomputes = false;
+  std::vector<Tensor> kept;     // of each layer, where they are not computed again
+  std::vector<nn::Tape> tapes;  // of the last forward pass, then
   std::vector<float> result;
 
   State(const Decoder& decoder, int64_t token_limit, int64_t document_limit)
@@ -71,13 +78,17 @@ struct DecoderTraining::State {
   }
 
   Tensor make(DType dtype, std::initializer_list<int64_t> shape) {
-    Tensor tensor(nullptr, dtype, shape);
-    buffers.push_back(backend.allocate(static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 64))));
-    tensor.data = buffers.back().data();
+    Tensor tensor(base + used, dtype, shape);
+    used += (static_cast<size_t>(tensor.bytes()) + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
     return tensor;
   }
+  Tensor make_bytes(size_t bytes) {
+    return make(DType::kU8, {static_cast<int64_t>(std::max(bytes, kArenaAlignment))});
+  }
 
-  void plan(Recompute recompute);
+  void check(const Decoder& decoder) const;
+  void plan(Recompute recompute, uint64_t free);
+  void take_memory();
   LayerStream of_batch(const LayerStream& stream) const {
     return {stream.residual.slice(0, tokens), stream.update.slice(0, tokens)};
   }
@@ -160,7 +171,11 @@ TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* p
   return op;
 }
 
-void DecoderTraining::State::plan(Recompute recompute) {
+// Lays everything out from `base` on.
+void DecoderTraining::State::plan(Recompute recompute, uint64_t free) {
+  used = 0;
+  inputs.clear();
+  kept.clear();
   tokens = most_tokens;
   document_count = most_documents;
   const int64_t width = config.hidden_size;
@@ -176,7 +191,7 @@ void DecoderTraining::State::plan(Recompute recompute) {
   TokenLogprobBackward back = loss_back(nullptr);
   back.dw = Tensor(hidden.data, DType::kF32, {config.vocabulary_size, width});  // its shape alone is read
   const size_t loss_bytes = std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(back));
-  workspace = make(DType::kU8, {static_cast<int64_t>(std::max<size_t>(loss_bytes, 64))});
+  workspace = make_bytes(loss_bytes);
 
   size_t scratch_bytes = 0, gradient_bytes = 0, all_bytes = 0;
   std::vector<size_t> layer_bytes;
@@ -193,36 +208,50 @@ void DecoderTraining::State::plan(Recompute recompute) {
     layer_bytes.push_back(recording.peak());
     all_bytes += recording.peak();
   }
-  gradients = backend.allocate(gradient_bytes);
-  const uint64_t free = backend.describe().free_bytes;
-  if (recompute == Recompute::kOn || (recompute == Recompute::kAuto && free != 0 && all_bytes > free / 4)) {
-    scratch = backend.allocate(scratch_bytes);
+  gradients = make_bytes(gradient_bytes);
+  recomputes =
+      recompute == Recompute::kOn || (recompute == Recompute::kAuto && free != 0 && all_bytes > free / 4);
+  if (recomputes) {
+    scratch = make_bytes(scratch_bytes);
   } else {
-    for (const size_t bytes : layer_bytes) kept.push_back(backend.allocate(bytes));
+    for (const size_t bytes : layer_bytes) kept.push_back(make_bytes(bytes));
     tapes.reserve(kept.size());
   }
+}
+
+void DecoderTraining::State::take_memory() {
+  arena = backend.allocate(used);
+  base = static_cast<std::byte*>(arena.data());
+  plan(recomputes ? Recompute::kOn : Recompute::kOff, 0);
+}
+
+void DecoderTraining::State::check(const Decoder& decoder) const {
+  if (most_tokens < 1 || most_documents < 1)
+    refuse_packed(fmt::format("room for {} tokens in {} documents", most_tokens, most_documents));
+  if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
+    throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
 }
 
 DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents,
                                  Recompute recompute)
     : state_(std::make_unique<State>(decoder, tokens, documents)) {
-  if (tokens < 1 || documents < 1)
-    refuse_packed(fmt::format("room for {} tokens in {} documents", tokens, documents));
-  if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
-    throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
-  state_->plan(recompute);
+  state_->check(decoder);
+  state_->plan(recompute, decoder.backend().describe().free_bytes);
+  state_->take_memory();
+}
+
+DecoderTraining::Plan DecoderTraining::plan(const Decoder& decoder, int64_t tokens, int64_t documents,
+                                            Recompute recompute, uint64_t free) {
+  State state(decoder, tokens, documents);
+  state.check(decoder);
+  state.plan(recompute, free);
+  return {state.used, state.recomputes};
 }
 
 DecoderTraining::~DecoderTraining() = default;
 
-size_t DecoderTraining::bytes() const {
-  size_t bytes = state_->scratch.bytes() + state_->gradients.bytes();
-  for (const Buffer& buffer : state_->buffers) bytes += buffer.bytes();
-  for (const Buffer& buffer : state_->kept) bytes += buffer.bytes();
-  return bytes;
-}
-
-bool DecoderTraining::recomputes() const { return state_->kept.empty(); }
+size_t DecoderTraining::bytes() const { return state_->arena.bytes(); }
+bool DecoderTraining::recomputes() const { return state_->recomputes; }
 
 std::span<const float> DecoderTraining::forward(const PackedBatch& batch, bool with_adapter) {
   State& s = *state_;
@@ -237,19 +266,19 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch, bool w
   s.backend.upload(s.starts.data, batch.starts.data(), batch.starts.size_bytes());
   s.tapes.clear();
   for (size_t layer = 0; layer < s.weights.layers.size(); ++layer) {
-    const Buffer& memory = recomputes() ? s.scratch : s.kept[layer];
-    nn::Context context(s.backend, memory.data(), memory.bytes());
+    const Tensor& memory = recomputes() ? s.scratch : s.kept[layer];
+    nn::Context context(s.backend, memory.data, static_cast<size_t>(memory.bytes()));
     if (recomputes()) {
       context.keep_inputs();
       s.run_layer(context, layer, s.of_batch(s.inputs[layer]), s.of_batch(s.inputs[layer + 1]));
     } else {
-      s.tapes.emplace_back(s.backend, s.gradients.data(), s.gradients.bytes());
+      s.tapes.emplace_back(s.backend, s.gradients.data, static_cast<size_t>(s.gradients.bytes()));
       s.record_layer(context, s.tapes.back(), layer);
     }
   }
   if (recomputes()) {
     const LayerStream last = s.of_batch(s.inputs.back());
-    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+    nn::Context context(s.backend, s.scratch.data, static_cast<size_t>(s.scratch.bytes()));
     s.weights.final_norm.forward(context, last.update, s.hidden.slice(0, s.tokens), last.residual);
   }
   s.backend.token_logprob(s.loss());
@@ -269,8 +298,8 @@ void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGra
       s.walk_back(s.tapes[layer], layer, &gradients);
       continue;
     }
-    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
-    nn::Tape tape(s.backend, s.gradients.data(), s.gradients.bytes());
+    nn::Context context(s.backend, s.scratch.data, static_cast<size_t>(s.scratch.bytes()));
+    nn::Tape tape(s.backend, s.gradients.data, static_cast<size_t>(s.gradients.bytes()));
     s.record_layer(context, tape, layer);
     s.walk_back(tape, layer, &gradients);
   }

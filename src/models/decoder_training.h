@@ -35,6 +35,13 @@ class DecoderTraining {
 
   size_t bytes() const;  // of the chip's memory
   bool recomputes() const;
+  // What the same would take where `free` bytes are; nothing is taken.
+  struct Plan {
+    size_t bytes = 0;
+    bool recomputes = false;
+  };
+  static Plan plan(const Decoder& decoder, int64_t tokens, int64_t documents, Recompute recompute,
+                   uint64_t free);
 
   // The log-probability of each label, 0 where it is -1; valid until the next call. Without the adapter: the
   // base's own, which preferences are measured by. Throws

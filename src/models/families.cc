@@ -377,7 +377,7 @@ constexpr std::array kFamilies = {
            kHuggingFaceNames,
            phi3_gguf_names(),
            Rope::Layout::kHalf,
-           {.yarn_is_longrope = true, .partial_rotary = true},
+           {.yarn_is_longrope = true, .partial_rotary = true, .fused = true},
            configure_phi3},
     Family{"Hunyuan",
            kHunyuanDense,

@@ -22,6 +22,7 @@ struct Family {
     bool tied = false;  // embeddings; where config.json does not say and an output matrix is there
     bool yarn_is_longrope = false;  // Phi-3's first files
     bool partial_rotary = false;    // reads partial_rotary_factor, which Transformers' other families ignore
+    bool fused = false;             // Transformers has q, k, v in one tensor, and gate and up
   };
   std::string_view name;                           // for people
   std::span<const std::string_view> hugging_face;  // model_type

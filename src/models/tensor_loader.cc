@@ -1,5 +1,6 @@
 #include "models/tensor_loader.h"
 
+#include <algorithm>
 #include <charconv>
 #include <functional>
 
@@ -19,6 +20,9 @@ std::vector<std::byte> converted_floats(DType from, DType to, const std::byte* b
   return made;
 }
 
+const DecoderOptions kNoOptions;
+constexpr size_t kMostListed = size_t{1} << 20;  // tensors of a model, far above any published one
+
 // Parts of these two may lie in one weight.
 bool may_share(DType a, DType b) { return a == b || (traits(a).quantized && traits(b).quantized); }
 
@@ -36,11 +40,18 @@ std::string_view decoder_root(const ModelFiles& files) {
 }
 
 TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options)
-    : files_(files), backend_(backend), options_(options), root_(decoder_root(files)) {}
+    : files_(files), backend_(&backend), options_(options), root_(decoder_root(files)) {}
 
 TensorLoader::TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options,
                            std::string root, std::string_view layers)
-    : files_(files), backend_(backend), options_(options), root_(std::move(root)), layers_(layers) {}
+    : files_(files), backend_(&backend), options_(options), root_(std::move(root)), layers_(layers) {}
+
+TensorLoader::TensorLoader(const ModelFiles& files, Listing& listing)
+    : files_(files),
+      backend_(nullptr),
+      options_(kNoOptions),
+      root_(kDecoderRoots.front()),
+      listing_(&listing) {}
 
 std::string TensorLoader::name(std::string_view stem, int64_t layer, int64_t expert) const {
   // The output matrix stands beside the decoder, not in it.
@@ -59,10 +70,28 @@ std::string TensorLoader::name(std::string_view stem, int64_t layer, int64_t exp
 
 // A stacked tensor of Transformers is a parameter, not a module: its name may end without ".weight".
 bool TensorLoader::has(const std::string& stem, std::string_view suffix) const {
+  if (listing_ != nullptr)
+    return listing_->fused && (stem.ends_with("qkv_proj") || stem.ends_with("gate_up_proj"));
   return files_.find(fmt::format("{}{}", stem, suffix)) != nullptr;
 }
 
+const TensorInfo& TensorLoader::list(const std::string& name, const std::vector<int64_t>& shape) {
+  std::deque<TensorInfo>& tensors = listing_->tensors;
+  if (!used_.insert(name).second) return *std::ranges::find(tensors, name, &TensorInfo::name);
+  if (tensors.size() == kMostListed) {
+    throw_error(ErrorKind::kTooLarge, "{}: a model of more than {} tensors", files_.path().string(),
+                kMostListed);
+  }
+  TensorInfo& tensor = tensors.emplace_back();
+  tensor.name = name;
+  tensor.dtype = listing_->dtype;
+  tensor.shape = shape;
+  tensor.bytes = static_cast<uint64_t>(row_bytes(tensor.dtype, tensor.elements()));
+  return tensor;
+}
+
 const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<int64_t>& shape) {
+  if (listing_ != nullptr) return list(name, shape);
   const TensorInfo* tensor = files_.find(name);
   if (tensor == nullptr) {
     throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is missing; [{}] was expected",
@@ -139,7 +168,7 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
         source.parts.push_back({kept_as(tensor.dtype), segment.rows, data});
       }
     }
-    nn::WeightPiece piece{backend_.make_weight(source), compute_for(dtype), first_row};
+    nn::WeightPiece piece{backend_->make_weight(source), compute_for(dtype), first_row};
     tell_laid_out(std::span(segments).subspan(begin, end - begin), *piece.weight);
     first_row += piece.weight->rows();
     laid_out_ += piece.weight->bytes();
@@ -181,7 +210,7 @@ nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::st
   }
   if (checking_) return {};
   laid_out_ += values.size() * sizeof(float);
-  nn::Parameter made = nn::Parameter::upload(backend_, values);
+  nn::Parameter made = nn::Parameter::upload(*backend_, values);
   int64_t first = 0;
   for (const auto& [stem, count] : stems) {
     if (options_.laid_out) {
@@ -234,10 +263,10 @@ void TensorLoader::release_bytes(const std::byte* bytes, int64_t count) const {
 
 void TensorLoader::start_loading() {
   checking_ = false;
-  const uint64_t free = backend_.describe().free_bytes;
+  const uint64_t free = backend_->describe().free_bytes;
   if (free != 0 && total_ > free) {
     throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free", files_.path().string(),
-                format_bytes(total_), backend_.chip(), format_bytes(free));
+                format_bytes(total_), backend_->chip(), format_bytes(free));
   }
 }
 

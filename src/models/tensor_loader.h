@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <set>
 #include <span>
 #include <string>
@@ -33,6 +34,15 @@ class TensorLoader {
   // With a root that the caller has found, and what the stems of layers begin with after it.
   TensorLoader(const ModelFiles& files, Backend& backend, const DecoderOptions& options, std::string root,
                std::string_view layers);
+
+  // Lists, in a checking pass, what a Hugging Face checkpoint of `files`' configuration has, in place of
+  // looking for it: names as Transformers writes them.
+  struct Listing {
+    bool fused = false;  // Family::Defaults::fused
+    DType dtype = DType::kF32;
+    std::deque<TensorInfo> tensors;
+  };
+  TensorLoader(const ModelFiles& files, Listing& listing);
 
   bool checking() const { return checking_; }
   // Ends the checking pass: refuses a model that does not fit in the chip's memory.
@@ -76,11 +86,14 @@ class TensorLoader {
   // The layer that a tensor belongs to; -1: none.
   int64_t layer_of(std::string_view tensor) const;
 
+  const TensorInfo& list(const std::string& name, const std::vector<int64_t>& shape);
+
   const ModelFiles& files_;
-  Backend& backend_;
+  Backend* backend_;  // null: lists
   const DecoderOptions& options_;
   std::string root_;
   std::string_view layers_ = "layers.";
+  Listing* listing_ = nullptr;
   bool checking_ = true;
   std::set<std::string, std::less<>> used_;
   uint64_t total_ = 0, done_ = 0, laid_out_ = 0;

@@ -9,7 +9,7 @@ namespace {
 // Builds every layer; run twice, see TensorLoader.
 class Builder {
  public:
-  Builder(TensorLoader& loader, const TensorNames& names, const DecoderConfig& config, Backend& backend)
+  Builder(TensorLoader& loader, const TensorNames& names, const DecoderConfig& config, Backend* backend)
       : loader_(loader), names_(names), config_(config), backend_(backend) {}
 
   DecoderWeights build() {
@@ -41,7 +41,7 @@ class Builder {
 
   std::unique_ptr<nn::RotaryTable> rotary(const RopeTable& table) {
     auto made = std::make_unique<nn::RotaryTable>();
-    made->inverse_frequencies = nn::Parameter::upload(backend_, table.inverse_frequencies);
+    made->inverse_frequencies = nn::Parameter::upload(*backend_, table.inverse_frequencies);
     made->scale = table.scale;
     made->layout = config_.rope_layout;
     return made;
@@ -188,7 +188,7 @@ class Builder {
   TensorLoader& loader_;
   const TensorNames& names_;
   const DecoderConfig& config_;
-  Backend& backend_;
+  Backend* backend_;  // null: only checks
 };
 
 }  // namespace
@@ -198,11 +198,19 @@ DecoderWeights load_weights(const ModelFiles& files, Backend& backend, const Dec
   const bool gguf = files.kind() == ModelFiles::Kind::kGguf;
   const Family& family = find_family(ConfigReader(files));
   TensorLoader loader(files, backend, options);
-  Builder builder(loader, family.names(gguf), config, backend);
+  Builder builder(loader, family.names(gguf), config, &backend);
   builder.build();
   loader.refuse_unknown(config.num_hidden_layers);
   loader.start_loading();
   return builder.build();
+}
+
+std::vector<TensorInfo> list_weights(const ModelFiles& files, const DecoderConfig& config, DType dtype) {
+  const Family& family = find_family(ConfigReader(files));
+  TensorLoader::Listing listing = {.fused = family.defaults.fused, .dtype = dtype, .tensors = {}};
+  TensorLoader loader(files, listing);
+  Builder(loader, family.names(false), config, nullptr).build();
+  return {listing.tensors.begin(), listing.tensors.end()};
 }
 
 }  // namespace qiao

@@ -32,4 +32,8 @@ struct DecoderWeights {
 DecoderWeights load_weights(const ModelFiles& files, Backend& backend, const DecoderConfig& config,
                             const DecoderOptions& options);
 
+// The tensors that a Hugging Face checkpoint of this configuration has, of `dtype`, as Transformers names
+// them.
+std::vector<TensorInfo> list_weights(const ModelFiles& files, const DecoderConfig& config, DType dtype);
+
 }  // namespace qiao

@@ -20,6 +20,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "step-";
 constexpr size_t kSha256Digits = 64;
+constexpr int64_t kLeader = 0;  // a virtual rank of rank 0
+
 // The steps of the checkpoints of a run, newest first.
 std::vector<int64_t> steps_of(const fs::path& run) {
   std::vector<int64_t> steps;
@@ -70,6 +72,7 @@ Saved read_saved(const fs::path& folder) {
     saved.files.emplace_back(name, sha256.get<std::string>());
   }
   saved.state.step = number(json, "step");
+  saved.state.seed = static_cast<uint64_t>(number(json, "seed"));
   const auto objective = json.find("objective");
   if (objective == json.end() || !objective->is_object())
     throw_error(ErrorKind::kInvalidInput, "state.json: objective is missing");
@@ -118,103 +121,118 @@ void read_tensors(const fs::path& folder, const Saved& saved, Parameters& parame
 }
 
 // The tensors of one virtual rank; the file's checksum.
-std::string write_share(const fs::path& path, int64_t share, const Parameters& parameters,
-                        const Optimizer& optimizer, const Ranks& ranks) {
+std::string write_share(const fs::path& path, int64_t share, const Snapshot& snapshot, const Ranks& ranks) {
   std::vector<TensorToWrite> tensors;
-  std::vector<float> values;
-  std::vector<std::byte> bytes;
-  for (size_t i = 0; i < parameters.tensors().size(); ++i) {
-    if (ranks.owner(i) != share) continue;
-    const Parameters::Named& tensor = parameters.tensors()[i];
-    tensors.push_back({fmt::format("parameter.{}", tensor.name), DType::kF32, tensor.shape, [&] {
-                         values.resize(static_cast<size_t>(tensor.count));
-                         parameters.read(Parameters::Kind::kMaster, tensor, values);
-                         return std::as_bytes(std::span(values));
-                       }});
-  }
-  for (const Optimizer::State& kept : optimizer.states()) {
+  for (const Snapshot::Kept& kept : snapshot.kept()) {
     if (ranks.owner(kept.tensor) != share) continue;
-    tensors.push_back({kept.name, kept.dtype, kept.shape, [&] {
-                         bytes.resize(kept.bytes);
-                         optimizer.read(kept, bytes);
-                         return std::span<const std::byte>(bytes);
-                       }});
+    tensors.push_back({kept.name, kept.dtype, kept.shape, [&] { return snapshot.bytes(kept); }});
   }
   write_safetensors(path, tensors);
   return sha256_of_file(path);
 }
 
-}  // namespace
-
-void save_checkpoint(const fs::path& run, const CheckpointState& state, const Parameters& parameters,
-                     const Optimizer& optimizer, const Ranks& ranks, int64_t keep) {
-  const fs::path folder = folder_of(run, state.step), beside = folder.string() + ".part";
+// The shares of this rank, and by rank 0 the rest; all ranks go through all of it whatever fails on one.
+// Empty, or why it is not written.
+std::string write_state(const fs::path& folder, const CheckpointState& state, const Snapshot& snapshot,
+                        const Ranks& ranks) {
+  std::string failure;
+  const auto attempt = [&](const auto& body) {
+    if (!failure.empty()) return;
+    try {
+      body();
+    } catch (const std::exception& error) {
+      failure = error.what();
+    }
+  };
   if (ranks.leads()) {
-    fs::remove_all(beside);
-    fs::create_directories(beside);
+    attempt([&] {
+      fs::remove_all(folder);
+      fs::create_directories(folder);
+    });
   }
   ranks.barrier();
   const auto shares = static_cast<size_t>(ranks.shares());
-  std::vector<std::string> checksums(shares, std::string(kSha256Digits, '0'));
+  const std::string not_written(kSha256Digits, '-');
+  std::vector<std::string> checksums(shares, not_written);
   for (int64_t i = 0; i < ranks.own_shares(); ++i) {
     const int64_t share = ranks.first_share() + i;
-    checksums[static_cast<size_t>(share)] =
-        write_share(beside / file_of(share, ranks.shares()), share, parameters, optimizer, ranks);
+    attempt([&] {
+      checksums[static_cast<size_t>(share)] =
+          write_share(folder / file_of(share, ranks.shares()), share, snapshot, ranks);
+    });
   }
   ranks.collect(checksums);
-  if (ranks.leads()) {
-    Json json = {{"step", state.step}, {"objective", state.objective}};
+  if (!ranks.leads()) return failure;
+  if (failure.empty() && std::ranges::find(checksums, not_written) != checksums.end())
+    failure = "another process could not write its share";
+  attempt([&] {
+    Json json = {{"step", state.step}, {"seed", state.seed}, {"objective", state.objective}};
     for (size_t i = 0; i < shares; ++i)
       json["sha256"][file_of(static_cast<int64_t>(i), ranks.shares())] = checksums[i];
-    write_file_atomically(beside / "state.json", dump_json(json, 2) + "\n");
-    fs::remove_all(folder);  // of a run that came by here before
-    fs::rename(beside, folder);
-    sync_directory(folder.parent_path());
-    const std::vector<int64_t> steps = steps_of(run);
-    for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
-      fs::remove_all(folder_of(run, steps[i]));
+    write_file_atomically(folder / "state.json", dump_json(json, 2) + "\n");
+  });
+  return failure;
+}
+
+}  // namespace
+
+bool has_checkpoint(const fs::path& run) { return !steps_of(run).empty(); }
+
+void save_checkpoint(const fs::path& run, const CheckpointState& state, const Snapshot& snapshot,
+                     const Ranks& ranks, int64_t keep) {
+  const fs::path folder = folder_of(run, state.step), beside = folder.string() + ".part";
+  std::string failure = write_state(beside, state, snapshot, ranks);
+  std::error_code error;
+  if (ranks.leads() && failure.empty()) {
+    fs::remove_all(folder, error);  // of a run that came by here before
+    fs::rename(beside, folder, error);
+    if (error) failure = error.message();
   }
-  ranks.barrier();
+  if (ranks.leads() && !failure.empty()) fs::remove_all(beside, error);
+  double is_written = failure.empty() ? 1 : 0;
+  ranks.agree({&is_written, 1}, {&kLeader, 1});
+  if (is_written == 0) {
+    throw_error(ErrorKind::kIo, "the checkpoint of step {} is not written: {}", state.step,
+                failure.empty() ? "rank 0 could not" : failure);
+  }
+  if (!ranks.leads()) return;
+  sync_directory(folder.parent_path());
+  const std::vector<int64_t> steps = steps_of(run);
+  for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
+    fs::remove_all(folder_of(run, steps[i]), error);
 }
 
 CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters, Optimizer& optimizer,
-                                const Ranks& ranks) {
+                                const Ranks& ranks, const std::function<void(const std::string&)>& warn) {
   std::string why = "there is none";
+  std::vector<fs::path> damaged;
   double chosen = -1;
-  for (const int64_t step : ranks.leads() ? steps_of(run) : std::vector<int64_t>()) {
+  const std::vector<int64_t> steps = ranks.leads() ? steps_of(run) : std::vector<int64_t>();
+  for (const int64_t step : steps) {
     try {
       check_files(folder_of(run, step), read_saved(folder_of(run, step)));
     } catch (const Error& error) {
       why = fmt::format("{}: {}", folder_of(run, step).string(), error.what());
-      continue;  // damaged: the one before it
+      damaged.push_back(folder_of(run, step));
+      continue;
     }
     chosen = static_cast<double>(step);
     break;
   }
-  constexpr int64_t kLeader = 0;
+  if (ranks.leads() && steps.empty() && fs::exists(run / "lock")) {
+    warn(fmt::format("{}: no checkpoint yet: the run begins again", run.string()));
+    chosen = 0;
+  }
   ranks.agree({&chosen, 1}, {&kLeader, 1});
   if (chosen < 0)
     throw_error(ErrorKind::kNotFound, "{}: no whole checkpoint to go on from ({})", run.string(), why);
+  if (chosen == 0) return {};
   const fs::path folder = folder_of(run, static_cast<int64_t>(chosen));
   const Saved saved = read_saved(folder);
   read_tensors(folder, saved, parameters, optimizer);
+  for (const fs::path& path : damaged) fs::remove_all(path);  // lest they count among those kept
+  if (!damaged.empty()) warn(fmt::format("{}; the run goes on from step {}", why, saved.state.step));
   return saved.state;
-}
-
-void cut_metrics(const fs::path& run, int64_t step) {
-  const fs::path path = run / "metrics.jsonl";
-  if (!fs::exists(path)) return;
-  const std::string text = read_file(path);
-  std::string kept;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = text.find('\n', begin);
-    if (end == std::string::npos) break;  // torn by a crash
-    const std::string_view line(text.data() + begin, end - begin);
-    begin = end + 1;
-    const Json json = parse_json(line, path.string());
-    if (json.is_object() && number(json, "step") <= step) kept.append(line).append("\n");
-  }
-  write_file_atomically(path, kept);
 }
 
 }  // namespace qiao::train

@@ -1,6 +1,7 @@
 #include "train/options.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 
@@ -40,8 +41,16 @@ void check_options(const TrainOptions& o) {
   check_optimizer(o.optimizer);
   need(o.clip >= 0, "clip", o.clip, "0 or more");
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
-  need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
-       "constant, linear or cosine");
+  const std::array<std::string_view, 4> schedules = {"constant", "linear", "cosine", "wsd"};
+  need(std::ranges::find(schedules, o.schedule) != schedules.end(), "schedule", o.schedule,
+       "constant, linear, cosine or wsd");
+  need(o.decay >= 0 && o.decay <= 1, "decay", o.decay, "a share from 0 to 1");
+  need(o.least_learning_rate >= 0 && o.least_learning_rate <= 1, "min-lr", o.least_learning_rate,
+       "a share from 0 to 1");
+  need(o.checkpoint_every >= 0, "checkpoint-every", o.checkpoint_every, "0 or more");
+  need(o.keep_checkpoints > 0, "keep-checkpoints", o.keep_checkpoints, "a number above 0");
+  need(o.sample.every >= 0, "sample-every", o.sample.every, "0 or more");
+  need(o.sample.tokens > 0, "sample-tokens", o.sample.tokens, "a number above 0");
   need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
   need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
        "auto, on or off");
@@ -52,11 +61,17 @@ namespace {
 double scheduled(const TrainOptions& options, int64_t step, double rate) {
   if (step <= options.warmup) return rate * static_cast<double>(step) / static_cast<double>(options.warmup);
   if (options.schedule == "constant") return rate;
-  const double share = static_cast<double>(step - options.warmup) /
-                       static_cast<double>(std::max<int64_t>(options.steps - options.warmup, 1));
   const double least = options.least_learning_rate;
+  int64_t begin = options.warmup;   // of falling
+  if (options.schedule == "wsd") {  // warm up, stay, decay (Hu et al. 2024, MiniCPM)
+    const auto decaying = std::llround(options.decay * static_cast<double>(options.steps));
+    begin = std::max<int64_t>(options.warmup, options.steps - decaying);
+    if (step <= begin) return rate;
+  }
+  const double share =
+      static_cast<double>(step - begin) / static_cast<double>(std::max<int64_t>(options.steps - begin, 1));
   const double falling =
-      options.schedule == "linear" ? 1 - share : (1 + std::cos(std::numbers::pi * share)) / 2;
+      options.schedule == "cosine" ? (1 + std::cos(std::numbers::pi * share)) / 2 : 1 - share;
   return rate * (least + (1 - least) * falling);
 }
 

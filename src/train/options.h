@@ -8,6 +8,7 @@
 #include "train/lora.h"
 #include "train/optimizer.h"
 #include "train/preference.h"
+#include "train/sampler.h"
 
 namespace qiao::train {
 
@@ -28,9 +29,10 @@ struct TrainOptions {
   int64_t virtual_ranks = 0;
   OptimizerSettings optimizer;
   LoraOptions lora;
-  std::string schedule = "cosine";   // constant, linear, cosine
+  std::string schedule = "cosine";   // constant, linear, cosine, wsd
   int64_t warmup = 0;                // steps in which the learning rate grows from 0
-  double least_learning_rate = 0.1;  // where linear and cosine end, as a share of the rate
+  double least_learning_rate = 0.1;  // where the falling ones end, as a share of the rate
+  double decay = 0.1;                // the last share of the steps, in which wsd falls
   double clip = 1.0;                 // largest norm of the gradient; 0: any
   int64_t checkpoint_every = 100;    // steps; 0: at the end alone
   int64_t keep_checkpoints = 2;
@@ -40,7 +42,10 @@ struct TrainOptions {
   std::string recompute = "auto";  // of layers on the way back: auto, on, off (models/decoder_training.h)
   std::string device = "auto";
   int threads = 0;
-  bool dry_run = false;
+  bool dry_run = false;       // state memory and time, and end
+  bool profile = false;       // TrainObserver::on_profile
+  bool measure_peak = false;  // TrainReport::peak_flops
+  SampleOptions sample;
   std::string settings;  // what the run leaves in out/run.toml; empty: nothing
 };
 

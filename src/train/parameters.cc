@@ -290,4 +290,10 @@ double norm_of(std::span<const double> squares) {
   return std::sqrt(sum);
 }
 
+std::string first_not_finite(const Parameters& parameters, std::span<const double> squares) {
+  const auto found = std::ranges::find_if(squares, [](double square) { return !std::isfinite(square); });
+  return found == squares.end() ? ""
+                                : parameters.tensors()[static_cast<size_t>(found - squares.begin())].name;
+}
+
 }  // namespace qiao::train

@@ -119,6 +119,9 @@ class Parameters final : public nn::ParameterGradients {
 
 // Writes zeros.
 void clear_memory(Backend& backend, void* memory, size_t bytes);
+// Of gradient_squares (of all processes): the name of the first tensor whose gradient holds an infinity or
+// NaN; empty: none does.
+std::string first_not_finite(const Parameters& parameters, std::span<const double> squares);
 // The root of a norm's squares, added in the order of tensors.
 double norm_of(std::span<const double> squares);
 

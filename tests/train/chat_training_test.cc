@@ -22,6 +22,8 @@ class Collector final : public TrainObserver {
   void on_start(const TrainReport&) override {}
   void on_step(const StepRecord& record) override { steps.push_back(record); }
   void on_warning(const std::string& text) override { warnings.push_back(text); }
+  void on_sample(int64_t, const std::string&, const std::string&) override {}
+  void on_profile(const std::string&) override {}
   bool should_stop() override { return std::ssize(steps) == stop_after; }
 
   std::vector<StepRecord> steps;

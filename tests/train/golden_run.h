@@ -18,16 +18,19 @@ inline std::filesystem::path golden() {
   return std::filesystem::path(QIAO_TEST_DATA) / "golden" / "training";
 }
 
-class Recorder final : public TrainObserver {
+class Recorder : public TrainObserver {
  public:
   void on_start(const TrainReport& report) override { this->report = report; }
   void on_step(const StepRecord& record) override { steps.push_back(record); }
+  void on_sample(int64_t, const std::string&, const std::string& text) override { samples.push_back(text); }
+  void on_profile(const std::string& table) override { profile = table; }
   void on_warning(const std::string& text) override { warnings.push_back(text); }
   bool should_stop() override { return static_cast<int64_t>(steps.size()) == stop_after; }
 
   TrainReport report;
   std::vector<StepRecord> steps;
-  std::vector<std::string> warnings;
+  std::vector<std::string> warnings, samples;
+  std::string profile;
   int64_t stop_after = -1;
 };
 

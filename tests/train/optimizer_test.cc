@@ -157,7 +157,7 @@ TEST(OptimizerTest, FewerBitsTakeLessMemory) {
     TrainOptions options = as_pytorch(folder.path() / "never");
     options.optimizer.adam_states = states;
     options.dry_run = true;
-    return run(options).report.memory_bytes;
+    return run(options).report.memory.parameters;
   };
   EXPECT_LT(bytes("bf16"), bytes("f32"));
   EXPECT_LT(bytes("8bit"), bytes("bf16"));

@@ -179,6 +179,8 @@ TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
     void on_start(const TrainReport&) override {}
     void on_step(const StepRecord&) override {}
     void on_warning(const std::string&) override {}
+    void on_sample(int64_t, const std::string&, const std::string&) override {}
+    void on_profile(const std::string&) override {}
     bool should_stop() override {
       if (++steps_ == 5) throw Error(ErrorKind::kIo, "dead");
       return false;

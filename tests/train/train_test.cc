@@ -75,7 +75,7 @@ TEST(TrainTest, ComputingLayersAgainGivesTheSameBytes) {
     kept.recompute = "off";
     again.recompute = "on";
     const Recorder more = run(kept), less = run(again);
-    EXPECT_GT(more.report.memory_bytes, less.report.memory_bytes) << model;
+    EXPECT_GT(more.report.memory.activations, less.report.memory.activations) << model;
     EXPECT_EQ(bytes_of(kept.out / "model" / "model.safetensors"),
               bytes_of(again.out / "model" / "model.safetensors"))
         << model;
@@ -153,6 +153,26 @@ TEST(LearningRateTest, WarmsUpAndFalls) {
   EXPECT_NEAR(learning_rate(options, 35), 0.1 + 0.9 * (1 + std::sqrt(0.5)) / 2, 1e-6);
   options.schedule = "constant";
   EXPECT_DOUBLE_EQ(learning_rate(options, 110), 1.0);
+}
+
+TEST(LearningRateTest, StaysAndFallsAtTheEnd) {
+  TrainOptions options;
+  options.schedule = "wsd";
+  options.steps = 100;
+  options.warmup = 10;
+  options.decay = 0.2;
+  options.optimizer.learning_rate = 2.0;
+  options.least_learning_rate = 0.1;
+  EXPECT_DOUBLE_EQ(learning_rate(options, 5), 1.0);  // half of the warm-up
+  EXPECT_DOUBLE_EQ(learning_rate(options, 10), 2.0);
+  EXPECT_DOUBLE_EQ(learning_rate(options, 80), 2.0);  // the last before it falls
+  EXPECT_DOUBLE_EQ(learning_rate(options, 85), 2.0 * (0.1 + 0.9 * 0.75));
+  EXPECT_DOUBLE_EQ(learning_rate(options, 90), 2.0 * (0.1 + 0.9 * 0.5));
+  EXPECT_DOUBLE_EQ(learning_rate(options, 100), 0.2);
+  options.decay = 0;
+  EXPECT_DOUBLE_EQ(learning_rate(options, 100), 2.0);
+  options.decay = 1;  // falls as soon as it is warm
+  EXPECT_DOUBLE_EQ(learning_rate(options, 55), 2.0 * (0.1 + 0.9 * 0.5));
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ class CpuBackend final : public Backend {
   std::string_view chip() const override { return "cpu"; }
   DeviceInfo describe() const override;
   DevicePeaks measure_peaks() override;
+  DevicePeaks measure_arithmetic() override;
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}

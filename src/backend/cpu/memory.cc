@@ -101,7 +101,7 @@ void* allocate_aligned(size_t bytes) {
     }
   }
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-  const size_t size = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  const size_t size = (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
   void* data = std::aligned_alloc(alignment, size);
   if (data == nullptr) {
     throw_error(ErrorKind::kTooLarge,
@@ -109,7 +109,8 @@ void* allocate_aligned(size_t bytes) {
                 static_cast<double>(bytes) * 1e-6, static_cast<double>(free_memory()) * 1e-6);
   }
 #if defined(MADV_HUGEPAGE)
-  if (alignment == kHugePage) madvise(data, size, MADV_HUGEPAGE);
+  // Whole huge pages alone: what is left of the last one stays small pages, and free.
+  if (alignment == kHugePage) madvise(data, size / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   return data;
 }

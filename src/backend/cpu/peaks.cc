@@ -116,5 +116,6 @@ DevicePeaks measure_peaks(Isa isa, ThreadPool& pool, size_t buffer) {
 }
 
 DevicePeaks CpuBackend::measure_peaks() { return cpu::measure_peaks(active_isa(), pool_); }
+DevicePeaks CpuBackend::measure_arithmetic() { return cpu::measure_peaks(active_isa(), pool_, 0); }
 
 }  // namespace qiao::cpu

@@ -23,7 +23,8 @@ void add_peak_loops_avx512(PeakLoops& loops);
 void add_peak_loops_vnni(PeakLoops& loops);
 void add_peak_loops_bf16(PeakLoops& loops);
 
-// Bandwidth is that of reading `buffer` bytes: many times the caches (within a quarter of what is free).
+// Bandwidth is that of reading `buffer` bytes: many times the caches (within a quarter of what is free); 0:
+// it is not measured.
 DevicePeaks measure_peaks(Isa isa, ThreadPool& pool, size_t buffer = size_t{512} << 20);
 
 }  // namespace qiao::cpu
