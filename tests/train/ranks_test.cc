@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "support/expect_error.h"
 #include "train/golden_run.h"
 
@@ -140,6 +141,32 @@ TEST(RanksOfAPlainRunTest, AreWhatAPlainRunIs) {
   plain.out.swap(shared.out);
   EXPECT_EQ(run(plain).steps.front().step, 6);
   EXPECT_EQ(run_in_threads(shared, 4).steps.front().step, 6);
+}
+
+// Numbers go from one to another in pieces of 2^18.
+TEST(RanksOfAPlainRunTest, TensorsOfSeveralPiecesLeaveTheSameBytes) {
+  constexpr int64_t kVocabulary = 5600, kWidth = 48;  // a piece, and a few numbers
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  std::vector<NamedValues> tensors = read_tensors(options.init / "model.safetensors");
+  for (NamedValues& tensor : tensors) {
+    if (tensor.name != "model.embed_tokens.weight" && tensor.name != "lm_head.weight") continue;
+    tensor.shape[0] = kVocabulary;
+    const size_t before = tensor.values.size();
+    tensor.values.resize(static_cast<size_t>(kVocabulary * kWidth));
+    for (size_t i = before; i < tensor.values.size(); ++i) tensor.values[i] = tensor.values[i - before];
+  }
+  const fs::path init = folder.path() / "init";
+  write_model(init, options.init, tensors, DType::kF32);
+  Json config = parse_json(read_file(init / "config.json"), "config.json");
+  config["vocab_size"] = kVocabulary;
+  write_file_atomically(init / "config.json", dump_json(config, 2));
+  options.init = init, options.steps = 2;
+  for (const int size : {1, 4}) {
+    options.out = folder.path() / std::to_string(size);
+    run_in_threads(options, size);
+  }
+  expect_same_run(folder.path() / "1", folder.path() / "4");
 }
 
 TEST(RanksOfAPlainRunTest, ABatchThatIsNoMultipleOfFourIsRefused) {

@@ -5,11 +5,13 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <limits>
 
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
 #include "backend/cpu/optimizer_inl.h"
 #include "backend/cpu/simd_generic.h"
+#include "base/error.h"
 #include "tensor/half.h"
 
 namespace qiao::cpu {
@@ -47,23 +49,26 @@ void CpuBackend::do_accumulate(const Accumulate& op) {
 
 namespace {
 
-// DynamicCodes::code_of by the upper 16 bits of a number: where to begin, and then boundary by boundary.
+// DynamicCodes::code_of by the upper 16 bits of a number: in each bucket of them lies one boundary at most.
 class CodeFinder {
  public:
   explicit CodeFinder(const DynamicCodes& codes) : codes_(codes) {
+    std::ranges::copy(codes.boundary, boundary_.begin());
+    boundary_.back() = std::numeric_limits<float>::infinity();
     for (uint32_t bucket = 0; bucket < kBuckets; ++bucket) {
-      // The least number of the bucket: its lower edge, or with a sign its upper one.
-      first_[bucket] = codes.code_of(bucket == 0 ? 0.0f : edge(bucket));
-      first_[kBuckets + bucket] = codes.code_of(-edge(bucket + 1));
+      const float low = bucket == 0 ? 0.0f : edge(bucket), high = edge(bucket + 1);
+      first_[bucket] = codes.code_of(low);
+      first_[kBuckets + bucket] = codes.code_of(-high);
+      QIAO_ASSERT(codes.code_of(high) - codes.code_of(low) <= 1 &&
+                  codes.code_of(-low) - codes.code_of(-high) <= 1);
     }
   }
   const DynamicCodes& codes() const { return codes_; }
   uint8_t find(float x) const {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
-    const uint32_t magnitude = std::clamp((bits & 0x7fffffffu) >> 16, kLeast, kLeast + kBuckets - 1) - kLeast;
-    uint32_t code = first_[magnitude + (bits >> 31) * kBuckets];
-    while (code < codes_.boundary.size() && codes_.boundary[code] < x) ++code;
-    return static_cast<uint8_t>(code);
+    const uint32_t magnitude = std::clamp((bits & 0x7fffffffu) >> 16, kLeast, kMost) - kLeast;
+    const uint32_t code = first_[magnitude + (bits >> 31) * kBuckets];
+    return static_cast<uint8_t>(code + (boundary_[code] < x ? 1u : 0u));
   }
 
  private:
@@ -72,7 +77,24 @@ class CodeFinder {
   static float edge(uint32_t bucket) { return std::bit_cast<float>((kLeast + bucket) << 16); }
   const DynamicCodes& codes_;
   std::array<uint8_t, 2 * size_t{kBuckets}> first_;
+  std::array<float, 256> boundary_;
 };
+
+// The largest magnitude of a block: in lanes, which is the same.
+float largest(const float* x, int64_t count) {
+  constexpr int64_t kLanes = 16;
+  std::array<float, static_cast<size_t>(kLanes)> most{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      float& here = most[static_cast<size_t>(lane)];
+      const float size = std::abs(x[i + lane]);
+      here = size > here ? size : here;
+    }
+  }
+  for (; i < count; ++i) most[0] = std::max(most[0], std::abs(x[i]));
+  return std::ranges::max(most);
+}
 
 struct Moment {
   const Tensor& values;
@@ -95,14 +117,17 @@ struct Moment {
       for (int64_t i = 0; i < count; ++i) to[i] = float_to_bf16(from[i]);
       return;
     }
-    float scale = 0;
-    for (int64_t i = 0; i < count; ++i) scale = std::max(scale, std::abs(from[i]));
+    const float scale = largest(from, count);
     scales.as<float>()[first / kCodeBlock] = scale;
     uint8_t* to = values.as<uint8_t>() + first;
-    const bool has_signs = finder.codes().value[0] < 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const uint8_t code = finder.find(scale > 0 ? from[i] / scale : 0.0f);
-      to[i] = !has_signs && code == 0 && from[i] > 0 ? 1 : code;
+    const float divisor = scale > 0 ? scale : 1.0f;  // all are 0
+    std::array<float, static_cast<size_t>(kCodeBlock)> shares;
+    for (int64_t i = 0; i < count; ++i) shares[static_cast<size_t>(i)] = from[i] / divisor;
+    if (finder.codes().value[0] < 0) {
+      for (int64_t i = 0; i < count; ++i) to[i] = finder.find(shares[static_cast<size_t>(i)]);
+    } else {
+      for (int64_t i = 0; i < count; ++i)
+        to[i] = std::max<uint8_t>(finder.find(shares[static_cast<size_t>(i)]), from[i] > 0 ? 1 : 0);
     }
   }
 };
