@@ -127,6 +127,17 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command.add_option("-t,--threads", o.threads, "Threads; 0: as many as this process may use")
       ->type_name("N");
   command
+      .add_option("--virtual-ranks", o.virtual_ranks,
+                  "4: the batch is dealt out as to 4 processes, for the bytes that those would leave; 0: 4 "
+                  "with mpirun, else 1 [0]")
+      ->check(CLI::IsMember({0, 1, 4}))
+      ->type_name("N");
+  command
+      .add_option("--rank-timeout", flags.rank_timeout,
+                  "With mpirun: seconds without a sign of life after which a process hangs [20]")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->type_name("X");
+  command
       .add_option("--sample-every", o.sample.every,
                   "Steps between samples of what the model writes; 0: none [0]")
       ->type_name("N");
