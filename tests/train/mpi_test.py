@@ -34,8 +34,9 @@ def expect(condition, *what):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("metrics.jsonl", "run.toml")}
+    """The model and the checkpoints: what else a run leaves tells of times and processes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for part in ("checkpoints", "model")
+            for path in sorted((folder / part).rglob("*")) if path.is_file()}
 
 
 def same_bytes(scratch):

@@ -55,11 +55,14 @@ Recorder run_in_threads(const TrainOptions& options, int size) {
   return recorders.front();
 }
 
+// Without those that tell of times and processes.
 std::vector<fs::path> files_of(const fs::path& folder) {
   std::vector<fs::path> files;
-  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder))
-    if (entry.is_regular_file() && entry.path().filename() != "metrics.jsonl")
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && name != "metrics.jsonl" && name != "lock" && !name.starts_with("events."))
       files.push_back(entry.path().lexically_relative(folder));
+  }
   std::ranges::sort(files);
   return files;
 }
