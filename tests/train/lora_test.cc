@@ -14,6 +14,7 @@
 #include "models/lora_files.h"
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
+#include "train/golden_run.h"
 #include "train/next_token.h"
 #include "train/open_data.h"
 #include "train/trainer.h"
@@ -23,20 +24,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path lora_golden() { return fs::path(QIAO_TEST_DATA) / "golden" / "training"; }
-
-class LoraRecorder final : public TrainObserver {
- public:
-  void on_start(const TrainReport& report) override { parameters = report.parameters; }
-  void on_step(const StepRecord& record) override { steps.push_back(record); }
-  void on_warning(const std::string&) override {}
-  bool should_stop() override { return std::ssize(steps) == stop_after; }
-  int64_t parameters = 0, stop_after = -1;
-  std::vector<StepRecord> steps;
-};
-
-LoraRecorder run_lora(const TrainOptions& options, int64_t stop_after = -1) {
-  LoraRecorder recorder;
+Recorder run_lora(const TrainOptions& options, int64_t stop_after = -1) {
+  Recorder recorder;
   recorder.stop_after = stop_after;
   train(options, recorder);
   return recorder;
@@ -45,10 +34,10 @@ LoraRecorder run_lora(const TrainOptions& options, int64_t stop_after = -1) {
 // As make_lora_training.py trains.
 TrainOptions as_peft(const fs::path& out) {
   TrainOptions options;
-  options.init = lora_golden() / "llama" / "init";
+  options.init = golden() / "llama" / "init";
   options.out = out;
-  options.lora.init = lora_golden() / "lora" / "adapter";
-  options.data.files = {lora_golden() / "data.jsonl"};
+  options.lora.init = golden() / "lora" / "adapter";
+  options.data.files = {golden() / "data.jsonl"};
   options.data.sequence = 32;
   options.data.shuffle = false;
   options.batch = 4;
@@ -60,12 +49,12 @@ TrainOptions as_peft(const fs::path& out) {
 }
 
 Json expected_of(const char* name) {
-  return parse_json(read_file(lora_golden() / name / "expected.json"), "expected.json");
+  return parse_json(read_file(golden() / name / "expected.json"), "expected.json");
 }
 
 TEST(LoraTrainingTest, FollowsPeftsFloat64AsItsOwnFloat32Does) {
   const testing::TemporaryDirectory folder;
-  const LoraRecorder ours = run_lora(as_peft(folder.path() / "run"));
+  const Recorder ours = run_lora(as_peft(folder.path() / "run"));
   const Json expected = expected_of("lora");
   ASSERT_EQ(ours.steps.size(), 20u);
   double loss_gap = 0, loss_theirs = 0, norm_gap = 0, norm_theirs = 0;
@@ -90,13 +79,13 @@ class LoraGradientTest : public ::testing::TestWithParam<FirstStepCase> {};
 // Every gradient of the first step, in PEFT's parametrisation: within issue 5's bound of PyTorch's float64.
 TEST_P(LoraGradientTest, GradientsArePefts) {
   const auto [name, base, chip] = GetParam();
-  const auto files = ModelFiles::open(lora_golden() / base);
+  const auto files = ModelFiles::open(golden() / base);
   const auto backend = make_backend(chip, {.threads = 2});
   const auto decoder = Decoder::load(*files, *backend, {.compute = DecoderOptions::Policy::kF32});
   Parameters parameters(*backend);
   LoraOptions lora;
-  lora.init = lora_golden() / name / "adapter";
-  LoraAdapter adapter(lora, 0, lora_golden() / base, *files, *decoder, parameters);
+  lora.init = golden() / name / "adapter";
+  LoraAdapter adapter(lora, 0, golden() / base, *files, *decoder, parameters);
   adapter.prepare(parameters);
   const auto data = open_data(as_peft({}), *files, nullptr, 96, [](const std::string&) {});
   NextToken objective(*data, 4, 0);
@@ -109,7 +98,7 @@ TEST_P(LoraGradientTest, GradientsArePefts) {
   passes.backward(dlogprob, parameters);
   parameters.end_gradient(0);
   const SafetensorsFiles expected =
-      open_safetensors(lora_golden() / name / "first_step.safetensors", TypePolicy::kRefuseUnsupported);
+      open_safetensors(golden() / name / "first_step.safetensors", TypePolicy::kRefuseUnsupported);
   ASSERT_EQ(expected.tensors.size(), parameters.tensors().size());
   for (const Parameters::Named& tensor : parameters.tensors()) {
     const auto found = std::ranges::find(expected.tensors, tensor.name, &TensorInfo::name);
@@ -136,8 +125,8 @@ INSTANTIATE_TEST_SUITE_P(Bases, LoraGradientTest,
 
 TrainOptions as_qlora(const fs::path& out) {
   TrainOptions options = as_peft(out);
-  options.init = lora_golden() / "qlora" / "base.gguf";
-  options.lora.init = lora_golden() / "qlora" / "adapter";
+  options.init = golden() / "qlora" / "base.gguf";
+  options.lora.init = golden() / "qlora" / "adapter";
   return options;
 }
 
@@ -148,7 +137,7 @@ TEST(QloraTest, AFirstStepIsPyTorchsWithRoundedActivations) {
   const testing::TemporaryDirectory folder;
   TrainOptions options = as_qlora(folder.path() / "run");
   options.steps = 1;
-  const LoraRecorder ours = run_lora(options);
+  const Recorder ours = run_lora(options);
   const Json expected = expected_of("qlora");
   const double loss = expected["rounded"][0][0], norm = expected["rounded"][0][1];
   EXPECT_LE(std::abs(ours.steps[0].loss - loss),
@@ -161,7 +150,7 @@ TEST(QloraTest, LearnsOnAQuantizedBase) {
   const testing::TemporaryDirectory folder;
   TrainOptions options = as_qlora(folder.path() / "run");
   options.steps = 50;
-  const LoraRecorder ours = run_lora(options);
+  const Recorder ours = run_lora(options);
   EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.3);
 }
 
@@ -210,7 +199,7 @@ TEST(LoraTrainingTest, ANewAdapterBeginsAsTheBaseAndByItsSeedAlone) {
   TrainOptions whole = as_peft(folder.path() / "whole");
   whole.lora = {};
   whole.steps = 1;
-  const LoraRecorder all = run_lora(begun("all", 1, {"all-linear"}));
+  const Recorder all = run_lora(begun("all", 1, {"all-linear"}));
   EXPECT_EQ(all.steps[0].loss, run_lora(whole).steps[0].loss);
   run_lora(begun("some", 1, {"q_proj", "layers.1.mlp.down_proj"}));
   run_lora(begun("other", 2, {"q_proj"}));
@@ -238,8 +227,8 @@ TEST(LoraTrainingTest, ANewAdapterBeginsAsTheBaseAndByItsSeedAlone) {
   EXPECT_THAT(values("all", q + ".B"), ::testing::Each(0.0f));
   EXPECT_EQ(LoraFiles::open(folder.path() / "all" / "model")->pairs().size(), 14u);
   EXPECT_EQ(LoraFiles::open(folder.path() / "some" / "model")->pairs().size(), 3u);
-  EXPECT_EQ(all.parameters % 16, 0);
-  EXPECT_LT(all.parameters, 2 * 5 * (7 * 48 + 64 + 2 * 32 + 3 * 96 + 96) + 14 * 32);
+  EXPECT_EQ(all.report.parameters % 16, 0);
+  EXPECT_LT(all.report.parameters, 2 * 5 * (7 * 48 + 64 + 2 * 32 + 3 * 96 + 96) + 14 * 32);
 }
 
 TEST(LoraTrainingTest, ARunThatStopsGoesOnToTheSameBytes) {
@@ -278,7 +267,7 @@ TEST(LoraTrainingTest, PreferencesAreMeasuredAgainstTheBase) {
   options.data.sequence = 128;
   options.batch = 2;
   options.steps = 8;
-  const LoraRecorder recorder = run_lora(options);
+  const Recorder recorder = run_lora(options);
   EXPECT_NEAR(recorder.steps.front().loss, std::log(2.0), 1e-6);
   EXPECT_LT(recorder.steps.back().loss, recorder.steps.front().loss - 0.05);
 }
@@ -300,20 +289,20 @@ TEST(LoraTrainingTest, WrongOptionsNameThemselves) {
                     })),
                     kInvalidInput, "--lora-targets", "qkv", "down_proj, gate_proj");
   EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
-                      o.lora.init = lora_golden() / "lora" / "adapter", o.lora.rank = 3;
+                      o.lora.init = golden() / "lora" / "adapter", o.lora.rank = 3;
                     })),
                     kInvalidInput, "--lora-rank is 3", "a rank of 4");
   EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
-                      o.lora.init = lora_golden() / "qlora" / "adapter", o.lora.rank = 0;
+                      o.lora.init = golden() / "qlora" / "adapter", o.lora.rank = 0;
                     })),
                     kInvalidInput, "[48, 96] was expected");
   EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
-                      o.lora = {.alpha = 3, .init = lora_golden() / "lora" / "adapter"};
+                      o.lora = {.alpha = 3, .init = golden() / "lora" / "adapter"};
                     })),
                     kInvalidInput, "--lora-init", "--lora-alpha");
   EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
                       o.lora = {};
-                      o.init = lora_golden() / "qlora" / "base.gguf";
+                      o.init = golden() / "qlora" / "base.gguf";
                     })),
                     kUnsupported, "base.gguf", "--lora-rank");
 }
