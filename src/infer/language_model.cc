@@ -60,31 +60,45 @@ std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
                                                    const LanguageModelOptions& options) {
   const std::shared_ptr<ModelFiles> files = ModelFiles::open(path);
   const std::shared_ptr<LanguageModel> model(new LanguageModel);
-  model->path_ = path;
-  model->name_ = model_name(path);
-  model->tokenizer_ = Tokenizer::from_model(*files);
-  const std::string source = options.chat_template_file.empty()
-                                 ? files->chat_template()
-                                 : read_file(options.chat_template_file, 1 << 20);
-  if (!source.empty()) {
-    model->chat_template_.emplace(source, options.chat_template_file.empty()
-                                              ? path.string() + ": chat template"
-                                              : options.chat_template_file);
-  }
-  model->end_of_generation_ = model->tokenizer_->end_of_generation();
-  if (files->kind() == ModelFiles::Kind::kHuggingFace) {
-    model->sampling_ = qiao::recommended_sampling(files->generation_config());
-    add_end_tokens(files->generation_config(), model->end_of_generation_);
-  }
-  std::sort(model->end_of_generation_.begin(), model->end_of_generation_.end());
+  model->read(*files, options.chat_template_file);
   model->backend_ = make_backend(options.device, {.threads = options.threads});
-  model->decoder_ = Decoder::load(*files, *model->backend_, options.decoder);
-  const int64_t vocabulary = model->decoder_->config().vocabulary_size;
-  model->tokenizer_->require_fit(vocabulary, path.string());
-  std::erase_if(model->end_of_generation_, [&](TokenId id) { return id >= vocabulary; });  // never drawn
-  model->adapter_keys_ = load_adapters(options.adapters, *model->decoder_);
+  std::shared_ptr<Decoder> decoder = Decoder::load(*files, *model->backend_, options.decoder);
+  model->take(decoder);
+  model->adapter_keys_ = load_adapters(options.adapters, *decoder);
   model->adapters_ = options.adapters;
   return model;
+}
+
+std::shared_ptr<LanguageModel> LanguageModel::wrap(const ModelFiles& files,
+                                                   std::shared_ptr<const Decoder> decoder) {
+  const std::shared_ptr<LanguageModel> model(new LanguageModel);
+  model->read(files, "");
+  model->take(std::move(decoder));
+  return model;
+}
+
+void LanguageModel::read(const ModelFiles& files, const std::string& template_file) {
+  path_ = files.path();
+  name_ = model_name(path_);
+  tokenizer_ = Tokenizer::from_model(files);
+  const std::string source =
+      template_file.empty() ? files.chat_template() : read_file(template_file, 1 << 20);
+  if (!source.empty())
+    chat_template_.emplace(source,
+                           template_file.empty() ? path_.string() + ": chat template" : template_file);
+  end_of_generation_ = tokenizer_->end_of_generation();
+  if (files.kind() == ModelFiles::Kind::kHuggingFace) {
+    sampling_ = qiao::recommended_sampling(files.generation_config());
+    add_end_tokens(files.generation_config(), end_of_generation_);
+  }
+  std::sort(end_of_generation_.begin(), end_of_generation_.end());
+}
+
+void LanguageModel::take(std::shared_ptr<const Decoder> decoder) {
+  decoder_ = std::move(decoder);
+  const int64_t vocabulary = decoder_->config().vocabulary_size;
+  tokenizer_->require_fit(vocabulary, path_.string());
+  std::erase_if(end_of_generation_, [&](TokenId id) { return id >= vocabulary; });  // never drawn
 }
 
 int32_t LanguageModel::adapter_number(std::string_view name) const {

@@ -39,11 +39,15 @@ class LanguageModel {
   static std::shared_ptr<LanguageModel> load(const std::filesystem::path& path,
                                              const LanguageModelOptions& options);
 
+  // Around a decoder that somebody else has loaded from `files` and goes on to use, training: who asks for
+  // tokens does not use it meanwhile. No adapters by name. Throws as load does.
+  static std::shared_ptr<LanguageModel> wrap(const ModelFiles& files, std::shared_ptr<const Decoder> decoder);
+
   const std::filesystem::path& path() const { return path_; }
   const std::string& name() const {
     return name_;
   }  // what /v1/models shows by default: the file's or folder's stem
-  Backend& backend() const { return *backend_; }
+  Backend& backend() const { return decoder_->backend(); }
   const Decoder& decoder() const { return *decoder_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
@@ -71,12 +75,15 @@ class LanguageModel {
 
  private:
   LanguageModel() = default;
+  // Tokenizer, chat template (of `template_file`, or the model's own) and recommended sampling.
+  void read(const ModelFiles& files, const std::string& template_file);
+  void take(std::shared_ptr<const Decoder> decoder);
   std::filesystem::path path_;
   std::string name_;
-  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> backend_;  // null: the decoder is somebody else's
   std::unique_ptr<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> chat_template_;
-  std::unique_ptr<Decoder> decoder_;  // before backend_ is destroyed: declared after it
+  std::shared_ptr<const Decoder> decoder_;  // before backend_ is destroyed: declared after it
   SamplingOptions sampling_;
   std::vector<TokenId> end_of_generation_;
   std::vector<AdapterSource> adapters_;  // by number
