@@ -17,6 +17,7 @@ struct PackedBatch {
   std::span<const int32_t> positions;  // [T], from 0 in each document
   std::span<const int32_t> labels;     // [T], the token that follows, or -1: no loss here
   std::span<const int32_t> starts;     // [D + 1], ascending from 0 to T
+  float temperature = 1.0f;            // > 0: log-probabilities are of logits over it
 };
 
 // Not thread-safe; one at a time uses the decoder's chip.

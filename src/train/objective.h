@@ -18,6 +18,8 @@ class Objective {
   // Room that its largest part needs.
   virtual int64_t most_tokens() const = 0;
   virtual int64_t most_documents() const = 0;
+  // Of the chip's memory, that it holds for itself.
+  virtual uint64_t bytes() const { return 0; }
 
   // Gathers what the step (from 1) is made of. Reinforcement learning rolls out here.
   virtual void begin_step(int64_t step) = 0;
@@ -28,6 +30,9 @@ class Objective {
   // The part's share of the step's loss (the shares add up to it), and in dlogprob [T] its derivative by each
   // label's log-probability; dlogprob is 0 on entry.
   virtual double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) = 0;
+
+  // Whether a checkpoint may be written behind the step: state() says all that the next one needs.
+  virtual bool at_rest() const { return true; }
 
   // Figures of its own for the step's line in metrics.jsonl ("reward": …); none by default.
   virtual Json report() const { return Json::object(); }

@@ -29,6 +29,7 @@ void check_options(const TrainOptions& o) {
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
   need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
        "constant, linear or cosine");
+  if (o.policy) check_policy_options(*o.policy, o.batch, o.steps, o.data.sequence);
   need(!o.out.empty(), "out", o.out.string(), "a folder for the run");
 }
 

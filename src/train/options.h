@@ -2,10 +2,12 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "train/data.h"
 #include "train/parameters.h"
+#include "train/policy_options.h"
 
 namespace qiao::train {
 
@@ -27,6 +29,7 @@ struct TrainOptions {
   std::string device = "auto";
   int threads = 0;
   bool dry_run = false;
+  std::optional<PolicyOptions> policy;  // reinforcement learning; else the next token is taught
 };
 
 // Throws Error(kInvalidInput) naming the flag, its value and what was expected.

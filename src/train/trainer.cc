@@ -12,6 +12,7 @@
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
 #include "train/next_token.h"
+#include "train/policy.h"
 
 namespace qiao::train {
 namespace {
@@ -33,7 +34,7 @@ class Run {
   std::shared_ptr<ModelFiles> files_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Parameters> parameters_;
-  std::unique_ptr<Decoder> decoder_;
+  std::shared_ptr<Decoder> decoder_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
@@ -68,10 +69,20 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
 }
 
 std::unique_ptr<Objective> Run::make_objective() {
+  const auto warn = [&](const std::string& text) { observer_.on_warning(text); };
+  if (options_.policy) {
+    return std::make_unique<Policy>(Policy::Setup{.options = *options_.policy,
+                                                  .data = options_.data,
+                                                  .batch = options_.batch,
+                                                  .micro_batch = options_.micro_batch,
+                                                  .files = *files_,
+                                                  .decoder = decoder_,
+                                                  .backend = *backend_,
+                                                  .warn = warn});
+  }
   DataOptions data = options_.data;
   data.vocabulary_size = decoder_->config().vocabulary_size;
-  data_ = std::make_unique<DataStream>(data, tokenizer_.get(),
-                                       [&](const std::string& text) { observer_.on_warning(text); });
+  data_ = std::make_unique<DataStream>(data, tokenizer_.get(), warn);
   return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
 }
 
@@ -120,7 +131,8 @@ void Run::save(int64_t step) {
 void Run::go() {
   TrainReport report;
   report.parameters = parameters_->count();
-  report.memory_bytes = decoder_->weight_bytes() + parameters_->bytes() + passes_->bytes();
+  report.memory_bytes =
+      decoder_->weight_bytes() + parameters_->bytes() + passes_->bytes() + objective_->bytes();
   observer_.on_start(report);
   if (options_.dry_run) return;
   std::filesystem::create_directories(options_.out);
@@ -130,6 +142,7 @@ void Run::go() {
   }
   if (options_.resume) cut_metrics(options_.out, done_);
   std::ofstream metrics(options_.out / "metrics.jsonl", std::ios::app);
+  bool stops = false, due = false;  // due: a checkpoint, as soon as the objective is at rest
   for (int64_t number = done_ + 1; number <= options_.steps; ++number) {
     const StepRecord record = step(number);
     Json line = {{"step", record.step},
@@ -140,10 +153,12 @@ void Run::go() {
     line.update(record.more);
     metrics << dump_json(line) << std::endl;
     observer_.on_step(record);
-    const bool stops = observer_.should_stop();
-    if (stops || number == options_.steps ||
-        (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0))
-      save(number);
+    stops = stops || observer_.should_stop();
+    due = due || stops || number == options_.steps ||
+          (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0);
+    if (!due || !objective_->at_rest()) continue;
+    save(number);
+    due = false;
     if (stops) break;
   }
 }
