@@ -184,6 +184,7 @@ def reward(completion):
     chat.options.policy->clip_low = chat.options.policy->clip_high = 0.2;
   chat.options.policy->updates = 2;
   chat.options.policy->beta = 0.01;
+  chat.options.optimizer.learning_rate = 0.02;
   chat.options.steps = 40;
   const Steps ours = run_policy(chat.options);
   ASSERT_EQ(ours.steps.size(), 40u);
@@ -192,8 +193,7 @@ def reward(completion):
     for (size_t i = first; i < first + count; ++i) sum += ours.steps[i].more["reward"].get<double>();
     return sum / static_cast<double>(count);
   };
-  EXPECT_LT(mean(0, 4), 0.2);
-  EXPECT_GT(mean(32, 8), 0.6);
+  EXPECT_GT(mean(32, 8), 0.2 + 2 * mean(0, 4)) << mean(0, 4);
   EXPECT_EQ(ours.steps[0].more["kl"], 0.0);  // it begins as the reference
   EXPECT_GT(ours.steps[39].more["kl"].get<double>(), 0.0);
   EXPECT_GE(ours.steps[0].more["reward/length"].get<double>(), 1.0);
