@@ -20,6 +20,7 @@ LAYERS = [
     ["chat"],
     ["nn", "models"],
     ["infer", "train", "recommend", "batch"],
+    ["eval"],
     ["serve", "cli"],
 ]
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}

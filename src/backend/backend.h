@@ -109,6 +109,7 @@ class Backend {
   virtual size_t workspace_bytes(const AttentionVarlen&) const { return 0; }
   virtual size_t workspace_bytes(const Sample&) const { return 0; }
   virtual size_t workspace_bytes(const LinearBackward&) const { return 0; }
+  virtual size_t workspace_bytes(const GroupedLinearBackward&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionVarlenBackward&) const { return 0; }
   virtual size_t workspace_bytes(const TokenLogprob&) const { return 0; }
   virtual size_t workspace_bytes(const TokenLogprobBackward&) const { return 0; }
@@ -133,6 +134,10 @@ class Backend {
   // The way back, and what training alone needs.
   void gather_backward(const GatherBackward& op);
   void linear_backward(const LinearBackward& op);
+  void grouped_linear_backward(const GroupedLinearBackward& op);
+  void moe_route_backward(const MoeRouteBackward& op);
+  void moe_permute_backward(const MoePermuteBackward& op);
+  void moe_combine_backward(const MoeCombineBackward& op);
   void add_rms_norm_backward(const AddRmsNormBackward& op);
   void gated_activation_backward(const GatedActivationBackward& op);
   void attention_varlen_backward(const AttentionVarlenBackward& op);
@@ -169,6 +174,10 @@ class Backend {
   virtual void do_sample(const Sample& op);
   virtual void do_gather_backward(const GatherBackward& op);
   virtual void do_linear_backward(const LinearBackward& op);
+  virtual void do_grouped_linear_backward(const GroupedLinearBackward& op);
+  virtual void do_moe_route_backward(const MoeRouteBackward& op);
+  virtual void do_moe_permute_backward(const MoePermuteBackward& op);
+  virtual void do_moe_combine_backward(const MoeCombineBackward& op);
   virtual void do_add_rms_norm_backward(const AddRmsNormBackward& op);
   virtual void do_gated_activation_backward(const GatedActivationBackward& op);
   virtual void do_attention_varlen_backward(const AttentionVarlenBackward& op);

@@ -30,11 +30,12 @@ Progress::Style Progress::style_of_stderr() {
   return ::isatty(STDERR_FILENO) != 0 ? Style::kTerminal : Style::kLines;
 }
 
-Progress::Progress(std::string label, uint64_t total, Style style, std::FILE* out)
+Progress::Progress(std::string label, uint64_t total, Style style, std::FILE* out, std::string unit)
     : label_(std::move(label)),
       total_(total),
       style_(style),
       out_(out),
+      unit_(std::move(unit)),
       begin_(Clock::now()),
       last_drawn_(begin_) {}
 
@@ -61,7 +62,7 @@ void Progress::update(uint64_t done) {
     const int tenth = static_cast<int>(std::min(done, total_) * 10 / total_);
     if (tenth > last_tenth_) {
       last_tenth_ = tenth;
-      std::fputs(fmt::format("{}: {}% of {}\n", label_, tenth * 10, format_bytes(total_)).c_str(), out_);
+      std::fputs(fmt::format("{}: {}% of {}\n", label_, tenth * 10, format(total_)).c_str(), out_);
       std::fflush(out_);
     }
   }
@@ -71,16 +72,16 @@ void Progress::draw(uint64_t done, Clock::time_point now) {
   last_drawn_ = now;
   const double seconds = std::chrono::duration<double>(now - begin_).count();
   const double speed = seconds > 0.3 && done > before_ ? static_cast<double>(done - before_) / seconds : 0;
-  std::string bar, amount = format_bytes(done), rate;
+  std::string bar, amount = format(done), rate;
   if (total_ > 0) {
     constexpr int kWidth = 24;
     const double share = static_cast<double>(std::min(done, total_)) / static_cast<double>(total_);
     const int filled = static_cast<int>(share * kWidth);
     bar = fmt::format("[{:=<{}}{: <{}}] ", "", filled, "", kWidth - filled);
-    amount = fmt::format("{:3}%  {} of {}", static_cast<int>(share * 100),
-                         format_bytes(std::min(done, total_)), format_bytes(total_));
+    amount = fmt::format("{:3}%  {} of {}", static_cast<int>(share * 100), format(std::min(done, total_)),
+                         format(total_));
   }
-  if (speed > 0) rate += fmt::format("  {}/s", format_bytes(static_cast<uint64_t>(speed)));
+  if (speed > 0) rate += fmt::format("  {}/s", format(static_cast<uint64_t>(speed)));
   if (speed > 0 && total_ > done) rate += "  ETA " + format_time(static_cast<double>(total_ - done) / speed);
   // A line that wraps could not be drawn over: on a narrow terminal the bar goes first, then the end.
   const size_t columns = columns_of(out_);
@@ -89,6 +90,10 @@ void Progress::draw(uint64_t done, Clock::time_point now) {
   if (line.size() >= columns) line = label_ + ": " + amount;
   if (line.size() >= columns) line = amount;
   draw_line(std::move(line));
+}
+
+std::string Progress::format(uint64_t amount) const {
+  return unit_.empty() ? format_bytes(amount) : format_count(amount) + " " + unit_;
 }
 
 void Progress::draw_line(std::string line) {
@@ -112,7 +117,7 @@ void Progress::finish() {
   if (style_ == Style::kSilent) return;
   const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
   std::fputs(fmt::format("{}{}: {} in {:.{}f} s\n", style_ == Style::kTerminal ? "\r\x1b[K" : "", label_,
-                         format_bytes(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0)
+                         format(total_ > 0 ? total_ : done_), seconds, seconds < 10 ? 1 : 0)
                  .c_str(),
              out_);
   std::fflush(out_);

@@ -1,5 +1,5 @@
-// A progress bar of bytes: one line rewritten in place on a terminal, a line each tenth elsewhere, or
-// silence.
+// A progress bar of bytes, or of what else is counted: one line rewritten in place on a terminal, a line each
+// tenth elsewhere, or silence.
 #pragma once
 
 #include <chrono>
@@ -17,14 +17,15 @@ class Progress {
   // kTerminal where stderr is one, else kLines.
   static Style style_of_stderr();
 
-  // `total` 0 where it is not known. Writes to `out`, which must outlive this. One thread at a time.
-  Progress(std::string label, uint64_t total, Style style, std::FILE* out = stderr);
+  // `total` 0 where it is not known. Writes to `out`, which must outlive this. One thread at a time. `unit`
+  // is what is counted ("requests"); empty: bytes.
+  Progress(std::string label, uint64_t total, Style style, std::FILE* out = stderr, std::string unit = {});
   ~Progress();  // leaves the terminal's line empty where finish() was not reached: the error's line comes
                 // next
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // `done` bytes of the total are here, of which those at the first call were here before: they do not count
+  // `done` of the total are here, of which those at the first call were here before: they do not count
   // as speed. Cheap: draws ten times a second at most.
   void update(uint64_t done);
   // Says why it does not go on, in the line's place on a terminal: "LABEL: WHAT".
@@ -36,11 +37,13 @@ class Progress {
   using Clock = std::chrono::steady_clock;
   void draw(uint64_t done, Clock::time_point now);
   void draw_line(std::string line);
+  std::string format(uint64_t amount) const;
 
   std::string label_;
   uint64_t total_;
   Style style_;
   std::FILE* out_;
+  std::string unit_;
   bool started_ = false;
   bool said_ = false;
   bool finished_ = false;

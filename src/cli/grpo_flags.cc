@@ -1,26 +1,17 @@
 #include "cli/grpo_flags.h"
 
-#include <map>
-#include <memory>
-
 namespace qiao::cli {
 namespace {
 
-struct GrpoFlags {
-  TrainFlags common;
-  train::PolicyOptions policy;
-  std::string advantage_std = "on";
-};
-
 void add_sampling_flags(CLI::App& command, train::PolicyOptions& o) {
-  command.add_option("--group", o.group, "Completions drawn of each prompt [8]")->type_name("G");
+  command.add_option("--group", o.group, "Completions drawn of each prompt [8]")->type_name("N");
   command
       .add_option(
           "--max-tokens", o.max_tokens,
           "Most tokens of a completion, what tools answered with them; prompts have the rest of --seq [256]")
       ->type_name("N");
   command.add_option("--temperature", o.temperature, "Of drawing, and of every log-probability [1]")
-      ->type_name("T");
+      ->type_name("X");
   command.add_option("--slots", o.slots, "Completions drawn at once, as far as there are so many [64]")
       ->type_name("N");
 }
@@ -39,7 +30,7 @@ void add_reward_flags(CLI::App& command, train::PolicyOptions& o) {
   command
       .add_option("--reward-timeout", o.reward.limit_seconds,
                   "Seconds that a reward, or the tools' answer, may take [60]")
-      ->type_name("S");
+      ->type_name("X");
   command.add_option("--tools", o.tools, "Tools that prompts show: a file of OpenAI's list")
       ->type_name("FILE");
   command
@@ -52,17 +43,13 @@ void add_reward_flags(CLI::App& command, train::PolicyOptions& o) {
       ->type_name("N");
 }
 
-void add_loss_flags(CLI::App& command, GrpoFlags& flags) {
-  train::PolicyOptions& o = flags.policy;
-  const std::map<std::string, train::PolicyLossKind> kinds = {{"grpo", train::PolicyLossKind::kGrpo},
-                                                              {"dapo", train::PolicyLossKind::kDapo},
-                                                              {"gspo", train::PolicyLossKind::kGspo}};
+void add_loss_flags(CLI::App& command, train::PolicyOptions& o) {
   command
       .add_option(
           "--loss", o.loss,
           "grpo; dapo: a mean over all tokens, a higher upper clip, groups of equal rewards drawn anew; "
           "gspo: a ratio for each sequence [grpo]")
-      ->transform(CLI::CheckedTransformer(kinds).description(""))
+      ->check(CLI::IsMember({"grpo", "dapo", "gspo"}))
       ->type_name("NAME");
   command.add_option("--clip-low", o.clip_low, "The ratio is cut below 1 less this [0.2; gspo 3e-4]")
       ->type_name("X");
@@ -74,7 +61,7 @@ void add_loss_flags(CLI::App& command, GrpoFlags& flags) {
                   "Weight of the distance (k3) to the model of --init, which is kept beside; 0: none [0]")
       ->type_name("X");
   command
-      .add_option("--advantage-std", flags.advantage_std,
+      .add_option("--advantage-std", o.advantage_std,
                   "Divide advantages by the group's standard deviation: on, or off as in Dr. GRPO [on]")
       ->check(CLI::IsMember({"on", "off"}))
       ->type_name("on|off");
@@ -92,22 +79,18 @@ void add_loss_flags(CLI::App& command, GrpoFlags& flags) {
 
 }  // namespace
 
-void add_grpo_mode(CLI::App& train, std::function<void(TrainFlags)> run) {
-  const auto flags = std::make_shared<GrpoFlags>();
-  CLI::App* mode = train.add_subcommand(
-      "grpo", "Teach a model by rewards: completions are drawn in groups and the better ones made likelier");
-  add_train_flags(*mode, flags->common);
-  mode->get_option("--data")->description(
+void add_grpo_flags(CLI::App& mode, TrainFlags& flags) {
+  mode.get_option("--data")->description(
       R"(JSON Lines: rows of {"prompt": a text or messages}, {"messages": […]} or {"tokens": [ids]}, with what the )"
       "reward needs");
-  mode->get_option("--batch")->description("Prompts of a rollout [8]");
-  mode->get_option("--seq")->description("Most tokens of a prompt with its completion [512]");
-  mode->get_option("--micro-batch")
+  mode.get_option("--batch")->description("Prompts of a rollout [8]");
+  mode.get_option("--seq")->description("Most tokens of a prompt with its completion [512]");
+  mode.get_option("--micro-batch")
       ->description("Sequences' worth of tokens computed at once; 0: all of an update's [0]");
-  add_sampling_flags(*mode, flags->policy);
-  add_reward_flags(*mode, flags->policy);
-  add_loss_flags(*mode, *flags);
-  mode->footer(
+  add_sampling_flags(mode, flags.options.policy);
+  add_reward_flags(mode, flags.options.policy);
+  add_loss_flags(mode, flags.options.policy);
+  mode.footer(
       "A reward is asked {\"prompt\", \"completion\", \"messages\", \"finished\", \"row\", \"step\", "
       "\"index\"}: row "
       "is the row of --data.\n"
@@ -120,11 +103,6 @@ void add_grpo_mode(CLI::App& train, std::function<void(TrainFlags)> run) {
       "      --steps 200 --out RUN\n"
       "  qiao train grpo --init DIR --data prompts.jsonl --reward-python reward.py --tools tools.json\n"
       "      --tool-command 'python3 run_tools.py' --lr 1e-6 --steps 200 --out RUN");
-  mode->callback([flags, run = std::move(run)] {
-    flags->policy.advantage_std = flags->advantage_std == "on";
-    flags->common.options.policy = flags->policy;
-    run(flags->common);
-  });
 }
 
 }  // namespace qiao::cli

@@ -1,13 +1,10 @@
-// `qiao train grpo`.
+// The flags of `qiao train grpo` beside those of every mode.
 #pragma once
-
-#include <functional>
 
 #include "cli/train_flags.h"
 
 namespace qiao::cli {
 
-// Adds the mode to `train`; `run` trains.
-void add_grpo_mode(CLI::App& train, std::function<void(TrainFlags)> run);
+void add_grpo_flags(CLI::App& mode, TrainFlags& flags);
 
 }  // namespace qiao::cli

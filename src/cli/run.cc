@@ -12,10 +12,11 @@ namespace {
 
 // One line a command, in the order in which `qiao --help` lists them.
 constexpr AddCommand kCommands[] = {
-    add_chat_command,  add_generate_command,    add_serve_command,    add_embed_command,
-    add_pull_command,  add_list_command,        add_rm_command,       add_inspect_command,
-    add_train_command, add_tokenize_command,    add_template_command, add_constrain_command,
-    add_bench_command, add_conformance_command, add_devices_command,  add_completion_command,
+    add_chat_command,     add_generate_command,   add_serve_command, add_embed_command,
+    add_pull_command,     add_list_command,       add_rm_command,    add_inspect_command,
+    add_train_command,    add_data_command,       add_eval_command,  add_tokenize_command,
+    add_template_command, add_constrain_command,  add_bench_command, add_conformance_command,
+    add_devices_command,  add_completion_command,
 };
 
 }  // namespace

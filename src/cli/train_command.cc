@@ -5,6 +5,7 @@
 #include "base/units.h"
 #include "cli/commands.h"
 #include "cli/grpo_flags.h"
+#include "cli/run_config.h"
 #include "cli/train_flags.h"
 #include "train/trainer.h"
 
@@ -14,14 +15,15 @@ namespace {
 volatile std::sig_atomic_t interrupted = 0;
 
 // What reinforcement learning is watched by; empty for other modes.
-std::string policy_figures(const Json& more) {
+std::string grpo_figures(const Json& more) {
   if (!more.contains("reward")) return "";
   std::string text = fmt::format("  reward {:.3f}  length {:.0f}  clipped {:.1f}%  rollout kl {:.2g}",
                                  more["reward"].get<double>(), more["completion_tokens"].get<double>(),
                                  100 * more["clipped"].get<double>(), more["rollout_kl"].get<double>());
-  if (more.contains("rollout_differing"))
+  if (more.contains("rollout_differing")) {
     text += fmt::format(", {} of {} tokens differ", more["rollout_differing"].get<int64_t>(),
                         more["rollout_compared"].get<int64_t>());
+  }
   return text;
 }
 
@@ -37,7 +39,7 @@ class TrainPrinter final : public train::TrainObserver {
     if (quiet_) return;
     fmt::print(stderr, "step {}/{}  loss {:.4f}  gradient {:.3f}  lr {:.2e}  {:.0f} tokens/s{}\n",
                record.step, steps_, record.loss, record.gradient_norm, record.learning_rate,
-               record.tokens_per_second, policy_figures(record.more));
+               record.tokens_per_second, grpo_figures(record.more));
   }
   void on_warning(const std::string& text) override { fmt::print(stderr, "warning: {}\n", text); }
   bool should_stop() override { return interrupted != 0; }
@@ -47,11 +49,102 @@ class TrainPrinter final : public train::TrainObserver {
   bool quiet_;
 };
 
-void run_training(TrainFlags flags) {
+// Which run goes on, and by which settings: flags, then --config, then the run's own.
+void settle(CLI::App& command, TrainFlags& flags) {
+  train::TrainOptions& options = flags.options;
+  if (!flags.config.empty()) flags.config_keys = apply_config(command, flags.config);
+  if (flags.resume->count() == 0) return;
+  options.resume = true;
+  const std::filesystem::path run =
+      flags.run_to_resume.empty() ? options.out : std::filesystem::path(flags.run_to_resume);
+  if (run.empty()) throw_error(ErrorKind::kInvalidInput, "--resume: the folder of a run was expected");
+  if (!options.out.empty() && options.out != run) {
+    throw_error(ErrorKind::kInvalidInput, "--resume is {} and --out {}: one folder was expected",
+                run.string(), options.out.string());
+  }
+  options.out = run;
+  if (!std::filesystem::is_directory(run))
+    throw_error(ErrorKind::kNotFound, "{}: there is no run to go on with", run.string());
+  if (std::filesystem::exists(run / train::kSettingsFile)) apply_config(command, run / train::kSettingsFile);
+}
+
+// An option that the --config file gave is told with the file's name.
+void check_settings(const TrainFlags& flags) {
+  try {
+    train::check_options(flags.options);
+  } catch (const Error& error) {
+    const std::string_view what = error.what();
+    for (const std::string& key : flags.config_keys)
+      if (what.starts_with("--" + key + " ")) throw Error(error.kind(), flags.config + ": " + error.what());
+    throw;
+  }
+}
+
+void run_training(CLI::App& command, TrainFlags& flags) {
+  settle(command, flags);
   flags.options.data.shuffle = flags.shuffle == "on";
+  check_settings(flags);
+  flags.options.settings = write_config(command);
   std::signal(SIGINT, [](int) { interrupted = 1; });
   TrainPrinter printer(flags.options.steps, flags.quiet);
   train::train(flags.options, printer);
+}
+
+CLI::App* add_mode(CLI::App& command, const std::shared_ptr<TrainFlags>& flags, const char* name,
+                   const char* what) {
+  flags->options.mode = name;
+  CLI::App* mode = command.add_subcommand(name, what);
+  add_train_flags(*mode, *flags);
+  mode->callback([flags, mode] { run_training(*mode, *flags); });
+  return mode;
+}
+
+void add_pretrain(CLI::App& command) {
+  const auto flags = std::make_shared<TrainFlags>();
+  CLI::App* mode =
+      add_mode(command, flags, "pretrain", "Teach a model to go on with plain documents: every token counts");
+  mode->footer(
+      "Ctrl-C ends the run after its step, with a checkpoint. The model in RUN/model serves at once.\n"
+      "Examples:\n"
+      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
+      "  qiao train pretrain --resume RUN --steps 2000\n"
+      "  qiao train pretrain --config run.toml\n"
+      "  qiao serve -m RUN/model");
+}
+
+void add_finetune(CLI::App& command) {
+  const auto flags = std::make_shared<TrainFlags>();
+  CLI::App* mode = add_mode(command, flags, "finetune",
+                            "Teach a model to answer in conversations: what the assistant writes counts");
+  add_chat_flags(*mode, *flags);
+  mode->footer(
+      "A row is {\"messages\": […], \"tools\": […]} as in OpenAI's API, ShareGPT's {\"conversations\": "
+      "[…]},\n"
+      "Alpaca's {\"instruction\", \"input\", \"output\"}, or {\"prompt\", \"completion\"}.\n"
+      "Examples:\n"
+      "  qiao train finetune --init DIR --data chats.jsonl --steps 200 --lr 1e-5 --out RUN\n"
+      "  qiao chat -m RUN/model");
+}
+
+void add_dpo(CLI::App& command) {
+  const auto flags = std::make_shared<TrainFlags>();
+  CLI::App* mode =
+      add_mode(command, flags, "dpo",
+               "Teach a model which of two answers is preferred, measured against itself before");
+  add_chat_flags(*mode, *flags);
+  add_preference_flags(*mode, *flags);
+  mode->footer(
+      "A row is {\"prompt\", \"chosen\", \"rejected\"}: texts, or lists of messages. --batch counts pairs.\n"
+      "Examples:\n"
+      "  qiao train dpo --init DIR --data pairs.jsonl --steps 100 --lr 1e-6 --beta 0.1 --out RUN");
+}
+
+void add_grpo(CLI::App& command) {
+  const auto flags = std::make_shared<TrainFlags>();
+  CLI::App* mode =
+      add_mode(command, flags, "grpo",
+               "Teach a model by rewards: completions are drawn in groups and the better ones made likelier");
+  add_grpo_flags(*mode, *flags);
 }
 
 }  // namespace
@@ -62,21 +155,14 @@ void add_train_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
+      "  qiao train finetune --init DIR --data chats.jsonl --steps 200 --out RUN\n"
       "  qiao train grpo --init DIR --data prompts.jsonl --reward-python reward.py --lr 1e-6 --steps 200 "
       "--out RUN\n"
-      "  qiao train pretrain --help");
-  const auto flags = std::make_shared<TrainFlags>();
-  CLI::App* mode =
-      command->add_subcommand("pretrain", "Teach a model to go on with plain documents: every token counts");
-  add_train_flags(*mode, *flags);
-  mode->footer(
-      "Ctrl-C ends the run after its step, with a checkpoint. The model in RUN/model serves at once.\n"
-      "Examples:\n"
-      "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
-      "  qiao train pretrain --init DIR --data texts.jsonl --steps 2000 --out RUN --resume\n"
-      "  qiao serve -m RUN/model");
-  mode->callback([flags] { run_training(*flags); });
-  add_grpo_mode(*command, run_training);
+      "  qiao train finetune --help");
+  add_pretrain(*command);
+  add_finetune(*command);
+  add_dpo(*command);
+  add_grpo(*command);
 }
 
 }  // namespace qiao::cli

@@ -2,20 +2,49 @@
 
 namespace qiao::cli {
 
+void add_chat_flags(CLI::App& command, TrainFlags& flags) {
+  command
+      .add_option("--chat-template", flags.options.chat_template,
+                  "Jinja file that conversations are written by, in place of the model's own template")
+      ->type_name("FILE");
+}
+
+void add_preference_flags(CLI::App& command, TrainFlags& flags) {
+  train::PreferenceOptions& o = flags.options.preference;
+  command.add_option("--beta", o.beta, "How dear it is to leave the reference, the initial model [0.1]")
+      ->type_name("X");
+  command
+      .add_option("--label-smoothing", o.label_smoothing,
+                  "Share of pairs that may be the wrong way around [0]")
+      ->type_name("X");
+  command.add_option("--loss", o.loss, "sigmoid, or ipo [sigmoid]")
+      ->check(CLI::IsMember({"sigmoid", "ipo"}))
+      ->type_name("NAME");
+}
+
 void add_train_flags(CLI::App& command, TrainFlags& flags) {
   train::TrainOptions& o = flags.options;
   command
       .add_option("--init", o.init, "Hugging Face directory to begin from: configuration, weights, tokenizer")
-      ->required()
       ->type_name("DIR");
-  command.add_option("--data", o.data.files, R"(JSON Lines: rows of {"text": "…"} or {"tokens": [ids]})")
-      ->required()
+  command
+      .add_option(
+          "--data", o.data.files,
+          R"(JSON Lines (rows of {"text": "…"} or {"tokens": [ids]}), texts (*.txt), or folders of them)")
       ->type_name("FILE");
   command.add_option("--out", o.out, "Folder of the run: metrics.jsonl, checkpoints, model")
-      ->required()
       ->type_name("RUN");
-  command.add_flag("--resume", o.resume, "Go on from the last whole checkpoint of --out");
-  command.add_option("--steps", o.steps, "Steps in all")->required()->type_name("N");
+  command
+      .add_option("--config", flags.config,
+                  "TOML file of settings: every flag's long name is a key; flags here win")
+      ->type_name("FILE");
+  flags.resume = command
+                     .add_option("--resume", flags.run_to_resume,
+                                 "Go on from the last whole checkpoint of RUN (or --out), by its settings "
+                                 "where none are given here")
+                     ->expected(0, 1)
+                     ->type_name("RUN");
+  command.add_option("--steps", o.steps, "Steps in all")->type_name("N");
   command.add_option("--batch", o.batch, "Sequences of a step [8]")->type_name("N");
   command
       .add_option("--micro-batch", o.micro_batch,
@@ -41,9 +70,18 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command.add_option("--beta1", o.optimizer.beta1, "AdamW's first decay rate [0.9]")->type_name("X");
   command.add_option("--beta2", o.optimizer.beta2, "AdamW's second decay rate [0.95]")->type_name("X");
   command.add_option("--clip", o.clip, "Largest norm of the gradient; 0: any [1]")->type_name("X");
-  command.add_option("--dtype", "What is computed in: f32 [f32]")
-      ->check(CLI::IsMember({"f32"}))
+  command
+      .add_option(
+          "--dtype", o.dtype,
+          "What is computed in: f32, or bf16, as BF16 models are served; weights and sums stay F32 [f32]")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->type_name("NAME");
+  command
+      .add_option("--recompute", o.recompute,
+                  "Compute layers again on the way back, for less memory: on, off; auto: where keeping "
+                  "what they make would take a quarter of the free memory [auto]")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->type_name("on|off|auto");
   command.add_option("--seed", o.data.seed, "Seed of the rows' order [0]")->type_name("N");
   command.add_option("--shuffle", flags.shuffle, "A new order of the rows each epoch: on or off [on]")
       ->check(CLI::IsMember({"on", "off"}))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -13,8 +14,16 @@ struct TrainFlags {
   train::TrainOptions options;
   std::string shuffle = "on";
   bool quiet = false;
+  std::string config;                    // a file of TOML; see run_config.h
+  std::vector<std::string> config_keys;  // that it gave
+  std::string run_to_resume;             // what --resume names; empty: --out
+  CLI::Option* resume = nullptr;
 };
 
+// Of every mode.
 void add_train_flags(CLI::App& command, TrainFlags& flags);
+// Of the modes that read conversations.
+void add_chat_flags(CLI::App& command, TrainFlags& flags);
+void add_preference_flags(CLI::App& command, TrainFlags& flags);
 
 }  // namespace qiao::cli

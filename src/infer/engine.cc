@@ -44,10 +44,11 @@ struct Engine::State {
         scheduler(pools, tree,
                   {.slots = options.slots,
                    .batch_tokens = options.batch_tokens,
-                   .wanted_rows = StepRunner::kPromptLogprobRows,
+                   .wanted_rows = options.prompt_logprob_rows,
                    .prefix_cache = options.prefix_cache,
                    .draft_tokens = options.lookup}),
-        runner(*model, cache, options.slots, pages_per_sequence(options), most_step_tokens(options)),
+        runner(*model, cache, options.slots, pages_per_sequence(options), most_step_tokens(options),
+               options.prompt_logprob_rows),
         drafter(make_draft(*model, options)) {
     if (options.cache_directory.empty() || !options.prefix_cache) return;
     saved.emplace(*model, cache, pools, tree, options.cache_directory, options.cache_directory_bytes);
@@ -216,6 +217,10 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
   if (request.top_logprobs < 0 || request.top_logprobs > 20) {
     throw_error(ErrorKind::kInvalidInput, "top_logprobs: {} is out of range; allowed: 0 to 20",
                 request.top_logprobs);
+  }
+  if (request.prompt_logprobs_from < 1 || request.prompt_logprobs_from > prompt_tokens) {
+    throw_error(ErrorKind::kInvalidInput, "prompt_logprobs_from: {} is out of range; allowed: 1 to {}",
+                request.prompt_logprobs_from, prompt_tokens);
   }
   request.sampling.validate(vocabulary);
   if (options.share_across_tenants) request.tenant.clear();

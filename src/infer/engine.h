@@ -40,7 +40,10 @@ struct GenerationRequest {
   // Log-probabilities are those at the sampling temperature (at 1 where it is 0): TokenLogprob's bits.
   bool logprobs_at_temperature = false;
   bool prompt_logprobs =
-      false;               // each prompt token's, given its predecessors, in one event before the first token
+      false;  // each prompt token's, given its predecessors, in one event before the first token
+  // The first prompt token whose log-probability is wanted, 1 or more: those before it may come from cached
+  // pages.
+  int64_t prompt_logprobs_from = 1;
   bool embedding = false;  // no tokens: the mean of the last hidden states of the prompt, in one event
   std::string tenant;      // requests of different tenants never share cached prompts
   // What the answer must look like; null: anything.
@@ -58,8 +61,9 @@ struct GenerationEvent {
   TokenId token = 0;
   std::string text;        // newly decided text: may be empty, may be held back over several tokens
   TokenLogprobs logprobs;  // of this token, where asked for
-  std::vector<TokenLogprobs> prompt_logprobs;  // [prompt.size() - 1]: entry i is of prompt token i + 1
-  std::vector<float> embedding;                // [C]
+  // Entry i is of prompt token prompt_logprobs_from + i, up to the last one.
+  std::vector<TokenLogprobs> prompt_logprobs;
+  std::vector<float> embedding;  // [C]
   FinishReason finish = FinishReason::kNone;
   std::string stop_text;  // the stop string that ended it, if one did
   // With kError; kIo where the request is not to blame.
@@ -96,6 +100,8 @@ struct EngineOptions {
   int64_t sliding_pages = 0;
   DType kv_dtype = DType::kF16;
   int64_t batch_tokens = 512;  // budget of a step
+  // Prompt tokens whose log-probabilities one step gives at most: each takes memory for its logits.
+  int64_t prompt_logprob_rows = 32;
   int64_t max_queued = 1024;
   // Tokens drafted for a request in a step by looking its last ones up in what precedes them; 0: none. No
   // answer changes; a request whose drafts are not taken goes on without.

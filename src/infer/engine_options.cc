@@ -27,13 +27,13 @@ KvCache::PageBytes bytes_per_page(const LanguageModel& model, const EngineOption
 void check_ranges(const EngineOptions& o) {
   const auto within = [](int64_t value, int64_t least) { return value >= least && value <= INT32_MAX; };
   if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
-      !within(o.sliding_pages, 0) || !within(o.lookup, 0) || !within(o.draft_max, 0) ||
-      o.context > INT32_MAX) {
+      !within(o.sliding_pages, 0) || !within(o.prompt_logprob_rows, 1) || !within(o.lookup, 0) ||
+      !within(o.draft_max, 0) || o.context > INT32_MAX) {
     throw_error(ErrorKind::kInvalidInput,
                 "engine: context {}, slots {}, page tokens {}, pages {}, sliding pages {}, batch tokens {}, "
-                "lookup {} and draft tokens {} must be positive and fit 31 bits",
-                o.context, o.slots, o.page_tokens, o.pages, o.sliding_pages, o.batch_tokens, o.lookup,
-                o.draft_max);
+                "log-probability rows {}, lookup {} and draft tokens {} must be positive and fit 31 bits",
+                o.context, o.slots, o.page_tokens, o.pages, o.sliding_pages, o.batch_tokens,
+                o.prompt_logprob_rows, o.lookup, o.draft_max);
   }
 }
 

@@ -6,26 +6,11 @@
 #include "base/file.h"
 #include "base/quote.h"
 #include "models/lora_files.h"
+#include "text/chat_text.h"
 #include "text/chat_variables.h"
 
 namespace qiao {
 namespace {
-
-// generation_config.json's eos_token_id: a number or a list of numbers.
-void add_end_tokens(const Json& generation_config, std::vector<TokenId>& ids) {
-  if (!generation_config.is_object() || !generation_config.contains("eos_token_id")) return;
-  const Json& eos = generation_config["eos_token_id"];
-  const auto add = [&](const Json& id) {
-    if (id.is_number_integer() && id.get<int64_t>() >= 0 && id.get<int64_t>() <= INT32_MAX) {
-      ids.push_back(id.get<TokenId>());
-    }
-  };
-  if (eos.is_array()) {
-    for (const Json& id : eos) add(id);
-  } else {
-    add(eos);
-  }
-}
 
 std::string model_name(const std::filesystem::path& path) {
   const std::filesystem::path clean = std::filesystem::absolute(path).lexically_normal();
@@ -86,12 +71,10 @@ void LanguageModel::read(const ModelFiles& files, const std::string& template_fi
   if (!source.empty())
     chat_template_.emplace(source,
                            template_file.empty() ? path_.string() + ": chat template" : template_file);
-  end_of_generation_ = tokenizer_->end_of_generation();
-  if (files.kind() == ModelFiles::Kind::kHuggingFace) {
-    sampling_ = qiao::recommended_sampling(files.generation_config());
-    add_end_tokens(files.generation_config(), end_of_generation_);
-  }
-  std::sort(end_of_generation_.begin(), end_of_generation_.end());
+  Json generation_config;
+  if (files.kind() == ModelFiles::Kind::kHuggingFace) generation_config = files.generation_config();
+  if (!generation_config.is_null()) sampling_ = qiao::recommended_sampling(generation_config);
+  end_of_generation_ = find_end_tokens(*tokenizer_, generation_config);
 }
 
 void LanguageModel::take(std::shared_ptr<const Decoder> decoder) {
@@ -129,11 +112,7 @@ std::string LanguageModel::render_chat(Json variables) const {
         "{}: the model has no chat template; use plain completion, or give one with --chat-template-file",
         path_.string());
   }
-  const auto add_token = [&](const char* name, std::optional<TokenId> id) {
-    if (id && !variables.contains(name)) variables[name] = tokenizer_->token_bytes(*id);
-  };
-  add_token("bos_token", tokenizer_->bos());
-  add_token("eos_token", tokenizer_->eos());
+  add_token_variables(*tokenizer_, variables);
   return chat_template_->render(complete_chat_variables(std::move(variables)));
 }
 
@@ -142,10 +121,7 @@ std::vector<TokenId> LanguageModel::encode_chat(Json variables) const {
 }
 
 std::vector<TokenId> LanguageModel::encode_rendered_chat(std::string_view text) const {
-  std::vector<TokenId> ids = tokenizer_->encode(text, {.parse_special = true});
-  const std::optional<TokenId> bos = tokenizer_->bos();
-  if (bos && tokenizer_->adds_bos() && (ids.empty() || ids.front() != *bos)) ids.insert(ids.begin(), *bos);
-  return ids;
+  return qiao::encode_rendered_chat(*tokenizer_, text);
 }
 
 std::vector<TokenId> LanguageModel::encode_prompt(std::string_view text) const {

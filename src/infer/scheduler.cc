@@ -129,8 +129,8 @@ bool Scheduler::admit(Job& job) {
   }
   const bool fits = extend(job, tokens);
   QIAO_ASSERT(fits);
-  if (job.preemptions == 0 && job.outputs_wanted == 0 && options_.prefix_cache)
-    totals_.prefix_queries += job.prompt_tokens;
+  const bool looks = job.outputs_wanted == 0 || job.outputs_had > 0;
+  if (job.preemptions == 0 && looks && options_.prefix_cache) totals_.prefix_queries += job.prompt_tokens;
   return true;
 }
 

@@ -31,7 +31,10 @@ Sequence::Sequence(GenerationRequest request, Engine::OnEvent on_event, const La
   if (adapter_ >= 0) tenant = fmt::format("\n{}\n{}", model.adapter_key(adapter_), request_.tenant);
   embedding = request_.embedding;
   if (request_.embedding) outputs_wanted = prompt_tokens;
-  if (request_.prompt_logprobs) outputs_wanted = prompt_tokens - 1;
+  if (request_.prompt_logprobs) {
+    outputs_wanted = prompt_tokens - 1;
+    outputs_had = request_.prompt_logprobs_from - 1;
+  }
   if (keeps_history()) {
     for (const TokenId id : request_.prompt) history_.emplace(id, 0);
   }

@@ -15,7 +15,7 @@ Sequence& sequence_of(const StepEntry& entry) { return static_cast<Sequence&>(*e
 }  // namespace
 
 StepRunner::StepRunner(const LanguageModel& model, KvCache& cache, int64_t sequences,
-                       int64_t pages_per_sequence, int64_t tokens)
+                       int64_t pages_per_sequence, int64_t tokens, int64_t prompt_logprob_rows)
     : model_(model),
       backend_(model.backend()),
       cache_(cache),
@@ -26,7 +26,7 @@ StepRunner::StepRunner(const LanguageModel& model, KvCache& cache, int64_t seque
                                                .sequences = sequences,
                                                .pages_per_sequence = pages_per_sequence,
                                                .outputs = tokens,
-                                               .logits = std::min(tokens, sequences + kPromptLogprobRows)},
+                                               .logits = std::min(tokens, sequences + prompt_logprob_rows)},
                                               cache);
 }
 

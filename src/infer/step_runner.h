@@ -17,7 +17,7 @@ class StepRunner {
   // Memory for steps of at most `sequences` sequences of `pages_per_sequence` pages and `tokens` tokens is
   // planned here.
   StepRunner(const LanguageModel& model, KvCache& cache, int64_t sequences, int64_t pages_per_sequence,
-             int64_t tokens);
+             int64_t tokens, int64_t prompt_logprob_rows);
 
   // Computes the next pending tokens of each entry's job, which is a Sequence with pages for them, and draws
   // where that reaches the end. Sequences advance (computed, accept) and may finish. All embed, or none.
@@ -29,9 +29,6 @@ class StepRunner {
   int64_t drafts() const { return drafts_; }
   int64_t drafted_tokens() const { return drafted_; }
   int64_t accepted_tokens() const { return accepted_; }
-
-  // The most prompt tokens whose log-probabilities one step can give.
-  static constexpr int64_t kPromptLogprobRows = 32;
 
  private:
   struct Output {

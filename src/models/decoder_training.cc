@@ -58,6 +58,8 @@ struct DecoderTraining::State {
   Tensor logprob, log_sum_exp, dlogprob;  // [T]
   Tensor workspace;                       // of the loss
   Buffer scratch, gradients;              // of one layer
+  std::vector<Buffer> kept;               // of each layer, where they are not computed again
+  std::vector<nn::Tape> tapes;            // of the last forward pass, then
   std::vector<float> result;
 
   State(const Decoder& decoder, int64_t token_limit, int64_t document_limit)
@@ -74,16 +76,13 @@ struct DecoderTraining::State {
     return tensor;
   }
 
-  void plan();
+  void plan(Recompute recompute);
   LayerStream of_batch(const LayerStream& stream) const {
     return {stream.residual.slice(0, tokens), stream.update.slice(0, tokens)};
   }
-  LayerStream take_stream(nn::Context& context) const {
-    const Tensor residual = context.take(DType::kF32, {tokens, config.hidden_size});
-    return {residual, context.take(DType::kF32, {tokens, config.hidden_size})};
-  }
   void run_layer(nn::Context& context, size_t layer, LayerStream in, const LayerStream& out) const;
-  void run_back(nn::Context& context, nn::Tape& tape, size_t layer) const;
+  void record_layer(nn::Context& context, nn::Tape& tape, size_t layer) const;
+  void walk_back(nn::Tape& tape, size_t layer, nn::ParameterGradients* parameters) const;
   TokenLogprob loss() const;
   TokenLogprobBackward loss_back(nn::ParameterGradients* parameters) const;
   int64_t document_count = 0;
@@ -99,30 +98,35 @@ void DecoderTraining::State::run_layer(nn::Context& context, size_t number, Laye
   leave_attention(context, layer, config, heads, in, out);
 }
 
-// Runs a layer again, recording, and then the tape.
-void DecoderTraining::State::run_back(nn::Context& context, nn::Tape& tape, size_t layer) const {
+// Runs a layer on a tape, from its input to the next one's; behind the last also the final norm.
+void DecoderTraining::State::record_layer(nn::Context& context, nn::Tape& tape, size_t layer) const {
+  const auto on_tape = [&](const Tensor& tensor) {
+    tape.add_block(tensor.data, static_cast<size_t>(tensor.bytes()));
+  };
   context.record_on(tape);
-  const Tensor above = stream_gradient[layer % 2].slice(0, tokens);
-  LayerStream in = of_batch(inputs[layer]);
-  if (layer == 0) {
-    in = take_stream(context);
-  } else {
-    for (const Tensor& tensor : {in.residual, in.update})
-      tape.add_block(tensor.data, static_cast<size_t>(tensor.bytes()));
-    tape.place_gradient(in.update, stream_gradient[(layer + 1) % 2].slice(0, tokens), false);
-  }
-  const LayerStream out = take_stream(context);
+  const LayerStream in = of_batch(inputs[layer]), out = of_batch(inputs[layer + 1]);
+  for (const Tensor& tensor : {in.residual, in.update, out.residual, out.update}) on_tape(tensor);
   run_layer(context, layer, in, out);
+  if (layer + 1 < weights.layers.size()) return;
+  const Tensor normed = hidden.slice(0, tokens);
+  on_tape(normed);
+  const Tensor sum = context.take(DType::kF32, {tokens, config.hidden_size});
+  weights.final_norm.forward(context, out.update, normed, out.residual, sum);
+}
+
+// The way back of what record_layer recorded. A layer's gradients lie in turn in one of two places.
+void DecoderTraining::State::walk_back(nn::Tape& tape, size_t layer,
+                                       nn::ParameterGradients* parameters) const {
+  const LayerStream in = of_batch(inputs[layer]), out = of_batch(inputs[layer + 1]);
+  if (layer > 0) tape.place_gradient(in.update, stream_gradient[(layer + 1) % 2].slice(0, tokens), false);
   if (layer + 1 == weights.layers.size()) {
-    const Tensor sum = context.take(DType::kF32, {tokens, config.hidden_size});
-    const Tensor normed = context.take(DType::kF32, {tokens, config.hidden_size});
-    weights.final_norm.forward(context, out.update, normed, out.residual, sum);
-    tape.place_gradient(normed, hidden_gradient.slice(0, tokens), true);
+    tape.place_gradient(hidden.slice(0, tokens), hidden_gradient.slice(0, tokens), true);
   } else {
+    const Tensor above = stream_gradient[layer % 2].slice(0, tokens);
     tape.place_gradient(out.update, above, true);
     tape.place_gradient(out.residual, above, true);
   }
-  tape.backward();
+  tape.backward(parameters);
 }
 
 TokenLogprob DecoderTraining::State::loss() const {
@@ -156,7 +160,7 @@ TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* p
   return op;
 }
 
-void DecoderTraining::State::plan() {
+void DecoderTraining::State::plan(Recompute recompute) {
   tokens = most_tokens;
   document_count = most_documents;
   const int64_t width = config.hidden_size;
@@ -174,28 +178,39 @@ void DecoderTraining::State::plan() {
   const size_t loss_bytes = std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(back));
   workspace = make(DType::kU8, {static_cast<int64_t>(std::max<size_t>(loss_bytes, 64))});
 
-  size_t scratch_bytes = 0, gradient_bytes = 0;
+  size_t scratch_bytes = 0, gradient_bytes = 0, all_bytes = 0;
+  std::vector<size_t> layer_bytes;
   for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
     nn::Context forward(backend);
     forward.keep_inputs();
     run_layer(forward, layer, inputs[layer], inputs[layer + 1]);
-    nn::Context again(backend);
+    nn::Context recording(backend);
     nn::Tape tape(backend);
-    run_back(again, tape, layer);
-    scratch_bytes = std::max({scratch_bytes, forward.peak(), again.peak()});
+    record_layer(recording, tape, layer);
+    walk_back(tape, layer, nullptr);
+    scratch_bytes = std::max({scratch_bytes, forward.peak(), recording.peak()});
     gradient_bytes = std::max(gradient_bytes, tape.peak());
+    layer_bytes.push_back(recording.peak());
+    all_bytes += recording.peak();
   }
-  scratch = backend.allocate(scratch_bytes);
   gradients = backend.allocate(gradient_bytes);
+  const uint64_t free = backend.describe().free_bytes;
+  if (recompute == Recompute::kOn || (recompute == Recompute::kAuto && free != 0 && all_bytes > free / 4)) {
+    scratch = backend.allocate(scratch_bytes);
+  } else {
+    for (const size_t bytes : layer_bytes) kept.push_back(backend.allocate(bytes));
+    tapes.reserve(kept.size());
+  }
 }
 
-DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents)
+DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents,
+                                 Recompute recompute)
     : state_(std::make_unique<State>(decoder, tokens, documents)) {
   if (tokens < 1 || documents < 1)
     refuse_packed(fmt::format("room for {} tokens in {} documents", tokens, documents));
   if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
     throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
-  state_->plan();
+  state_->plan(recompute);
 }
 
 DecoderTraining::~DecoderTraining() = default;
@@ -203,8 +218,11 @@ DecoderTraining::~DecoderTraining() = default;
 size_t DecoderTraining::bytes() const {
   size_t bytes = state_->scratch.bytes() + state_->gradients.bytes();
   for (const Buffer& buffer : state_->buffers) bytes += buffer.bytes();
+  for (const Buffer& buffer : state_->kept) bytes += buffer.bytes();
   return bytes;
 }
+
+bool DecoderTraining::recomputes() const { return state_->kept.empty(); }
 
 std::span<const float> DecoderTraining::forward(const PackedBatch& batch) {
   State& s = *state_;
@@ -216,14 +234,23 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch) {
   s.backend.upload(s.positions.data, batch.positions.data(), batch.positions.size_bytes());
   s.backend.upload(s.labels.data, batch.labels.data(), batch.labels.size_bytes());
   s.backend.upload(s.starts.data, batch.starts.data(), batch.starts.size_bytes());
+  s.tapes.clear();
   for (size_t layer = 0; layer < s.weights.layers.size(); ++layer) {
-    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
-    context.keep_inputs();
-    s.run_layer(context, layer, s.of_batch(s.inputs[layer]), s.of_batch(s.inputs[layer + 1]));
+    const Buffer& memory = recomputes() ? s.scratch : s.kept[layer];
+    nn::Context context(s.backend, memory.data(), memory.bytes());
+    if (recomputes()) {
+      context.keep_inputs();
+      s.run_layer(context, layer, s.of_batch(s.inputs[layer]), s.of_batch(s.inputs[layer + 1]));
+    } else {
+      s.tapes.emplace_back(s.backend, s.gradients.data(), s.gradients.bytes());
+      s.record_layer(context, s.tapes.back(), layer);
+    }
   }
-  const LayerStream last = s.of_batch(s.inputs.back());
-  nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
-  s.weights.final_norm.forward(context, last.update, s.hidden.slice(0, s.tokens), last.residual);
+  if (recomputes()) {
+    const LayerStream last = s.of_batch(s.inputs.back());
+    nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
+    s.weights.final_norm.forward(context, last.update, s.hidden.slice(0, s.tokens), last.residual);
+  }
   s.backend.token_logprob(s.loss());
   s.result.resize(batch.tokens.size());
   s.backend.download(s.result.data(), s.logprob.data, s.result.size() * sizeof(float));
@@ -236,10 +263,17 @@ void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGra
   s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
   s.backend.token_logprob_backward(s.loss_back(&gradients));
   for (size_t layer = s.weights.layers.size(); layer-- > 0;) {
+    if (!recomputes()) {
+      QIAO_ASSERT(s.tapes.size() == s.kept.size());
+      s.walk_back(s.tapes[layer], layer, &gradients);
+      continue;
+    }
     nn::Context context(s.backend, s.scratch.data(), s.scratch.bytes());
-    nn::Tape tape(s.backend, s.gradients.data(), s.gradients.bytes(), gradients);
-    s.run_back(context, tape, layer);
+    nn::Tape tape(s.backend, s.gradients.data(), s.gradients.bytes());
+    s.record_layer(context, tape, layer);
+    s.walk_back(tape, layer, &gradients);
   }
+  s.tapes.clear();
 }
 
 }  // namespace qiao

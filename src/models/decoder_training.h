@@ -1,5 +1,5 @@
-// A decoder's forward and backward pass over packed documents, layer by layer: each layer's input is kept,
-// the rest is made again on the way back (Chen et al. 2016).
+// A decoder's forward and backward pass over packed documents, layer by layer. What a layer makes is kept for
+// its way back, or its input alone, and the rest is made again (Chen et al. 2016): the same bits.
 #pragma once
 
 #include <cstdint>
@@ -20,15 +20,21 @@ struct PackedBatch {
   float temperature = 1.0f;            // > 0: log-probabilities are of logits over it
 };
 
+// Whether layers are computed again on the way back: a third more work, for memory that does not grow with
+// layers times what each makes. kAuto: where keeping all takes more than a quarter of the free memory.
+enum class Recompute : uint8_t { kAuto, kOn, kOff };
+
 // Not thread-safe; one at a time uses the decoder's chip.
 class DecoderTraining {
  public:
   // Plans and takes the memory for batches of at most `tokens` tokens in `documents` documents. Throws
   // Error(kUnsupported) for a model with layers that have no way back yet, Error(kTooLarge) with both sizes.
-  DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents);
+  DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents,
+                  Recompute recompute = Recompute::kAuto);
   ~DecoderTraining();
 
   size_t bytes() const;  // of the chip's memory
+  bool recomputes() const;
 
   // The log-probability of each label, 0 where it is -1; valid until the next call. Throws
   // Error(kInvalidInput) where the batch does not fit or an id is out of range.

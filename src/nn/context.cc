@@ -68,7 +68,7 @@ void Context::linear(const Linear& op) {
   run(op, &Backend::linear);
 }
 void Context::grouped_linear(const GroupedLinear& op) {
-  refuse_recording("grouped_linear");
+  record(op);
   run(op, &Backend::grouped_linear);
 }
 void Context::attention_paged(const AttentionPaged& op) {
@@ -89,15 +89,15 @@ void Context::gather_rows(const GatherRows& op) {
   run(op, &Backend::gather_rows);
 }
 void Context::moe_route(const MoeRoute& op) {
-  refuse_recording("moe_route");
+  record(op);
   run(op, &Backend::moe_route);
 }
 void Context::moe_permute(const MoePermute& op) {
-  refuse_recording("moe_permute");
+  record(op);
   run(op, &Backend::moe_permute);
 }
 void Context::moe_combine(const MoeCombine& op) {
-  refuse_recording("moe_combine");
+  record(op);
   run(op, &Backend::moe_combine);
 }
 void Context::add_rms_norm(const AddRmsNorm& op) {

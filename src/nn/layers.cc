@@ -212,7 +212,8 @@ void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const
   permute.places = context.take(DType::kI32, {tokens, experts_per_token});
   context.moe_permute(permute);
 
-  Tensor always;  // of the shared expert
+  const Tensor outputs = context.over(permute.sorted);  // of the experts
+  Tensor always;                                        // of the shared one
   if (!shared.down.pieces.empty()) {
     always = context.take(DType::kF32, {tokens, width});
     shared.forward(context, x, always);
@@ -227,10 +228,10 @@ void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const
     gated.activation = activation;
     gated.y = inner;
     context.gated_activation(gated);
-    down.forward(context, inner, permute.counts, permute.sorted);
+    down.forward(context, inner, permute.counts, outputs);
   }
   MoeCombine combine;
-  combine.sorted = permute.sorted;
+  combine.sorted = outputs;
   combine.places = permute.places;
   combine.weights = route.weights;
   combine.residual = always;

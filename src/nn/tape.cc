@@ -84,7 +84,9 @@ void Tape::share_gradient(const Tensor& tensor, const Tensor& with) {
   block.written = true;
 }
 
-void Tape::backward() {
+void Tape::backward(ParameterGradients* parameters) {
+  QIAO_ASSERT(base_ == nullptr || parameters != nullptr);
+  parameters_ = parameters;
   for (auto op = ops_.rbegin(); op != ops_.rend(); ++op)
     std::visit([this](const auto& each) { back(each); }, *op);
   ops_.clear();
@@ -195,6 +197,59 @@ void Tape::back(const AttentionVarlen& op) {
     back.workspace = workspace(backend_.workspace_bytes(back));
     if (base_ != nullptr) backend_.attention_varlen_backward(back);
   });
+}
+
+void Tape::back(const GroupedLinear& op) {
+  GroupedLinearBackward back;
+  back.dy = read_gradient(op.y);
+  back.x = op.x;
+  back.weight = op.weight;
+  back.counts = op.counts;
+  back.dx = write_gradient(op.x, &back.add_dx);
+  if (parameters_ != nullptr) {
+    if (const Tensor dw = parameters_->of(*op.weight); dw.present())
+      back.dw = Tensor(dw.data, dw.dtype, {op.weight->experts(), op.weight->rows(), op.weight->columns()});
+  }
+  with_workspace([&] {
+    back.workspace = workspace(backend_.workspace_bytes(back));
+    if (base_ != nullptr) backend_.grouped_linear_backward(back);
+  });
+}
+
+void Tape::back(const MoeRoute& op) {
+  MoeRouteBackward back;
+  back.logits = op.logits;
+  back.kind = op.kind;
+  back.normalize = op.normalize;
+  back.scale = op.scale;
+  back.ids = op.ids;
+  back.dweights = read_gradient(op.weights);
+  bool written = false;
+  back.dlogits = write_gradient(op.logits, &written);
+  QIAO_ASSERT(!written);
+  if (base_ != nullptr) backend_.moe_route_backward(back);
+}
+
+void Tape::back(const MoePermute& op) {
+  MoePermuteBackward back;
+  back.dsorted = read_gradient(op.sorted);
+  back.places = op.places;
+  back.dx = write_gradient(op.x, &back.add_dx);
+  if (base_ != nullptr) backend_.moe_permute_backward(back);
+}
+
+void Tape::back(const MoeCombine& op) {
+  MoeCombineBackward back;
+  back.dy = read_gradient(op.y);
+  back.sorted = op.sorted;
+  back.places = op.places;
+  back.weights = op.weights;
+  bool sorted_written = false, weights_written = false;
+  back.dsorted = write_gradient(op.sorted, &sorted_written);
+  back.dweights = write_gradient(op.weights, &weights_written);
+  QIAO_ASSERT(!sorted_written && !weights_written);
+  if (op.residual.present()) share_gradient(op.residual, op.y);
+  if (base_ != nullptr) backend_.moe_combine_backward(back);
 }
 
 }  // namespace qiao::nn

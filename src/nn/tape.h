@@ -16,7 +16,7 @@ namespace qiao::nn {
 class ParameterGradients {
  public:
   virtual ~ParameterGradients() = default;
-  virtual Tensor of(const Weight& weight) = 0;           // [N, K]
+  virtual Tensor of(const Weight& weight) = 0;           // [N, K], of experts one below the other: [E * N, K]
   virtual Tensor of_parameter(const Tensor& value) = 0;  // as `value`: a norm's gamma, a bias
 };
 
@@ -27,8 +27,9 @@ class Tape {
  public:
   // Measures: nothing is run.
   explicit Tape(Backend& backend) : backend_(backend) {}
-  Tape(Backend& backend, void* memory, size_t bytes, ParameterGradients& parameters)
-      : backend_(backend), base_(static_cast<std::byte*>(memory)), bytes_(bytes), parameters_(&parameters) {}
+  // `memory` is not used before backward().
+  Tape(Backend& backend, void* memory, size_t bytes)
+      : backend_(backend), base_(static_cast<std::byte*>(memory)), bytes_(bytes) {}
 
   size_t peak() const { return peak_; }
 
@@ -43,8 +44,9 @@ class Tape {
     ops_.emplace_back(op);
   }
 
-  // Calls the ways back, last op first, and forgets them all, with the blocks.
-  void backward();
+  // Calls the ways back, last op first, and forgets them all, with the blocks. A measuring tape needs no
+  // `parameters`.
+  void backward(ParameterGradients* parameters = nullptr);
 
  private:
   struct Block {
@@ -53,7 +55,8 @@ class Tape {
     bool written = false;                 // all of it
     std::vector<const std::byte*> parts;  // or these views of it, by their beginning
   };
-  using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen>;
+  using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen, GroupedLinear,
+                          MoeRoute, MoePermute, MoeCombine>;
 
   Block& block_of(const Tensor& tensor, const std::byte** begin);
   // The gradient's memory, taken on first use; `written` says whether something is in it already, and it
@@ -74,6 +77,10 @@ class Tape {
   void back(const Rope& op);
   void back(const GatedActivation& op);
   void back(const AttentionVarlen& op);
+  void back(const GroupedLinear& op);
+  void back(const MoeRoute& op);
+  void back(const MoePermute& op);
+  void back(const MoeCombine& op);
 
   Backend& backend_;
   std::byte* base_ = nullptr;  // null: measures

@@ -258,6 +258,7 @@ constexpr Route<ServeContext> kRoutes[] = {
     {"GET", "/v1/models/{model}", retrieve_model, false},
     {"POST", "/tokenize", tokenize, false},
     {"POST", "/detokenize", detokenize, false},
+    {"GET", "/tokenizer_info", tokenizer_info, false},
     {"GET", "/openapi.json", openapi, true},
     {"GET", "/health", health, true},
     {"GET", "/metrics", metrics, false},

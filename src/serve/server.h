@@ -82,6 +82,7 @@ void rerank(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchang
 void embeddings(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void tokenize(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 void detokenize(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
+void tokenizer_info(ServeContext&, const HttpRequest&, const std::shared_ptr<HttpExchange>&);
 
 using EncoderEndpoint = void (*)(EncoderContext& context, const HttpRequest& request,
                                  const std::shared_ptr<HttpExchange>& exchange);

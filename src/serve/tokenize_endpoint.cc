@@ -1,14 +1,26 @@
-// /tokenize and /detokenize, with llama-server's fields.
+// /tokenize and /detokenize, with llama-server's fields or vLLM's; /tokenizer_info as vLLM has it.
 #include "serve/server.h"
 
 namespace qiao::serve {
 namespace {
 
-void tokenize_with(const Tokenizer& tokenizer, const HttpRequest& request,
+// {"prompt", "add_special_tokens"}: vLLM's, whose BOS token comes unless it is refused.
+void tokenize_prompt(const Tokenizer& tokenizer, Fields& fields, int64_t context,
+                     const std::shared_ptr<HttpExchange>& exchange) {
+  const std::string prompt = fields.required_text("prompt");
+  EncodeOptions options;
+  options.add_special = fields.flag("add_special_tokens", true);
+  fields.finish();
+  const std::vector<TokenId> ids = tokenizer.encode(prompt, options);
+  send_json(exchange, {{"count", ids.size()}, {"max_model_len", context}, {"tokens", ids}});
+}
+
+void tokenize_with(const Tokenizer& tokenizer, int64_t context, const HttpRequest& request,
                    const std::shared_ptr<HttpExchange>& exchange) {
   const Json body = parse_body(request);
   Fields fields(body);
   fields.ignore({"model"});
+  if (body.contains("prompt")) return tokenize_prompt(tokenizer, fields, context, exchange);
   const std::string content = fields.required_text("content");
   EncodeOptions options;
   options.add_special = fields.flag("add_special", false);
@@ -40,14 +52,14 @@ void detokenize_with(const Tokenizer& tokenizer, int64_t vocabulary, const HttpR
   fields.finish();
   std::string text;
   if (!tokens->empty()) text = tokenizer.decode(token_ids(*tokens, "tokens", vocabulary), false);
-  send_json(exchange, {{"content", text}});
+  send_json(exchange, {{"content", text}, {"prompt", text}});  // llama-server's name and vLLM's
 }
 
 }  // namespace
 
 void tokenize(ServeContext& context, const HttpRequest& request,
               const std::shared_ptr<HttpExchange>& exchange) {
-  tokenize_with(context.model->tokenizer(), request, exchange);
+  tokenize_with(context.model->tokenizer(), context.engine.options().context, request, exchange);
 }
 
 void detokenize(ServeContext& context, const HttpRequest& request,
@@ -56,9 +68,26 @@ void detokenize(ServeContext& context, const HttpRequest& request,
                   exchange);
 }
 
+void tokenizer_info(ServeContext& context, const HttpRequest&,
+                    const std::shared_ptr<HttpExchange>& exchange) {
+  const LanguageModel& model = *context.model;
+  const Tokenizer& tokenizer = model.tokenizer();
+  const auto token = [&](std::optional<TokenId> id) {
+    return id ? Json(tokenizer.token_bytes(*id)) : Json();
+  };
+  const ChatTemplate* chat = model.chat_template();
+  send_json(exchange, {{"tokenizer_class", tokenizer.kind()},
+                       {"bos_token", token(tokenizer.bos())},
+                       {"eos_token", token(tokenizer.eos())},
+                       {"pad_token", token(tokenizer.pad())},
+                       {"add_bos_token", tokenizer.adds_bos()},
+                       {"model_max_length", context.engine.options().context},
+                       {"chat_template", chat != nullptr ? Json(chat->source()) : Json()}});
+}
+
 void encoder_tokenize(EncoderContext& context, const HttpRequest& request,
                       const std::shared_ptr<HttpExchange>& exchange) {
-  tokenize_with(context.model.tokenizer(), request, exchange);
+  tokenize_with(context.model.tokenizer(), context.model.max_tokens(), request, exchange);
 }
 
 void encoder_detokenize(EncoderContext& context, const HttpRequest& request,

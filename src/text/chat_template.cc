@@ -42,13 +42,13 @@ ChatTemplate::~ChatTemplate() = default;
 ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
 
-std::string ChatTemplate::render(const Json& variables, int64_t now) const {
+std::string ChatTemplate::render(const Json& variables, int64_t now, std::vector<TextSpan>* generated) const {
   jinja::Budget budget(program_->limits);
   int line = 1;
   try {
     jinja::Interpreter interpreter(*program_->code, variables, now, budget);
     try {
-      return interpreter.run();
+      return interpreter.run(generated);
     } catch (...) {
       line = interpreter.line();
       throw;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/json.h"
 
@@ -15,6 +16,11 @@ struct TemplateLimits {
   size_t max_output_bytes = size_t{64} << 20;  // of the whole, and of any one string on the way
   uint64_t max_steps = 50'000'000;             // evaluated nodes and loop turns
   int max_depth = 200;  // of nesting in the source, and of macro calls and values in a run
+};
+
+// Bytes [begin, end) of a text.
+struct TextSpan {
+  size_t begin = 0, end = 0;
 };
 
 // Immutable after construction; render is safe from any thread.
@@ -33,8 +39,10 @@ class ChatTemplate {
   // (trim_blocks, lstrip_blocks, loop controls, its tojson, strftime_now, raise_exception; a sandbox). `now`
   // (seconds since 1970, local time) is what strftime_now shows; negative: the clock. Throws
   // Error(kInvalidInput): the template's own raise_exception, an undefined operation; Error(kTooLarge): a
-  // limit.
-  std::string render(const Json& variables, int64_t now = -1) const;
+  // limit. `generated` (may be null) gets where {% generation %} blocks wrote, in order; those whose text
+  // goes through a macro or variable first are not found.
+  std::string render(const Json& variables, int64_t now = -1,
+                     std::vector<TextSpan>* generated = nullptr) const;
 
   const std::string& source() const;
 

@@ -111,8 +111,10 @@ void Interpreter::keep(Collectable* object) {
   kept_.emplace_back(object);
 }
 
-std::string Interpreter::run() {
+std::string Interpreter::run(std::vector<TextSpan>* generated) {
   std::string out;
+  output_ = &out;
+  generated_ = generated;
   const auto frame = make<Activation>(Ref<Activation>(), template_.code.slots);
   keep(frame.get());
   enter(template_.scope, frame);
@@ -191,7 +193,9 @@ Interpreter::Flow Interpreter::execute(const Stmt& stmt, const Ref<Activation>& 
     }
     case StmtKind::kGeneration: {
       Arguments none;
+      const size_t begin = out.size();
       write(call_macro(*stmt.macro, frame, none), out);
+      if (generated_ != nullptr && &out == output_) generated_->push_back({begin, out.size()});
       break;
     }
     case StmtKind::kFilterBlock:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "text/chat_template.h"
 #include "text/jinja_ast.h"
 #include "text/jinja_loop.h"
 
@@ -31,7 +32,8 @@ class Interpreter {
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;
 
-  std::string run();
+  // `generated`: see ChatTemplate::render.
+  std::string run(std::vector<TextSpan>* generated);
   // The line of what runs now, for messages.
   int line() const { return line_; }
   int64_t now() const { return now_; }
@@ -84,6 +86,8 @@ class Interpreter {
   const int64_t now_;
   const Budget& budget_;
   int line_ = 1;
+  const std::string* output_ = nullptr;  // of the whole template, while it runs
+  std::vector<TextSpan>* generated_ = nullptr;
   int calls_ = 0;  // macros and recursive loops under way
   std::map<std::string, Value, std::less<>> variables_;
   std::map<std::string, Value, std::less<>> exported_;

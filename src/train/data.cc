@@ -1,116 +1,82 @@
 #include "train/data.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/json.h"
 
 namespace qiao::train {
 namespace {
 
-constexpr size_t kMostRowBytes = size_t{64} << 20;
-
-// Uniform below `bound`, the same on every machine (the standard's distributions are not).
-uint64_t below(std::mt19937_64& random, uint64_t bound) {
-  const uint64_t limit = UINT64_MAX - UINT64_MAX % bound;
-  uint64_t drawn = random();
-  while (drawn >= limit) drawn = random();
-  return drawn % bound;
+bool learns_within(const Document& document, int64_t tokens) {
+  const auto end = static_cast<size_t>(std::min<int64_t>(std::ssize(document.tokens), tokens));
+  for (size_t token = 1; token < end; ++token)
+    if (document.learns(token)) return true;
+  return false;
 }
 
 }  // namespace
 
-DataStream::DataStream(DataOptions options, const Tokenizer* tokenizer,
-                       std::function<void(const std::string&)> warn)
-    : options_(std::move(options)), tokenizer_(tokenizer), warn_(std::move(warn)) {
-  if (options_.files.empty()) throw_error(ErrorKind::kInvalidInput, "data: no file was given");
-  for (size_t file = 0; file < options_.files.size(); ++file) {
-    files_.push_back(MappedFile::open(options_.files[file]));
-    find_rows(file);
+void TokenBatch::add(const Document& document, int64_t first, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const auto at = static_cast<size_t>(first + i);
+    const bool carries_loss = i + 1 < count && document.learns(at + 1);
+    tokens.push_back(document.tokens[at]);
+    positions.push_back(static_cast<int32_t>(i));
+    labels.push_back(carries_loss ? document.tokens[at + 1] : -1);
+    labelled += carries_loss ? 1 : 0;
   }
-  if (rows_.empty())
-    throw_error(ErrorKind::kInvalidInput, "data: {} has no row; JSON objects, one a line, were expected",
-                options_.files.front().string());
-  if (rows_.size() > UINT32_MAX)
-    throw_error(ErrorKind::kTooLarge, "data: {} rows; 2^32 are the most", rows_.size());
-  is_bad_.resize(rows_.size());
-  make_order();
+  starts.push_back(static_cast<int32_t>(tokens.size()));
 }
 
-void DataStream::find_rows(size_t file) {
-  const std::span<const std::byte> bytes = files_[file].bytes();
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  int64_t line = 1;
-  for (size_t begin = 0; begin < text.size(); ++line) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    if (text.substr(begin, end - begin).find_first_not_of(" \t\r") != std::string_view::npos)
-      rows_.push_back({file, line, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin)});
-    begin = end + 1;
-  }
-}
+DataStream::DataStream(const DataOptions& options, std::unique_ptr<DocumentMaker> maker, Warn warn)
+    : rows_(options, std::move(warn)),
+      maker_(std::move(maker)),
+      sequence_(options.sequence),
+      vocabulary_size_(options.vocabulary_size) {}
 
-void DataStream::make_order() {
-  order_.resize(rows_.size());
-  std::iota(order_.begin(), order_.end(), 0u);
-  if (!options_.shuffle) return;
-  std::mt19937_64 random(options_.seed * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(position_.epoch));
-  for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[below(random, i)]);
-}
-
-void DataStream::refuse(const Row& row, const std::string& what) {
-  const auto index = static_cast<size_t>(&row - rows_.data());
-  if (is_bad_[index]) return;
-  is_bad_[index] = true;
-  ++bad_rows_;
-  const std::string line =
-      fmt::format("{}:{}: {}; the row is skipped", options_.files[row.file].string(), row.line, what);
-  if (bad_rows_ > options_.most_bad_rows || bad_rows_ == std::ssize(rows_)) {
-    throw_error(ErrorKind::kInvalidInput, "{}; {} bad rows of {} are too many", line, bad_rows_,
-                rows_.size());
+void DataStream::check(const Document& document) const {
+  if (document.tokens.size() < 2) {
+    throw_error(ErrorKind::kInvalidInput,
+                "a document of {} tokens has nothing to learn; 2 or more were expected",
+                document.tokens.size());
   }
-  if (warn_) warn_(line);
-}
-
-std::vector<int32_t> DataStream::read(const Row& row) {
-  const std::span<const std::byte> bytes = files_[row.file].bytes();
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + row.begin,
-                              static_cast<size_t>(row.bytes));
-  Json json;
-  try {
-    json = parse_json(text, "row", {.max_bytes = kMostRowBytes});
-  } catch (const Error& error) {
-    refuse(row, error.what());
-    return {};
-  }
-  std::vector<int32_t> document;
-  const auto tokens = json.is_object() ? json.find("tokens") : json.end();
-  const auto words = json.is_object() ? json.find("text") : json.end();
-  if (tokens != json.end() && tokens->is_array()) {
-    for (const Json& token : *tokens) {
-      if (!token.is_number_integer() || token < 0 || token >= options_.vocabulary_size) {
-        refuse(row, fmt::format("tokens holds {}; ids below {} were expected", dump_json(token),
-                                options_.vocabulary_size));
-        return {};
-      }
-      document.push_back(token.get<int32_t>());
+  for (const int32_t token : document.tokens) {
+    if (token >= vocabulary_size_) {
+      throw_error(ErrorKind::kInvalidInput, "it holds token {}; ids below {} were expected", token,
+                  vocabulary_size_);
     }
-  } else if (words != json.end() && words->is_string() && tokenizer_ != nullptr) {
-    document = tokenizer_->encode(words->get_ref<const std::string&>());
-    if (const std::optional<TokenId> eos = tokenizer_->eos()) document.push_back(*eos);
-  } else {
-    refuse(row, tokenizer_ != nullptr
-                    ? R"("tokens" (a list of ids) or "text" (a string) was expected)"
-                    : R"("tokens" (a list of ids) was expected: the model has no tokenizer)");
+  }
+  if (document.whole && !learns_within(document, sequence_))
+    throw_error(ErrorKind::kInvalidInput, "none of its first {} tokens (--seq) carries loss", sequence_);
+}
+
+std::vector<Document> DataStream::read(int64_t row) {
+  std::optional<Row> json = rows_.read(row);
+  if (!json) return {};
+  try {
+    std::vector<Document> documents = maker_->make(*json);
+    for (const Document& document : documents) check(document);
+    return documents;
+  } catch (const Error& error) {
+    rows_.refuse(row, error.what());
     return {};
   }
-  if (document.size() < 2) {
-    refuse(row, fmt::format("a document of {} tokens has nothing to learn; 2 or more were expected",
-                            document.size()));
-    return {};
+}
+
+DataStream::Survey DataStream::survey(int64_t most_bytes) {
+  Survey survey;
+  for (int64_t bytes = 0; survey.rows < rows() && bytes < most_bytes; ++survey.rows) {
+    bytes += rows_.bytes(survey.rows);
+    const std::vector<Document> documents = read(survey.rows);
+    survey.whole += std::ranges::any_of(documents, &Document::whole) ? 1 : 0;
+    survey.too_long += std::ranges::any_of(documents,
+                                           [&](const Document& document) {
+                                             return document.whole && std::ssize(document.tokens) > sequence_;
+                                           })
+                           ? 1
+                           : 0;
   }
-  return document;
+  return survey;
 }
 
 void DataStream::set_position(const DataPosition& position) {
@@ -120,43 +86,69 @@ void DataStream::set_position(const DataPosition& position) {
                 position.row, rows());
   }
   position_ = position;
-  make_order();
-  document_.clear();
+  documents_.clear();
+}
+
+void DataStream::go_on() {
+  documents_.clear();
+  position_.offset = 0;
+  if (++position_.row == rows()) {
+    position_.row = 0;
+    ++position_.epoch;
+  }
 }
 
 TokenBatch DataStream::next(int64_t sequences) {
   TokenBatch batch;
-  const auto total = static_cast<size_t>(sequences * options_.sequence);
-  batch.starts.push_back(0);
-  while (batch.tokens.size() < total) {
-    if (document_.empty()) {
-      document_ = read(rows_[order_[static_cast<size_t>(position_.row)]]);
-      if (std::ssize(document_) <= position_.offset) document_.clear();
+  const auto end_sequence = [&] { batch.sequences.push_back(static_cast<int32_t>(batch.tokens.size())); };
+  while (std::ssize(batch.sequences) - 1 < sequences) {
+    if (documents_.empty()) documents_ = read(rows_.at(position_.epoch, position_.row));
+    if (documents_.empty() || std::ssize(documents_[0].tokens) <= position_.offset) {
+      go_on();
+      continue;
     }
-    const int64_t room = options_.sequence - static_cast<int64_t>(batch.tokens.size()) % options_.sequence;
-    const int64_t rest = std::ssize(document_) - position_.offset;
-    const int64_t taken = document_.empty() ? 0 : std::min(room, rest);
-    for (int64_t i = 0; i < taken; ++i) {
-      const auto at = static_cast<size_t>(position_.offset + i);
-      batch.tokens.push_back(document_[at]);
-      batch.positions.push_back(static_cast<int32_t>(i));
-      const bool labelled = i + 1 < taken;
-      batch.labels.push_back(labelled ? document_[at + 1] : -1);
-      batch.labelled += labelled ? 1 : 0;
+    QIAO_ASSERT(documents_.size() == 1);
+    const Document& document = documents_[0];
+    const int64_t room = sequence_ - (std::ssize(batch.tokens) - batch.sequences.back());
+    const int64_t rest = std::ssize(document.tokens) - position_.offset;
+    if (document.whole && std::min(rest, sequence_) > room) {
+      end_sequence();  // it comes first in the next
+      continue;
     }
-    if (taken > 0) batch.starts.push_back(static_cast<int32_t>(batch.tokens.size()));
+    const int64_t taken = std::min(rest, room);
+    batch.add(document, position_.offset, taken);
+    if (taken == room) end_sequence();
     position_.offset += taken;
-    if (!document_.empty() && taken < rest)
-      continue;  // the sequence is full: the document goes on in the next
-    document_.clear();
-    position_.offset = 0;
-    if (++position_.row == std::ssize(rows_)) {
-      position_.row = 0;
-      ++position_.epoch;
-      make_order();
-    }
+    if (document.whole || taken == rest) go_on();
   }
   return batch;
+}
+
+TokenBatch DataStream::next_rows(int64_t rows) {
+  TokenBatch batch;
+  for (int64_t done = 0; done < rows; go_on()) {
+    documents_ = read(rows_.at(position_.epoch, position_.row));
+    for (const Document& document : documents_) {
+      batch.add(document, 0, std::min(std::ssize(document.tokens), sequence_));
+      batch.sequences.push_back(batch.starts.back());
+    }
+    done += documents_.empty() ? 0 : 1;
+  }
+  return batch;
+}
+
+Json to_json(const DataPosition& position) {
+  return {{"epoch", position.epoch}, {"row", position.row}, {"offset", position.offset}};
+}
+
+DataPosition read_position(const Json& state) {
+  const auto number = [&](const char* key) {
+    const auto found = state.find(key);
+    if (found == state.end() || !found->is_number_integer() || *found < 0)
+      throw_error(ErrorKind::kInvalidInput, "checkpoint: data.{} is missing", key);
+    return found->get<int64_t>();
+  };
+  return {number("epoch"), number("row"), number("offset")};
 }
 
 }  // namespace qiao::train

@@ -1,26 +1,19 @@
-// Rows of JSON Lines files as packed batches of tokens.
+// Documents packed into batches of tokens.
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
-#include <functional>
-#include <random>
-#include <string>
+#include <memory>
 #include <vector>
 
-#include "base/file.h"
 #include "models/decoder_training.h"
-#include "text/tokenizer.h"
+#include "train/documents.h"
+#include "train/rows.h"
 
 namespace qiao::train {
 
-struct DataOptions {
-  std::vector<std::filesystem::path> files;
-  int64_t sequence = 512;  // tokens of a packed sequence
+struct DataOptions : RowOptions {
+  int64_t sequence = 512;  // most tokens of a packed sequence
   int64_t vocabulary_size = 0;
-  bool shuffle = true;  // a new order of the rows each epoch, by the seed
-  uint64_t seed = 0;
-  int64_t most_bad_rows = 100;  // more end the run
 };
 
 // Where reading stands: what a checkpoint keeps.
@@ -29,53 +22,60 @@ struct DataPosition {
   int64_t offset = 0;          // tokens of it that are used up
 };
 
+Json to_json(const DataPosition& position);
+// Throws Error(kInvalidInput) naming what is missing.
+DataPosition read_position(const Json& state);
+
 // A batch and its memory; see PackedBatch.
 struct TokenBatch {
-  std::vector<int32_t> tokens, positions, labels, starts;
-  int64_t labelled = 0;  // labels that carry loss
+  std::vector<int32_t> tokens, positions, labels;
+  std::vector<int32_t> starts = {0};
+  std::vector<int32_t> sequences = {0};  // ascending, where each sequence begins, and the end
+  int64_t labelled = 0;                  // labels that carry loss
   PackedBatch view() const { return {tokens, positions, labels, starts}; }
+
+  // `count` tokens of `document` from `first`, as one document.
+  void add(const Document& document, int64_t first, int64_t count);
 };
 
-// Rows are {"tokens": [ids]} or {"text": "…"} (encoded, with the end-of-sequence token where the tokenizer
-// has one). Each is a document: positions restart, attention and labels stay inside. Sequences are filled to
-// the last token; what does not fit in one goes on in the next. Not thread-safe.
+// Each row is a document: positions restart, attention and labels stay inside. Documents fill sequences in
+// order. One that may be split fills them to the last token and goes on in the next; a whole one that does
+// not fit begins the next (the rest of the last stays empty: no padding is computed), and is cut behind its
+// first `sequence` tokens. Not thread-safe.
 class DataStream {
  public:
-  // Finds the rows. Without a tokenizer (null) rows must hold tokens. `warn` gets one line for each bad row:
-  // file, line, what was expected. Throws Error(kNotFound) or Error(kInvalidInput) where a file is missing or
-  // no row is any good.
-  DataStream(DataOptions options, const Tokenizer* tokenizer, std::function<void(const std::string&)> warn);
+  // Throws Error as Rows does.
+  DataStream(const DataOptions& options, std::unique_ptr<DocumentMaker> maker, Warn warn);
 
-  // The next `sequences` sequences, over epochs without end.
+  // The next `sequences` sequences, over epochs without end; of rows that are one document each.
   TokenBatch next(int64_t sequences);
+  // All documents of the next `rows` good rows, each a sequence, cut behind its first `sequence` tokens.
+  TokenBatch next_rows(int64_t rows);
   const DataPosition& position() const { return position_; }
   // Throws Error(kInvalidInput) for a place that the files do not have.
   void set_position(const DataPosition& position);
-  int64_t sequence() const { return options_.sequence; }
-  int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
-  int64_t bad_rows() const { return bad_rows_; }
+  int64_t sequence() const { return sequence_; }
+  int64_t rows() const { return rows_.size(); }
+  int64_t bad_rows() const { return rows_.bad_rows(); }
+
+  // Of the first rows of the files, as far as `most_bytes` of them reach: bad ones are told, and whole
+  // documents that are longer than a sequence counted.
+  struct Survey {
+    int64_t rows = 0, whole = 0, too_long = 0;
+  };
+  Survey survey(int64_t most_bytes);
 
  private:
-  struct Row {
-    size_t file;
-    int64_t line, begin, bytes;  // of the file
-  };
-  void find_rows(size_t file);
-  void make_order();
-  // The document of the row that comes next; empty where it is bad.
-  std::vector<int32_t> read(const Row& row);
-  void refuse(const Row& row, const std::string& what);
+  // Of a row; none where it is bad, which is told.
+  std::vector<Document> read(int64_t row);
+  void check(const Document& document) const;
+  void go_on();  // to the row that comes next
 
-  DataOptions options_;
-  const Tokenizer* tokenizer_;
-  std::function<void(const std::string&)> warn_;
-  std::vector<MappedFile> files_;
-  std::vector<Row> rows_;
-  std::vector<uint32_t> order_;
+  Rows rows_;
+  std::unique_ptr<DocumentMaker> maker_;
+  int64_t sequence_, vocabulary_size_;
   DataPosition position_;
-  std::vector<int32_t> document_;  // of position_
-  std::vector<bool> is_bad_;       // by row, once told
-  int64_t bad_rows_ = 0;
+  std::vector<Document> documents_;  // of position_, once it was read
 };
 
 }  // namespace qiao::train

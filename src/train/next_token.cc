@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "base/error.h"
-
 namespace qiao::train {
 
 NextToken::NextToken(DataStream& data, int64_t batch, int64_t micro_batch)
@@ -11,7 +9,11 @@ NextToken::NextToken(DataStream& data, int64_t batch, int64_t micro_batch)
 
 int64_t NextToken::most_tokens() const { return micro_batch_ * data_.sequence(); }
 int64_t NextToken::most_documents() const { return most_tokens() / 2 + micro_batch_; }
-int64_t NextToken::tokens() const { return batch_ * data_.sequence(); }
+int64_t NextToken::tokens() const {
+  int64_t tokens = 0;
+  for (const TokenBatch& part : parts_) tokens += std::ssize(part.tokens);
+  return tokens;
+}
 
 void NextToken::begin_step(int64_t) {
   parts_.clear();
@@ -34,19 +36,7 @@ double NextToken::loss(int64_t index, std::span<const float> logprob, std::span<
   return sum / static_cast<double>(labelled_);
 }
 
-Json NextToken::state() const {
-  const DataPosition& at = data_.position();
-  return {{"epoch", at.epoch}, {"row", at.row}, {"offset", at.offset}};
-}
-
-void NextToken::set_state(const Json& state) {
-  const auto number = [&](const char* key) {
-    const auto found = state.find(key);
-    if (found == state.end() || !found->is_number_integer() || *found < 0)
-      throw_error(ErrorKind::kInvalidInput, "checkpoint: data.{} is missing", key);
-    return found->get<int64_t>();
-  };
-  data_.set_position({number("epoch"), number("row"), number("offset")});
-}
+Json NextToken::state() const { return to_json(data_.position()); }
+void NextToken::set_state(const Json& state) { data_.set_position(read_position(state)); }
 
 }  // namespace qiao::train

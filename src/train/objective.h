@@ -4,12 +4,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "base/json.h"
 #include "models/decoder_training.h"
 
 namespace qiao::train {
+
+// The reference's log-probability of each label of a batch; valid until the next call.
+using ReferencePass = std::function<std::span<const float>(const PackedBatch&)>;
 
 class Objective {
  public:

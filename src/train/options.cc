@@ -12,7 +12,22 @@ void check_options(const TrainOptions& o) {
   const auto need = [](bool right, std::string_view option, auto value, std::string_view expected) {
     if (!right) throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected", option, value, expected);
   };
+  const auto give = [](bool given, std::string_view option, std::string_view expected) {
+    if (!given) throw_error(ErrorKind::kInvalidInput, "--{} is missing: {} was expected", option, expected);
+  };
+  give(!o.init.empty(), "init", "the Hugging Face directory to begin from");
+  give(!o.data.files.empty(), "data", "a file of rows, a text or a folder");
+  give(!o.out.empty(), "out", "a folder for the run");
+  need(o.mode == "pretrain" || o.mode == "finetune" || o.mode == "dpo" || o.mode == "grpo", "mode", o.mode,
+       "pretrain, finetune, dpo or grpo");
+  need(o.data.seed <= INT64_MAX, "seed", o.data.seed, "a number below 2^63");
   need(o.steps > 0, "steps", o.steps, "a number above 0");
+  need(o.preference.beta > 0 && std::isfinite(o.preference.beta), "beta", o.preference.beta,
+       "a number above 0");
+  need(o.preference.label_smoothing >= 0 && o.preference.label_smoothing < 0.5, "label-smoothing",
+       o.preference.label_smoothing, "a number from 0 to below 0.5");
+  need(o.preference.loss == "sigmoid" || o.preference.loss == "ipo", "loss", o.preference.loss,
+       "sigmoid or ipo");
   need(o.batch > 0, "batch", o.batch, "a number above 0");
   need(o.micro_batch >= 0, "micro-batch", o.micro_batch, "0 or more");
   need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
@@ -29,8 +44,10 @@ void check_options(const TrainOptions& o) {
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
   need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
        "constant, linear or cosine");
-  if (o.policy) check_policy_options(*o.policy, o.batch, o.steps, o.data.sequence);
-  need(!o.out.empty(), "out", o.out.string(), "a folder for the run");
+  need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
+  need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
+       "auto, on or off");
+  if (o.mode == "grpo") check_policy_options(o.policy, o.batch, o.steps, o.data.sequence);
 }
 
 double learning_rate(const TrainOptions& options, int64_t step) {

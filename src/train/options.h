@@ -2,20 +2,24 @@
 #pragma once
 
 #include <filesystem>
-#include <optional>
 #include <string>
 
 #include "train/data.h"
 #include "train/parameters.h"
 #include "train/policy_options.h"
+#include "train/preference.h"
 
 namespace qiao::train {
 
 struct TrainOptions {
-  std::filesystem::path init;  // a Hugging Face directory: configuration, weights, tokenizer
-  std::filesystem::path out;   // RUN: metrics.jsonl, checkpoints/, model/
-  bool resume = false;         // go on with the run that `out` holds
+  std::string mode = "pretrain";  // what is taught: pretrain, finetune, dpo, grpo
+  std::filesystem::path init;     // a Hugging Face directory: configuration, weights, tokenizer
+  std::filesystem::path out;      // RUN: metrics.jsonl, checkpoints/, model/
+  bool resume = false;            // go on with the run that `out` holds
   DataOptions data;
+  std::filesystem::path chat_template;  // a Jinja file in place of the model's own template
+  PreferenceOptions preference;
+  PolicyOptions policy;  // of grpo
   int64_t steps = 0;
   int64_t batch = 8;        // sequences of a step
   int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch
@@ -26,11 +30,18 @@ struct TrainOptions {
   double clip = 1.0;                 // largest norm of the gradient; 0: any
   int64_t checkpoint_every = 100;    // steps; 0: at the end alone
   int64_t keep_checkpoints = 2;
+  // What is computed in: f32; or bf16: weights rounded to BF16 for the passes and multiplied with activations
+  // rounded to it, as a BF16 file is served. Masters, sums, gradients and moments are F32 in both.
+  std::string dtype = "f32";
+  std::string recompute = "auto";  // of layers on the way back: auto, on, off (models/decoder_training.h)
   std::string device = "auto";
   int threads = 0;
   bool dry_run = false;
-  std::optional<PolicyOptions> policy;  // reinforcement learning; else the next token is taught
+  std::string settings;  // what the run leaves in out/run.toml; empty: nothing
 };
+
+// Of a run's folder: its settings, by which it goes on.
+inline constexpr const char* kSettingsFile = "run.toml";
 
 // Throws Error(kInvalidInput) naming the flag, its value and what was expected.
 void check_options(const TrainOptions& options);

@@ -23,7 +23,7 @@ Parameters::Group& Parameters::group_of(const LaidOutTensor& tensor) {
     group.first = count_;
     group.weight = tensor.weight;
     group.parameter = tensor.parameter;
-    group.rows = is_weight ? tensor.weight->rows() : 1;
+    group.rows = is_weight ? tensor.weight->experts() * tensor.weight->rows() : 1;
     group.columns = is_weight ? tensor.weight->columns() : tensor.parameter.elements();
     count_ += (group.rows * group.columns + kGap - 1) / kGap * kGap;
     groups_.push_back(group);
@@ -33,16 +33,27 @@ Parameters::Group& Parameters::group_of(const LaidOutTensor& tensor) {
 
 void Parameters::add(const LaidOutTensor& tensor) {
   const TensorInfo& source = *tensor.source;
-  if (tensor.weight != nullptr && tensor.weight->experts() > 1)
-    throw_error(ErrorKind::kUnsupported, "tensor {}: mixtures of experts cannot be trained yet", source.name);
   if (!is_dense_float(source.dtype)) {
     throw_error(ErrorKind::kUnsupported,
                 "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only", source.name,
                 source.type_name());
   }
-  const Group& group = group_of(tensor);
-  const int64_t row = tensor.weight != nullptr ? group.columns : 1;
-  named_.push_back({source.name, source.shape, group.first + tensor.first_row * row, tensor.rows * row});
+  Group& group = group_of(tensor);
+  const bool is_weight = tensor.weight != nullptr;
+  const int64_t row = is_weight ? group.columns : 1;
+  const int64_t expert_rows = is_weight ? tensor.weight->rows() : 0, count = tensor.rows * row;
+  if (!is_weight) group.parts.push_back({tensor.first_row, tensor.rows, source.dtype});
+  // A tensor of all experts is told of once for each, in their order.
+  const auto [found, is_new] = by_name_.try_emplace(source.name, named_.size());
+  if (!is_new) {
+    Named& named = named_[found->second];
+    named.count += count;
+    named.runs += 1;
+    named.stride = expert_rows * row;
+    return;
+  }
+  named_.push_back({source.name, source.shape,
+                    group.first + (tensor.expert * expert_rows + tensor.first_row) * row, count});
 }
 
 Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) const {
@@ -125,36 +136,57 @@ void Parameters::update(const AdamWSettings& settings, double gradient_scale, in
 
 void Parameters::rewrite() {
   std::vector<float> small;
+  std::vector<std::byte> rounded;
   for (const Group& group : groups_) {
     if (group.weight != nullptr) {
-      backend_.write_weight(*group.weight, 0,
-                            Tensor(static_cast<float*>(masters_.data()) + group.first, DType::kF32,
-                                   {group.rows, group.columns}));
+      const int64_t rows = group.weight->rows();
+      const Tensor masters(static_cast<float*>(masters_.data()) + group.first, DType::kF32,
+                           {group.rows, group.columns});
+      for (int64_t expert = 0; expert < group.weight->experts(); ++expert)
+        backend_.write_weight(*group.weight, expert, masters.slice(expert * rows, rows));
     } else {
       small.resize(static_cast<size_t>(group.columns));
       backend_.download(small.data(), static_cast<float*>(masters_.data()) + group.first,
                         small.size() * sizeof(float));
+      for (const Group::Part& part : group.parts) {
+        if (small_tensors_ == SmallTensors::kF32 || part.dtype == DType::kF32) continue;
+        const std::span<float> values =
+            std::span(small).subspan(static_cast<size_t>(part.first), static_cast<size_t>(part.count));
+        rounded.resize(static_cast<size_t>(row_bytes(part.dtype, part.count)));
+        from_floats(values, part.dtype, rounded.data());
+        to_floats(part.dtype, rounded.data(), values);
+      }
       backend_.upload(group.parameter.data, small.data(), small.size() * sizeof(float));
     }
   }
 }
 
-float* Parameters::place(Kind kind, const Named& tensor) const {
+template <class Body>
+void Parameters::each_run(Kind kind, const Named& tensor, Body body) const {
   const Buffer& buffer = kind == Kind::kMaster        ? masters_
+                         : kind == Kind::kGradient    ? gradients_
                          : kind == Kind::kFirstMoment ? first_moments_
                                                       : second_moments_;
-  return static_cast<float*>(buffer.data()) + tensor.first;
+  const int64_t count = tensor.count / tensor.runs;
+  for (int64_t run = 0; run < tensor.runs; ++run) {
+    body(static_cast<float*>(buffer.data()) + tensor.first + run * tensor.stride,
+         static_cast<size_t>(run * count), static_cast<size_t>(count));
+  }
 }
 
 std::vector<float> Parameters::read(Kind kind, const Named& tensor) {
   std::vector<float> values(static_cast<size_t>(tensor.count));
-  backend_.download(values.data(), place(kind, tensor), values.size() * sizeof(float));
+  each_run(kind, tensor, [&](const float* from, size_t begin, size_t count) {
+    backend_.download(values.data() + begin, from, count * sizeof(float));
+  });
   return values;
 }
 
 void Parameters::write(Kind kind, const Named& tensor, std::span<const float> values) {
   QIAO_ASSERT(std::ssize(values) == tensor.count);
-  backend_.upload(place(kind, tensor), values.data(), values.size_bytes());
+  each_run(kind, tensor, [&](float* to, size_t begin, size_t count) {
+    backend_.upload(to, values.data() + begin, count * sizeof(float));
+  });
 }
 
 }  // namespace qiao::train

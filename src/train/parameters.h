@@ -18,7 +18,11 @@ struct AdamWSettings {
 
 class Parameters final : public nn::ParameterGradients {
  public:
-  explicit Parameters(Backend& backend) : backend_(backend) {}
+  // What the passes read of norms and biases: their masters, or those rounded as the file will have them, so
+  // that a server of the file computes the same. (Weights are rounded to what they are laid out in.)
+  enum class SmallTensors { kF32, kAsInFile };
+  explicit Parameters(Backend& backend, SmallTensors small = SmallTensors::kF32)
+      : backend_(backend), small_tensors_(small) {}
 
   // DecoderOptions::laid_out of the decoder that is to be trained. Throws Error(kUnsupported), naming the
   // tensor, for what cannot be trained.
@@ -39,14 +43,16 @@ class Parameters final : public nn::ParameterGradients {
   // from 1.
   void update(const AdamWSettings& settings, double gradient_scale, int64_t step);
 
-  // The file's tensors in its order, each with its place in the flat arrays.
+  // The file's tensors in its order, each with its place in the flat arrays: one run of numbers, or one for
+  // each expert where the experts' other rows lie between.
   struct Named {
     std::string name;
     std::vector<int64_t> shape;
     int64_t first = 0, count = 0;
+    int64_t runs = 1, stride = 0;  // of count / runs numbers, from run to run
   };
   const std::vector<Named>& tensors() const { return named_; }
-  enum class Kind { kMaster, kFirstMoment, kSecondMoment };
+  enum class Kind { kMaster, kGradient, kFirstMoment, kSecondMoment };
   std::vector<float> read(Kind kind, const Named& tensor);
   // Of a checkpoint; rewrite() after the last.
   void write(Kind kind, const Named& tensor, std::span<const float> values);
@@ -56,18 +62,27 @@ class Parameters final : public nn::ParameterGradients {
   struct Group {  // a weight's rows, or a small tensor
     Weight* weight = nullptr;
     Tensor parameter;
-    int64_t first = 0, rows = 0, columns = 0;
+    int64_t first = 0, rows = 0, columns = 0;  // rows: of all experts
+    struct Part {                              // of a small tensor: one of the file's
+      int64_t first, count;
+      DType dtype;
+    };
+    std::vector<Part> parts;
   };
   void clear(const Buffer& buffer);
-  float* place(Kind kind, const Named& tensor) const;
+  // body(memory of a run, where it begins in the tensor, its numbers)
+  template <class Body>
+  void each_run(Kind kind, const Named& tensor, Body body) const;
   Tensor flat(const Buffer& buffer, int64_t first, int64_t count) const;
   Group& group_of(const LaidOutTensor& tensor);
 
   Backend& backend_;
+  SmallTensors small_tensors_;
   int64_t count_ = 0;
   std::vector<Group> groups_;
   std::map<const void*, size_t> weights_, small_;  // groups by weight, by a small tensor's memory
   std::vector<Named> named_;
+  std::map<std::string, size_t> by_name_;  // of named_
   Buffer masters_, gradients_, first_moments_, second_moments_, sum_;
 };
 

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 
-#include "backend/backend.h"
 #include "base/error.h"
 
 namespace qiao::train {
@@ -54,11 +53,6 @@ Policy::Policy(Setup setup) : setup_(std::move(setup)), loss_(make_policy_loss(s
   rollout.tool_command = o.tool_command;
   rollout.tool_limit_seconds = o.reward.limit_seconds;
   rollout_ = std::make_unique<Rollout>(model_, *turns_, rollout);
-  if (o.beta <= 0) return;
-  DecoderOptions decoder;
-  decoder.float_weights = DType::kF32;
-  reference_ = Decoder::load(setup_.files, setup_.backend, decoder);
-  reference_passes_ = std::make_unique<DecoderTraining>(*reference_, most_tokens(), most_documents());
 }
 
 int64_t Policy::most_tokens() const {
@@ -69,10 +63,7 @@ int64_t Policy::most_tokens() const {
 
 int64_t Policy::most_documents() const { return most_tokens() / 2 + 1; }  // of two tokens or more
 
-uint64_t Policy::bytes() const {
-  const uint64_t reference = reference_ ? reference_->weight_bytes() + reference_passes_->bytes() : 0;
-  return rollout_->cache_bytes() + reference;
-}
+uint64_t Policy::bytes() const { return rollout_->cache_bytes(); }
 
 int64_t Policy::tokens() const {
   int64_t tokens = 0;
@@ -119,7 +110,7 @@ void Policy::take_group(std::span<Trajectory> group, const Prompt& prompt, int64
     ++drawn_.dropped;
     return;
   }
-  const std::vector<double> advantages = group_advantages(rewards, setup_.options.advantage_std);
+  const std::vector<double> advantages = group_advantages(rewards, setup_.options.advantage_std == "on");
   for (size_t i = 0; i < group.size(); ++i)
     rollout_sequences_.push_back({std::move(group[i]), advantages[i], {}});
 }
@@ -179,9 +170,8 @@ std::vector<Policy::Part> Policy::pack(std::span<Taught> sequences) const {
 void Policy::score_reference() {
   if (!reference_) return;
   for (const Part& part : pack(rollout_sequences_)) {
-    const std::span<const float> logprob =
-        reference_passes_->forward({part.tokens, part.positions, part.labels, part.starts,
-                                    static_cast<float>(setup_.options.temperature)});
+    const std::span<const float> logprob = reference_({part.tokens, part.positions, part.labels, part.starts,
+                                                       static_cast<float>(setup_.options.temperature)});
     for (size_t i = 0; i < part.sequences.size(); ++i) {
       part.sequences[i]->reference =
           of_drawn(part.sequences[i]->trajectory, logprob, static_cast<size_t>(part.starts[i]));
@@ -296,19 +286,8 @@ Json Policy::report() const {
   return line;
 }
 
-Json Policy::state() const {
-  const DataPosition at = prompts_->position();
-  return {{"epoch", at.epoch}, {"row", at.row}};
-}
+Json Policy::state() const { return to_json(prompts_->position()); }
 
-void Policy::set_state(const Json& state) {
-  const auto number = [&](const char* key) {
-    const auto found = state.find(key);
-    if (found == state.end() || !found->is_number_integer() || *found < 0)
-      throw_error(ErrorKind::kInvalidInput, "checkpoint: data.{} is missing", key);
-    return found->get<int64_t>();
-  };
-  prompts_->set_position({number("epoch"), number("row"), 0});
-}
+void Policy::set_state(const Json& state) { prompts_->set_position(read_position(state)); }
 
 }  // namespace qiao::train

@@ -22,14 +22,14 @@ class Policy final : public Objective {
     DataOptions data;         // the prompts; `sequence` tokens are the most of a prompt with its completion
     int64_t batch = 8;        // prompts of a rollout
     int64_t micro_batch = 0;  // sequences' worth of tokens computed at once; 0: all of an update
-    const ModelFiles& files;  // that `decoder` was loaded from; so is the reference
+    const ModelFiles& files;  // that `decoder` was loaded from
     std::shared_ptr<const Decoder> decoder;
-    Backend& backend;
-    std::function<void(const std::string&)> warn;
+    Warn warn;
   };
-  // Starts the programs of rewards and tools, and takes the engine's memory, with beta > 0 also a second
-  // decoder's.
+  // Starts the programs of rewards and tools, and takes the engine's memory.
   explicit Policy(Setup setup);
+  // With beta > 0, before the first step: the model that the run began from.
+  void set_reference(ReferencePass reference) { reference_ = std::move(reference); }
 
   int64_t most_tokens() const override;
   int64_t most_documents() const override;
@@ -78,8 +78,7 @@ class Policy final : public Objective {
   std::unique_ptr<Prompts> prompts_;
   std::unique_ptr<Rewarder> rewarder_;
   std::unique_ptr<Rollout> rollout_;
-  std::unique_ptr<Decoder> reference_;
-  std::unique_ptr<DecoderTraining> reference_passes_;
+  ReferencePass reference_;
 
   std::vector<Taught> rollout_sequences_;
   std::vector<Part> parts_;  // of the step's update

@@ -20,6 +20,8 @@ void check_policy_options(const PolicyOptions& o, int64_t batch, int64_t steps, 
   need(steps % o.updates == 0, "steps", steps, fmt::format("a multiple of --updates, {},", o.updates));
   need(batch * o.group <= INT32_MAX / sequence, "batch", batch, "fewer tokens a step");
   need(std::isfinite(o.beta) && o.beta >= 0, "kl", o.beta, "0 or more");
+  need(o.loss == "grpo" || o.loss == "dapo" || o.loss == "gspo", "loss", o.loss, "grpo, dapo or gspo");
+  need(o.advantage_std == "on" || o.advantage_std == "off", "advantage-std", o.advantage_std, "on or off");
   const PolicyLoss loss = make_policy_loss(o);
   need(loss.clip_low < 1, "clip-low", loss.clip_low, "a number from 0 to below 1");
   need(std::isfinite(loss.clip_high), "clip-high", loss.clip_high, "0 or more");
@@ -34,13 +36,12 @@ void check_policy_options(const PolicyOptions& o, int64_t batch, int64_t steps, 
 
 PolicyLoss make_policy_loss(const PolicyOptions& o) {
   PolicyLoss loss;
-  loss.kind = o.loss;
-  const bool gspo = o.loss == PolicyLossKind::kGspo;
-  loss.clip_low = o.clip_low >= 0 ? o.clip_low : gspo ? 3e-4 : 0.2;
-  loss.clip_high = o.clip_high >= 0                  ? o.clip_high
-                   : gspo                            ? 4e-4
-                   : o.loss == PolicyLossKind::kDapo ? 0.28
-                                                     : 0.2;
+  const bool gspo = o.loss == "gspo", dapo = o.loss == "dapo";
+  loss.kind = gspo ? PolicyLossKind::kGspo : dapo ? PolicyLossKind::kDapo : PolicyLossKind::kGrpo;
+  loss.clip_low = gspo ? 3e-4 : 0.2;
+  loss.clip_high = gspo ? 4e-4 : dapo ? 0.28 : 0.2;
+  if (o.clip_low >= 0) loss.clip_low = o.clip_low;
+  if (o.clip_high >= 0) loss.clip_high = o.clip_high;
   loss.beta = o.beta;
   return loss;
 }

@@ -11,10 +11,10 @@
 namespace qiao::train {
 
 struct PolicyOptions {
-  PolicyLossKind loss = PolicyLossKind::kGrpo;
+  std::string loss = "grpo";             // grpo, dapo, gspo
   double clip_low = -1, clip_high = -1;  // below 0: the loss's own (resolved_clips)
   double beta = 0;                       // of the distance to the model that the run began from; 0: none
-  bool advantage_std = true;             // false: Dr. GRPO's
+  std::string advantage_std = "on";      // off: Dr. GRPO's
   int64_t group = 8;                     // completions of a prompt
   int64_t max_tokens = 256;              // of a completion
   double temperature = 1;

@@ -1,12 +1,11 @@
 // The prompts that completions are drawn for.
 #pragma once
 
-#include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "train/data.h"
+#include "train/rows.h"
 #include "train/tool_turns.h"
 
 namespace qiao::train {
@@ -25,24 +24,22 @@ struct Prompt {
 class Prompts {
  public:
   // `most_tokens` of a prompt: longer ones are bad rows. `turns` and `model` outlive this. Throws Error as
-  // DataStream does.
+  // Rows does.
   Prompts(const DataOptions& options, const LanguageModel& model, const ToolTurns& turns, int64_t most_tokens,
-          std::function<void(const std::string&)> warn);
-  ~Prompts();
+          Warn warn);
 
   // The next `count`, over epochs without end.
   std::vector<Prompt> next(int64_t count);
-  DataPosition position() const;
+  const DataPosition& position() const { return position_; }
   // Throws Error(kInvalidInput) for a place that the files do not have.
   void set_position(const DataPosition& position);
 
  private:
-  class Lines;
   Prompt make(Json row) const;
   const LanguageModel& model_;
   const ToolTurns& turns_;
   int64_t most_tokens_;
-  std::unique_ptr<Lines> rows_;
+  Rows rows_;
   DataPosition position_;
 };
 

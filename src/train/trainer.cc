@@ -7,12 +7,15 @@
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "formats/model_files.h"
 #include "train/checkpoint.h"
 #include "train/model_directory.h"
 #include "train/next_token.h"
+#include "train/open_data.h"
 #include "train/policy.h"
+#include "train/preference.h"
 
 namespace qiao::train {
 namespace {
@@ -26,6 +29,7 @@ class Run {
  private:
   StepRecord step(int64_t number);
   std::unique_ptr<Objective> make_objective();
+  ReferencePass make_reference(const Objective& objective);
   double accumulate(int64_t part);
   void save(int64_t step);
 
@@ -39,6 +43,8 @@ class Run {
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
   std::unique_ptr<DecoderTraining> passes_;
+  std::unique_ptr<Decoder> reference_;  // what is measured against: the initial weights
+  std::unique_ptr<DecoderTraining> reference_passes_;
   int64_t done_ = 0;
   std::vector<float> dlogprob_;
 };
@@ -51,16 +57,21 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
                 options.init.string());
   }
   backend_ = make_backend(options.device, {.threads = options.threads});
-  parameters_ = std::make_unique<Parameters>(*backend_);
+  const bool bf16 = options.dtype == "bf16";
+  parameters_ = std::make_unique<Parameters>(
+      *backend_, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
   DecoderOptions decoder;
-  decoder.float_weights = DType::kF32;
+  decoder.float_weights = bf16 ? DType::kBF16 : DType::kF32;
   decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
   decoder_ = Decoder::load(*files_, *backend_, decoder);
   parameters_->prepare(*files_);
   if (!files_->tokenizer_json().is_null()) tokenizer_ = Tokenizer::from_model(*files_);
   objective_ = make_objective();
-  passes_ =
-      std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(), objective_->most_documents());
+  const Recompute recompute = options.recompute == "on"    ? Recompute::kOn
+                              : options.recompute == "off" ? Recompute::kOff
+                                                           : Recompute::kAuto;
+  passes_ = std::make_unique<DecoderTraining>(*decoder_, objective_->most_tokens(),
+                                              objective_->most_documents(), recompute);
   if (options.resume) {
     const CheckpointState state = load_checkpoint(options.out, *parameters_);
     done_ = state.step;
@@ -70,20 +81,33 @@ Run::Run(const TrainOptions& options, TrainObserver& observer) : options_(option
 
 std::unique_ptr<Objective> Run::make_objective() {
   const auto warn = [&](const std::string& text) { observer_.on_warning(text); };
-  if (options_.policy) {
-    return std::make_unique<Policy>(Policy::Setup{.options = *options_.policy,
-                                                  .data = options_.data,
-                                                  .batch = options_.batch,
-                                                  .micro_batch = options_.micro_batch,
-                                                  .files = *files_,
-                                                  .decoder = decoder_,
-                                                  .backend = *backend_,
-                                                  .warn = warn});
+  if (options_.mode == "grpo") {
+    auto policy = std::make_unique<Policy>(Policy::Setup{.options = options_.policy,
+                                                         .data = options_.data,
+                                                         .batch = options_.batch,
+                                                         .micro_batch = options_.micro_batch,
+                                                         .files = *files_,
+                                                         .decoder = decoder_,
+                                                         .warn = warn});
+    if (options_.policy.beta > 0) policy->set_reference(make_reference(*policy));
+    return policy;
   }
-  DataOptions data = options_.data;
-  data.vocabulary_size = decoder_->config().vocabulary_size;
-  data_ = std::make_unique<DataStream>(data, tokenizer_.get(), warn);
-  return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
+  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size, warn);
+  if (options_.mode != "dpo")
+    return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch);
+  auto preference =
+      std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch, options_.preference);
+  preference->set_reference(make_reference(*preference));
+  return preference;
+}
+
+ReferencePass Run::make_reference(const Objective& objective) {
+  DecoderOptions frozen;
+  frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  reference_ = Decoder::load(*files_, *backend_, frozen);
+  reference_passes_ =
+      std::make_unique<DecoderTraining>(*reference_, objective.most_tokens(), objective.most_documents());
+  return [this](const PackedBatch& batch) { return reference_passes_->forward(batch); };
 }
 
 // Adds the gradients of one part of a step; its share of the loss.
@@ -133,6 +157,7 @@ void Run::go() {
   report.parameters = parameters_->count();
   report.memory_bytes =
       decoder_->weight_bytes() + parameters_->bytes() + passes_->bytes() + objective_->bytes();
+  if (reference_) report.memory_bytes += reference_->weight_bytes() + reference_passes_->bytes();
   observer_.on_start(report);
   if (options_.dry_run) return;
   std::filesystem::create_directories(options_.out);
@@ -141,6 +166,7 @@ void Run::go() {
                 options_.out.string());
   }
   if (options_.resume) cut_metrics(options_.out, done_);
+  if (!options_.settings.empty()) write_file_atomically(options_.out / kSettingsFile, options_.settings);
   std::ofstream metrics(options_.out / "metrics.jsonl", std::ios::app);
   bool stops = false, due = false;  // due: a checkpoint, as soon as the objective is at rest
   for (int64_t number = done_ + 1; number <= options_.steps; ++number) {

@@ -124,6 +124,20 @@ class MeddledChip final : public Backend {
   void do_linear_backward(const LinearBackward& op) override {
     law_->linear_backward(op), meddle("linear_backward", op.dx), meddle("linear_backward dw", op.dw);
   }
+  void do_grouped_linear_backward(const GroupedLinearBackward& op) override {
+    law_->grouped_linear_backward(op), meddle("grouped_linear_backward", op.dx);
+    meddle("grouped_linear_backward dw", op.dw);
+  }
+  void do_moe_route_backward(const MoeRouteBackward& op) override {
+    law_->moe_route_backward(op), meddle("moe_route_backward", op.dlogits);
+  }
+  void do_moe_permute_backward(const MoePermuteBackward& op) override {
+    law_->moe_permute_backward(op), meddle("moe_permute_backward", op.dx);
+  }
+  void do_moe_combine_backward(const MoeCombineBackward& op) override {
+    law_->moe_combine_backward(op), meddle("moe_combine_backward", op.dsorted);
+    meddle("moe_combine_backward dweights", op.dweights);
+  }
   void do_add_rms_norm_backward(const AddRmsNormBackward& op) override {
     law_->add_rms_norm_backward(op), meddle("add_rms_norm_backward", op.dh);
     meddle("add_rms_norm_backward dgamma", op.dgamma);
@@ -216,14 +230,14 @@ TEST_P(WrongChipTest, IsNotGreen) {
 
 INSTANTIATE_TEST_SUITE_P(
     Ops, WrongChipTest,
-    ::testing::Combine(::testing::Values("gather", "gather_rows", "grouped_linear", "moe_route",
-                                         "moe_permute", "moe_combine", "add_rms_norm", "rope",
-                                         "gated_activation", "attention_paged", "layer_norm",
-                                         "attention_varlen", "gather_backward", "linear_backward",
-                                         "add_rms_norm_backward", "gated_activation_backward",
-                                         "attention_varlen_backward", "token_logprob",
-                                         "token_logprob_backward", "adamw"),
-                       ::testing::Range(size_t{0}, wrongs().size())),
+    ::testing::Combine(
+        ::testing::Values("gather", "gather_rows", "grouped_linear", "moe_route", "moe_permute",
+                          "moe_combine", "add_rms_norm", "rope", "gated_activation", "attention_paged",
+                          "layer_norm", "attention_varlen", "gather_backward", "linear_backward",
+                          "add_rms_norm_backward", "gated_activation_backward", "attention_varlen_backward",
+                          "token_logprob", "token_logprob_backward", "adamw", "grouped_linear_backward",
+                          "moe_route_backward", "moe_permute_backward", "moe_combine_backward"),
+        ::testing::Range(size_t{0}, wrongs().size())),
     [](const auto& info) {
       return std::string(std::get<0>(info.param)) + "_" + wrongs()[std::get<1>(info.param)].name;
     });
@@ -235,10 +249,11 @@ INSTANTIATE_TEST_SUITE_P(Linear, WrongChipTest,
                          });
 
 TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
-  for (const char* op : {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation",
-                         "rope", "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
-                         "gated_activation_backward", "attention_varlen_backward", "token_logprob",
-                         "token_logprob_backward"}) {
+  for (const char* op :
+       {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation", "rope",
+        "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
+        "gated_activation_backward", "attention_varlen_backward", "token_logprob", "token_logprob_backward",
+        "grouped_linear_backward", "moe_route_backward", "moe_permute_backward", "moe_combine_backward"}) {
     MeddledChip chip(op, [](const Tensor& out) {
       if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
     });
@@ -247,8 +262,11 @@ TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
 }
 
 TEST(ConformanceTest, AWrongGradientOfAWeightFails) {
-  for (const char* op : {"linear_backward", "add_rms_norm_backward"}) {
-    const std::string of_weight = std::string(op) + (op[0] == 'l' ? " dw" : " dgamma");
+  for (const auto& [op, result] : {std::pair{"linear_backward", "dw"},
+                                   {"add_rms_norm_backward", "dgamma"},
+                                   {"grouped_linear_backward", "dw"},
+                                   {"moe_combine_backward", "dweights"}}) {
+    const std::string of_weight = fmt::format("{} {}", op, result);
     MeddledChip chip(of_weight, [](const Tensor& out) { each(out, [](float& v) { v *= 1.01f; }); });
     EXPECT_FALSE(run(chip, quick(op)).green) << of_weight;
   }

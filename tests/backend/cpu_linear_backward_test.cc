@@ -120,9 +120,9 @@ TEST(CpuLinearBackward, PartOfAWeightInPieces) {
   const Tensor all(dy.data(), DType::kF32, {tokens, rows});
   const Tensor whole_dx(whole.data(), DType::kF32, {tokens, columns});
   const Tensor pieces_dx(pieces.data(), DType::kF32, {tokens, columns});
-  input_gradient(all, weight, 0, whole_dx, false, context);
-  input_gradient(all.narrow(1, 0, 32), weight, 0, pieces_dx, false, context);
-  input_gradient(all.narrow(1, 32, 45), weight, 32, pieces_dx, true, context);
+  input_gradient(all, {weight}, whole_dx, false, context);
+  input_gradient(all.narrow(1, 0, 32), {weight}, pieces_dx, false, context);
+  input_gradient(all.narrow(1, 32, 45), {weight, 32}, pieces_dx, true, context);
   EXPECT_EQ(pieces, whole);
 }
 

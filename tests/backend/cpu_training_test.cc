@@ -42,6 +42,63 @@ TEST(CpuAttentionVarlenBackward, TheSameForAnyThreads) {
   });
 }
 
+TEST(CpuGroupedLinearBackward, TheSameForAnyThreads) {
+  expect_same_for_threads([](Backend& backend) {
+    constexpr int64_t kExperts = 5, kRows = 70, kColumns = 130, kTokens = 640;
+    const auto rows = normal_values(kExperts * kRows * kColumns, 1);
+    WeightSource source;
+    source.experts = kExperts, source.columns = kColumns;
+    for (int64_t e = 0; e < kExperts; ++e)
+      source.parts.push_back(
+          {DType::kF32, kRows, reinterpret_cast<const std::byte*>(rows.data() + e * kRows * kColumns)});
+    const auto weight = backend.make_weight(source);
+    auto dy = normal_values(kTokens * kRows, 2), x = normal_values(kTokens * kColumns, 3);
+    std::vector<int32_t> counts = {3, 0, 600, 1, 36};
+    std::vector<float> dx(x.size(), kNan), dw(rows.size(), 0.5f);
+    GroupedLinearBackward op;
+    op.dy = view(dy, {kTokens, kRows}), op.x = view(x, {kTokens, kColumns}), op.weight = weight.get();
+    op.counts = view(counts, {kExperts}), op.dx = view(dx, {kTokens, kColumns});
+    op.dw = view(dw, {kExperts, kRows, kColumns});
+    const Workspace workspace(backend, &op);
+    backend.grouped_linear_backward(op);
+    dx.insert(dx.end(), dw.begin(), dw.end());
+    return dx;
+  });
+}
+
+TEST(CpuMoeBackward, TheSameForAnyThreads) {
+  expect_same_for_threads([](Backend& backend) {
+    constexpr int64_t kTokens = 500, kPicks = 3, kColumns = 70, kExperts = 8, kPlaces = kTokens * kPicks;
+    auto logits = normal_values(kTokens * kExperts, 1), x = normal_values(kTokens * kColumns, 2);
+    auto dy = normal_values(kTokens * kColumns, 3), sorted = normal_values(kPlaces * kColumns, 4);
+    std::vector<int32_t> ids(kPlaces), places(kPlaces), counts(kExperts);
+    std::vector<float> weights(kPlaces), dsorted(sorted.size(), kNan), dweights(kPlaces, kNan);
+    std::vector<float> dlogits(logits.size(), kNan), dx = x;
+    const Tensor ids_view = view(ids, {kTokens, kPicks}), places_view = view(places, {kTokens, kPicks});
+    const Tensor weights_view = view(weights, {kTokens, kPicks}),
+                 logits_view = view(logits, {kTokens, kExperts});
+    MoeRoute route;
+    route.logits = logits_view, route.ids = ids_view, route.weights = weights_view;
+    backend.moe_route(route);
+    std::vector<float> moved(sorted.size());
+    backend.moe_permute({view(x, {kTokens, kColumns}), ids_view, view(moved, {kPlaces, kColumns}),
+                         view(counts, {kExperts}), places_view});
+    backend.moe_combine_backward({view(dy, {kTokens, kColumns}), view(sorted, {kPlaces, kColumns}),
+                                  places_view, weights_view, view(dsorted, {kPlaces, kColumns}),
+                                  view(dweights, {kTokens, kPicks})});
+    backend.moe_permute_backward(
+        {view(dsorted, {kPlaces, kColumns}), places_view, view(dx, {kTokens, kColumns}), true});
+    MoeRouteBackward back;
+    back.logits = logits_view, back.ids = ids_view, back.dweights = view(dweights, {kTokens, kPicks});
+    back.dlogits = view(dlogits, {kTokens, kExperts});
+    backend.moe_route_backward(back);
+    std::vector<float> all = dx;
+    for (const auto* list : {&dsorted, &dweights, &dlogits})
+      all.insert(all.end(), list->begin(), list->end());
+    return all;
+  });
+}
+
 // More rows than are taken at once, and more than one piece of the vocabulary.
 struct Logprobs {
   static constexpr int64_t kTokens = 1100, kColumns = 12, kVocabulary = 4200;

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Trains the tiny models of tests/golden/training with PyTorch, in float64 and in float32, on data that can be learnt.
+"""Trains the tiny models of tests/golden/training with PyTorch, in float64, float32 and bfloat16, on data that can be
+learnt.
 
-  make_training.py FOLDER      writes FOLDER/training, as it belongs into tests/golden
+  make_training.py FOLDER [NAME…]   writes FOLDER/training, as it belongs into tests/golden, of all models or of these
 
 training/NAME/init is the model before the first step, training/data.jsonl the rows, 4 of them a step in their order;
 expected.json has of each of 50 steps the loss and the gradient's norm before clipping (torch.optim.AdamW, clip_grad_norm_
-to 1). No model has a padding token: PyTorch would keep its row of the embedding as it is.
+to 1). bfloat16 is torch.autocast over float32 weights, the loss from float32 logits. No model has a padding token: PyTorch
+would keep its row of the embedding as it is. Mixtures of experts learn without the routers' auxiliary loss, as Transformers
+has it by default.
 """
 import json
 import pathlib
@@ -13,7 +16,8 @@ import random
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import (AutoModelForCausalLM, Gemma3TextConfig, HunYuanMoEV1Config, LlamaConfig, Qwen3Config,
+                          Qwen3MoeConfig)
 
 VOCABULARY, LENGTH, BATCH, STEPS = 96, 32, 4, 50
 
@@ -28,12 +32,16 @@ def rows():
 
 
 def train(folder, data, dtype):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(dtype)
+    autocast = dtype == torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+                                                 experts_implementation="eager").to(torch.float32 if autocast else dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     steps = []
     for step in range(STEPS):
         ids = torch.tensor(data[step * BATCH:(step + 1) * BATCH])
-        logits = model(ids).logits
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(ids).logits
+        logits = logits.float() if autocast else logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
         optimizer.zero_grad()
         loss.backward()
@@ -51,6 +59,12 @@ MODELS = {
     "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
     "gemma3": Gemma3TextConfig(**SHAPE, tie_word_embeddings=True, sliding_window=8, query_pre_attn_scalar=16,
                                layer_types=["sliding_attention", "full_attention"]),
+    "qwen3-moe": Qwen3MoeConfig(**SHAPE, tie_word_embeddings=False, num_experts=5, num_experts_per_tok=2,
+                                moe_intermediate_size=24, norm_topk_prob=True),
+    "qwen3-moe-unnormalised": Qwen3MoeConfig(**SHAPE, tie_word_embeddings=True, num_experts=4, num_experts_per_tok=3,
+                                             moe_intermediate_size=16, norm_topk_prob=False, mlp_only_layers=[0]),
+    "hunyuan-moe": HunYuanMoEV1Config(**{**SHAPE, "intermediate_size": 24}, tie_word_embeddings=False, num_experts=4,
+                                      moe_topk=2),
 }
 
 
@@ -60,7 +74,8 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     data = rows()
     (folder / "data.jsonl").write_text("".join(json.dumps({"tokens": row}) + "\n" for row in data))
-    for name, config in MODELS.items():
+    for name in sys.argv[2:] or MODELS:
+        config = MODELS[name]
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():  # norms and biases that say something
@@ -69,7 +84,8 @@ def main():
                     parameter += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(folder / name / "init")
         expected = {kind: train(folder / name / "init", data, dtype)
-                    for kind, dtype in (("float64", torch.float64), ("float32", torch.float32))}
+                    for kind, dtype in (("float64", torch.float64), ("float32", torch.float32),
+                                         ("bfloat16", torch.bfloat16))}
         (folder / name / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
 
 

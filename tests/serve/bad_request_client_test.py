@@ -28,9 +28,10 @@ MESSAGES = ("/v1/messages", {"messages": HELLO, "max_tokens": 1}, [*SAMPLING, "m
 COUNT_MESSAGES = ("/v1/messages/count_tokens", *MESSAGES[1:])
 EMBEDDINGS = ("/v1/embeddings", {"input": "a"}, ["dimensions"], [], ["model", "encoding_format"])
 TOKENIZE = ("/tokenize", {"content": "a"}, [], ["add_special", "parse_special", "with_pieces"], ["content"])
+TOKENIZE_PROMPT = ("/tokenize", {"prompt": "a"}, [], ["add_special_tokens"], ["prompt"])
 DETOKENIZE = ("/detokenize", {"tokens": [1]}, [], [], [])
 RERANK = ("/v1/rerank", {"query": "a", "documents": ["b"]}, ["top_n", "truncate_prompt_tokens"], ["return_documents", "raw_scores", "truncate"], ["model", "query"])
-TEXT_MODEL = [CHAT, COMPLETIONS, RESPONSES, COUNT_RESPONSES, MESSAGES, COUNT_MESSAGES, EMBEDDINGS, TOKENIZE, DETOKENIZE]
+TEXT_MODEL = [CHAT, COMPLETIONS, RESPONSES, COUNT_RESPONSES, MESSAGES, COUNT_MESSAGES, EMBEDDINGS, TOKENIZE, TOKENIZE_PROMPT, DETOKENIZE]
 GENERATING = [CHAT, COMPLETIONS, RESPONSES, MESSAGES]
 
 

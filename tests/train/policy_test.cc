@@ -41,7 +41,8 @@ struct BitsCase {
   int64_t group, context, max_tokens, updates, micro_batch;
   double temperature;
   int threads;
-  PolicyLossKind loss = PolicyLossKind::kGrpo;
+  const char* loss = "grpo";
+  const char* dtype = "f32";
 };
 
 class RolloutBitsTest : public ::testing::TestWithParam<BitsCase> {};
@@ -64,7 +65,7 @@ TEST_P(RolloutBitsTest, AreTrainings) {
   data.files = {write_token_prompts(folder.path() / "prompts.jsonl", 96)};
   data.sequence = c.context;
   data.seed = 11;
-  PolicyWorld world(init, options, data, 4, c.micro_batch, c.threads);
+  PolicyWorld world(init, options, data, 4, c.micro_batch, c.threads, c.dtype);
   for (const int64_t step : {int64_t{1}, 1 + c.updates}) {
     world.policy->begin_step(step);
     world.loss();
@@ -77,13 +78,15 @@ TEST_P(RolloutBitsTest, AreTrainings) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, RolloutBitsTest,
-    ::testing::Values(BitsCase{"gemma3", 2, 64, 20, 1, 0, 1.0, 1},
-                      BitsCase{"gemma3", 5, 90, 40, 2, 1, 0.7, 2}, BitsCase{"gemma3", 9, 48, 8, 1, 3, 1.3, 4},
-                      BitsCase{"llama", 4, 64, 20, 1, 2, 1.3, 2}, BitsCase{"qwen3", 3, 64, 24, 3, 0, 0.9, 1},
-                      BitsCase{"qwen3", 4, 64, 16, 1, 0, 1.0, 2, PolicyLossKind::kGspo},
-                      BitsCase{"llama", 4, 64, 16, 1, 0, 1.0, 2, PolicyLossKind::kDapo}));
+INSTANTIATE_TEST_SUITE_P(All, RolloutBitsTest,
+                         ::testing::Values(BitsCase{"gemma3", 2, 64, 20, 1, 0, 1.0, 1},
+                                           BitsCase{"gemma3", 5, 90, 40, 2, 1, 0.7, 2},
+                                           BitsCase{"gemma3", 9, 48, 8, 1, 3, 1.3, 4},
+                                           BitsCase{"llama", 4, 64, 20, 1, 2, 1.3, 2},
+                                           BitsCase{"qwen3", 3, 64, 24, 3, 0, 0.9, 1},
+                                           BitsCase{"qwen3", 4, 64, 16, 1, 0, 1.0, 2, "gspo"},
+                                           BitsCase{"llama", 4, 64, 16, 1, 0, 1.0, 2, "dapo", "bf16"},
+                                           BitsCase{"gemma3", 4, 64, 16, 1, 2, 0.8, 2, "grpo", "bf16"}));
 
 TEST(PolicyTest, DifferencesAreCaught) {
   const TemporaryDirectory folder;
@@ -135,11 +138,11 @@ struct ChatRun {
     options.optimizer.learning_rate = 0.01;
     options.optimizer.weight_decay = 0;
     options.checkpoint_every = 2;
-    options.threads = 2;
-    options.policy.emplace();
-    options.policy->group = 8;
-    options.policy->max_tokens = 8;
-    options.policy->reward.command = kLengthReward;
+    options.threads = 1;
+    options.mode = "grpo";
+    options.policy.group = 8;
+    options.policy.max_tokens = 8;
+    options.policy.reward.command = kLengthReward;
   }
   fs::path write_python(const std::string& text) const {
     write_file_atomically(folder.path() / "reward.py", text);
@@ -167,25 +170,25 @@ Steps run_policy(const TrainOptions& options) {
 }
 
 // Rewards of a Python function that wants letters e; each loss learns to write them.
-class RewardRisesTest : public ::testing::TestWithParam<PolicyLossKind> {};
+class RewardRisesTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(RewardRisesTest, OnATinyModel) {
   ChatRun chat;
-  chat.options.policy->reward.python = chat.write_python(R"(
+  chat.options.policy.reward.python = chat.write_python(R"(
 def reward(completion):
     print("what a function prints is not in the way")
     text = completion["completion"]
     share = sum(c == completion["row"]["answer"] for c in text) / max(len(text), 1)
     return {"reward": share, "length": len(text), "is_long": len(text) > 8}
 )");
-  chat.options.policy->reward.command.clear();
-  chat.options.policy->loss = GetParam();
-  if (GetParam() == PolicyLossKind::kGspo)
-    chat.options.policy->clip_low = chat.options.policy->clip_high = 0.2;
-  chat.options.policy->updates = 2;
-  chat.options.policy->beta = 0.01;
+  chat.options.policy.reward.command.clear();
+  chat.options.policy.loss = GetParam();
+  if (chat.options.policy.loss == "gspo") chat.options.policy.clip_low = chat.options.policy.clip_high = 0.2;
+  chat.options.policy.updates = 2;
+  chat.options.policy.beta = 0.01;
   chat.options.optimizer.learning_rate = 0.02;
   chat.options.steps = 40;
+  chat.options.checkpoint_every = 0;
   const Steps ours = run_policy(chat.options);
   ASSERT_EQ(ours.steps.size(), 40u);
   const auto mean = [&](size_t first, size_t count) {
@@ -202,9 +205,7 @@ def reward(completion):
   EXPECT_FALSE(ours.steps[39].more.contains("rollout_differing"));  // the second update of its rollout
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RewardRisesTest,
-                         ::testing::Values(PolicyLossKind::kGrpo, PolicyLossKind::kDapo,
-                                           PolicyLossKind::kGspo));
+INSTANTIATE_TEST_SUITE_P(All, RewardRisesTest, ::testing::Values("grpo", "dapo", "gspo"));
 
 std::string model_bytes(const TrainOptions& options) {
   return read_file(options.out / "model" / "model.safetensors");
@@ -214,10 +215,10 @@ TEST(PolicyTest, ARunThatStopsGoesOnToTheSameBytes) {
   ChatRun whole, parts;
   for (ChatRun* chat : {&whole, &parts}) {
     chat->options.steps = 8;
-    chat->options.policy->updates = 2;
-    chat->options.policy->loss = PolicyLossKind::kDapo;
+    chat->options.policy.updates = 2;
+    chat->options.policy.loss = "dapo";
   }
-  parts.options.threads = 1;
+  parts.options.threads = 2;
   run_policy(whole.options);
   Steps first;
   first.stop_after = 3;  // in the middle of a rollout, which is used up first
@@ -240,9 +241,9 @@ TEST(PolicyTest, PartsAddUpToTheWhole) {
 TEST(PolicyTest, GroupsOfEqualRewardsAreDrawnAnew) {
   ChatRun chat;
   chat.options.steps = 1;
-  chat.options.policy->loss = PolicyLossKind::kDapo;
-  chat.options.policy->resample = 2;
-  chat.options.policy->reward.command = "while read -r line; do echo 1; done";
+  chat.options.policy.loss = "dapo";
+  chat.options.policy.resample = 2;
+  chat.options.policy.reward.command = "while read -r line; do echo 1; done";
   const Steps steps = run_policy(chat.options);
   EXPECT_EQ(steps.steps[0].more["groups"], 12);
   EXPECT_EQ(steps.steps[0].more["dropped_groups"], 12);
@@ -269,8 +270,8 @@ TEST(PolicyTest, ProgramsThatFailEndTheRunAndItsCheckpointStays) {
   };
   for (const auto& [command, expected] : cases) {
     ChatRun chat;
-    chat.options.policy->reward.command = command;
-    chat.options.policy->reward.limit_seconds = 0.4;
+    chat.options.policy.reward.command = command;
+    chat.options.policy.reward.limit_seconds = 0.4;
     chat.options.threads = 1;
     EXPECT_QIAO_ERROR(run_policy(chat.options), kIo, "step 3, ", "prompts.jsonl:", "sample 0: reward (n=0",
                       expected);
@@ -280,7 +281,7 @@ TEST(PolicyTest, ProgramsThatFailEndTheRunAndItsCheckpointStays) {
 
 TEST(PolicyTest, PythonFunctionsThatFailSayWhy) {
   ChatRun chat;
-  PolicyOptions& policy = *chat.options.policy;
+  PolicyOptions& policy = chat.options.policy;
   policy.reward.command.clear();
   policy.reward.python =
       chat.write_python("def reward(completion):\n    return completion['row']['missing']\n");
@@ -296,7 +297,7 @@ TEST(PolicyTest, WrongOptionsNameThemselves) {
   const ChatRun chat;
   const auto with = [&](auto change) {
     TrainOptions options = chat.options;
-    change(options, *options.policy);
+    change(options, options.policy);
     return options;
   };
   using T = TrainOptions;
@@ -334,7 +335,7 @@ TEST(PolicyTest, BadPromptsAreToldAndSkipped) {
   const Steps steps = run_policy(chat.options);
   ASSERT_EQ(steps.warnings.size(), 6u);
   const char* expected[] = {"\"prompt\"",        "tokens holds 320", "a prompt of", "an object was expected",
-                            "messages: objects", "row: byte"};
+                            "messages[0].role", "rows.jsonl"};
   for (size_t i = 0; i < 6; ++i) {
     EXPECT_THAT(steps.warnings[i], ::testing::HasSubstr(data.string() + ":" + std::to_string(i + 1) + ": "));
     EXPECT_THAT(steps.warnings[i], ::testing::HasSubstr(expected[i]));

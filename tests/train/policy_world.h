@@ -54,12 +54,13 @@ inline fs::path model_of_words(const std::string& name, const fs::path& folder) 
 // A policy on a model, as the trainer makes it.
 struct PolicyWorld {
   PolicyWorld(const fs::path& init, const train::PolicyOptions& options, const train::DataOptions& data,
-              int64_t batch, int64_t micro_batch, int threads)
+              int64_t batch, int64_t micro_batch, int threads, std::string_view dtype = "f32")
       : files(ModelFiles::open(init)),
         backend(make_backend("cpu", {.threads = threads})),
-        parameters(*backend) {
+        parameters(*backend, dtype == "bf16" ? train::Parameters::SmallTensors::kAsInFile
+                                             : train::Parameters::SmallTensors::kF32) {
     DecoderOptions how;
-    how.float_weights = DType::kF32;
+    how.float_weights = dtype == "bf16" ? DType::kBF16 : DType::kF32;
     how.laid_out = [&](const LaidOutTensor& tensor) { parameters.add(tensor); };
     decoder = Decoder::load(*files, *backend, how);
     parameters.prepare(*files);
@@ -69,7 +70,6 @@ struct PolicyWorld {
                                                                   .micro_batch = micro_batch,
                                                                   .files = *files,
                                                                   .decoder = decoder,
-                                                                  .backend = *backend,
                                                                   .warn = nullptr});
     passes = std::make_unique<DecoderTraining>(*decoder, policy->most_tokens(), policy->most_documents());
   }

@@ -208,7 +208,7 @@ void grouped_case(Harness& h, size_t line, std::span<const SegmentSpec> segments
   x.download(line, "x", false);
   counts.download(line, "counts", false);
   y.download(line, "y");
-  const std::vector<int64_t> expert_of = reference::experts_of_rows(law);
+  const std::vector<int64_t> expert_of = reference::experts_of_rows(law.counts);
   const reference::Products products = reference::exact_products(law.x, *law.weight, compute, expert_of);
   for (int64_t i = 0; i < tokens * shape.rows; ++i) {
     const auto at = static_cast<size_t>(i);

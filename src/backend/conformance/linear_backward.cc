@@ -1,4 +1,5 @@
-// linear_backward: each weight format, every choice of results, sums that begin with what was there.
+// linear_backward and grouped_linear_backward: each weight format, every choice of results, sums that begin
+// with what was there.
 #include <cstring>
 
 #include "backend/conformance/harness.h"
@@ -106,6 +107,97 @@ void backward_bench(Harness& h, size_t line, DType dtype, bool of_weight) {
           op.flops(), Harness::Peak::kF32, [&] { h.chip().linear_backward(op); });
 }
 
+void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments, int64_t columns) {
+  const int64_t experts = h.between(1, 6);
+  int64_t rows = 0, tokens = 0;
+  for (const SegmentSpec& segment : segments) rows += segment.rows;
+  const WeightPair weights = make_weights(h, segments, columns, experts);
+  Guarded counts(h, DType::kI32, {experts});
+  counts.fill([&] { return static_cast<int32_t>(h.pick<int64_t>({0, 0, 1, 2, 5, 17})); });
+  for (int64_t e = 0; e < experts; ++e) tokens += counts.host_at<int32_t>(e);
+  Guarded dy(h, DType::kF32, {tokens, rows}, h.between(0, 5)),
+      x(h, DType::kF32, {tokens, columns}, h.between(0, 5)),
+      dx(h, DType::kF32, {tokens, columns}, h.between(0, 5)), dw(h, DType::kF32, {experts, rows, columns});
+  fill_activations(h, &dy);
+  fill_activations(h, &x);
+  const bool with_dx = h.chance(0.8), add_dx = with_dx && h.chance(0.5), with_dw = h.chance(0.7);
+  if (add_dx) dx.fill([&] { return h.normal(); });
+  dw.fill([&] { return h.chance(0.5) ? 0.0f : 10 * h.normal(); });
+  GroupedLinearBackward op, law;
+  op.add_dx = law.add_dx = add_dx;
+  op.dy = dy.device(), law.dy = dy.host();
+  op.weight = weights.chip.get(), law.weight = weights.law.get();
+  op.counts = counts.device(), law.counts = counts.host();
+  if (with_dx) op.dx = dx.device(), law.dx = dx.host();
+  if (with_dw) op.x = x.device(), op.dw = dw.device(), law.x = x.host(), law.dw = dw.host();
+  const reference::LinearGradients exact = reference::exact_grouped_linear_backward(law);
+  const std::vector<int64_t> expert_of = reference::experts_of_rows(law.counts);
+  // A row alone with its expert, from what was there.
+  const int64_t row = tokens > 0 ? h.between(0, tokens - 1) : 0;
+  Guarded alone(h, DType::kI32, {experts}), one(h, DType::kF32, {1, columns});
+  if (with_dx && tokens > 0) {
+    for (int64_t e = 0; e < experts; ++e)
+      alone.host_at<int32_t>(e) = e == expert_of[static_cast<size_t>(row)] ? 1 : 0;
+    for (int64_t k = 0; k < columns; ++k) one.host_at(k) = dx.host_at(row * columns + k);
+    alone.upload();
+    one.upload();
+  }
+  h.give_workspace(&op);
+  h.chip().grouped_linear_backward(op);
+  dy.download(line, "dy", false);
+  x.download(line, "x", false);
+  counts.download(line, "counts", false);
+  dx.download(line, "dx", with_dx);
+  dw.download(line, "dw", with_dw);
+  if (with_dx) compare_sums(h, line, dx, exact.dx, rows, columns, true);
+  if (with_dw) {
+    for (int64_t i = 0; i < dw.elements(); ++i) {
+      const auto at = static_cast<size_t>(i);
+      const double m = counts.host_at<int32_t>(i / (rows * columns)) + 2;
+      h.element(line, dw.result_at(i), exact.dw.sum[at],
+                gamma(m) * exact.dw.magnitude[at] + kLeast * (m + exact.dw.operands[at]), i / columns,
+                i % columns);
+    }
+  }
+  if (!with_dx || tokens == 0) return;
+  op.dy = dy.device().slice(row, 1), op.x = {}, op.dw = {};
+  op.counts = alone.device(), op.dx = one.device();
+  h.give_workspace(&op);
+  h.chip().grouped_linear_backward(op);
+  one.download(line, "dx");
+  for (int64_t k = 0; k < columns; ++k) {
+    const float a = one.result_at(k), b = dx.result_at(row * columns + k);
+    if (std::memcmp(&a, &b, sizeof(float)) == 0) continue;
+    h.fail(line, fmt::format("dx of row {} of {} differs from the same row alone", row, tokens));
+    return;
+  }
+}
+
+void grouped_backward_bench(Harness& h, size_t line, DType dtype, bool of_weight) {
+  if (!h.benches()) return;
+  const int64_t experts = 8, tokens = 512, rows = 768, columns = 1024;
+  const SegmentSpec segment{dtype, rows};
+  const WeightPair weights = make_weights(h, {&segment, 1}, columns, experts);
+  Guarded counts(h, DType::kI32, {experts}), dy(h, DType::kF32, {tokens, rows}),
+      x(h, DType::kF32, {tokens, columns}), dx(h, DType::kF32, {tokens, columns}),
+      dw(h, DType::kF32, {experts, rows, columns});
+  counts.fill([] { return int32_t{tokens / experts}; });
+  for (Guarded* tensor : {&dy, &x, &dw}) tensor->fill([&] { return h.normal(); });
+  GroupedLinearBackward op;
+  op.weight = weights.chip.get();
+  op.dy = dy.device(), op.counts = counts.device();
+  if (of_weight) op.x = x.device(), op.dw = dw.device();
+  if (!of_weight) op.dx = dx.device();
+  h.give_workspace(&op);
+  h.bench(line,
+          fmt::format("{} E={} T'={} N={} K={}", of_weight ? "dw" : "dx", experts, tokens, rows, columns),
+          op.bytes(), op.flops(), Harness::Peak::kF32, [&] { h.chip().grouped_linear_backward(op); });
+}
+
+// Fused projections: rows of several formats in one handle.
+constexpr SegmentSpec kMixedSegments[] = {
+    {DType::kQ4_K, 33}, {DType::kF16, 8}, {DType::kQ6_K, 15}, {DType::kF32, 3}};
+
 }  // namespace
 
 void conform_linear_backward(Harness& h) {
@@ -137,12 +229,31 @@ void conform_linear_backward(Harness& h) {
     });
   }
   const size_t line = h.line("linear_backward", "mixed");
-  const SegmentSpec segments[] = {{DType::kQ4_K, 33}, {DType::kF16, 8}, {DType::kQ6_K, 15}, {DType::kF32, 3}};
   for (int i = 0; i < (quick ? 8 : 16); ++i) {
     const BackwardShape shape{h.pick<int64_t>({1, 2, 17, 33}), 59, 256 * h.between(1, 4)};
-    h.run_case(line, [&] { backward_case(h, line, segments, shape); });
+    h.run_case(line, [&] { backward_case(h, line, kMixedSegments, shape); });
   }
-  h.run_case(line, [&] { backward_invariance(h, line, segments, 59, 256); });
+  h.run_case(line, [&] { backward_invariance(h, line, kMixedSegments, 59, 256); });
+}
+
+void conform_grouped_linear_backward(Harness& h) {
+  const int cases = h.options().quick ? 6 : 20;
+  for (const DType dtype : weight_dtypes()) {
+    const int64_t block = traits(dtype).block_elements;
+    const size_t line = h.line("grouped_linear_backward", traits(dtype).name);
+    for (int i = 0; i < cases; ++i) {
+      const SegmentSpec segment{dtype, h.pick<int64_t>({1, 2, 7, 15, 16, 17, 33, 64})};
+      const int64_t columns = h.chance(0.3) ? block : block * h.between(1, std::max<int64_t>(1, 320 / block));
+      h.run_case(line, [&] { grouped_backward_case(h, line, {&segment, 1}, columns); });
+    }
+    h.run_case(line, [&] {
+      grouped_backward_bench(h, line, dtype, false);
+      if (dtype == DType::kF32) grouped_backward_bench(h, line, dtype, true);
+    });
+  }
+  const size_t line = h.line("grouped_linear_backward", "mixed");
+  for (int i = 0; i < cases; ++i)
+    h.run_case(line, [&] { grouped_backward_case(h, line, kMixedSegments, 256 * h.between(1, 2)); });
 }
 
 }  // namespace qiao::conformance

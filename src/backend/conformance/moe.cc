@@ -4,18 +4,11 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/conformance/harness.h"
+#include "backend/conformance/moe_cases.h"
 #include "backend/reference/exact.h"
 
 namespace qiao::conformance {
 namespace {
-
-// The relative error of a weight (ops/moe.h); `below` is how far the logit lies under the largest.
-double weight_bound(const MoeRoute& op, double below) {
-  const double normalised = op.normalize ? static_cast<double>(op.ids.shape[1]) : 0;
-  if (op.kind == MoeRoute::Kind::kSigmoid) return (16 + normalised) * kUnit;
-  return (16 + static_cast<double>(op.logits.shape[1]) + normalised + 2 * below) * kUnit;
-}
 
 void route_case(Harness& h, size_t line, MoeRoute::Kind kind) {
   const int64_t tokens = h.pick<int64_t>({0, 1, 2, 17, 33}),
@@ -50,9 +43,7 @@ void route_case(Harness& h, size_t line, MoeRoute::Kind kind) {
   const std::vector<double> exact = reference::exact_route_weights(law, scores, picked.data());
   h.law().moe_route(law);
   for (int64_t t = 0; t < tokens; ++t) {
-    double largest = -INFINITY;
-    for (int64_t e = 0; e < experts; ++e)
-      largest = std::max(largest, static_cast<double>(logits.host_at(t * experts + e)));
+    const double largest = largest_logit(logits, t, experts);
     for (int64_t j = 0; j < picks; ++j) {
       const auto i = static_cast<size_t>(t * picks + j);
       for (int64_t other = 0; other < j; ++other) {
@@ -60,7 +51,7 @@ void route_case(Harness& h, size_t line, MoeRoute::Kind kind) {
           h.fail(line, fmt::format("token {} has expert {} twice", t, picked[i]));
       }
       const double logit = logits.host_at(t * experts + picked[i]);
-      const double relative = weight_bound(law, largest - logit);
+      const double relative = route_weight_bound(law, largest - logit);
       const double expected = exact[i];
       h.element(line, weights.result_at(static_cast<int64_t>(i)), expected,
                 relative * std::abs(expected) + 0x1p-126, t, j);
@@ -127,11 +118,7 @@ void combine_case(Harness& h, size_t line) {
   fill_activations(h, &sorted);
   residual.fill([&] { return h.normal(); });
   weights.fill([&] { return h.normal(); });
-  for (int64_t i = 0; i < places.elements(); ++i) places.host_at<int32_t>(i) = static_cast<int32_t>(i);
-  for (int64_t i = places.elements(); i > 1; --i) {
-    std::swap(places.host_at<int32_t>(i - 1), places.host_at<int32_t>(h.between(0, i - 1)));
-  }
-  places.upload();
+  shuffle_places(h, &places);
   const bool with_residual = h.chance(0.6), aliased = with_residual && h.chance(0.5);
   MoeCombine law{sorted.host(), places.host(), weights.host(), {}, y.host()};
   MoeCombine op{sorted.device(), places.device(), weights.device(), {}, y.device()};

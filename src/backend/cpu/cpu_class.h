@@ -27,6 +27,7 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const LinearBackward& op) const override;
+  size_t workspace_bytes(const GroupedLinearBackward& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
@@ -58,6 +59,10 @@ class CpuBackend final : public Backend {
   void do_sample(const Sample& op) override;
   void do_gather_backward(const GatherBackward& op) override;
   void do_linear_backward(const LinearBackward& op) override;
+  void do_grouped_linear_backward(const GroupedLinearBackward& op) override;
+  void do_moe_route_backward(const MoeRouteBackward& op) override;
+  void do_moe_permute_backward(const MoePermuteBackward& op) override;
+  void do_moe_combine_backward(const MoeCombineBackward& op) override;
   void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
   void do_gated_activation_backward(const GatedActivationBackward& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;

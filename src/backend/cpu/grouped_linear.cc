@@ -1,8 +1,11 @@
-// Linear for a mixture of experts: (expert, pair of groups) is a task, experts without rows cost a look.
+// Linear for a mixture of experts: (expert, pair of groups) is a task, experts without rows cost a look. Its
+// way back is linear's, expert by expert, each by all threads.
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
+#include "backend/cpu/linear_backward.h"
 #include "backend/cpu/matmul.h"
 
 namespace qiao::cpu {
@@ -50,6 +53,37 @@ size_t CpuBackend::workspace_bytes(const GroupedLinear& op) const {
 
 void CpuBackend::do_grouped_linear(const GroupedLinear& op) {
   run_grouped_linear(op, linear_kernels(active_isa()), pool_);
+}
+
+size_t linear_backward_workspace_bytes(const GroupedLinearBackward& op, int threads) {
+  return gradient_workspace_bytes(op.dy.shape[0], op.weight->rows(), op.weight->columns(), threads);
+}
+
+void run_linear_backward(const GroupedLinearBackward& op, const LinearKernels& linear,
+                         const LinearBackwardKernels& kernels, ThreadPool& pool) {
+  const GradientContext context{linear, kernels, pool, op.workspace.as<std::byte>()};
+  const auto& weight = static_cast<const CpuWeight&>(*op.weight);
+  int64_t first = 0;
+  for (int64_t expert = 0; expert < weight.experts(); ++expert) {
+    const int64_t rows = op.counts.as<int32_t>()[expert];
+    const Tensor dy = op.dy.slice(first, rows);
+    if (op.dx.present())
+      input_gradient(dy, {weight, 0, expert}, op.dx.slice(first, rows), op.add_dx, context);
+    if (op.dw.present()) {
+      float* dw = op.dw.as<float>() + expert * weight.rows() * weight.columns();
+      weight_gradient(dy, op.x.slice(first, rows), dw, context);
+    }
+    first += rows;
+  }
+}
+
+size_t CpuBackend::workspace_bytes(const GroupedLinearBackward& op) const {
+  return linear_backward_workspace_bytes(op, pool_.size());
+}
+
+void CpuBackend::do_grouped_linear_backward(const GroupedLinearBackward& op) {
+  run_linear_backward(op, linear_kernels(active_isa()),
+                      choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512), pool_);
 }
 
 }  // namespace qiao::cpu

@@ -1,5 +1,5 @@
 // Matmul kernels for AVX2: 16 rows of W are two 256-bit vectors. Plain weights go through linear_micro_inl.h,
-// 16 registers holding a tile of 4 rows of x by one group; quants through linear_avx2_inl.h.
+// a tile of 6 rows of x by one group in 12 of 16 registers; quants through linear_avx2_inl.h.
 #include "backend/cpu/linear_kernels.h"
 
 #if defined(__x86_64__)
@@ -15,7 +15,7 @@ namespace {
 #include "backend/cpu/linear_micro_inl.h"
 
 struct Avx2 {
-  static constexpr int kGroups = 1, kFloatRows = 4;
+  static constexpr int kGroups = 1, kFloatRows = 6;
   struct F {
     __m256 low, high;
   };

@@ -72,13 +72,14 @@ GroupRun group_run(const CpuWeight& weight, int64_t row, int64_t left) {
 }
 
 // W's rows of the run, as panels [column / panel][rows][panel].
-void pack_weight(const CpuWeight& weight, const GroupRun& run, const GradientContext& context, float* packed,
+void pack_weight(const WeightRows& part, const GroupRun& run, const GradientContext& context, float* packed,
                  GradientScratch* scratch) {
+  const CpuWeight& weight = part.weight;
   const LinearBackwardKernels& kernels = context.kernels;
   context.pool.parallel_for(run.groups, 1, [&](int64_t begin, int64_t end, int worker) {
     each_group(run, [&](int64_t i, const CpuWeight::Panels& panels, int64_t group, int64_t row) {
       if (i < begin || i >= end) return;
-      const std::byte* chunk = weight.panel(0, panels, group);
+      const std::byte* chunk = weight.panel(part.expert, panels, group);
       const int64_t rows = std::min(kGroupRows, panels.rows - group * kGroupRows);
       for (int64_t k = 0; k < weight.columns(); k += panels.chunk) {
         const int64_t elements = std::min(panels.chunk, weight.columns() - k);
@@ -137,7 +138,7 @@ size_t gradient_workspace_bytes(int64_t tokens, int64_t rows, int64_t columns, i
          sizeof(GradientScratch) * static_cast<size_t>(threads);
 }
 
-void input_gradient(const Tensor& dy, const CpuWeight& weight, int64_t first, const Tensor& dx, bool add,
+void input_gradient(const Tensor& dy, const WeightRows& weight, const Tensor& dx, bool add,
                     const GradientContext& context) {
   const int64_t tokens = dy.shape[0], width = dy.shape[1], columns = dx.shape[1];
   if (tokens == 0) return;
@@ -146,7 +147,7 @@ void input_gradient(const Tensor& dy, const CpuWeight& weight, int64_t first, co
   const int64_t panels = (columns + kernels.panel - 1) / kernels.panel;
   const int64_t blocks = (tokens + kBlockRows - 1) / kBlockRows;
   for (int64_t n = 0; n < width;) {
-    const GroupRun run = group_run(weight, first + n, width - n);
+    const GroupRun run = group_run(weight.weight, weight.first + n, width - n);
     pack_weight(weight, run, context, place.packed, place.scratch);
     context.pool.parallel_for(panels * blocks, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
@@ -218,7 +219,7 @@ void run_linear_backward(const LinearBackward& op, const LinearKernels& linear,
                          const LinearBackwardKernels& kernels, ThreadPool& pool) {
   const GradientContext context{linear, kernels, pool, op.workspace.as<std::byte>()};
   const auto& weight = static_cast<const CpuWeight&>(*op.weight);
-  if (op.dx.present()) input_gradient(op.dy, weight, 0, op.dx, op.add_dx, context);
+  if (op.dx.present()) input_gradient(op.dy, {weight}, op.dx, op.add_dx, context);
   if (op.dw.present()) weight_gradient(op.dy, op.x, op.dw.as<float>(), context);
   if (!op.dbias.present()) return;
   constexpr int64_t kBiasColumns = 256;

@@ -20,10 +20,15 @@ struct GradientContext {
 // For T rows of dy, N columns of it, K columns of the weight; monotone in T.
 size_t gradient_workspace_bytes(int64_t tokens, int64_t rows, int64_t columns, int threads);
 
-// dx[t, k] = (add ? dx[t, k] : 0) + sum over n of dy[t, n] * W[first + n, k], n ascending, for the
-// dy.shape[1] rows of the weight from `first` on: where a group of 16 begins in its segment, to where one
-// ends.
-void input_gradient(const Tensor& dy, const CpuWeight& weight, int64_t first, const Tensor& dx, bool add,
+// Rows of one expert of a weight from `first` on, where a group of 16 begins in its segment.
+struct WeightRows {
+  const CpuWeight& weight;
+  int64_t first = 0, expert = 0;
+};
+
+// dx[t, k] = (add ? dx[t, k] : 0) + sum over n of dy[t, n] * W[n, k], n ascending, for the first dy.shape[1]
+// of the weight's rows, to where a group of 16 ends.
+void input_gradient(const Tensor& dy, const WeightRows& weight, const Tensor& dx, bool add,
                     const GradientContext& context);
 
 // dw[n, k] += sum over t of dy[t, n] * x[t, k], t ascending. dw is dense.
@@ -32,6 +37,9 @@ void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const Gradien
 // The op, for a given set of instructions (tests run it for each that the machine has).
 size_t linear_backward_workspace_bytes(const LinearBackward& op, int threads);
 void run_linear_backward(const LinearBackward& op, const LinearKernels& linear,
+                         const LinearBackwardKernels& kernels, ThreadPool& pool);
+size_t linear_backward_workspace_bytes(const GroupedLinearBackward& op, int threads);
+void run_linear_backward(const GroupedLinearBackward& op, const LinearKernels& linear,
                          const LinearBackwardKernels& kernels, ThreadPool& pool);
 
 }  // namespace qiao::cpu

@@ -258,14 +258,16 @@ inline __attribute__((always_inline)) void dot_float_rows(const DotFloat& a, int
   const WeightStep* w[G];
   for (int g = 0; g < G; ++g)
     w[g] = static_cast<const WeightStep*>(a.weights[static_cast<size_t>(group) + static_cast<size_t>(g)]);
-  const XStep* x = static_cast<const XStep*>(a.x) + row * a.x_stride;
-  for (int64_t k = 0; k < a.steps; ++k) {
+  const XStep* x[M];
+  for (int m = 0; m < M; ++m) x[m] = static_cast<const XStep*>(a.x) + (row + m) * a.x_stride;
+  const int64_t steps = a.steps;
+  for (int64_t k = 0; k < steps; ++k) {
     decltype(V::load_step(w[0])) weights[G];
 #pragma GCC unroll 2
     for (int g = 0; g < G; ++g) weights[g] = V::load_step(w[g] + k * 16);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const auto activation = V::splat_step(x + m * a.x_stride + k);
+      const auto activation = V::splat_step(x[m] + k);
 #pragma GCC unroll 2
       for (int g = 0; g < G; ++g) sum[m][g] = V::step(weights[g], activation, sum[m][g]);
     }

@@ -68,9 +68,48 @@ void route_token(const MoeRoute& op, int64_t t) {
   }
 }
 
+// In float64, as the forward pass: the formula of ops/moe.h.
+void route_back_token(const MoeRouteBackward& op, int64_t t) {
+  const int64_t experts = op.logits.shape[1], picks = op.ids.shape[1];
+  const float* logits = op.logits.as<float>() + t * op.logits.stride[0];
+  float* dlogits = op.dlogits.as<float>() + t * op.dlogits.stride[0];
+  const bool softmax = op.kind == MoeRoute::Kind::kSoftmax;
+  const float largest = *std::max_element(logits, logits + experts);
+  const auto score = [&](int64_t e) {
+    const auto x = static_cast<double>(logits[e]);
+    return softmax ? std::exp(x - static_cast<double>(largest)) : 1.0 / (1.0 + std::exp(-x));
+  };
+  const auto pick = [&](int64_t j) -> int64_t {
+    return op.ids.as<int32_t>()[t * op.ids.stride[0] + j * op.ids.stride[1]];
+  };
+  const auto gradient = [&](int64_t j) {
+    return static_cast<double>(op.scale) *
+           static_cast<double>(
+               op.dweights.as<float>()[t * op.dweights.stride[0] + j * op.dweights.stride[1]]);
+  };
+  double divisor = 1;
+  if (op.normalize) {
+    divisor = 0;
+    for (int64_t j = 0; j < picks; ++j) divisor += score(pick(j));
+  } else if (softmax) {
+    divisor = 0;
+    for (int64_t e = 0; e < experts; ++e) divisor += score(e);
+  }
+  double mean = 0;  // S
+  for (int64_t j = 0; (softmax || op.normalize) && j < picks; ++j)
+    mean += score(pick(j)) / divisor * gradient(j);
+  for (int64_t e = 0; e < experts; ++e)
+    dlogits[e] = softmax && !op.normalize ? static_cast<float>(score(e) / divisor * -mean) : 0.0f;
+  for (int64_t j = 0; j < picks; ++j) {
+    const double s = score(pick(j));
+    const double factor = softmax ? 1.0 : 1.0 - s;
+    dlogits[pick(j)] = static_cast<float>(s / divisor * factor * (gradient(j) - mean));
+  }
+}
+
 }  // namespace
 
-const MoeKernels kMoeGeneric = {MoeKernel<generic::Simd>::combine};
+const MoeKernels kMoeGeneric = moe_kernels<generic::Simd>();
 
 void CpuBackend::do_moe_route(const MoeRoute& op) {
   pool_.parallel_for(op.logits.shape[0], 16, [&](int64_t begin, int64_t end, int) {
@@ -115,6 +154,24 @@ void CpuBackend::do_moe_combine(const MoeCombine& op) {
   const MoeKernels& kernels = choose(kMoeGeneric, kMoeAvx2, kMoeAvx512);
   pool_.parallel_for(op.y.shape[0], row_grain(op.y.shape[1] * (op.places.shape[1] + 1)),
                      [&](int64_t begin, int64_t end, int) { kernels.combine(op, begin, end); });
+}
+
+void CpuBackend::do_moe_route_backward(const MoeRouteBackward& op) {
+  pool_.parallel_for(op.logits.shape[0], 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) route_back_token(op, t);
+  });
+}
+
+void CpuBackend::do_moe_permute_backward(const MoePermuteBackward& op) {
+  const MoeKernels& kernels = choose(kMoeGeneric, kMoeAvx2, kMoeAvx512);
+  pool_.parallel_for(op.dx.shape[0], row_grain(op.dx.shape[1] * (op.places.shape[1] + 1)),
+                     [&](int64_t begin, int64_t end, int) { kernels.permute_backward(op, begin, end); });
+}
+
+void CpuBackend::do_moe_combine_backward(const MoeCombineBackward& op) {
+  const MoeKernels& kernels = choose(kMoeGeneric, kMoeAvx2, kMoeAvx512);
+  pool_.parallel_for(op.dy.shape[0], row_grain(op.dy.shape[1] * (2 * op.places.shape[1] + 1)),
+                     [&](int64_t begin, int64_t end, int) { kernels.combine_backward(op, begin, end); });
 }
 
 }  // namespace qiao::cpu

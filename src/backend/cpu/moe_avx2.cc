@@ -3,6 +3,6 @@
 
 namespace qiao::cpu {
 
-const MoeKernels kMoeAvx2 = {MoeKernel<avx2::Simd>::combine};
+const MoeKernels kMoeAvx2 = moe_kernels<avx2::Simd>();
 
 }  // namespace qiao::cpu

@@ -3,6 +3,6 @@
 
 namespace qiao::cpu {
 
-const MoeKernels kMoeAvx512 = {MoeKernel<avx512::Simd>::combine};
+const MoeKernels kMoeAvx512 = moe_kernels<avx512::Simd>();
 
 }  // namespace qiao::cpu

@@ -182,7 +182,7 @@ void CpuBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
         }
       });
       const Tensor dz = Tensor(logits, DType::kF32, {rows.count(), kPieceStride}).narrow(1, 0, count);
-      if (op.dx.present()) input_gradient(dz, weight, first, rows.dx(), first > 0, context);
+      if (op.dx.present()) input_gradient(dz, {weight, first}, rows.dx(), first > 0, context);
       if (op.dw.present()) weight_gradient(dz, rows.x(), op.dw.as<float>() + first * columns, context);
     });
     for (int64_t t = 0; op.dx.present() && t < rows.count(); ++t) {

@@ -107,4 +107,45 @@ double LinearBackward::bytes() const {
   return bytes;
 }
 
+void GroupedLinearBackward::check() const {
+  constexpr std::string_view op = "grouped_linear_backward";
+  if (weight == nullptr) check::refuse(op, "weight is absent");
+  check::rank(op, "dy", dy, 2);
+  const int64_t tokens = dy.shape[0], width = weight->rows(), columns = weight->columns();
+  check::rows(op, "dy", dy, DType::kF32, {tokens, width});
+  check::dense(op, "counts", counts, DType::kI32, {weight->experts()});
+  if (x.present() || dw.present()) check::rows(op, "x", x, DType::kF32, {tokens, columns});
+  if (dx.present()) check::rows(op, "dx", dx, DType::kF32, {tokens, columns});
+  if (add_dx && !dx.present()) check::refuse(op, "add_dx is set, but dx is absent");
+  if (dw.present()) check::dense(op, "dw", dw, DType::kF32, {weight->experts(), width, columns});
+  check::workspace(op, workspace);
+  check::distinct(op, "dx", dx, "dy", dy);
+  check::distinct(op, "dx", dx, "x", x);
+  check::distinct(op, "dx", dx, "counts", counts);
+  check::distinct(op, "dx", dx, "dw", dw);
+  check::distinct(op, "dw", dw, "dy", dy);
+  check::distinct(op, "dw", dw, "x", x);
+  check::distinct(op, "dw", dw, "counts", counts);
+  check::distinct(op, "workspace", workspace, "dy", dy);
+  check::distinct(op, "workspace", workspace, "x", x);
+  check::distinct(op, "workspace", workspace, "counts", counts);
+  check::distinct(op, "workspace", workspace, "dx", dx);
+  check::distinct(op, "workspace", workspace, "dw", dw);
+}
+
+double GroupedLinearBackward::flops() const {
+  const double product = 2.0 * static_cast<double>(dy.elements()) * static_cast<double>(weight->columns());
+  return (dx.present() ? product : 0) + (dw.present() ? product : 0);
+}
+
+double GroupedLinearBackward::bytes() const {
+  double bytes = static_cast<double>(dy.bytes() + counts.bytes() + 2 * dw.bytes());
+  if (dw.present()) bytes += static_cast<double>(x.bytes());
+  if (dx.present()) {
+    bytes += check::weight_bytes(*weight) * static_cast<double>(weight->experts()) +
+             static_cast<double>(dx.bytes() * (add_dx ? 2 : 1));
+  }
+  return bytes;
+}
+
 }  // namespace qiao

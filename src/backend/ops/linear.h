@@ -79,4 +79,23 @@ struct LinearBackward {
   double bytes() const;
 };
 
+// Gradients of GroupedLinear: LinearBackward's, expert by expert over the rows that are its own.
+//   dx[t, k] = sum_n dy[t, n] * W[e(t), n, k]      (+ dx as it was, with add_dx)
+//   dw[e, n, k] += sum_t dy[t, n] * x[t, k], over the rows t of expert e: one without rows stays as it was
+// Weights are read, sums ordered and bounded as LinearBackward's, with T the rows of the expert.
+struct GroupedLinearBackward {
+  Tensor dy;                       // F32 [T', N], rows contiguous
+  Tensor x;                        // F32 [T', K], rows contiguous; absent without dw
+  const Weight* weight = nullptr;  // [E, N, K]
+  Tensor counts;                   // I32 [E], each >= 0, their sum T': the producer's duty
+  Tensor dx;                       // F32 [T', K], rows contiguous, or absent
+  bool add_dx = false;
+  Tensor dw;         // F32 [E, N, K], dense, or absent; no result overlaps anything
+  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+
+  void check() const;
+  double flops() const;
+  double bytes() const;  // counts every expert's weight once
+};
+
 }  // namespace qiao

@@ -81,4 +81,80 @@ double MoeCombine::bytes() const {
                              y.bytes());
 }
 
+void MoeRouteBackward::check() const {
+  constexpr std::string_view op = "moe_route_backward";
+  check::rank(op, "logits", logits, 2);
+  check::rank(op, "ids", ids, 2);
+  const int64_t tokens = logits.shape[0], experts = logits.shape[1];
+  const int64_t picks = ids.shape[1];
+  check::rows(op, "logits", logits, DType::kF32, {tokens, experts});
+  if (picks < 1 || picks > experts) {
+    check::refuse(op, fmt::format("ids is {}, expected from 1 to {} picks of logits {}", to_string(ids),
+                                  experts, to_string(logits)));
+  }
+  check::rows(op, "ids", ids, DType::kI32, {tokens, picks});
+  check::rows(op, "dweights", dweights, DType::kF32, {tokens, picks});
+  check::rows(op, "dlogits", dlogits, DType::kF32, {tokens, experts});
+  if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  check::distinct(op, "dlogits", dlogits, "logits", logits);
+  check::distinct(op, "dlogits", dlogits, "ids", ids);
+  check::distinct(op, "dlogits", dlogits, "dweights", dweights);
+}
+
+double MoeRouteBackward::flops() const {
+  return 8.0 * static_cast<double>(logits.elements()) + 4.0 * static_cast<double>(ids.elements());
+}
+
+double MoeRouteBackward::bytes() const {
+  return static_cast<double>(logits.bytes() + ids.bytes() + dweights.bytes() + dlogits.bytes());
+}
+
+void MoePermuteBackward::check() const {
+  constexpr std::string_view op = "moe_permute_backward";
+  check::rank(op, "dx", dx, 2);
+  check::rank(op, "places", places, 2);
+  const int64_t tokens = dx.shape[0], picks = places.shape[1];
+  check::rows(op, "dx", dx, DType::kF32, {tokens, dx.shape[1]});
+  check::rows(op, "places", places, DType::kI32, {tokens, picks});
+  check::rows(op, "dsorted", dsorted, DType::kF32, {tokens * picks, dx.shape[1]});
+  check::distinct(op, "dx", dx, "dsorted", dsorted);
+  check::distinct(op, "dx", dx, "places", places);
+}
+
+double MoePermuteBackward::flops() const {
+  return static_cast<double>(dsorted.elements() - (add_dx ? 0 : dx.elements()));
+}
+
+double MoePermuteBackward::bytes() const {
+  return static_cast<double>(dsorted.bytes() + places.bytes() + dx.bytes() * (add_dx ? 2 : 1));
+}
+
+void MoeCombineBackward::check() const {
+  constexpr std::string_view op = "moe_combine_backward";
+  check::rank(op, "dy", dy, 2);
+  check::rank(op, "places", places, 2);
+  const int64_t tokens = dy.shape[0], columns = dy.shape[1], picks = places.shape[1];
+  check::rows(op, "dy", dy, DType::kF32, {tokens, columns});
+  check::rows(op, "places", places, DType::kI32, {tokens, picks});
+  check::rows(op, "weights", weights, DType::kF32, {tokens, picks});
+  check::rows(op, "sorted", sorted, DType::kF32, {tokens * picks, columns});
+  check::rows(op, "dsorted", dsorted, DType::kF32, {tokens * picks, columns});
+  check::rows(op, "dweights", dweights, DType::kF32, {tokens, picks});
+  check::distinct(op, "dsorted", dsorted, "dy", dy);
+  check::distinct(op, "dsorted", dsorted, "sorted", sorted);
+  check::distinct(op, "dsorted", dsorted, "places", places);
+  check::distinct(op, "dsorted", dsorted, "weights", weights);
+  check::distinct(op, "dsorted", dsorted, "dweights", dweights);
+  check::distinct(op, "dweights", dweights, "dy", dy);
+  check::distinct(op, "dweights", dweights, "sorted", sorted);
+  check::distinct(op, "dweights", dweights, "places", places);
+  check::distinct(op, "dweights", dweights, "weights", weights);
+}
+
+double MoeCombineBackward::flops() const { return 3.0 * static_cast<double>(sorted.elements()); }
+
+double MoeCombineBackward::bytes() const {
+  return static_cast<double>(dy.bytes() + 2 * sorted.bytes() + places.bytes() + 2 * weights.bytes());
+}
+
 }  // namespace qiao

@@ -19,7 +19,7 @@ Products exact_products(const Tensor& x, const Weight& weight, const Compute com
                         const std::vector<int64_t>& expert_of_row);
 std::vector<double> exact_linear(const Linear& op, const Products& products);
 // The expert of each row of x.
-std::vector<int64_t> experts_of_rows(const GroupedLinear& op);
+std::vector<int64_t> experts_of_rows(const Tensor& counts);
 
 // Activations of a row after the compute kind's rounding (ops/common.h).
 void round_activations(Compute compute, const float* x, int64_t count, double* out);
@@ -50,6 +50,8 @@ struct LinearGradients {
   GradientSums dx, dw, dbias;  // empty where op has none
 };
 LinearGradients exact_linear_backward(const LinearBackward& op);
+// dbias is empty. dw is [E, N, K].
+LinearGradients exact_grouped_linear_backward(const GroupedLinearBackward& op);
 GradientSums exact_gather_backward(const GatherBackward& op);
 
 struct AttentionTerms {
@@ -101,6 +103,23 @@ std::vector<double> exact_scores(const MoeRoute& op);
 std::vector<double> exact_route_weights(const MoeRoute& op, const std::vector<double>& scores,
                                         const int32_t* ids);
 std::vector<double> exact_combine(const MoeCombine& op);
+
+// dlogits [T, E], and what its bound is made of.
+struct RouteGradients {
+  std::vector<double> dlogits;
+  std::vector<double> score;            // [T, E]: q, 0 where it has no part in any weight
+  std::vector<double> gradient;         // [T, E]: |g|
+  std::vector<double> factor;           // [T, E]: f
+  std::vector<double> picked_score;     // [T, k]: q
+  std::vector<double> picked_gradient;  // [T, k]: |g|
+};
+RouteGradients exact_route_backward(const MoeRouteBackward& op);
+GradientSums exact_permute_backward(const MoePermuteBackward& op);  // as dx
+struct CombineGradients {
+  std::vector<double> dsorted;  // [T * k, C]
+  GradientSums dweights;        // [T, k]
+};
+CombineGradients exact_combine_backward(const MoeCombineBackward& op);
 
 // One row of Sample after steps 1 and 2, and what step 3 keeps with its Gumbel score.
 struct SampleTerms {

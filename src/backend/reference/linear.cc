@@ -120,10 +120,10 @@ std::vector<double> exact_linear(const Linear& op, const Products& products) {
   return y;
 }
 
-std::vector<int64_t> experts_of_rows(const GroupedLinear& op) {
+std::vector<int64_t> experts_of_rows(const Tensor& counts) {
   std::vector<int64_t> experts;
-  for (int64_t e = 0; e < op.weight->experts(); ++e) {
-    experts.insert(experts.end(), static_cast<size_t>(op.counts.as<int32_t>()[e]), e);
+  for (int64_t e = 0; e < counts.elements(); ++e) {
+    experts.insert(experts.end(), static_cast<size_t>(int_at(counts, e)), e);
   }
   return experts;
 }
@@ -152,6 +152,40 @@ LinearGradients exact_linear_backward(const LinearBackward& op) {
   return g;
 }
 
+LinearGradients exact_grouped_linear_backward(const GroupedLinearBackward& op) {
+  const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
+  const int64_t rows = weight.rows(), columns = weight.columns();
+  LinearGradients g{GradientSums(op.dx.elements()), GradientSums(op.dw.elements()), GradientSums()};
+  for (int64_t i = 0; op.add_dx && i < op.dx.elements(); ++i)
+    g.dx.begin(i, at(op.dx, i / columns, i % columns));
+  for (int64_t i = 0; i < op.dw.elements(); ++i) g.dw.begin(i, op.dw.as<float>()[i]);
+  const std::vector<int64_t> experts = experts_of_rows(op.counts);
+  std::vector<Term> row(static_cast<size_t>(columns));
+  for (int64_t t = 0; t < op.dy.shape[0]; ++t) {
+    const int64_t expert = experts[static_cast<size_t>(t)];
+    for (int64_t n = 0; n < rows; ++n) {
+      weight.row_terms(expert, n, row.data());
+      const double dy = at(op.dy, t, n);
+      for (int64_t k = 0; k < columns; ++k) {
+        if (op.dx.present()) g.dx.add(t * columns + k, dy, row[static_cast<size_t>(k)].value());
+        if (op.dw.present()) g.dw.add((expert * rows + n) * columns + k, dy, at(op.x, t, k));
+      }
+    }
+  }
+  return g;
+}
+
+void ReferenceBackend::do_grouped_linear_backward(const GroupedLinearBackward& op) {
+  const LinearGradients g = exact_grouped_linear_backward(op);
+  const int64_t columns = op.weight->columns();
+  for (int64_t i = 0; i < op.dx.elements(); ++i) {
+    at(op.dx, i / columns, i % columns) = static_cast<float>(g.dx.sum[static_cast<size_t>(i)]);
+  }
+  for (int64_t i = 0; i < op.dw.elements(); ++i) {
+    op.dw.as<float>()[i] = static_cast<float>(g.dw.sum[static_cast<size_t>(i)]);
+  }
+}
+
 void ReferenceBackend::do_linear_backward(const LinearBackward& op) {
   const LinearGradients g = exact_linear_backward(op);
   const int64_t columns = op.weight->columns();
@@ -177,7 +211,7 @@ void ReferenceBackend::do_linear(const Linear& op) {
 }
 
 void ReferenceBackend::do_grouped_linear(const GroupedLinear& op) {
-  const Products products = exact_products(op.x, *op.weight, op.compute, experts_of_rows(op));
+  const Products products = exact_products(op.x, *op.weight, op.compute, experts_of_rows(op.counts));
   for (int64_t t = 0; t < op.y.shape[0]; ++t) {
     for (int64_t n = 0; n < op.y.shape[1]; ++n) {
       at(op.y, t, n) = static_cast<float>(products.sum[static_cast<size_t>(t * op.y.shape[1] + n)]);

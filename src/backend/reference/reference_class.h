@@ -45,6 +45,10 @@ class ReferenceBackend final : public Backend {
   void do_sample(const Sample& op) override;
   void do_gather_backward(const GatherBackward& op) override;
   void do_linear_backward(const LinearBackward& op) override;
+  void do_grouped_linear_backward(const GroupedLinearBackward& op) override;
+  void do_moe_route_backward(const MoeRouteBackward& op) override;
+  void do_moe_permute_backward(const MoePermuteBackward& op) override;
+  void do_moe_combine_backward(const MoeCombineBackward& op) override;
   void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
   void do_gated_activation_backward(const GatedActivationBackward& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
