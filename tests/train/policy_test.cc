@@ -334,7 +334,7 @@ TEST(PolicyTest, BadPromptsAreToldAndSkipped) {
   chat.options.steps = 1;
   const Steps steps = run_policy(chat.options);
   ASSERT_EQ(steps.warnings.size(), 6u);
-  const char* expected[] = {"\"prompt\"",        "tokens holds 320", "a prompt of", "an object was expected",
+  const char* expected[] = {"\"prompt\"",       "tokens holds 320", "a prompt of", "an object was expected",
                             "messages[0].role", "rows.jsonl"};
   for (size_t i = 0; i < 6; ++i) {
     EXPECT_THAT(steps.warnings[i], ::testing::HasSubstr(data.string() + ":" + std::to_string(i + 1) + ": "));
