@@ -12,6 +12,7 @@ import sys
 # neighbours, as long as no two neighbours come to include each other.
 LAYERS = [
     ["base"],
+    ["parallel"],
     ["tensor"],
     ["backend"],  # with backend/ops
     ["backend/conformance"],

@@ -180,7 +180,9 @@ QIAO_OP(attention_varlen_backward, AttentionVarlenBackward)
 QIAO_OP(token_logprob, TokenLogprob)
 QIAO_OP(token_logprob_backward, TokenLogprobBackward)
 QIAO_OP(sum_of_squares, SumOfSquares)
+QIAO_OP(accumulate, Accumulate)
 QIAO_OP(adamw, AdamW)
+QIAO_OP(muon, Muon)
 #undef QIAO_OP
 
 }  // namespace qiao

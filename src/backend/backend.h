@@ -18,6 +18,7 @@
 #include "backend/ops/layer_norm.h"
 #include "backend/ops/linear.h"
 #include "backend/ops/moe.h"
+#include "backend/ops/muon.h"
 #include "backend/ops/norm.h"
 #include "backend/ops/optimizer.h"
 #include "backend/ops/rope.h"
@@ -113,6 +114,7 @@ class Backend {
   virtual size_t workspace_bytes(const AttentionVarlenBackward&) const { return 0; }
   virtual size_t workspace_bytes(const TokenLogprob&) const { return 0; }
   virtual size_t workspace_bytes(const TokenLogprobBackward&) const { return 0; }
+  virtual size_t workspace_bytes(const Muon&) const { return 0; }
 
   // The ops.
   void gather(const Gather& op);
@@ -144,7 +146,9 @@ class Backend {
   void token_logprob(const TokenLogprob& op);
   void token_logprob_backward(const TokenLogprobBackward& op);
   void sum_of_squares(const SumOfSquares& op);
+  void accumulate(const Accumulate& op);
   void adamw(const AdamW& op);
+  void muon(const Muon& op);
 
  protected:
   friend class Buffer;
@@ -184,7 +188,9 @@ class Backend {
   virtual void do_token_logprob(const TokenLogprob& op);
   virtual void do_token_logprob_backward(const TokenLogprobBackward& op);
   virtual void do_sum_of_squares(const SumOfSquares& op);
+  virtual void do_accumulate(const Accumulate& op);
   virtual void do_adamw(const AdamW& op);
+  virtual void do_muon(const Muon& op);
 };
 
 struct BackendOptions {

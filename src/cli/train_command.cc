@@ -1,5 +1,9 @@
+#include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <functional>
+#include <optional>
+#include <thread>
 
 #include "base/error.h"
 #include "base/units.h"
@@ -7,6 +11,8 @@
 #include "cli/grpo_flags.h"
 #include "cli/run_config.h"
 #include "cli/train_flags.h"
+#include "parallel/communicator.h"
+#include "train/ranks.h"
 #include "train/trainer.h"
 
 namespace qiao::cli {
@@ -80,14 +86,32 @@ void check_settings(const TrainFlags& flags) {
   }
 }
 
+// What goes wrong in all processes alike rank 0 tells; another what is its own alone.
+void in_all_processes(const std::function<void(std::optional<int> rank)>& body) {
+  const std::optional<int> rank = launched_rank();
+  try {
+    body(rank);
+  } catch (const Error& error) {
+    if (rank.value_or(0) == 0) throw;
+    std::this_thread::sleep_for(std::chrono::seconds(1));  // mpirun ends all where rank 0 has
+    throw Error(error.kind(), fmt::format("rank {}: {}", *rank, error.what()));
+  }
+}
+
 void run_training(CLI::App& command, TrainFlags& flags) {
-  settle(command, flags);
-  flags.options.data.shuffle = flags.shuffle == "on";
-  check_settings(flags);
-  flags.options.settings = write_config(command);
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  TrainPrinter printer(flags.options.steps, flags.quiet);
-  train::train(flags.options, printer);
+  in_all_processes([&](std::optional<int> rank) {
+    settle(command, flags);
+    flags.options.data.shuffle = flags.shuffle == "on";
+    flags.options.settings = write_config(command);
+    if (rank && flags.options.virtual_ranks == 0) flags.options.virtual_ranks = train::kVirtualRanks;
+    check_settings(flags);
+    std::signal(SIGINT, [](int) { interrupted = 1; });
+    TrainPrinter printer(flags.options.steps, flags.quiet);
+    if (!rank) return train::train(flags.options, printer);
+    const auto communicator = make_mpi_communicator({.patience_seconds = flags.rank_timeout});
+    train::train(flags.options, printer, *communicator);
+    communicator->finish();
+  });
 }
 
 CLI::App* add_mode(CLI::App& command, const std::shared_ptr<TrainFlags>& flags, const char* name,
@@ -158,6 +182,7 @@ void add_train_command(CLI::App& app) {
       "  qiao train finetune --init DIR --data chats.jsonl --steps 200 --out RUN\n"
       "  qiao train grpo --init DIR --data prompts.jsonl --reward-python reward.py --lr 1e-6 --steps 200 "
       "--out RUN\n"
+      "  mpirun -np 4 qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train finetune --help");
   add_pretrain(*command);
   add_finetune(*command);

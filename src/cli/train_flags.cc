@@ -65,10 +65,33 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       .add_option("--min-lr", o.least_learning_rate, "Where linear and cosine end, as a share of --lr [0.1]")
       ->type_name("X");
   command.add_option("--warmup", o.warmup, "Steps in which the rate grows to --lr [0]")->type_name("N");
-  command.add_option("--weight-decay", o.optimizer.weight_decay, "AdamW's decay, of every tensor [0.1]")
+  command
+      .add_option("--optimizer", o.optimizer.kind,
+                  "adamw, or muon for the layers' matrices with AdamW for the rest [adamw]")
+      ->check(CLI::IsMember({"adamw", "muon"}))
+      ->type_name("NAME");
+  command.add_option("--weight-decay", o.optimizer.weight_decay, "Decay of every tensor [0.1]")
       ->type_name("X");
   command.add_option("--beta1", o.optimizer.beta1, "AdamW's first decay rate [0.9]")->type_name("X");
   command.add_option("--beta2", o.optimizer.beta2, "AdamW's second decay rate [0.95]")->type_name("X");
+  command
+      .add_option("--adam-states", o.optimizer.adam_states,
+                  "What AdamW's moments are kept in: f32, bf16, or 8bit, codes in blocks of 256; small "
+                  "tensors stay in F32 [f32]")
+      ->check(CLI::IsMember({"f32", "bf16", "8bit"}))
+      ->type_name("NAME");
+  command
+      .add_option("--adam-lr", o.optimizer.adam_learning_rate,
+                  "Learning rate of what Muon does not train: embeddings, head, norms, biases [--lr]")
+      ->type_name("X");
+  command.add_option("--muon-momentum", o.optimizer.muon_momentum, "Muon's decay rate [0.95]")
+      ->type_name("X");
+  command
+      .add_option("--muon-lr-adjust", o.optimizer.muon_lr_adjust,
+                  "What Muon's rate is times for N x K: original, sqrt(max(1, N/K)), or match_rms_adamw, "
+                  "0.2 sqrt(max(N, K)), with which --lr is AdamW's [original]")
+      ->check(CLI::IsMember({"original", "match_rms_adamw"}))
+      ->type_name("NAME");
   command.add_option("--clip", o.clip, "Largest norm of the gradient; 0: any [1]")->type_name("X");
   command
       .add_option(
@@ -95,6 +118,18 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       ->type_name("CHIP");
   command.add_option("-t,--threads", o.threads, "Threads; 0: as many as this process may use")
       ->type_name("N");
+  command
+      .add_option(
+          "--virtual-ranks", o.virtual_ranks,
+          "1, or 4: the batch is dealt out as to 4 processes, for the bytes that those would leave [1; 4 "
+          "with mpirun]")
+      ->check(CLI::IsMember({1, 4}))
+      ->type_name("N");
+  command
+      .add_option("--rank-timeout", flags.rank_timeout,
+                  "With mpirun: seconds without a sign of life after which a process hangs [20]")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->type_name("SECONDS");
   command.add_flag("--dry-run", o.dry_run, "Say how much memory it takes, and end");
   command.add_flag("-q,--quiet", flags.quiet, "No line a step");
 }

@@ -14,6 +14,7 @@ struct TrainFlags {
   train::TrainOptions options;
   std::string shuffle = "on";
   bool quiet = false;
+  double rank_timeout = 20;              // seconds
   std::string config;                    // a file of TOML; see run_config.h
   std::vector<std::string> config_keys;  // that it gave
   std::string run_to_resume;             // what --resume names; empty: --out

@@ -15,7 +15,7 @@ namespace qiao {
 
 struct TensorToWrite {
   std::string name;
-  DType dtype = DType::kF32;  // F32, F16 or BF16
+  DType dtype = DType::kF32;  // F32, F16, BF16 or U8
   std::vector<int64_t> shape;
   // Called once, in order: the bytes, row-major; valid until the next call.
   std::function<std::span<const std::byte>()> bytes;

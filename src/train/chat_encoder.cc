@@ -14,6 +14,7 @@ namespace {
 // Renders of a conversation, times its bytes: what a hostile row may cost.
 constexpr size_t kMostWork = size_t{1} << 30;
 constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kBrackets = "<|[";  // that markers begin with
 
 size_t common_prefix(std::string_view a, std::string_view b) {
   return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
@@ -51,15 +52,21 @@ class TokenPlaces {
     alike_ = joined_ == text;
   }
 
-  // The first token that begins at `offset` of the text or behind it.
+  // The token that holds the byte at `offset` of the text; it may begin before it.
+  size_t holding(size_t offset) const {
+    const size_t at = place(offset);
+    if (at >= joined_.size()) return begins_.size();
+    return static_cast<size_t>(std::ranges::upper_bound(begins_, at) - begins_.begin()) - 1;
+  }
+  // The first token that begins at `offset` or behind it.
   size_t first_from(size_t offset) const {
-    const size_t place = alike_ ? offset : find(offset);
-    return static_cast<size_t>(std::ranges::lower_bound(begins_, place) - begins_.begin());
+    return static_cast<size_t>(std::ranges::lower_bound(begins_, place(offset)) - begins_.begin());
   }
 
  private:
   // Where the text was normalized, its beginning is encoded alone: other tokens, perhaps, of the same bytes.
-  size_t find(size_t offset) const {
+  size_t place(size_t offset) const {
+    if (alike_) return offset;
     while (offset > 0 && offset < text_.size() && (static_cast<unsigned char>(text_[offset]) & 0xC0) == 0x80)
       --offset;
     std::string bytes;
@@ -120,7 +127,7 @@ void ChatEncoder::find_openings() {
   if (!prompt || !asked) return;
   size_t begin = common_prefix(*prompt, *asked);
   // The end of the whole text and the opening may begin with the same bracket.
-  while (begin > 0 && std::string_view("<|[").find((*prompt)[begin - 1]) != std::string_view::npos) --begin;
+  while (begin > 0 && kBrackets.find((*prompt)[begin - 1]) != std::string_view::npos) --begin;
   const std::string opening = prompt->substr(begin);
   if (trimmed(opening).empty()) return;
   openings_.push_back(opening);
@@ -128,12 +135,16 @@ void ChatEncoder::find_openings() {
   const size_t at = past ? past->find("A1") : std::string::npos;
   if (at == std::string::npos) return;
   const std::string_view before = std::string_view(*past).substr(0, at);
-  for (size_t bytes = opening.size() - 1; bytes > 0; --bytes) {
-    if (before.ends_with(opening)) return;
-    if (!before.ends_with(std::string_view(opening).substr(0, bytes))) continue;
-    openings_.push_back(opening.substr(0, bytes));
-    return;
+  if (before.ends_with(opening)) return;
+  size_t bytes = 0, shared = 0;  // whole tokens: two markers may begin alike
+  for (const TokenId token : tokenizer_->encode(opening)) {
+    bytes += tokenizer_->token_bytes(token).size();
+    if (bytes < opening.size() &&
+        before.find(std::string_view(opening).substr(0, bytes)) != std::string::npos)
+      shared = bytes;
   }
+  while (shared > 0 && kBrackets.find(opening[shared - 1]) != std::string_view::npos) --shared;
+  if (shared > 0) openings_.push_back(opening.substr(0, shared));
 }
 
 std::string ChatEncoder::render(const Conversation& conversation, Json messages, bool opens_answer,
@@ -199,25 +210,26 @@ ChatEncoder::Turn ChatEncoder::find_turn(const Conversation& conversation, const
   Turn turn;
   turn.begin = find_begin(conversation, text, message, after);
   turn.content_end = turn.begin;
+  const Json& answer = conversation.messages[message];
+  if (!answer.contains("tool_calls") && answer.contains("content")) {
+    // Templates leave thoughts out, and spaces around.
+    const std::string_view whole = answer["content"].get_ref<const std::string&>();
+    const size_t thoughts = whole.rfind("</think>");
+    const std::string_view shown =
+        trimmed(thoughts == std::string_view::npos ? whole : whole.substr(thoughts + 8));
+    const size_t at = text.find(shown, turn.begin);
+    if (at != std::string::npos) turn.content_end = at + shown.size();
+  }
   turn.bound = text.size();
   turn.is_bounded = message + 1 == conversation.messages.size();
-  if (message + 1 < conversation.messages.size()) {
-    const auto until = try_render(conversation, first_messages(conversation.messages, message + 1), false);
-    const size_t bound = until ? common_prefix(text, *until) : 0;
-    if (bound > turn.begin) {
-      turn.bound = bound;
-      turn.is_bounded = true;
-    }
+  if (turn.is_bounded) return turn;
+  const auto until = try_render(conversation, first_messages(conversation.messages, message + 1), false);
+  const size_t bound = until ? common_prefix(text, *until) : 0;
+  // Short of the end of both where the last answer is written otherwise than earlier ones.
+  if (bound > turn.content_end && (turn.content_end > turn.begin || bound == until->size())) {
+    turn.bound = bound;
+    turn.is_bounded = true;
   }
-  const Json& answer = conversation.messages[message];
-  if (answer.contains("tool_calls") || !answer.contains("content")) return turn;
-  // Templates leave thoughts out, and spaces around.
-  const std::string_view whole = answer["content"].get_ref<const std::string&>();
-  const size_t thoughts = whole.rfind("</think>");
-  const std::string_view shown = thoughts == std::string_view::npos ? whole : whole.substr(thoughts + 8);
-  const size_t at = text.find(trimmed(shown), turn.begin);
-  if (at != std::string::npos && at + trimmed(shown).size() <= turn.bound)
-    turn.content_end = at + trimmed(shown).size();
   return turn;
 }
 
@@ -256,15 +268,15 @@ Document ChatEncoder::encode(const Conversation& conversation) const {
   };
   if (marked.size() == answers.size() || (!marked.empty() && learned == answers.size())) {
     for (size_t i = 0; i < marked.size(); ++i)
-      if (marked.size() != answers.size() || is_learned(answers[i]))
-        learn(places.first_from(marked[i].begin), places.first_from(marked[i].end));
+      if (marked[i].begin < marked[i].end && (marked.size() != answers.size() || is_learned(answers[i])))
+        learn(places.holding(marked[i].begin), places.first_from(marked[i].end));
     return document;
   }
   size_t after = 0;
   for (const size_t message : answers) {
     if (!is_learned(message)) continue;
     const Turn turn = find_turn(conversation, text, message, after);
-    const size_t begin = places.first_from(turn.begin), bound = places.first_from(turn.bound);
+    const size_t bound = places.first_from(turn.bound);
     size_t end = places.first_from(turn.content_end);
     while (end < bound && !std::ranges::binary_search(end_tokens_, tokens[end])) ++end;
     if (end < bound) {
@@ -275,7 +287,7 @@ Document ChatEncoder::encode(const Conversation& conversation) const {
       const size_t last = written.find_last_not_of(kSpaces);
       end = places.first_from(turn.begin + (last == std::string_view::npos ? 0 : last + 1));
     }
-    learn(begin, end);
+    learn(places.holding(turn.begin), end);
     after = turn.content_end;
   }
   return document;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <map>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -18,12 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "step-";
-constexpr std::pair<Parameters::Kind, std::string_view> kParts[] = {
-    {Parameters::Kind::kMaster, "parameter."},
-    {Parameters::Kind::kFirstMoment, "first_moment."},
-    {Parameters::Kind::kSecondMoment, "second_moment."},
-};
-
+constexpr size_t kSha256Digits = 64;
 // The steps of the checkpoints of a run, newest first.
 std::vector<int64_t> steps_of(const fs::path& run) {
   std::vector<int64_t> steps;
@@ -52,88 +48,157 @@ int64_t number(const Json& json, const char* key) {
   return found->get<int64_t>();
 }
 
-CheckpointState read_state(const fs::path& folder) {
-  const Json json = parse_json(read_regular_file(folder / "state.json", 1 << 20), "state.json");
-  if (!json.is_object() || !json.contains("sha256") || !json["sha256"].is_string())
-    throw_error(ErrorKind::kInvalidInput, "state.json: sha256 is missing");
-  if (sha256_of_file(folder / "state.safetensors") != json["sha256"].get_ref<const std::string&>())
-    throw_error(ErrorKind::kInvalidInput, "state.safetensors does not match its checksum");
+std::string file_of(int64_t share, int64_t shares) {
+  return shares == 1 ? "state.safetensors" : fmt::format("state-{}.safetensors", share);
+}
+
+struct Saved {
   CheckpointState state;
-  state.step = number(json, "step");
+  std::vector<std::pair<std::string, std::string>> files;  // with their sha256
+};
+
+Saved read_saved(const fs::path& folder) {
+  const Json json = parse_json(read_regular_file(folder / "state.json", 1 << 20), "state.json");
+  if (!json.is_object()) throw_error(ErrorKind::kInvalidInput, "state.json: an object was expected");
+  Saved saved;
+  const auto files = json.find("sha256");
+  if (files == json.end() || !files->is_object() || files->empty())
+    throw_error(ErrorKind::kInvalidInput, "state.json: sha256 is missing");
+  for (const auto& [name, sha256] : files->items()) {
+    if (!sha256.is_string() || name.find('/') != std::string::npos)
+      throw_error(ErrorKind::kInvalidInput, "state.json: sha256.{} is no file and its checksum", name);
+    saved.files.emplace_back(name, sha256.get<std::string>());
+  }
+  saved.state.step = number(json, "step");
   const auto objective = json.find("objective");
   if (objective == json.end() || !objective->is_object())
     throw_error(ErrorKind::kInvalidInput, "state.json: objective is missing");
-  state.objective = *objective;
-  return state;
+  saved.state.objective = *objective;
+  return saved;
 }
 
-void read_tensors(const fs::path& path, Parameters& parameters) {
-  const SafetensorsFiles file = open_safetensors(path, TypePolicy::kRefuseUnsupported);
-  std::vector<float> values;
-  for (const auto& [kind, prefix] : kParts) {
-    for (const Parameters::Named& tensor : parameters.tensors()) {
-      const std::string name = fmt::format("{}{}", prefix, tensor.name);
-      const auto found = std::find_if(file.tensors.begin(), file.tensors.end(),
-                                      [&](const TensorInfo& info) { return info.name == name; });
-      if (found == file.tensors.end() || found->shape != tensor.shape || found->dtype != DType::kF32) {
-        throw_error(ErrorKind::kInvalidInput,
-                    "{}: tensor {} of shape [{}] is not in it: a checkpoint of another model", path.string(),
-                    name, fmt::join(tensor.shape, ", "));
-      }
-      values.resize(static_cast<size_t>(tensor.count));
-      std::memcpy(values.data(), file.files.front().bytes().data() + found->offset,
-                  values.size() * sizeof(float));
-      parameters.write(kind, tensor, values);
-    }
+void check_files(const fs::path& folder, const Saved& saved) {
+  for (const auto& [name, sha256] : saved.files) {
+    if (sha256_of_file(folder / name) != sha256)
+      throw_error(ErrorKind::kInvalidInput, "{} does not match its checksum", name);
   }
-  parameters.rewrite();
+}
+
+void read_tensors(const fs::path& folder, const Saved& saved, Parameters& parameters, Optimizer& optimizer) {
+  std::vector<SafetensorsFiles> files;
+  std::map<std::string_view, std::pair<const SafetensorsFiles*, const TensorInfo*>> by_name;
+  for (const auto& [name, sha256] : saved.files)
+    files.push_back(open_safetensors(folder / name, TypePolicy::kRefuseUnsupported));
+  for (const SafetensorsFiles& file : files)
+    for (const TensorInfo& info : file.tensors) by_name[info.name] = {&file, &info};
+  const auto bytes_of = [&](const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
+    const auto found = by_name.find(name);
+    const TensorInfo* info = found != by_name.end() ? found->second.second : nullptr;
+    if (info == nullptr || info->shape != shape || info->dtype != dtype) {
+      const std::string there =
+          info != nullptr ? fmt::format("is {}[{}] in it", info->type_name(), fmt::join(info->shape, ", "))
+                          : "is not in it";
+      throw_error(ErrorKind::kInvalidInput,
+                  "{}: tensor {} {}, {}[{}] was expected: a checkpoint of another model, or of another "
+                  "--optimizer or --adam-states",
+                  folder.string(), name, there, traits(dtype).name, fmt::join(shape, ", "));
+    }
+    return found->second.first->files.front().bytes().data() + info->offset;
+  };
+  std::vector<float> values;
+  for (const Parameters::Named& tensor : parameters.tensors()) {
+    if (!tensor.is_here) continue;
+    values.resize(static_cast<size_t>(tensor.count));
+    std::memcpy(values.data(), bytes_of(fmt::format("parameter.{}", tensor.name), DType::kF32, tensor.shape),
+                values.size() * sizeof(float));
+    parameters.write_master(tensor, values);
+  }
+  for (const Optimizer::State& state : optimizer.states())
+    optimizer.write(state, {bytes_of(state.name, state.dtype, state.shape), state.bytes});
+}
+
+// The tensors of one virtual rank; the file's checksum.
+std::string write_share(const fs::path& path, int64_t share, const Parameters& parameters,
+                        const Optimizer& optimizer, const Ranks& ranks) {
+  std::vector<TensorToWrite> tensors;
+  std::vector<float> values;
+  std::vector<std::byte> bytes;
+  for (size_t i = 0; i < parameters.tensors().size(); ++i) {
+    if (ranks.owner(i) != share) continue;
+    const Parameters::Named& tensor = parameters.tensors()[i];
+    tensors.push_back({fmt::format("parameter.{}", tensor.name), DType::kF32, tensor.shape, [&] {
+                         values.resize(static_cast<size_t>(tensor.count));
+                         parameters.read(Parameters::Kind::kMaster, tensor, values);
+                         return std::as_bytes(std::span(values));
+                       }});
+  }
+  for (const Optimizer::State& kept : optimizer.states()) {
+    if (ranks.owner(kept.tensor) != share) continue;
+    tensors.push_back({kept.name, kept.dtype, kept.shape, [&] {
+                         bytes.resize(kept.bytes);
+                         optimizer.read(kept, bytes);
+                         return std::span<const std::byte>(bytes);
+                       }});
+  }
+  write_safetensors(path, tensors);
+  return sha256_of_file(path);
 }
 
 }  // namespace
 
-void save_checkpoint(const fs::path& run, const CheckpointState& state, Parameters& parameters,
-                     int64_t keep) {
+void save_checkpoint(const fs::path& run, const CheckpointState& state, const Parameters& parameters,
+                     const Optimizer& optimizer, const Ranks& ranks, int64_t keep) {
   const fs::path folder = folder_of(run, state.step), beside = folder.string() + ".part";
-  fs::remove_all(beside);
-  fs::create_directories(beside);
-  std::vector<TensorToWrite> tensors;
-  std::vector<float> values;
-  for (const auto& [kind, prefix] : kParts) {
-    for (const Parameters::Named& tensor : parameters.tensors()) {
-      tensors.push_back(
-          {fmt::format("{}{}", prefix, tensor.name), DType::kF32, tensor.shape, [&, kind = kind] {
-             values = parameters.read(kind, tensor);
-             return std::as_bytes(std::span(values));
-           }});
-    }
+  if (ranks.leads()) {
+    fs::remove_all(beside);
+    fs::create_directories(beside);
   }
-  write_safetensors(beside / "state.safetensors", tensors);
-  const Json json = {{"step", state.step},
-                     {"objective", state.objective},
-                     {"sha256", sha256_of_file(beside / "state.safetensors")}};
-  write_file_atomically(beside / "state.json", dump_json(json, 2) + "\n");
-  fs::remove_all(folder);  // of a run that came by here before
-  fs::rename(beside, folder);
-  sync_directory(folder.parent_path());
-  const std::vector<int64_t> steps = steps_of(run);
-  for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
-    fs::remove_all(folder_of(run, steps[i]));
+  ranks.barrier();
+  const auto shares = static_cast<size_t>(ranks.shares());
+  std::vector<std::string> checksums(shares, std::string(kSha256Digits, '0'));
+  for (int64_t i = 0; i < ranks.own_shares(); ++i) {
+    const int64_t share = ranks.first_share() + i;
+    checksums[static_cast<size_t>(share)] =
+        write_share(beside / file_of(share, ranks.shares()), share, parameters, optimizer, ranks);
+  }
+  ranks.collect(checksums);
+  if (ranks.leads()) {
+    Json json = {{"step", state.step}, {"objective", state.objective}};
+    for (size_t i = 0; i < shares; ++i)
+      json["sha256"][file_of(static_cast<int64_t>(i), ranks.shares())] = checksums[i];
+    write_file_atomically(beside / "state.json", dump_json(json, 2) + "\n");
+    fs::remove_all(folder);  // of a run that came by here before
+    fs::rename(beside, folder);
+    sync_directory(folder.parent_path());
+    const std::vector<int64_t> steps = steps_of(run);
+    for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
+      fs::remove_all(folder_of(run, steps[i]));
+  }
+  ranks.barrier();
 }
 
-CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters) {
+CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters, Optimizer& optimizer,
+                                const Ranks& ranks) {
   std::string why = "there is none";
-  for (const int64_t step : steps_of(run)) {
-    CheckpointState state;
+  double chosen = -1;
+  for (const int64_t step : ranks.leads() ? steps_of(run) : std::vector<int64_t>()) {
     try {
-      state = read_state(folder_of(run, step));
+      check_files(folder_of(run, step), read_saved(folder_of(run, step)));
     } catch (const Error& error) {
       why = fmt::format("{}: {}", folder_of(run, step).string(), error.what());
       continue;  // damaged: the one before it
     }
-    read_tensors(folder_of(run, step) / "state.safetensors", parameters);
-    return state;
+    chosen = static_cast<double>(step);
+    break;
   }
-  throw_error(ErrorKind::kNotFound, "{}: no whole checkpoint to go on from ({})", run.string(), why);
+  constexpr int64_t kLeader = 0;
+  ranks.agree({&chosen, 1}, {&kLeader, 1});
+  if (chosen < 0)
+    throw_error(ErrorKind::kNotFound, "{}: no whole checkpoint to go on from ({})", run.string(), why);
+  const fs::path folder = folder_of(run, static_cast<int64_t>(chosen));
+  const Saved saved = read_saved(folder);
+  read_tensors(folder, saved, parameters, optimizer);
+  return saved.state;
 }
 
 void cut_metrics(const fs::path& run, int64_t step) {

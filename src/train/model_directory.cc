@@ -20,7 +20,11 @@ bool is_weight_file(const fs::path& path) {
 }  // namespace
 
 void write_model_directory(const fs::path& folder, const fs::path& init, const ModelFiles& files,
-                           Parameters& parameters) {
+                           const Parameters& parameters, const Ranks& ranks) {
+  if (!ranks.leads()) {
+    for (size_t i = 0; i < parameters.tensors().size(); ++i) ranks.collect(parameters, i, {});
+    return;
+  }
   fs::create_directories(folder);
   for (const fs::directory_entry& entry : fs::directory_iterator(init)) {
     if (!entry.is_regular_file() || is_weight_file(entry.path())) continue;
@@ -29,10 +33,12 @@ void write_model_directory(const fs::path& folder, const fs::path& init, const M
   std::vector<TensorToWrite> tensors;
   std::vector<float> values;
   std::vector<std::byte> bytes;
-  for (const Parameters::Named& tensor : parameters.tensors()) {
+  for (size_t i = 0; i < parameters.tensors().size(); ++i) {
+    const Parameters::Named& tensor = parameters.tensors()[i];
     const DType dtype = files.find(tensor.name)->dtype;
-    tensors.push_back({tensor.name, dtype, tensor.shape, [&, dtype] {
-                         values = parameters.read(Parameters::Kind::kMaster, tensor);
+    tensors.push_back({tensor.name, dtype, tensor.shape, [&, dtype, i] {
+                         values.resize(static_cast<size_t>(tensor.count));
+                         ranks.collect(parameters, i, values);
                          bytes.resize(static_cast<size_t>(row_bytes(dtype, tensor.count)));
                          from_floats(values, dtype, bytes.data());
                          return std::span<const std::byte>(bytes);

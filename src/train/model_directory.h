@@ -4,7 +4,7 @@
 #include <filesystem>
 
 #include "formats/model_files.h"
-#include "train/parameters.h"
+#include "train/ranks.h"
 
 namespace qiao::train {
 
@@ -12,6 +12,6 @@ namespace qiao::train {
 // that is no weight (configuration, tokenizer, chat template) byte for byte. Each file is written beside and
 // renamed, the weights last.
 void write_model_directory(const std::filesystem::path& folder, const std::filesystem::path& init,
-                           const ModelFiles& files, Parameters& parameters);
+                           const ModelFiles& files, const Parameters& parameters, const Ranks& ranks);
 
 }  // namespace qiao::train

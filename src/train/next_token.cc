@@ -4,8 +4,11 @@
 
 namespace qiao::train {
 
-NextToken::NextToken(DataStream& data, int64_t batch, int64_t micro_batch)
-    : data_(data), batch_(batch), micro_batch_(micro_batch > 0 ? std::min(micro_batch, batch) : batch) {}
+NextToken::NextToken(DataStream& data, int64_t batch, int64_t micro_batch, int64_t shares)
+    : data_(data),
+      batch_(batch),
+      share_(batch / shares),
+      micro_batch_(micro_batch > 0 ? std::min(micro_batch, share_) : share_) {}
 
 int64_t NextToken::most_tokens() const { return micro_batch_ * data_.sequence(); }
 int64_t NextToken::most_documents() const { return most_tokens() / 2 + micro_batch_; }
@@ -18,9 +21,11 @@ int64_t NextToken::tokens() const {
 void NextToken::begin_step(int64_t) {
   parts_.clear();
   labelled_ = 0;
-  for (int64_t done = 0; done < batch_; done += micro_batch_) {
-    parts_.push_back(data_.next(std::min(micro_batch_, batch_ - done)));
-    labelled_ += parts_.back().labelled;
+  for (int64_t left = batch_; left > 0; left -= share_) {
+    for (int64_t done = 0; done < share_; done += micro_batch_) {
+      parts_.push_back(data_.next(std::min(micro_batch_, share_ - done)));
+      labelled_ += parts_.back().labelled;
+    }
   }
   labelled_ = std::max<int64_t>(labelled_, 1);
 }

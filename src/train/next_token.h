@@ -10,8 +10,9 @@ namespace qiao::train {
 
 class NextToken final : public Objective {
  public:
-  // `batch` sequences a step, `micro_batch` of them at once. `data` outlives it.
-  NextToken(DataStream& data, int64_t batch, int64_t micro_batch);
+  // `batch` sequences a step, dealt out to `shares` in their order, `micro_batch` of a share at once. `data`
+  // outlives it.
+  NextToken(DataStream& data, int64_t batch, int64_t micro_batch, int64_t shares = 1);
 
   int64_t most_tokens() const override;
   int64_t most_documents() const override;
@@ -25,7 +26,7 @@ class NextToken final : public Objective {
 
  private:
   DataStream& data_;
-  int64_t batch_, micro_batch_;
+  int64_t batch_, share_, micro_batch_;
   std::vector<TokenBatch> parts_;
   int64_t labelled_ = 0;  // of the step: parts give what the whole would
 };

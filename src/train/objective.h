@@ -27,7 +27,9 @@ class Objective {
 
   // Gathers what the step (from 1) is made of. Reinforcement learning rolls out here.
   virtual void begin_step(int64_t step) = 0;
-  virtual int64_t parts() const = 0;   // computed one by one; their gradients add up
+  // Computed one by one; their gradients add up. As many of each share of the step, share after share, where
+  // it is shared out over ranks (ranks.h).
+  virtual int64_t parts() const = 0;
   virtual int64_t tokens() const = 0;  // of all parts together: for tokens/s
   // Valid until the next begin_step.
   virtual PackedBatch part(int64_t index) = 0;
@@ -37,6 +39,9 @@ class Objective {
 
   // Whether a checkpoint may be written behind the step: state() says all that the next one needs.
   virtual bool at_rest() const { return true; }
+  // What it adds up over the parts of each of the step's shares for report(), one share's behind the other's:
+  // ranks that have computed other shares fill them in here.
+  virtual std::span<double> sums() { return {}; }
 
   // Figures of its own for the step's line in metrics.jsonl ("reward": …); none by default.
   virtual Json report() const { return Json::object(); }
@@ -46,5 +51,10 @@ class Objective {
   virtual Json state() const = 0;
   virtual void set_state(const Json& state) = 0;
 };
+
+// Of one value of each share: one, or (0 + 1) + (2 + 3) of four.
+inline double sum_of_shares(std::span<const double> values) {
+  return values.size() == 1 ? values[0] : (values[0] + values[1]) + (values[2] + values[3]);
+}
 
 }  // namespace qiao::train

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "base/error.h"
+#include "train/ranks.h"
 
 namespace qiao::train {
 
@@ -30,16 +31,13 @@ void check_options(const TrainOptions& o) {
        "sigmoid or ipo");
   need(o.batch > 0, "batch", o.batch, "a number above 0");
   need(o.micro_batch >= 0, "micro-batch", o.micro_batch, "0 or more");
+  need(o.virtual_ranks == 0 || o.virtual_ranks == 1 || o.virtual_ranks == kVirtualRanks, "virtual-ranks",
+       o.virtual_ranks, "1 or 4");
+  need(o.batch % std::max<int64_t>(o.virtual_ranks, 1) == 0, "batch", o.batch,
+       "a multiple of 4, which are dealt out to four virtual ranks,");
   need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
   need(o.data.sequence * o.batch <= INT32_MAX, "batch", o.batch, "fewer tokens a step");
-  need(std::isfinite(o.optimizer.learning_rate) && o.optimizer.learning_rate >= 0, "lr",
-       o.optimizer.learning_rate, "0 or more");
-  need(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "beta1", o.optimizer.beta1,
-       "a number from 0 to below 1");
-  need(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "beta2", o.optimizer.beta2,
-       "a number from 0 to below 1");
-  need(o.optimizer.weight_decay >= 0 && std::isfinite(o.optimizer.weight_decay), "weight-decay",
-       o.optimizer.weight_decay, "0 or more");
+  check_optimizer(o.optimizer);
   need(o.clip >= 0, "clip", o.clip, "0 or more");
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
   need(o.schedule == "constant" || o.schedule == "linear" || o.schedule == "cosine", "schedule", o.schedule,
@@ -47,11 +45,14 @@ void check_options(const TrainOptions& o) {
   need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
   need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
        "auto, on or off");
+  need(o.mode != "grpo" || o.virtual_ranks <= 1, "virtual-ranks", o.virtual_ranks,
+       "1, as grpo runs in one process,");
   if (o.mode == "grpo") check_policy_options(o.policy, o.batch, o.steps, o.data.sequence);
 }
 
-double learning_rate(const TrainOptions& options, int64_t step) {
-  const double rate = options.optimizer.learning_rate;
+namespace {
+
+double scheduled(const TrainOptions& options, int64_t step, double rate) {
   if (step <= options.warmup) return rate * static_cast<double>(step) / static_cast<double>(options.warmup);
   if (options.schedule == "constant") return rate;
   const double share = static_cast<double>(step - options.warmup) /
@@ -60,6 +61,17 @@ double learning_rate(const TrainOptions& options, int64_t step) {
   const double falling =
       options.schedule == "linear" ? 1 - share : (1 + std::cos(std::numbers::pi * share)) / 2;
   return rate * (least + (1 - least) * falling);
+}
+
+}  // namespace
+
+double learning_rate(const TrainOptions& options, int64_t step) {
+  return scheduled(options, step, options.optimizer.learning_rate);
+}
+
+double adam_learning_rate(const TrainOptions& options, int64_t step) {
+  const OptimizerSettings& optimizer = options.optimizer;
+  return scheduled(options, step, optimizer.adam_learning_rate.value_or(optimizer.learning_rate));
 }
 
 }  // namespace qiao::train

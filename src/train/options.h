@@ -5,7 +5,7 @@
 #include <string>
 
 #include "train/data.h"
-#include "train/parameters.h"
+#include "train/optimizer.h"
 #include "train/policy_options.h"
 #include "train/preference.h"
 
@@ -22,8 +22,11 @@ struct TrainOptions {
   PolicyOptions policy;  // of grpo
   int64_t steps = 0;
   int64_t batch = 8;        // sequences of a step
-  int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch
-  AdamWSettings optimizer;
+  int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch (or a rank's)
+  // 1; or 4, to which the batch is dealt out and whose gradients are added pair by pair (ranks.h): always
+  // with several processes. 0: 4 where mpirun has started them, else 1.
+  int64_t virtual_ranks = 0;
+  OptimizerSettings optimizer;
   std::string schedule = "cosine";   // constant, linear, cosine
   int64_t warmup = 0;                // steps in which the learning rate grows from 0
   double least_learning_rate = 0.1;  // where linear and cosine end, as a share of the rate
@@ -46,7 +49,8 @@ inline constexpr const char* kSettingsFile = "run.toml";
 // Throws Error(kInvalidInput) naming the flag, its value and what was expected.
 void check_options(const TrainOptions& options);
 
-// The learning rate of a step (from 1).
+// The learning rate of a step (from 1), and AdamW's where Muon has that one.
 double learning_rate(const TrainOptions& options, int64_t step);
+double adam_learning_rate(const TrainOptions& options, int64_t step);
 
 }  // namespace qiao::train

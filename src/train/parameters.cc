@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 
 #include "base/error.h"
@@ -52,7 +53,7 @@ void Parameters::add(const LaidOutTensor& tensor) {
     named.stride = expert_rows * row;
     return;
   }
-  named_.push_back({source.name, source.shape,
+  named_.push_back({source.name, source.shape, tensor.weight,
                     group.first + (tensor.expert * expert_rows + tensor.first_row) * row, count});
 }
 
@@ -60,37 +61,33 @@ Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) cons
   return Tensor(static_cast<float*>(buffer.data()) + first, DType::kF32, {count});
 }
 
-// A piece at a time: a buffer may be most of the memory.
-void Parameters::clear(const Buffer& buffer) {
-  static constexpr std::array<std::byte, size_t{1} << 16> kZeros{};
-  for (size_t at = 0; at < buffer.bytes(); at += kZeros.size()) {
-    backend_.upload(static_cast<std::byte*>(buffer.data()) + at, kZeros.data(),
-                    std::min(kZeros.size(), buffer.bytes() - at));
-  }
-}
-
 void Parameters::prepare(const ModelFiles& files) {
-  for (Buffer* buffer : {&masters_, &gradients_, &first_moments_, &second_moments_}) {
-    *buffer = backend_.allocate(static_cast<size_t>(count_) * sizeof(float));
-    clear(*buffer);
+  if (gradients_.empty()) share(std::vector<bool>(named_.size(), true), 1);
+  staging_ = backend_.allocate(static_cast<size_t>(staging_count_) * sizeof(float));
+  masters_ = backend_.allocate(static_cast<size_t>(master_count_) * sizeof(float));
+  clear_memory(backend_, masters_.data(), masters_.bytes());
+  for (Buffer& buffer : gradients_) {
+    buffer = backend_.allocate(static_cast<size_t>(count_) * sizeof(float));
+    clear_memory(backend_, buffer.data(), buffer.bytes());
   }
-  sum_ = backend_.allocate(sizeof(double));
+  sums_ = backend_.allocate(named_.size() * sizeof(double));
   std::vector<float> values;
   for (const Named& named : named_) {
+    if (!named.is_here) continue;
     const TensorInfo& source = *files.find(named.name);
     values.resize(static_cast<size_t>(named.count));
     to_floats(source.dtype, files.bytes(source).data(), values);
     files.release(source);
-    write(Kind::kMaster, named, values);
+    write_master(named, values);
   }
-  rewrite();
+  if (all_here_) rewrite();  // else they are what the decoder has loaded
 }
 
 Tensor Parameters::of(const Weight& weight) {
   const auto found = weights_.find(&weight);
   if (found == weights_.end()) return {};
   const Group& group = groups_[found->second];
-  return Tensor(static_cast<float*>(gradients_.data()) + group.first, DType::kF32,
+  return Tensor(static_cast<float*>(gradients_[current_].data()) + group.first, DType::kF32,
                 {group.rows, group.columns});
 }
 
@@ -101,92 +98,158 @@ Tensor Parameters::of_parameter(const Tensor& value) {
   const Group& group = groups_[(--found)->second];
   const int64_t offset = value.as<float>() - group.parameter.as<float>();
   QIAO_ASSERT(offset >= 0 && offset + value.elements() <= group.columns);
-  return flat(gradients_, group.first + offset, value.elements());
+  return flat(gradients_[current_], group.first + offset, value.elements());
 }
 
-void Parameters::zero_gradients() { clear(gradients_); }
-
-double Parameters::gradient_norm() {
-  double sum = 0;
-  backend_.upload(sum_.data(), &sum, sizeof(sum));
-  SumOfSquares op;
-  op.x = flat(gradients_, 0, count_);
-  op.sum = Tensor(sum_.data(), DType::kF64, {1});
-  backend_.sum_of_squares(op);
-  backend_.download(&sum, sum_.data(), sizeof(sum));
-  return std::sqrt(sum);
+size_t Parameters::bytes() const {
+  const int64_t numbers = master_count_ + staging_count_ + std::ssize(gradients_) * count_;
+  return static_cast<size_t>(numbers) * sizeof(float);
 }
 
-void Parameters::update(const AdamWSettings& settings, double gradient_scale, int64_t step) {
-  AdamW op;
-  op.parameters = flat(masters_, 0, count_);
-  op.gradients = flat(gradients_, 0, count_);
-  op.first_moment = flat(first_moments_, 0, count_);
-  op.second_moment = flat(second_moments_, 0, count_);
-  op.learning_rate = settings.learning_rate;
-  op.beta1 = settings.beta1;
-  op.beta2 = settings.beta2;
-  op.epsilon = settings.epsilon;
-  op.weight_decay = settings.weight_decay;
-  op.gradient_scale = gradient_scale;
-  op.step = step;
-  backend_.adamw(op);
-  rewrite();
+// Sums wait for their like in as many buffers as the index has bits set: 0 waits for 1, both for 2 and 3.
+void Parameters::begin_gradient(int64_t index) {
+  current_ = static_cast<size_t>(std::popcount(static_cast<uint64_t>(index)));
+  clear_memory(backend_, gradients_[current_].data(), gradients_[current_].bytes());
 }
 
-void Parameters::rewrite() {
-  std::vector<float> small;
+void Parameters::end_gradient(int64_t index) {
+  for (; (index & 1) != 0; index /= 2, --current_)
+    backend_.accumulate({flat(gradients_[current_], 0, count_), flat(gradients_[current_ - 1], 0, count_)});
+}
+
+std::vector<double> Parameters::gradient_squares() {
+  std::vector<double> sums(named_.size());
+  backend_.upload(sums_.data(), sums.data(), sums.size() * sizeof(double));
+  for (size_t i = 0; i < named_.size(); ++i) {
+    for (int64_t run = 0; named_[i].is_here && run < named_[i].runs; ++run) {
+      SumOfSquares op;
+      op.x = gradient(named_[i], run);
+      op.sum = Tensor(static_cast<double*>(sums_.data()) + i, DType::kF64, {1});
+      backend_.sum_of_squares(op);
+    }
+  }
+  backend_.download(sums.data(), sums_.data(), sums.size() * sizeof(double));
+  return sums;
+}
+
+void Parameters::rewrite_weight(const Group& group, int64_t expert, const void* masters) {
+  backend_.write_weight(
+      *group.weight, expert,
+      Tensor(const_cast<void*>(masters), DType::kF32, {group.weight->rows(), group.columns}));
+}
+
+void Parameters::rewrite_small(const Group& group, const void* masters) {
+  std::vector<float> values(static_cast<size_t>(group.columns));
   std::vector<std::byte> rounded;
+  backend_.download(values.data(), masters, values.size() * sizeof(float));
+  for (const Group::Part& part : group.parts) {
+    if (small_tensors_ == SmallTensors::kF32 || part.dtype == DType::kF32) continue;
+    const std::span<float> of_part =
+        std::span(values).subspan(static_cast<size_t>(part.first), static_cast<size_t>(part.count));
+    rounded.resize(static_cast<size_t>(row_bytes(part.dtype, part.count)));
+    from_floats(of_part, part.dtype, rounded.data());
+    to_floats(part.dtype, rounded.data(), of_part);
+  }
+  backend_.upload(group.parameter.data, values.data(), values.size() * sizeof(float));
+}
+
+void Parameters::rewrite(const Fill& fill) {
+  QIAO_ASSERT(all_here_ || fill);
   for (const Group& group : groups_) {
-    if (group.weight != nullptr) {
-      const int64_t rows = group.weight->rows();
-      const Tensor masters(static_cast<float*>(masters_.data()) + group.first, DType::kF32,
-                           {group.rows, group.columns});
-      for (int64_t expert = 0; expert < group.weight->experts(); ++expert)
-        backend_.write_weight(*group.weight, expert, masters.slice(expert * rows, rows));
-    } else {
-      small.resize(static_cast<size_t>(group.columns));
-      backend_.download(small.data(), static_cast<float*>(masters_.data()) + group.first,
-                        small.size() * sizeof(float));
-      for (const Group::Part& part : group.parts) {
-        if (small_tensors_ == SmallTensors::kF32 || part.dtype == DType::kF32) continue;
-        const std::span<float> values =
-            std::span(small).subspan(static_cast<size_t>(part.first), static_cast<size_t>(part.count));
-        rounded.resize(static_cast<size_t>(row_bytes(part.dtype, part.count)));
-        from_floats(values, part.dtype, rounded.data());
-        to_floats(part.dtype, rounded.data(), values);
+    const int64_t experts = group.weight != nullptr ? group.weight->experts() : 1;
+    const int64_t numbers = group.rows / experts * group.columns;
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      const void* masters = static_cast<float*>(masters_.data()) + group.first + expert * numbers;
+      if (!all_here_) {
+        masters = staging_.data();
+        // Of a fused bias the file may have some parts only.
+        if (group.weight == nullptr)
+          clear_memory(backend_, staging_.data(), static_cast<size_t>(numbers) * sizeof(float));
+        for (const Group::Piece& piece : group.pieces) {
+          if (piece.first / numbers != expert) continue;
+          const Named& named = named_[piece.tensor];
+          fill(piece.tensor, piece.run,
+               flat(staging_, piece.first - expert * numbers, named.count / named.runs));
+        }
       }
-      backend_.upload(group.parameter.data, small.data(), small.size() * sizeof(float));
+      if (group.weight != nullptr) {
+        rewrite_weight(group, expert, masters);
+      } else {
+        rewrite_small(group, masters);
+      }
     }
   }
 }
 
-template <class Body>
-void Parameters::each_run(Kind kind, const Named& tensor, Body body) const {
-  const Buffer& buffer = kind == Kind::kMaster        ? masters_
-                         : kind == Kind::kGradient    ? gradients_
-                         : kind == Kind::kFirstMoment ? first_moments_
-                                                      : second_moments_;
-  const int64_t count = tensor.count / tensor.runs;
-  for (int64_t run = 0; run < tensor.runs; ++run) {
-    body(static_cast<float*>(buffer.data()) + tensor.first + run * tensor.stride,
-         static_cast<size_t>(run * count), static_cast<size_t>(count));
+void Parameters::share(std::vector<bool> here, int64_t gradients) {
+  for (size_t i = 0; i < named_.size(); ++i) named_[i].is_here = here[i];
+  all_here_ = std::ranges::all_of(here, [](bool is) { return is; });
+  gradients_.resize(static_cast<size_t>(gradients == 4 ? 3 : gradients));
+  place_masters();
+}
+
+// Where all are here, as the gradients lie, so that a weight's rows are rewritten from where they are; else
+// those that are, one behind the other.
+void Parameters::place_masters() {
+  master_count_ = all_here_ ? count_ : 0;
+  for (Named& named : named_) {
+    named.master = all_here_ ? named.first : master_count_;
+    named.master_stride = all_here_ ? named.stride : named.count / named.runs;
+    if (!all_here_ && named.is_here) master_count_ += (named.count + kGap - 1) / kGap * kGap;
+  }
+  if (all_here_) return;
+  std::map<int64_t, Group*> by_first;
+  for (Group& group : groups_) {
+    by_first[group.first] = &group;
+    const int64_t experts = group.weight != nullptr ? group.weight->experts() : 1;
+    staging_count_ = std::max(staging_count_, group.rows / experts * group.columns);
+  }
+  for (size_t i = 0; i < named_.size(); ++i) {
+    for (int64_t run = 0; run < named_[i].runs; ++run) {
+      const int64_t first = named_[i].first + run * named_[i].stride;
+      Group& group = *std::prev(by_first.upper_bound(first))->second;
+      group.pieces.push_back({i, run, first - group.first});
+    }
   }
 }
 
-std::vector<float> Parameters::read(Kind kind, const Named& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.count));
-  each_run(kind, tensor, [&](const float* from, size_t begin, size_t count) {
-    backend_.download(values.data() + begin, from, count * sizeof(float));
-  });
-  return values;
+Tensor Parameters::master(const Named& tensor, int64_t run) const {
+  QIAO_ASSERT(tensor.is_here);
+  return flat(masters_, tensor.master + run * tensor.master_stride, tensor.count / tensor.runs);
 }
 
-void Parameters::write(Kind kind, const Named& tensor, std::span<const float> values) {
+Tensor Parameters::gradient(const Named& tensor, int64_t run) const {
+  return flat(gradients_.front(), tensor.first + run * tensor.stride, tensor.count / tensor.runs);
+}
+
+void Parameters::read(Kind kind, const Named& tensor, std::span<float> values) const {
   QIAO_ASSERT(std::ssize(values) == tensor.count);
-  each_run(kind, tensor, [&](float* to, size_t begin, size_t count) {
-    backend_.upload(to, values.data() + begin, count * sizeof(float));
-  });
+  for (int64_t run = 0; run < tensor.runs; ++run) {
+    const Tensor from = kind == Kind::kMaster ? master(tensor, run) : gradient(tensor, run);
+    backend_.download(values.data() + run * from.elements(), from.data, static_cast<size_t>(from.bytes()));
+  }
+}
+
+void Parameters::write_master(const Named& tensor, std::span<const float> values) {
+  QIAO_ASSERT(std::ssize(values) == tensor.count);
+  for (int64_t run = 0; run < tensor.runs; ++run) {
+    const Tensor to = master(tensor, run);
+    backend_.upload(to.data, values.data() + run * to.elements(), static_cast<size_t>(to.bytes()));
+  }
+}
+
+// A piece at a time: a buffer may be most of the memory.
+void clear_memory(Backend& backend, void* memory, size_t bytes) {
+  static constexpr std::array<std::byte, size_t{1} << 16> kZeros{};
+  for (size_t at = 0; at < bytes; at += kZeros.size()) {
+    backend.upload(static_cast<std::byte*>(memory) + at, kZeros.data(), std::min(kZeros.size(), bytes - at));
+  }
+}
+
+double norm_of(std::span<const double> squares) {
+  double sum = 0;
+  for (const double square : squares) sum += square;
+  return std::sqrt(sum);
 }
 
 }  // namespace qiao::train

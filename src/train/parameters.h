@@ -1,9 +1,11 @@
-// What is trained: a canonical F32 master of every tensor of the model with its gradient and AdamW's moments,
-// all on the chip, and the weights' handles that are rewritten from them.
+// What is trained: a canonical F32 master of every tensor of the model with its gradient, on the chip, and
+// the weights' handles that are rewritten from them. optimizer.h has what turns gradients into steps.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -11,10 +13,6 @@
 #include "nn/tape.h"
 
 namespace qiao::train {
-
-struct AdamWSettings {
-  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
-};
 
 class Parameters final : public nn::ParameterGradients {
  public:
@@ -34,29 +32,45 @@ class Parameters final : public nn::ParameterGradients {
   Tensor of(const Weight& weight) override;
   Tensor of_parameter(const Tensor& value) override;
 
+  // Before prepare(): the masters of which tensors() are in this process (all of them, else), and how many
+  // gradients of its own the process adds up in a step: 1, 2 or 4.
+  void share(std::vector<bool> here, int64_t gradients);
+
   int64_t count() const { return count_; }  // of numbers trained
-  size_t bytes() const { return static_cast<size_t>(count_) * 4 * sizeof(float); }
+  size_t bytes() const;                     // of the chip's memory, once share() or prepare() has been called
 
-  void zero_gradients();
-  double gradient_norm();
-  // One step of AdamW with the gradients times `gradient_scale`, and the model's weights rewritten. `step`
-  // from 1.
-  void update(const AdamWSettings& settings, double gradient_scale, int64_t step);
+  // Around the passes of each of a step's gradients, from 0: they begin with zeros and are added up as
+  // (0 + 1) + (2 + 3).
+  void begin_gradient(int64_t index);
+  void end_gradient(int64_t index);
 
-  // The file's tensors in its order, each with its place in the flat arrays: one run of numbers, or one for
-  // each expert where the experts' other rows lie between.
+  // A tensor of the file, or of those that fuse to a weight, with its place in the flat arrays: one run of
+  // numbers, or one for each expert where the experts' other rows lie between.
   struct Named {
     std::string name;
     std::vector<int64_t> shape;
+    const Weight* weight = nullptr;  // null: a norm, a bias
     int64_t first = 0, count = 0;
     int64_t runs = 1, stride = 0;  // of count / runs numbers, from run to run
+    bool is_here = true;           // its master, and so its states
+    int64_t master = 0, master_stride = 0;
   };
-  const std::vector<Named>& tensors() const { return named_; }
-  enum class Kind { kMaster, kGradient, kFirstMoment, kSecondMoment };
-  std::vector<float> read(Kind kind, const Named& tensor);
+  const std::vector<Named>& tensors() const { return named_; }  // in the file's order
+  // One run's numbers, F32 [count / runs]; a master that is here.
+  Tensor master(const Named& tensor, int64_t run) const;
+  Tensor gradient(const Named& tensor, int64_t run) const;
+
+  // The sum of the squared gradients of each tensor that is here, in float64; 0 of others.
+  std::vector<double> gradient_squares();
+
+  enum class Kind { kMaster, kGradient };
+  void read(Kind kind, const Named& tensor, std::span<float> values) const;
   // Of a checkpoint; rewrite() after the last.
-  void write(Kind kind, const Named& tensor, std::span<const float> values);
-  void rewrite();
+  void write_master(const Named& tensor, std::span<const float> values);
+  // The weights that the passes read, from the masters: where not all are here, as `fill` gives them, a run
+  // of tensors()[tensor] at a time, F32 [count / runs].
+  using Fill = std::function<void(size_t tensor, int64_t run, const Tensor& to)>;
+  void rewrite(const Fill& fill = {});
 
  private:
   struct Group {  // a weight's rows, or a small tensor
@@ -68,11 +82,15 @@ class Parameters final : public nn::ParameterGradients {
       DType dtype;
     };
     std::vector<Part> parts;
+    struct Piece {  // a run of a tensor, at `first` of the group's numbers
+      size_t tensor;
+      int64_t run, first;
+    };
+    std::vector<Piece> pieces;
   };
-  void clear(const Buffer& buffer);
-  // body(memory of a run, where it begins in the tensor, its numbers)
-  template <class Body>
-  void each_run(Kind kind, const Named& tensor, Body body) const;
+  void place_masters();
+  void rewrite_weight(const Group& group, int64_t expert, const void* masters);
+  void rewrite_small(const Group& group, const void* masters);
   Tensor flat(const Buffer& buffer, int64_t first, int64_t count) const;
   Group& group_of(const LaidOutTensor& tensor);
 
@@ -83,7 +101,16 @@ class Parameters final : public nn::ParameterGradients {
   std::map<const void*, size_t> weights_, small_;  // groups by weight, by a small tensor's memory
   std::vector<Named> named_;
   std::map<std::string, size_t> by_name_;  // of named_
-  Buffer masters_, gradients_, first_moments_, second_moments_, sum_;
+  bool all_here_ = true;
+  int64_t master_count_ = 0, staging_count_ = 0;
+  Buffer masters_, sums_, staging_;
+  std::vector<Buffer> gradients_;  // sums of some of a step's; the passes add to the current one
+  size_t current_ = 0;
 };
+
+// Writes zeros.
+void clear_memory(Backend& backend, void* memory, size_t bytes);
+// The root of a norm's squares, added in the order of tensors.
+double norm_of(std::span<const double> squares);
 
 }  // namespace qiao::train

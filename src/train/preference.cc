@@ -73,11 +73,14 @@ std::vector<Document> PairDocuments::make(const Row& row) {
   return documents;
 }
 
-Preference::Preference(DataStream& data, int64_t batch, int64_t micro_batch, const PreferenceOptions& options)
+Preference::Preference(DataStream& data, int64_t batch, int64_t micro_batch, const PreferenceOptions& options,
+                       int64_t shares)
     : data_(data),
       batch_(batch),
-      micro_batch_(micro_batch > 0 ? std::min(micro_batch, batch) : batch),
-      options_(options) {}
+      share_(batch / shares),
+      micro_batch_(micro_batch > 0 ? std::min(micro_batch, share_) : share_),
+      options_(options),
+      sums_(static_cast<size_t>(shares) * kFigures) {}
 
 int64_t Preference::tokens() const {
   int64_t tokens = 0;
@@ -85,7 +88,8 @@ int64_t Preference::tokens() const {
   return tokens;
 }
 
-std::vector<PairLogprobs> Preference::sums(const TokenBatch& batch, std::span<const float> logprob) const {
+std::vector<PairLogprobs> Preference::pairs_of(const TokenBatch& batch,
+                                               std::span<const float> logprob) const {
   std::vector<PairLogprobs> pairs((batch.starts.size() - 1) / 2);
   for (size_t document = 0; document + 1 < batch.starts.size(); ++document) {
     double sum = 0;  // labels that are none have 0
@@ -101,17 +105,23 @@ std::vector<PairLogprobs> Preference::sums(const TokenBatch& batch, std::span<co
 
 void Preference::begin_step(int64_t) {
   parts_.clear();
-  chosen_ = rejected_ = right_ = 0;
-  for (int64_t done = 0; done < batch_; done += micro_batch_) {
-    Part part{data_.next_rows(std::min(micro_batch_, batch_ - done)), {}};
-    part.reference = sums(part.batch, reference_(part.batch.view()));
-    parts_.push_back(std::move(part));
+  std::ranges::fill(sums_, 0.0);
+  for (int64_t left = batch_; left > 0; left -= share_) {
+    for (int64_t done = 0; done < share_; done += micro_batch_)
+      parts_.push_back({data_.next_rows(std::min(micro_batch_, share_ - done)), {}});
   }
+}
+
+PackedBatch Preference::part(int64_t index) {
+  Part& part = parts_[static_cast<size_t>(index)];
+  if (part.reference.empty()) part.reference = pairs_of(part.batch, reference_(part.batch.view()));
+  return part.batch.view();
 }
 
 double Preference::loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) {
   const Part& part = parts_[static_cast<size_t>(index)];
-  const std::vector<PairLogprobs> policy = sums(part.batch, logprob);
+  const std::vector<PairLogprobs> policy = pairs_of(part.batch, logprob);
+  double* figures = &sums_[static_cast<size_t>(index * batch_ / (parts() * share_)) * kFigures];
   const auto count = static_cast<double>(batch_);
   double total = 0;
   for (size_t pair = 0; pair < policy.size(); ++pair) {
@@ -120,9 +130,9 @@ double Preference::loss(int64_t index, std::span<const float> logprob, std::span
     total += loss.value / count;
     const double chosen = options_.beta * (policy[pair].chosen - reference.chosen);
     const double rejected = options_.beta * (policy[pair].rejected - reference.rejected);
-    chosen_ += chosen;
-    rejected_ += rejected;
-    right_ += chosen > rejected ? 1 : 0;
+    figures[0] += chosen;
+    figures[1] += rejected;
+    figures[2] += chosen > rejected ? 1 : 0;
     for (const size_t document : {2 * pair, 2 * pair + 1}) {
       double slope = (document % 2 == 0 ? 1 : -1) * loss.slope / count;
       if (options_.loss == "ipo") slope /= static_cast<double>(label_count(part.batch, document));
@@ -136,10 +146,15 @@ double Preference::loss(int64_t index, std::span<const float> logprob, std::span
 
 Json Preference::report() const {
   const auto count = static_cast<double>(batch_);
-  return {{"rewards/chosen", chosen_ / count},
-          {"rewards/rejected", rejected_ / count},
-          {"rewards/accuracies", right_ / count},
-          {"rewards/margins", (chosen_ - rejected_) / count}};
+  const auto total = [&](size_t figure) {
+    std::vector<double> of_shares;
+    for (size_t i = figure; i < sums_.size(); i += kFigures) of_shares.push_back(sums_[i]);
+    return sum_of_shares(of_shares);
+  };
+  return {{"rewards/chosen", total(0) / count},
+          {"rewards/rejected", total(1) / count},
+          {"rewards/accuracies", total(2) / count},
+          {"rewards/margins", (total(0) - total(1)) / count}};
 }
 
 }  // namespace qiao::train

@@ -44,9 +44,10 @@ class PairDocuments final : public DocumentMaker {
 // The loss is the mean over the pairs of a step.
 class Preference final : public Objective {
  public:
-  // `batch` pairs a step, `micro_batch` of them at once. `data` (of PairDocuments) outlives it. `reference`
-  // is set before the first step.
-  Preference(DataStream& data, int64_t batch, int64_t micro_batch, const PreferenceOptions& options);
+  // `batch` pairs a step, dealt out to `shares` in their order, `micro_batch` of a share at once. `data` (of
+  // PairDocuments) outlives it. `reference` is set before the first step.
+  Preference(DataStream& data, int64_t batch, int64_t micro_batch, const PreferenceOptions& options,
+             int64_t shares = 1);
   void set_reference(ReferencePass reference) { reference_ = std::move(reference); }
 
   int64_t most_tokens() const override { return micro_batch_ * 2 * data_.sequence(); }
@@ -54,8 +55,9 @@ class Preference final : public Objective {
   void begin_step(int64_t step) override;
   int64_t parts() const override { return std::ssize(parts_); }
   int64_t tokens() const override;
-  PackedBatch part(int64_t index) override { return parts_[static_cast<size_t>(index)].batch.view(); }
+  PackedBatch part(int64_t index) override;
   double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) override;
+  std::span<double> sums() override { return sums_; }
   // Means over the step's pairs, under TRL's names: rewards/chosen and rewards/rejected (beta times how far
   // the policy's log-probability is above the reference's), rewards/accuracies (pairs whose chosen reward is
   // higher), rewards/margins.
@@ -69,14 +71,15 @@ class Preference final : public Objective {
     std::vector<PairLogprobs> reference;
   };
   // Of each pair.
-  std::vector<PairLogprobs> sums(const TokenBatch& batch, std::span<const float> logprob) const;
+  std::vector<PairLogprobs> pairs_of(const TokenBatch& batch, std::span<const float> logprob) const;
 
   DataStream& data_;
-  int64_t batch_, micro_batch_;
+  int64_t batch_, share_, micro_batch_;
   PreferenceOptions options_;
   ReferencePass reference_;
   std::vector<Part> parts_;
-  double chosen_ = 0, rejected_ = 0, right_ = 0;  // sums over the step's pairs
+  static constexpr size_t kFigures = 3;  // chosen, rejected, right: sums over a share's pairs
+  std::vector<double> sums_;
 };
 
 }  // namespace qiao::train

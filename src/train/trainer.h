@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/json.h"
+#include "parallel/communicator.h"
 #include "train/options.h"
 
 namespace qiao::train {
@@ -32,5 +33,9 @@ class TrainObserver {
 // Runs to options.steps. Throws Error naming the option, file or row; kInvalidInput where the loss or a
 // gradient is not finite (the last checkpoint stays).
 void train(const TrainOptions& options, TrainObserver& observer);
+// In several processes (or threads), each of which calls it with a communicator of its own, on files that all
+// of them see: the bytes that the run leaves are the same for 1, 2 and 4. Rank 0's observer alone hears of
+// it; any rank's may stop the run. Error(kUnavailable) names a rank that is lost.
+void train(const TrainOptions& options, TrainObserver& observer, Communicator& communicator);
 
 }  // namespace qiao::train

@@ -164,7 +164,21 @@ class MeddledChip final : public Backend {
     law_->sum_of_squares(op);
     if (op_ == "sum_of_squares") op.sum.as<double>()[0] *= 1 + 1e-9;
   }
-  void do_adamw(const AdamW& op) override { law_->adamw(op), meddle("adamw", op.parameters); }
+  void do_accumulate(const Accumulate& op) override { law_->accumulate(op), meddle("accumulate", op.sum); }
+  void do_adamw(const AdamW& op) override {
+    law_->adamw(op), meddle("adamw", op.parameters);
+    if (op.first_moment.dtype == DType::kF32) {
+      meddle("adamw moments", op.first_moment);
+    } else if (op_ == "adamw moments" && op.second_moment.elements() > 0) {
+      // A code, or a bit of a BF16, that is one too many.
+      for (int64_t i = 0; i < op.second_moment.bytes(); i += 2) ++op.second_moment.as<uint8_t>()[i];
+    }
+  }
+  void do_muon(const Muon& op) override {
+    Muon longer = op;
+    if (op_ == "muon update") longer.learning_rate *= 1.01;
+    law_->muon(longer), meddle("muon", op.parameters), meddle("muon momentum", op.momentum);
+  }
 
  private:
   void meddle(std::string_view op, const Tensor& out) {
@@ -230,14 +244,16 @@ TEST_P(WrongChipTest, IsNotGreen) {
 
 INSTANTIATE_TEST_SUITE_P(
     Ops, WrongChipTest,
-    ::testing::Combine(
-        ::testing::Values("gather", "gather_rows", "grouped_linear", "moe_route", "moe_permute",
-                          "moe_combine", "add_rms_norm", "rope", "gated_activation", "attention_paged",
-                          "layer_norm", "attention_varlen", "gather_backward", "linear_backward",
-                          "add_rms_norm_backward", "gated_activation_backward", "attention_varlen_backward",
-                          "token_logprob", "token_logprob_backward", "adamw", "grouped_linear_backward",
-                          "moe_route_backward", "moe_permute_backward", "moe_combine_backward"),
-        ::testing::Range(size_t{0}, wrongs().size())),
+    ::testing::Combine(::testing::Values("gather", "gather_rows", "grouped_linear", "moe_route",
+                                         "moe_permute", "moe_combine", "add_rms_norm", "rope",
+                                         "gated_activation", "attention_paged", "layer_norm",
+                                         "attention_varlen", "gather_backward", "linear_backward",
+                                         "add_rms_norm_backward", "gated_activation_backward",
+                                         "attention_varlen_backward", "token_logprob",
+                                         "token_logprob_backward", "adamw", "grouped_linear_backward",
+                                         "moe_route_backward", "moe_permute_backward", "moe_combine_backward",
+                                         "muon", "accumulate"),
+                       ::testing::Range(size_t{0}, wrongs().size())),
     [](const auto& info) {
       return std::string(std::get<0>(info.param)) + "_" + wrongs()[std::get<1>(info.param)].name;
     });
@@ -261,14 +277,21 @@ TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
   }
 }
 
-TEST(ConformanceTest, AWrongGradientOfAWeightFails) {
+TEST(ConformanceTest, AWrongSecondResultFails) {
   for (const auto& [op, result] : {std::pair{"linear_backward", "dw"},
                                    {"add_rms_norm_backward", "dgamma"},
                                    {"grouped_linear_backward", "dw"},
-                                   {"moe_combine_backward", "dweights"}}) {
+                                   {"moe_combine_backward", "dweights"},
+                                   {"muon", "momentum"},
+                                   {"muon", "update"},
+                                   {"adamw", "moments"}}) {
     const std::string of_weight = fmt::format("{} {}", op, result);
     MeddledChip chip(of_weight, [](const Tensor& out) { each(out, [](float& v) { v *= 1.01f; }); });
-    EXPECT_FALSE(run(chip, quick(op)).green) << of_weight;
+    const Report report = run(chip, quick(op));
+    EXPECT_FALSE(report.green) << of_weight;
+    if (of_weight != "adamw moments") continue;
+    for (const Line& line : report.lines)
+      EXPECT_FALSE(line.passed()) << line.variant;  // whatever they are kept in
   }
 }
 

@@ -199,5 +199,43 @@ TEST(CpuOptimizer, TheSameForAnyThreads) {
   });
 }
 
+TEST(CpuOptimizer, OfMomentsInFewerBitsTheSameForAnyThreads) {
+  for (const DType kept : {DType::kBF16, DType::kU8}) {
+    expect_same_for_threads([&](Backend& backend) {
+      constexpr int64_t kCount = 150001, kBlocks = (kCount + kCodeBlock - 1) / kCodeBlock;
+      auto p = normal_values(kCount, 1), g = normal_values(kCount, 2);
+      std::vector<uint16_t> m(kCount), v(kCount);
+      std::vector<float> m_scales(kBlocks), v_scales(kBlocks);
+      AdamW op;
+      op.parameters = view(p, {kCount}), op.gradients = view(g, {kCount});
+      op.first_moment = Tensor(m.data(), kept, {kCount}), op.second_moment = Tensor(v.data(), kept, {kCount});
+      if (kept == DType::kU8)
+        op.first_scales = view(m_scales, {kBlocks}), op.second_scales = view(v_scales, {kBlocks});
+      for (op.step = 1; op.step <= 3; ++op.step) backend.adamw(op);
+      std::vector<float> all = p;
+      for (const auto* list : {&m_scales, &v_scales}) all.insert(all.end(), list->begin(), list->end());
+      for (const auto* list : {&m, &v}) all.insert(all.end(), list->begin(), list->end());
+      return all;
+    });
+  }
+}
+
+TEST(CpuMuon, TheSameForAnyThreads) {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{130, 600}, {600, 130}}) {
+    expect_same_for_threads([&](Backend& backend) {
+      auto p = normal_values(rows * columns, 1), g = normal_values(rows * columns, 2);
+      auto m = normal_values(rows * columns, 3);
+      Muon op;
+      op.parameters = view(p, {rows, columns}), op.gradients = view(g, {rows, columns});
+      op.momentum = view(m, {rows, columns});
+      const Workspace workspace(backend, &op);
+      backend.muon(op);
+      std::vector<float> all = p;
+      all.insert(all.end(), m.begin(), m.end());
+      return all;
+    });
+  }
+}
+
 }  // namespace
 }  // namespace qiao::cpu_test

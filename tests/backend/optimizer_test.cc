@@ -1,6 +1,7 @@
 #include "backend/ops/optimizer.h"
 
 #include <cmath>
+#include <span>
 
 #include "backend/op_test.h"
 
@@ -39,6 +40,19 @@ TEST(SumOfSquares, Refuses) {
   EXPECT_EQ(refusal(op), "sum_of_squares: sum is F32[1], expected F64[1]");
   op.sum = Tensor(x.data(), DType::kF64, {1});
   EXPECT_EQ(refusal(op), "sum_of_squares: sum F64[1] overlaps x F32[4]");
+}
+
+TEST(Accumulate, AddsAndRefuses) {
+  Floats x({3}, {1, 0x1p-25f, -2}), sum({3}, {2, 1, 2}), two({2});
+  Accumulate op{x, sum};
+  reference_chip()->accumulate(op);
+  EXPECT_THAT(sum.list(), ::testing::ElementsAre(3, 1, 0));
+  EXPECT_EQ(op.flops(), 3);
+  EXPECT_EQ(op.bytes(), 36);
+  op.sum = two;
+  EXPECT_EQ(refusal(op), "accumulate: sum is F32[2], expected F32[3]");
+  op.sum = x;
+  EXPECT_EQ(refusal(op), "accumulate: sum F32[3] overlaps x F32[3]");
 }
 
 class AdamWTest : public ::testing::Test {
@@ -103,6 +117,65 @@ TEST_F(AdamWTest, SeveralStepsStayNearFloat64) {
   }
 }
 
+TEST_F(AdamWTest, MomentsOfBF16AreRoundedToNearestEven) {
+  Values<uint16_t, DType::kBF16> first({3}), second({3});
+  op_.first_moment = first, op_.second_moment = second;
+  op_.beta1 = 0, op_.beta2 = 0, op_.learning_rate = 0;
+  gradients_.data()[0] = 1 + 0x1p-8f, gradients_.data()[1] = 1 + 3 * 0x1p-8f,
+  gradients_.data()[2] = 1 + 3 * 0x1p-8f - 0x1p-20f;
+  reference_chip()->adamw(op_);
+  // Numbers of BF16 near 1 lie 2^-7 apart: two ties, each to the even one, and one below a tie.
+  EXPECT_THAT(first.list(), ::testing::ElementsAre(0x3f80, 0x3f82, 0x3f81));
+  EXPECT_EQ(op_.bytes(), 3 * 12 + 2 * 12);
+}
+
+TEST_F(AdamWTest, MomentsOfCodesByHand) {
+  Bytes first({3}), second({3});
+  Floats first_scales({1}), second_scales({1});
+  op_.first_moment = first, op_.second_moment = second;
+  op_.first_scales = first_scales, op_.second_scales = second_scales;
+  op_.beta1 = 0, op_.beta2 = 0, op_.learning_rate = 0;
+  gradients_.data()[0] = -4, gradients_.data()[1] = 2, gradients_.data()[2] = 0.001f;
+  reference_chip()->adamw(op_);
+  EXPECT_EQ(first_scales.data()[0], 4);
+  EXPECT_EQ(second_scales.data()[0], 16);
+  // m / 4 = -1, 0.5, 0.00025. The decade below 1 has 64 pieces of 0.9 / 64: 0.5 lies in the 29th, 36 from the
+  // top; 0.00025 lies in the second of the 8 pieces of 0.9e-3 / 8 from 1e-4, above 1 + 2 + 4 values of
+  // smaller decades.
+  EXPECT_THAT(first.list(), ::testing::ElementsAre(0, 255 - 1 - 35, 127 + 7 + 2));
+  // v / 16 = 1, 0.25, 6e-8: less than half of the smallest value, but not nothing.
+  const double piece = 0.9 / 128, below = 2 + 4 + 8 + 16 + 32 + 64;
+  EXPECT_THAT(second.list(), ::testing::ElementsAre(255, below + 1 + std::floor((0.25 - 0.1) / piece), 1));
+  EXPECT_EQ(op_.bytes(), 3 * 12 + 2 * (3 + 3 + 4 + 4));
+  for (float& gradient : std::span(gradients_.data(), 3)) gradient = 0;
+  reference_chip()->adamw(op_);
+  EXPECT_EQ(first_scales.data()[0], 0);
+  EXPECT_THAT(first.list(), ::testing::Each(127));
+  EXPECT_THAT(second.list(), ::testing::Each(0));
+}
+
+TEST(DynamicCodes, AreThoseOfThePaper) {
+  const DynamicCodes& with = signed_codes();
+  const DynamicCodes& without = unsigned_codes();
+  EXPECT_EQ(with.value[255], 1);
+  EXPECT_FLOAT_EQ(with.value[254], 0.1 + 0.9 * 63.5 / 64);
+  EXPECT_EQ(with.value[127], 0);
+  EXPECT_FLOAT_EQ(with.value[128], 1e-6 * 0.55);
+  EXPECT_FLOAT_EQ(with.value[0], -(0.1 + 0.9 * 63.5 / 64));
+  EXPECT_FLOAT_EQ(without.value[1], 1e-6 * (0.1 + 0.9 * 0.25));
+  EXPECT_FLOAT_EQ(without.value[254], 0.1 + 0.9 * 127.5 / 128);
+  for (size_t c = 0; c < 256; ++c) {
+    EXPECT_EQ(with.code_of(with.value[c]), c);
+    EXPECT_EQ(without.code_of(without.value[c]), c);
+    if (c > 0 && c < 255) {
+      EXPECT_EQ(with.value[c], -with.value[254 - c]);
+    }
+  }
+  EXPECT_EQ(with.code_of(-2), 0);
+  EXPECT_EQ(with.code_of(2), 255);
+  EXPECT_EQ(without.code_of(without.boundary[9]), 9);  // a tie goes down
+}
+
 TEST_F(AdamWTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(), 45);
   EXPECT_EQ(op_.bytes(), 7 * 12);
@@ -117,6 +190,20 @@ TEST_F(AdamWTest, Refuses) {
   EXPECT_EQ(refusal(op), "adamw: gradients is F32[2], expected F32[3]");
   op = op_, op.first_moment = {};
   EXPECT_EQ(refusal(op), "adamw: first_moment is absent, expected F32[3]");
+  Bytes codes({3}), more({3});
+  Floats scales({1}), two({2});
+  op = op_, op.first_moment = Tensor(first_.data(), DType::kF16, {3});
+  EXPECT_EQ(refusal(op), "adamw: first_moment is F16[3], expected F32, BF16 or U8");
+  op = op_, op.first_moment = codes;
+  EXPECT_EQ(refusal(op), "adamw: second_moment is F32[3], expected U8[3]");
+  op.second_moment = more;
+  EXPECT_EQ(refusal(op), "adamw: first_scales is absent, expected F32[1]");
+  op.first_scales = scales, op.second_scales = two;
+  EXPECT_EQ(refusal(op), "adamw: second_scales is F32[2], expected F32[1]");
+  op.second_scales = scales;
+  EXPECT_EQ(refusal(op), "adamw: first_scales F32[1] overlaps second_scales F32[1]");
+  op = op_, op.first_scales = scales;
+  EXPECT_EQ(refusal(op), "adamw: first_scales is F32[1], expected none beside moments of F32");
   op = op_, op.second_moment = reshaped(second_, {1, 3});
   EXPECT_EQ(refusal(op), "adamw: second_moment is F32[1, 3], expected F32[3]");
   op = op_, op.learning_rate = -1;

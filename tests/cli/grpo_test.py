@@ -27,9 +27,10 @@ class GrpoTest(unittest.TestCase):
                               text=True, check=True)
         self.prompts.write_text(made.stdout)
 
-    def train(self, *more):
+    def train(self, *more, max_tokens=8):
         return qiao("train", "grpo", "--init", TESTS / "golden" / "chat", "--data", self.prompts, "--batch", 2,
-                    "--group", 3, "--seq", 160, "--max-tokens", 8, "--steps", 2, "--out", self.out, "-t", 1, *more)
+                    "--group", 3, "--seq", 160, "--steps", 2, "--out", self.out, "-t", 1, "--max-tokens",
+                    max_tokens, *more)
 
     def test_the_example_runs_and_goes_on(self):
         run = self.train("--reward-python", EXAMPLE / "reward.py", "--lr", "1e-4", "--kl", "0.1")
@@ -48,9 +49,10 @@ class GrpoTest(unittest.TestCase):
         self.assertTrue((self.out / "model" / "model.safetensors").exists())
 
     def test_wrong_arguments(self):
+        run = self.train("--reward", "cat", max_tokens=160)
+        self.assertIn("--max-tokens is 160; 1 to 159", run.stderr)
         for more, expected in [((), "no reward is given"),
                                (("--reward", "cat", "--loss", "ppo"), "--loss"),
-                               (("--reward", "cat", "--max-tokens", "160"), "--max-tokens is 160; 1 to 159"),
                                (("--reward", "cat", "--tools", "tools.json"), "--tool-command is not given"),
                                (("--reward", "exit 4"), "exit code 4")]:
             run = self.train(*more)

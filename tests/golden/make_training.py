@@ -6,7 +6,9 @@ learnt.
 
 training/NAME/init is the model before the first step, training/data.jsonl the rows, 4 of them a step in their order;
 expected.json has of each of 50 steps the loss and the gradient's norm before clipping (torch.optim.AdamW, clip_grad_norm_
-to 1). bfloat16 is torch.autocast over float32 weights, the loss from float32 logits. No model has a padding token: PyTorch
+to 1). muon.json, of llama, has the same in float64 and float32 where torch.optim.Muon trains the layers' matrices (rate
+0.01, or 0.001 as match_rms_adamw adjusts it) and AdamW the rest; its five steps of Newton and Schulz are computed in the
+dtype of the gradient rather than in bfloat16. bfloat16 is torch.autocast over float32 weights, the loss from float32 logits. No model has a padding token: PyTorch
 would keep its row of the embedding as it is. Mixtures of experts learn without the routers' auxiliary loss, as Transformers
 has it by default.
 """
@@ -31,11 +33,37 @@ def rows():
     return made
 
 
-def train(folder, data, dtype):
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+
+
+def newton_schulz(gradient, coefficients, steps, eps):
+    """torch.optim._muon's own, but not in bfloat16."""
+    a, b, c = coefficients
+    x = gradient.T if gradient.size(0) > gradient.size(1) else gradient
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if gradient.size(0) > gradient.size(1) else x
+
+
+def muon(adjustment, rate):
+    torch.optim._muon._zeropower_via_newtonschulz = newton_schulz
+
+    def optimizers(model):
+        hidden = {name for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
+        return [torch.optim.Muon([p for name, p in model.named_parameters() if name in hidden], lr=rate, weight_decay=0.1,
+                                 momentum=0.95, nesterov=True, adjust_lr_fn=adjustment),
+                adamw([p for name, p in model.named_parameters() if name not in hidden])]
+    return optimizers
+
+
+def train(folder, data, dtype, optimizers=lambda model: [adamw(model.parameters())]):
     autocast = dtype == torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
                                                  experts_implementation="eager").to(torch.float32 if autocast else dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    made = optimizers(model)
     steps = []
     for step in range(STEPS):
         ids = torch.tensor(data[step * BATCH:(step + 1) * BATCH])
@@ -43,10 +71,11 @@ def train(folder, data, dtype):
             logits = model(ids).logits
         logits = logits.float() if autocast else logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in made:
+            optimizer.step()
         steps.append([loss.item(), norm.item()])
     return steps
 
@@ -87,6 +116,11 @@ def main():
                     for kind, dtype in (("float64", torch.float64), ("float32", torch.float32),
                                          ("bfloat16", torch.bfloat16))}
         (folder / name / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
+    if "llama" in (sys.argv[2:] or MODELS):
+        expected = {adjustment: {kind: train(folder / "llama" / "init", data, dtype, muon(adjustment, rate))
+                                 for kind, dtype in (("float64", torch.float64), ("float32", torch.float32))}
+                    for adjustment, rate in (("original", 0.01), ("match_rms_adamw", 0.001))}
+        (folder / "llama" / "muon.json").write_text(json.dumps(expected, indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -102,19 +102,20 @@ TEST(PolicyTest, DifferencesAreCaught) {
   world.policy->begin_step(1);
   // As a trainer would that rewrote a weight behind the rollout's back: one in a thousand.
   const Parameters::Named& changed = world.parameters.tensors().back();
-  std::vector<float> values = world.parameters.read(Parameters::Kind::kMaster, changed);
+  std::vector<float> values(static_cast<size_t>(changed.count));
+  world.parameters.read(Parameters::Kind::kMaster, changed, values);
   const std::vector<float> right = values;
   for (float& value : values) value *= 1.001f;
-  world.parameters.write(Parameters::Kind::kMaster, changed, values);
+  world.parameters.write_master(changed, values);
   world.parameters.rewrite();
   EXPECT_QIAO_ERROR(world.loss(), kInvalidInput, "step 1, sequence 0 of the rollout",
                     "had the log-probability -", "has -", "tokens differ");
   EXPECT_GT(world.policy->report()["rollout_differing"].get<int64_t>(), 0);
-  world.parameters.write(Parameters::Kind::kMaster, changed, right);
+  world.parameters.write_master(changed, right);
   world.parameters.rewrite();
   EXPECT_NO_THROW(world.loss());
   // The next rollout reads no key or value of these weights.
-  world.parameters.write(Parameters::Kind::kMaster, changed, values);
+  world.parameters.write_master(changed, values);
   world.parameters.rewrite();
   world.policy->begin_step(2);
   EXPECT_NO_THROW(world.loss());

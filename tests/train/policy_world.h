@@ -77,6 +77,7 @@ struct PolicyWorld {
   // The loss of a step whose rollout is there.
   double loss() {
     double sum = 0;
+    parameters.begin_gradient(0);
     for (int64_t part = 0; part < policy->parts(); ++part) {
       const PackedBatch batch = policy->part(part);
       const std::span<const float> logprob = passes->forward(batch);
@@ -84,6 +85,7 @@ struct PolicyWorld {
       sum += policy->loss(part, logprob, dlogprob);
       passes->backward(dlogprob, parameters);
     }
+    parameters.end_gradient(0);
     return sum;
   }
 

@@ -2,6 +2,7 @@
 // AdamW makes of them, each within its own bound of float64.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -9,6 +10,7 @@
 #include "base/json.h"
 #include "models/decoder_training.h"
 #include "train/golden_run.h"
+#include "train/optimizer.h"
 
 namespace qiao::train {
 namespace {
@@ -17,13 +19,11 @@ constexpr double kUnit = 0x1p-24;
 double gamma(double m) { return m * kUnit / (1 - m * kUnit); }
 
 // make_training_steps.py's.
-constexpr AdamWSettings kAdamW;
+const OptimizerSettings kAdamW;
 constexpr double kClip = 1.0;
 
 using Kind = Parameters::Kind;
-constexpr std::pair<Kind, const char*> kKinds[] = {{Kind::kMaster, "parameter"},
-                                                   {Kind::kFirstMoment, "first_moment"},
-                                                   {Kind::kSecondMoment, "second_moment"}};
+constexpr const char* kKinds[] = {"parameter", "first_moment", "second_moment"};
 
 // Rows one behind the other, each a document.
 struct Rows {
@@ -51,6 +51,7 @@ class StepTest : public ::testing::TestWithParam<const char*> {
   const std::unique_ptr<Backend> backend_ = make_backend("auto", {.threads = 2});
   Parameters parameters_{*backend_};
   std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<DecoderTraining> passes_;
   std::map<std::string, std::vector<float>> stored_;
 
@@ -60,6 +61,9 @@ class StepTest : public ::testing::TestWithParam<const char*> {
     options.laid_out = [&](const LaidOutTensor& tensor) { parameters_.add(tensor); };
     decoder_ = Decoder::load(*files_, *backend_, options);
     parameters_.prepare(*files_);
+    optimizer_ =
+        std::make_unique<Optimizer>(*backend_, parameters_, kAdamW, std::span<const Weight* const>());
+    optimizer_->prepare();
     passes_ = std::make_unique<DecoderTraining>(*decoder_, 64, 4);
     for (NamedValues& tensor : read_tensors(folder_ / "states.safetensors"))
       stored_[tensor.name] = std::move(tensor.values);
@@ -69,16 +73,35 @@ class StepTest : public ::testing::TestWithParam<const char*> {
     return stored_.at(fmt::format("{}.{}.{}", step, kind, tensor.name));
   }
 
+  const Optimizer::State& state_of(const char* kind, const Parameters::Named& tensor) const {
+    return *std::ranges::find(optimizer_->states(), fmt::format("{}.{}", kind, tensor.name),
+                              &Optimizer::State::name);
+  }
+  std::vector<float> read(const char* kind, const Parameters::Named& tensor) const {
+    std::vector<float> values(static_cast<size_t>(tensor.count));
+    if (std::string_view(kind) == "parameter") {
+      parameters_.read(Kind::kMaster, tensor, values);
+    } else if (std::string_view(kind) == "gradient") {
+      parameters_.read(Kind::kGradient, tensor, values);
+    } else {
+      optimizer_->read(state_of(kind, tensor), std::as_writable_bytes(std::span(values)));
+    }
+    return values;
+  }
+
   // 0: the model of `init`, no moments.
   void begin_from(int64_t state) {
-    for (const Parameters::Named& tensor : parameters_.tensors())
-      for (const auto& [kind, name] : kKinds)
-        if (state > 0) parameters_.write(kind, tensor, stored(state, name, tensor));
+    for (const Parameters::Named& tensor : parameters_.tensors()) {
+      if (state == 0) break;
+      parameters_.write_master(tensor, stored(state, kKinds[0], tensor));
+      for (const char* moment : {kKinds[1], kKinds[2]})
+        optimizer_->write(state_of(moment, tensor), std::as_bytes(std::span(stored(state, moment, tensor))));
+    }
     parameters_.rewrite();
   }
 
   double forward_and_back(const Rows& rows) {
-    parameters_.zero_gradients();
+    parameters_.begin_gradient(0);
     double sum = 0;
     for (const float value : passes_->forward({rows.tokens, rows.positions, rows.labels, rows.starts}))
       sum -= static_cast<double>(value);
@@ -86,6 +109,7 @@ class StepTest : public ::testing::TestWithParam<const char*> {
     for (size_t i = 0; i < slopes.size(); ++i)
       slopes[i] = rows.labels[i] < 0 ? 0.0f : static_cast<float>(-1.0 / static_cast<double>(rows.labelled));
     passes_->backward(slopes, parameters_);
+    parameters_.end_gradient(0);
     return sum / static_cast<double>(rows.labelled);
   }
 };
@@ -128,15 +152,15 @@ TEST_P(StepTest, IsPyTorchsFromItsState) {
     begin_from(state);
     const double loss = forward_and_back(Rows(expected["rows"])), exact_loss = expected["loss"];
     EXPECT_LE(std::abs(loss - exact_loss), 1e-6 * exact_loss);
-    const double norm = parameters_.gradient_norm(), exact_norm = expected["grad_norm"];
+    const double norm = norm_of(parameters_.gradient_squares()), exact_norm = expected["grad_norm"];
     EXPECT_LE(std::abs(norm - exact_norm), 1e-5 * exact_norm);
 
     const double scale = clip_scale(norm), exact_scale = clip_scale(exact_norm);
     std::map<std::string, std::vector<std::vector<float>>> before;  // by tensor: kinds, then the gradient
     for (const Parameters::Named& tensor : parameters_.tensors()) {
       auto& lists = before[tensor.name];
-      for (const auto& [kind, name] : kKinds) lists.push_back(parameters_.read(kind, tensor));
-      lists.push_back(parameters_.read(Kind::kGradient, tensor));
+      for (const char* kind : kKinds) lists.push_back(read(kind, tensor));
+      lists.push_back(read("gradient", tensor));
       const std::vector<float>& exact = stored(step, "gradient", tensor);
       ASSERT_EQ(exact.size(), lists.back().size()) << tensor.name;
       for (size_t i = 0; i < exact.size(); ++i) {
@@ -146,21 +170,22 @@ TEST_P(StepTest, IsPyTorchsFromItsState) {
       }
     }
 
-    parameters_.update(kAdamW, scale, step);
+    optimizer_->update(kAdamW.learning_rate, kAdamW.learning_rate, scale, step);
+    parameters_.rewrite();
     for (const Parameters::Named& tensor : parameters_.tensors()) {
       const auto& was = before[tensor.name];
       const std::vector<float>& gradient = stored(step, "gradient", tensor);
       std::vector<std::vector<float>> after;
-      for (const auto& [kind, name] : kKinds) after.push_back(parameters_.read(kind, tensor));
+      for (const char* kind : kKinds) after.push_back(read(kind, tensor));
       for (size_t i = 0; i < gradient.size(); ++i) {
         const double g = exact_scale * gradient[i];
         const double off = std::abs(scale * was[3][i] - g) + kUnit * std::abs(g);
         const UpdateBound bound(was[0][i], was[1][i], was[2][i], g, off, step);
         const double bounds[] = {bound.parameter, bound.first, bound.second};
         for (size_t kind = 0; kind < 3; ++kind) {
-          const double exact = stored(step, kKinds[kind].second, tensor)[i];
+          const double exact = stored(step, kKinds[kind], tensor)[i];
           ASSERT_LE(std::abs(static_cast<double>(after[kind][i]) - exact), bounds[kind])
-              << tensor.name << " " << kKinds[kind].second << " " << i << ": " << exact;
+              << tensor.name << " " << kKinds[kind] << " " << i << ": " << exact;
         }
       }
     }

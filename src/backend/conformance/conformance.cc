@@ -42,7 +42,9 @@ constexpr Table kTables[] = {
     {"token_logprob", conform_token_logprob},
     {"token_logprob_backward", conform_token_logprob_backward},
     {"sum_of_squares", conform_sum_of_squares},
+    {"accumulate", conform_accumulate},
     {"adamw", conform_adamw},
+    {"muon", conform_muon},
 };
 
 // What is wrong with an op's lines, given what the chip says it lacks.

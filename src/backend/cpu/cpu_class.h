@@ -31,6 +31,7 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
+  size_t workspace_bytes(const Muon& op) const override;
 
  protected:
   void* do_allocate(size_t bytes) override;
@@ -69,7 +70,9 @@ class CpuBackend final : public Backend {
   void do_token_logprob(const TokenLogprob& op) override;
   void do_token_logprob_backward(const TokenLogprobBackward& op) override;
   void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_accumulate(const Accumulate& op) override;
   void do_adamw(const AdamW& op) override;
+  void do_muon(const Muon& op) override;
 
  private:
   ThreadPool pool_;

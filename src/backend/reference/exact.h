@@ -168,6 +168,15 @@ struct AdamWTerms {
 };
 AdamWTerms exact_adamw(const AdamW& op);
 
+struct MuonTerms {
+  std::vector<double> parameters, momentum;  // new, [N, K]
+  std::vector<double> decayed;               // (1 - learning_rate * weight_decay) p
+  std::vector<double> momentum_size;         // |beta m| + |(1 - beta) g|
+  std::vector<double> orthogonal;            // X after five steps, [N, K]
+  double orthogonal_error = 0;               // E
+};
+MuonTerms exact_muon(const Muon& op);
+
 // Element [i, j…] of an F32 tensor.
 inline float at(const Tensor& t, int64_t i) { return t.as<float>()[i * t.stride[0]]; }
 inline float& at(const Tensor& t, int64_t i, int64_t j) {

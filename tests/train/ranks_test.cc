@@ -1,0 +1,203 @@
+// A step shared out over ranks leaves the same bytes for any number of them.
+#include "train/ranks.h"
+
+#include <gtest/gtest.h>
+
+#include <exception>
+#include <numeric>
+#include <thread>
+
+#include "base/file.h"
+#include "support/expect_error.h"
+#include "train/golden_run.h"
+
+namespace qiao::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+TEST(DealOutTest, BalancesWholeTensors) {
+  const std::vector<int64_t> counts = {100, 5, 5, 5, 60, 40, 90, 3};
+  const std::vector<int64_t> owners = deal_out(counts, 4);
+  EXPECT_EQ(owners, (std::vector<int64_t>{0, 3, 3, 3, 2, 3, 1, 3}));
+  EXPECT_EQ(deal_out(counts, 1), std::vector<int64_t>(counts.size(), 0));
+}
+
+// Trains in as many threads as `size`; rank 0's recorder. What a rank throws comes out of here, rank 0's
+// first.
+Recorder run_in_threads(const TrainOptions& options, int size) {
+  auto communicators = make_thread_communicators(size, 60);
+  std::vector<Recorder> recorders(static_cast<size_t>(size));
+  std::vector<std::exception_ptr> errors(recorders.size());
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < recorders.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      TrainOptions own = options;
+      own.virtual_ranks = 4;
+      own.threads = 1;
+      const std::unique_ptr<Communicator> communicator = std::move(communicators[rank]);
+      try {
+        train(own, recorders[rank], *communicator);
+        communicator->finish();
+      } catch (...) {
+        errors[rank] = std::current_exception();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  for (size_t rank = 1; rank < recorders.size(); ++rank) {
+    EXPECT_TRUE(recorders[rank].steps.empty());
+    EXPECT_TRUE(recorders[rank].warnings.empty());
+  }
+  return recorders.front();
+}
+
+std::vector<fs::path> files_of(const fs::path& folder) {
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file() && entry.path().filename() != "metrics.jsonl")
+      files.push_back(entry.path().lexically_relative(folder));
+  std::ranges::sort(files);
+  return files;
+}
+
+void expect_same_run(const fs::path& expected, const fs::path& actual) {
+  const std::vector<fs::path> files = files_of(expected);
+  EXPECT_EQ(files, files_of(actual));
+  for (const fs::path& file : files)
+    EXPECT_TRUE(read_file(expected / file) == read_file(actual / file)) << file;
+}
+
+struct Shape {
+  const char* name;
+  const char* model;
+  const char* dtype;
+  const char* optimizer;
+  const char* states;
+};
+
+class RanksTest : public ::testing::TestWithParam<Shape> {
+ protected:
+  TrainOptions options(const std::string& name) const {
+    TrainOptions made = as_pytorch(folder_.path() / name, GetParam().model);
+    made.dtype = GetParam().dtype;
+    made.optimizer.kind = GetParam().optimizer;
+    made.optimizer.adam_states = GetParam().states;
+    made.batch = 8;
+    made.micro_batch = 1;
+    made.steps = 4;
+    made.checkpoint_every = 2;
+    return made;
+  }
+  const testing::TemporaryDirectory folder_;
+};
+
+TEST_P(RanksTest, OneTwoAndFourLeaveTheSameBytes) {
+  const Recorder one = run_in_threads(options("1"), 1);
+  EXPECT_EQ(files_of(folder_.path() / "1" / "checkpoints").size(), 2u * 5);
+  for (const int size : {2, 4}) {
+    const Recorder other = run_in_threads(options(std::to_string(size)), size);
+    ASSERT_EQ(other.steps.size(), 4u);
+    for (size_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(other.steps[i].loss, one.steps[i].loss);
+      EXPECT_EQ(other.steps[i].gradient_norm, one.steps[i].gradient_norm);
+    }
+    expect_same_run(folder_.path() / "1", folder_.path() / std::to_string(size));
+  }
+}
+
+TEST_P(RanksTest, ARunGoesOnWithAnotherNumber) {
+  run_in_threads(options("whole"), 1);
+  TrainOptions parts = options("parts");
+  parts.steps = 2;
+  run_in_threads(parts, 4);
+  parts.steps = 4, parts.resume = true;
+  EXPECT_EQ(run_in_threads(parts, 2).steps.front().step, 3);
+  expect_same_run(folder_.path() / "whole", folder_.path() / "parts");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RanksTest,
+                         ::testing::Values(Shape{"llama", "llama", "f32", "adamw", "f32"},
+                                           Shape{"experts", "qwen3-moe", "bf16", "adamw", "8bit"},
+                                           Shape{"muon", "gemma3", "f32", "muon", "bf16"}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// Nearly what one gradient gives: only the order of its sums is another.
+TEST(RanksOfAPlainRunTest, AreWhatAPlainRunIs) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions plain = as_pytorch(folder.path() / "plain"), shared = as_pytorch(folder.path() / "shared");
+  plain.steps = shared.steps = 5;
+  const Recorder a = run(plain), b = run_in_threads(shared, 2);
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_NEAR(a.steps[i].loss, b.steps[i].loss, 2e-6 * a.steps[i].loss);
+    EXPECT_NEAR(a.steps[i].gradient_norm, b.steps[i].gradient_norm, 1e-5 * a.steps[i].gradient_norm);
+  }
+  // And one goes on with the other's checkpoints.
+  plain.steps = shared.steps = 6;
+  plain.resume = shared.resume = true;
+  plain.out.swap(shared.out);
+  EXPECT_EQ(run(plain).steps.front().step, 6);
+  EXPECT_EQ(run_in_threads(shared, 4).steps.front().step, 6);
+}
+
+TEST(RanksOfAPlainRunTest, ABatchThatIsNoMultipleOfFourIsRefused) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.batch = 6;
+  EXPECT_QIAO_ERROR(run_in_threads(options, 2), kInvalidInput, "--batch is 6", "multiple of 4");
+  options.batch = 4, options.virtual_ranks = 2;
+  EXPECT_QIAO_ERROR(run(options), kInvalidInput, "--virtual-ranks is 2", "1 or 4");
+}
+
+TEST(RanksOfAPlainRunTest, ThreeProcessesAreRefused) {
+  const testing::TemporaryDirectory folder;
+  EXPECT_QIAO_ERROR(run_in_threads(as_pytorch(folder.path() / "run"), 3), kInvalidInput,
+                    "3 processes were started; 1, 2 or 4 were expected");
+}
+
+TEST(RanksOfAPlainRunTest, AnyRankMayStopAllOfThem) {
+  const testing::TemporaryDirectory folder;
+  auto communicators = make_thread_communicators(2, 60);
+  Recorder first, second;
+  second.stop_after = 0;  // which hears of no step
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.threads = 1;
+  std::thread other([&] { train(options, second, *communicators[1]); });
+  train(options, first, *communicators[0]);
+  other.join();
+  EXPECT_EQ(first.steps.size(), 1u);
+}
+
+TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.threads = 1, options.checkpoint_every = 2, options.steps = 1000;
+  class Dies final : public TrainObserver {
+   public:
+    void on_start(const TrainReport&) override {}
+    void on_step(const StepRecord&) override {}
+    void on_warning(const std::string&) override {}
+    bool should_stop() override {
+      if (++steps_ == 5) throw Error(ErrorKind::kIo, "dead");
+      return false;
+    }
+
+   private:
+    int steps_ = 0;
+  } dies;
+  auto communicators = make_thread_communicators(2, 60);
+  std::thread other([&] {
+    const auto own = std::move(communicators[1]);
+    EXPECT_QIAO_ERROR(train(options, dies, *own), kIo, "dead");
+  });
+  Recorder first;
+  EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
+  other.join();
+  options.steps = 5, options.resume = true;
+  EXPECT_EQ(run(options).steps.front().step, 5);
+}
+
+}  // namespace
+}  // namespace qiao::train
