@@ -119,17 +119,16 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command.add_option("-t,--threads", o.threads, "Threads; 0: as many as this process may use")
       ->type_name("N");
   command
-      .add_option(
-          "--virtual-ranks", o.virtual_ranks,
-          "1, or 4: the batch is dealt out as to 4 processes, for the bytes that those would leave [1; 4 "
-          "with mpirun]")
-      ->check(CLI::IsMember({1, 4}))
+      .add_option("--virtual-ranks", o.virtual_ranks,
+                  "4: the batch is dealt out as to 4 processes, for the bytes that those would leave; 0: 4 "
+                  "with mpirun, else 1 [0]")
+      ->check(CLI::IsMember({0, 1, 4}))
       ->type_name("N");
   command
       .add_option("--rank-timeout", flags.rank_timeout,
                   "With mpirun: seconds without a sign of life after which a process hangs [20]")
       ->check(CLI::Range(0.1, 86400.0))
-      ->type_name("SECONDS");
+      ->type_name("X");
   command.add_flag("--dry-run", o.dry_run, "Say how much memory it takes, and end");
   command.add_flag("-q,--quiet", flags.quiet, "No line a step");
 }

@@ -16,8 +16,8 @@ EVAL = GOLDEN / "eval"
 MODEL = ["-m", str(GOLDEN / "chat"), "-q"]
 
 
-def qiao_eval(*flags, code=0):
-    run = subprocess.run([QIAO, "eval", *MODEL, *map(str, flags)], capture_output=True, text=True, timeout=100)
+def qiao_eval(*flags, code=0, model=MODEL):
+    run = subprocess.run([QIAO, "eval", *model, *map(str, flags)], capture_output=True, text=True, timeout=100)
     if run.returncode != code:
         raise AssertionError(f"{flags}: {run.returncode}: {run.stderr}")
     return run
@@ -98,13 +98,24 @@ class EvalCommandTest(unittest.TestCase):
                 (2, "--max-tokens", ["--exact", choices, "--max-tokens", "0"]), (1, "--regex", ["--exact", choices, "--regex", "["]),
                 (1, "no-such-file", ["--text", "no-such-file"]), (1, "--samples", ["--choices", choices, "--samples", self.path / "no" / "s"]),
                 (1, "--seq 600", ["--text", EVAL / "texts.jsonl", "--seq", "600", "-c", "100"]),
-                (1, "--num-fewshot 8", ["--choices", choices, "--num-fewshot", "8"]), (1, "is a directory", ["--text", self.path]),
-                (1, "chat template", ["-m", GOLDEN / "models" / "llama" / "model.gguf", "--chat", "--choices", choices])):
+                (1, "--num-fewshot 8", ["--choices", choices, "--num-fewshot", "8"]), (1, "is a directory", ["--text", self.path])):
             with self.subTest(flags=flags):
                 run = qiao_eval(*flags, code=code)
                 self.assertEqual(run.stdout, "")
                 self.assertIn(named, run.stderr)
                 self.assertEqual(run.stderr.count("\n"), 1)
+
+    def test_a_chat_needs_a_template(self):
+        for file in (GOLDEN / "chat").iterdir():
+            (self.path / file.name).symlink_to(file)
+        config = json.loads((GOLDEN / "chat" / "tokenizer_config.json").read_text())
+        del config["chat_template"]
+        (self.path / "tokenizer_config.json").unlink()
+        (self.path / "tokenizer_config.json").write_text(json.dumps(config))
+        model = ["-m", str(self.path), "-q"]
+        self.assertIn("chat template", qiao_eval("--chat", "--exact", EVAL / "exact.jsonl", code=1, model=model).stderr)
+        rows = self.write("m.jsonl", {"messages": [{"role": "user", "content": "a"}], "answer": "b"})
+        self.assertIn("m.jsonl:1: ", qiao_eval("--exact", rows, "-c", 400, code=1, model=model).stderr)
 
     def test_interrupt(self):
         file = self.write("long.jsonl", *[{"prompt": f"{i} The sky", "answer": "x"} for i in range(4000)])

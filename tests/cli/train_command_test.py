@@ -66,7 +66,7 @@ class TrainCommandTest(unittest.TestCase):
                 ("shuffle = 3", "shuffle = 3", "on, off"),
                 ("dry-run = 1", "dry-run = 1", "true or false"),
                 ("threads = 99999999999999999", "threads = 99999999999999999", "an integer"),
-                ("[optimizer]\nlr = 1", 'unknown key "optimizer"'),
+                ("[adam]\nlr = 1", 'unknown key "adam"'),
                 ("resume = true", 'unknown key "resume"'),
                 ('mode = "dpo"', "mode = 'dpo'", '"finetune" was expected'),
                 ("seq = 4\nseq = 5", "not valid TOML"),

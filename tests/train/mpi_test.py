@@ -18,13 +18,14 @@ ENVIRONMENT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_R
                "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
 
 
-def command(processes, out, *flags):
+def command(processes, out, *flags, batch="4"):
     return ["mpirun", "-np", str(processes), QIAO, "train", "pretrain", "--init", str(GOLDEN / "llama" / "init"), "--data",
-            str(GOLDEN / "data.jsonl"), "--out", str(out), "--batch", "4", "--seq", "32", "--threads", "1", *flags]
+            str(GOLDEN / "data.jsonl"), "--out", str(out), "--batch", batch, "--seq", "32", "--threads", "1",
+            "--schedule", "constant", *flags]
 
 
-def run(processes, out, *flags):
-    return subprocess.run(command(processes, out, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+def run(processes, out, *flags, **settings):
+    return subprocess.run(command(processes, out, *flags, **settings), env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
 
 
 def expect(condition, *what):
@@ -59,7 +60,7 @@ def same_bytes(scratch):
 
 
 def refusals(scratch):
-    result = run(2, scratch / "never", "--steps", "6", "--batch", "6")
+    result = run(2, scratch / "never", "--steps", "6", batch="6")
     expect(result.returncode == 1, result.returncode, result.stderr)
     expect(result.stderr.count("multiple of 4") == 1, result.stderr)
     result = run(3, scratch / "never", "--steps", "6")
