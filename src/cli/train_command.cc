@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/grpo_flags.h"
 #include "cli/model_argument.h"
 #include "cli/run_config.h"
 #include "cli/train_flags.h"
@@ -54,7 +55,7 @@ void in_all_processes(const std::function<void(std::optional<int> rank)>& body) 
     body(rank);
   } catch (const Error& error) {
     if (rank.value_or(0) == 0) throw;
-    std::this_thread::sleep_for(std::chrono::seconds(1));  // mpirun ends all where rank 0 has
+    std::this_thread::sleep_for(std::chrono::seconds(5));  // mpirun ends all where rank 0 has
     throw Error(error.kind(), fmt::format("rank {}: {}", *rank, error.what()));
   }
 }
@@ -137,6 +138,14 @@ void add_dpo(CLI::App& command) {
       "  qiao train dpo --init DIR --data pairs.jsonl --steps 100 --lr 1e-6 --beta 0.1 --out RUN");
 }
 
+void add_grpo(CLI::App& command) {
+  const auto flags = std::make_shared<TrainFlags>();
+  CLI::App* mode =
+      add_mode(command, flags, "grpo",
+               "Teach a model by rewards: completions are drawn in groups and the better ones made likelier");
+  add_grpo_flags(*mode, *flags);
+}
+
 }  // namespace
 
 void add_train_command(CLI::App& app) {
@@ -146,11 +155,14 @@ void add_train_command(CLI::App& app) {
       "Examples:\n"
       "  qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train finetune --init DIR --data chats.jsonl --steps 200 --out RUN\n"
+      "  qiao train grpo --init DIR --data prompts.jsonl --reward-python reward.py --lr 1e-6 --steps 200 "
+      "--out RUN\n"
       "  mpirun -np 4 qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
       "  qiao train finetune --help");
   add_pretrain(*command);
   add_finetune(*command);
   add_dpo(*command);
+  add_grpo(*command);
 }
 
 }  // namespace qiao::cli

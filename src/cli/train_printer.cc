@@ -43,6 +43,19 @@ std::string memory_text(const train::MemoryPlan& memory) {
       format_bytes(memory.checkpoint), format_bytes(memory.process));
 }
 
+// What reinforcement learning is watched by; empty for other modes.
+std::string grpo_figures(const Json& more) {
+  if (!more.contains("reward")) return "";
+  std::string text = fmt::format("  reward {:.3f}  length {:.0f}  clipped {:.1f}%  rollout kl {:.2g}",
+                                 more["reward"].get<double>(), more["completion_tokens"].get<double>(),
+                                 100 * more["clipped"].get<double>(), more["rollout_kl"].get<double>());
+  if (more.contains("rollout_differing")) {
+    text += fmt::format(", {} of {} tokens differ", more["rollout_differing"].get<int64_t>(),
+                        more["rollout_compared"].get<int64_t>());
+  }
+  return text;
+}
+
 }  // namespace
 
 TrainPrinter::TrainPrinter(int64_t steps, int64_t log_every, bool quiet, bool dry_run)
@@ -83,8 +96,10 @@ std::string TrainPrinter::line(const train::StepRecord& record) const {
                   record.loss, record.gradient_norm, record.learning_rate, record.tokens_per_second);
   if (report_.peak_flops > 0)
     text += fmt::format("  {:.1f}% of peak", 100 * record.flops / record.seconds / report_.peak_flops);
+  const std::string figures = grpo_figures(record.more);
+  text += figures;
   for (const auto& [key, value] : record.more.items())
-    if (value.is_number()) text += fmt::format("  {} {:.4g}", key, value.get<double>());
+    if (figures.empty() && value.is_number()) text += fmt::format("  {} {:.4g}", key, value.get<double>());
   return text + fmt::format("  {} left", time_text(left));
 }
 

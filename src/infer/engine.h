@@ -22,7 +22,9 @@ namespace qiao {
 enum class FinishReason { kNone, kStop, kLength, kCancelled, kError };
 
 struct TokenLogprobs {
-  float logprob = 0.0f;  // of the token itself, natural logarithm, before any sampling option
+  // Of the token itself, natural logarithm, before any sampling option (but the temperature, where the
+  // request asks for it).
+  float logprob = 0.0f;
   std::vector<std::pair<TokenId, float>> top;  // the most likely ones, descending
 };
 
@@ -35,6 +37,8 @@ struct GenerationRequest {
   int32_t choice = 0;  // index among the choices of one API request: part of the random stream
   bool logprobs = false;
   int32_t top_logprobs = 0;  // 0 to 20
+  // Log-probabilities are those at the sampling temperature (at 1 where it is 0): TokenLogprob's bits.
+  bool logprobs_at_temperature = false;
   bool prompt_logprobs =
       false;  // each prompt token's, given its predecessors, in one event before the first token
   // The first prompt token whose log-probability is wanted, 1 or more: those before it may come from cached
@@ -44,6 +48,8 @@ struct GenerationRequest {
   std::string tenant;      // requests of different tenants never share cached prompts
   // What the answer must look like; null: anything.
   std::shared_ptr<constrain::CompiledGrammar> grammar;
+  // The token that ends generation is given as others are, but without text.
+  bool end_token = false;
   bool special_text = false;  // control tokens show as text: calls of tools are written with them
   std::string adapter;        // name of a LoRA adapter that the engine was given; empty: none
 };

@@ -4,6 +4,14 @@
 #include <limits>
 
 namespace qiao {
+namespace {
+
+float logprob_temperature(const GenerationRequest& request) {
+  const float temperature = sample_row(request.sampling, 0, 0).temperature;
+  return request.logprobs_at_temperature && temperature > 0 ? temperature : 1.0f;
+}
+
+}  // namespace
 
 void SampleBatch::clear() {
   rows_.clear();
@@ -48,13 +56,15 @@ void SampleBatch::add(const Sequence& sequence, int64_t ahead) {
   const GenerationRequest& request = sequence.request();
   rows_.push_back(
       sample_row(request.sampling, request.choice, static_cast<int64_t>(sequence.tokens.size()) + ahead));
+  rows_.back().logprob_temperature = logprob_temperature(request);
   add_history(sequence, ahead);
   for (const auto& [id, bias] : request.sampling.logit_bias) add_bias(id, bias);
   end_row();
 }
 
-void SampleBatch::add_known(TokenId target) {
+void SampleBatch::add_known(const Sequence& sequence, TokenId target) {
   rows_.push_back(SampleRow{});
+  rows_.back().logprob_temperature = logprob_temperature(sequence.request());
   // A bias that nothing outweighs makes the greedy draw give the target.
   add_bias(target, std::numeric_limits<float>::max());
   end_row();

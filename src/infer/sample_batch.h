@@ -19,8 +19,8 @@ class SampleBatch {
   // A row: the draw of the token behind the first `ahead` tokens of the sequence's draft, as if those had
   // been drawn. Tokens beyond the vocabulary are left out of what it asks for.
   void add(const Sequence& sequence, int64_t ahead);
-  // A row whose draw is `target`, for its log-probability.
-  void add_known(TokenId target);
+  // A row whose draw is `target`, for its log-probability in that sequence.
+  void add_known(const Sequence& sequence, TokenId target);
 
   struct Wanted {
     std::span<const uint32_t> masks;  // [rows, ceil(V / 32)]: the tokens allowed; empty: all

@@ -36,6 +36,7 @@ SamplingOptions recommended_sampling(const Json& generation_config);
 // From the system's entropy.
 uint64_t random_seed();
 
+// Its log-probabilities are those at temperature 1.
 SampleRow sample_row(const SamplingOptions& options, int32_t choice, int64_t position);
 
 }  // namespace qiao

@@ -206,6 +206,13 @@ void Sequence::accept(TokenId token, TokenLogprobs logprobs) {
       send_prompt_logprobs();
     }
     ++completion_tokens_;
+    if (request_.end_token) {
+      GenerationEvent event;
+      event.has_token = true;
+      event.token = token;
+      event.logprobs = std::move(logprobs);
+      on_event_(event);
+    }
     finish(FinishReason::kStop);
     return;
   }

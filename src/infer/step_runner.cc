@@ -159,7 +159,8 @@ void StepRunner::draw(const Tensor& logits) {
   int64_t top = 0;
   for (const Output& output : outputs_) {
     top = std::max<int64_t>(top, output.sequence->request().top_logprobs);
-    output.draws ? batch_.add(*output.sequence, output.ahead) : batch_.add_known(output.target);
+    output.draws ? batch_.add(*output.sequence, output.ahead)
+                 : batch_.add_known(*output.sequence, output.target);
   }
   const SampleBatch::Draws draws =
       batch_.draw(logits, {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)});

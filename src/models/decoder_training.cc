@@ -1,6 +1,7 @@
 #include "models/decoder_training.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "base/error.h"
@@ -19,6 +20,8 @@ void check_batch(const PackedBatch& batch, int64_t tokens, int64_t documents, in
   const auto count = static_cast<int64_t>(batch.tokens.size());
   if (count == 0 || count > tokens)
     refuse_packed(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
+  if (!(batch.temperature > 0) || !std::isfinite(batch.temperature))
+    refuse_packed(fmt::format("temperature {}; a number above 0 was expected", batch.temperature));
   if (batch.positions.size() != batch.tokens.size() || batch.labels.size() != batch.tokens.size()) {
     refuse_packed(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
                               batch.labels.size()));
@@ -47,11 +50,11 @@ struct DecoderTraining::State {
   Backend& backend;
   const int64_t most_tokens, most_documents;
   int64_t tokens = 0;  // of the last batch
+  float temperature = 1.0f;
 
   std::vector<nn::AdapterRows> adapter_rows;  // all of them, where the decoder has an adapter: its first
   bool with_adapter = true;                   // in the last forward pass
 
-  std::vector<Buffer> buffers;
   Buffer arena;  // all of the memory
   // Nowhere (nor where nn::Context measures), at first.
   std::byte* base = reinterpret_cast<std::byte*>(uintptr_t{1} << 46);
@@ -149,6 +152,7 @@ TokenLogprob DecoderTraining::State::loss() const {
   op.compute = weights.head.pieces.front().compute;
   op.labels = labels.slice(0, tokens);
   op.soft_cap = config.final_logit_softcapping;
+  op.temperature = temperature;
   op.logprob = logprob.slice(0, tokens);
   op.log_sum_exp = log_sum_exp.slice(0, tokens);
   op.workspace = workspace;
@@ -162,6 +166,7 @@ TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* p
   op.weight = forward.weight;
   op.labels = forward.labels;
   op.soft_cap = forward.soft_cap;
+  op.temperature = forward.temperature;
   op.compute = forward.compute;
   op.log_sum_exp = forward.log_sum_exp;
   op.dlogprob = dlogprob.slice(0, tokens);
@@ -260,6 +265,7 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch, bool w
   s.tokens = static_cast<int64_t>(batch.tokens.size());
   s.document_count = static_cast<int64_t>(batch.starts.size()) - 1;
   for (nn::AdapterRows& rows : s.adapter_rows) rows.count = s.tokens;
+  s.temperature = batch.temperature;
   s.backend.upload(s.ids.data, batch.tokens.data(), batch.tokens.size_bytes());
   s.backend.upload(s.positions.data, batch.positions.data(), batch.positions.size_bytes());
   s.backend.upload(s.labels.data, batch.labels.data(), batch.labels.size_bytes());

@@ -17,6 +17,7 @@ struct PackedBatch {
   std::span<const int32_t> positions;  // [T], from 0 in each document
   std::span<const int32_t> labels;     // [T], the token that follows, or -1: no loss here
   std::span<const int32_t> starts;     // [D + 1], ascending from 0 to T
+  float temperature = 1.0f;            // > 0: log-probabilities are of logits over it
 };
 
 // Whether layers are computed again on the way back: a third more work, for memory that does not grow with

@@ -4,12 +4,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "base/json.h"
 #include "models/decoder_training.h"
 
 namespace qiao::train {
+
+// The reference's log-probability of each label of a batch; valid until the next call.
+using ReferencePass = std::function<std::span<const float>(const PackedBatch&)>;
 
 class Objective {
  public:
@@ -18,6 +22,8 @@ class Objective {
   // Room that its largest part needs.
   virtual int64_t most_tokens() const = 0;
   virtual int64_t most_documents() const = 0;
+  // Of the chip's memory, that it holds for itself.
+  virtual uint64_t bytes() const { return 0; }
 
   // Gathers what the step (from 1) is made of. Reinforcement learning rolls out here.
   virtual void begin_step(int64_t step) = 0;
@@ -31,6 +37,8 @@ class Objective {
   // label's log-probability; dlogprob is 0 on entry.
   virtual double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) = 0;
 
+  // Whether a checkpoint may be written behind the step: state() says all that the next one needs.
+  virtual bool at_rest() const { return true; }
   // What it adds up over the parts of each of the step's shares for report(), one share's behind the other's:
   // ranks that have computed other shares fill them in here.
   virtual std::span<double> sums() { return {}; }

@@ -20,8 +20,8 @@ void check_options(const TrainOptions& o) {
   give(!o.init.empty(), "init", "the Hugging Face directory to begin from");
   give(!o.data.files.empty(), "data", "a file of rows, a text or a folder");
   give(!o.out.empty(), "out", "a folder for the run");
-  need(o.mode == "pretrain" || o.mode == "finetune" || o.mode == "dpo", "mode", o.mode,
-       "pretrain, finetune or dpo");
+  need(o.mode == "pretrain" || o.mode == "finetune" || o.mode == "dpo" || o.mode == "grpo", "mode", o.mode,
+       "pretrain, finetune, dpo or grpo");
   need(o.data.seed <= INT64_MAX, "seed", o.data.seed, "a number below 2^63");
   need(o.steps > 0, "steps", o.steps, "a number above 0");
   need(o.preference.beta > 0 && std::isfinite(o.preference.beta), "beta", o.preference.beta,
@@ -54,6 +54,9 @@ void check_options(const TrainOptions& o) {
   need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
   need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
        "auto, on or off");
+  need(o.mode != "grpo" || o.virtual_ranks <= 1, "virtual-ranks", o.virtual_ranks,
+       "1, as grpo runs in one process,");
+  if (o.mode == "grpo") check_policy_options(o.policy, o.batch, o.steps, o.data.sequence);
 }
 
 namespace {

@@ -7,13 +7,14 @@
 #include "train/data.h"
 #include "train/lora.h"
 #include "train/optimizer.h"
+#include "train/policy_options.h"
 #include "train/preference.h"
 #include "train/sampler.h"
 
 namespace qiao::train {
 
 struct TrainOptions {
-  std::string mode = "pretrain";  // what is taught: pretrain, finetune, dpo
+  std::string mode = "pretrain";  // what is taught: pretrain, finetune, dpo, grpo
   // A Hugging Face directory: configuration, weights, tokenizer. With an adapter also a GGUF file.
   std::filesystem::path init;
   std::filesystem::path out;  // RUN: metrics.jsonl, checkpoints/, model/
@@ -21,6 +22,7 @@ struct TrainOptions {
   DataOptions data;
   std::filesystem::path chat_template;  // a Jinja file in place of the model's own template
   PreferenceOptions preference;
+  PolicyOptions policy;  // of grpo
   int64_t steps = 0;
   int64_t batch = 8;        // sequences of a step
   int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch (or a rank's)

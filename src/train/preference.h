@@ -41,9 +41,6 @@ class PairDocuments final : public DocumentMaker {
   ChatEncoder encoder_;
 };
 
-// The reference's log-probability of each label of a batch; valid until the next call.
-using ReferencePass = std::function<std::span<const float>(const PackedBatch&)>;
-
 // The loss is the mean over the pairs of a step.
 class Preference final : public Objective {
  public:

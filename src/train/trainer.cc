@@ -20,6 +20,7 @@
 #include "train/model_directory.h"
 #include "train/next_token.h"
 #include "train/open_data.h"
+#include "train/policy.h"
 #include "train/preference.h"
 #include "train/profile.h"
 #include "train/ranks.h"
@@ -67,6 +68,7 @@ class Run {
   void warm_up(Recompute recompute);
   void resume();
   int64_t own_parts() const { return objective_->parts() / ranks_.shares() * ranks_.own_shares(); }
+  ReferencePass make_reference(const Objective& objective);
   double accumulate(int64_t part);
   double add_gradients();
   double gradient_norm();
@@ -95,7 +97,7 @@ class Run {
   std::unique_ptr<Objective> objective_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<DecoderTraining> passes_;
-  std::unique_ptr<Decoder> reference_;  // of preferences: the initial weights
+  std::unique_ptr<Decoder> reference_;  // what is measured against: the initial weights
   std::unique_ptr<DecoderTraining> reference_passes_;
   int64_t done_ = 0;
   std::vector<float> dlogprob_;
@@ -210,6 +212,7 @@ void Run::take_memory() {
     memory.process -= std::min(memory.process, reference_->weight_bytes());
     memory.activations += reference_passes_->bytes();
   }
+  memory.activations += objective_->bytes();
   passes_ = std::make_unique<DecoderTraining>(*decoder_, batch.tokens, batch.documents, recompute);
   snapshot_ = std::make_unique<Snapshot>(*parameters_, *optimizer_);
 }
@@ -247,24 +250,37 @@ void Run::resume() {
 }
 
 std::unique_ptr<Objective> Run::make_objective() {
-  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size,
-                    [&](const std::string& text) { warn(text); });
+  const auto warn_of = [this](const std::string& text) { warn(text); };
+  if (options_.mode == "grpo") {
+    auto policy = std::make_unique<Policy>(Policy::Setup{.options = options_.policy,
+                                                         .data = options_.data,
+                                                         .batch = options_.batch,
+                                                         .micro_batch = options_.micro_batch,
+                                                         .files = *files_,
+                                                         .decoder = decoder_,
+                                                         .warn = warn_of});
+    if (options_.policy.beta > 0) policy->set_reference(make_reference(*policy));
+    return policy;
+  }
+  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size, warn_of);
   if (options_.mode != "dpo")
     return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
   auto preference = std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch,
                                                  options_.preference, ranks_.shares());
-  if (lora_ != nullptr) {  // the base itself
-    preference->set_reference([this](const PackedBatch& batch) { return passes_->forward(batch, false); });
-    return preference;
-  }
+  preference->set_reference(make_reference(*preference));
+  return preference;
+}
+
+ReferencePass Run::make_reference(const Objective& objective) {
+  if (lora_ != nullptr)  // the base itself
+    return [this](const PackedBatch& batch) { return passes_->forward(batch, false); };
   DecoderOptions frozen;
   frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
   reference_ = Decoder::load(*files_, *backend_, frozen);
   // Goes forward alone: what layers make need not be kept.
-  reference_passes_ = std::make_unique<DecoderTraining>(*reference_, preference->most_tokens(),
-                                                        preference->most_documents(), Recompute::kOn);
-  preference->set_reference([this](const PackedBatch& batch) { return reference_passes_->forward(batch); });
-  return preference;
+  reference_passes_ = std::make_unique<DecoderTraining>(*reference_, objective.most_tokens(),
+                                                        objective.most_documents(), Recompute::kOn);
+  return [this](const PackedBatch& batch) { return reference_passes_->forward(batch); };
 }
 
 // Adds the gradients of one part of a step; its share of the loss.
@@ -338,6 +354,7 @@ void Run::refuse_not_finite(const StepRecord& record) {
 // Times one micro-batch, once its memory is there, and one update.
 void Run::estimate() {
   objective_->begin_step(1);
+  if (objective_->parts() == 0) return observer_.on_start(report_);  // a rollout with nothing to learn from
   const int64_t part = ranks_.first_share() * (objective_->parts() / ranks_.shares());
   parameters_->begin_gradient(0);
   accumulate(part);
@@ -402,20 +419,25 @@ void Run::go() {
   if (done_ >= options_.steps) save(done_, true);
   if (options_.profile) backend_->set_watch(&profile_);
   double seconds = 0;
-  int64_t number = done_ + 1;
-  for (bool stops = false; number <= options_.steps && !stops; ++number) {
+  int64_t count = 0;
+  bool stops = false, due = false;  // due: a checkpoint, as soon as the objective is at rest
+  for (int64_t number = done_ + 1; number <= options_.steps; ++number) {
     const StepRecord record = step(number);
     seconds += record.seconds;
+    ++count;
     if (ranks_.leads()) tell(record);
     if (sampler_ && number % options_.sample.every == 0) sample(number);
-    stops = ranks_.any(observer_.should_stop());
-    const bool is_last = stops || number == options_.steps;
-    if (is_last || (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0))
-      save(number, is_last);
+    stops = ranks_.any(stops || observer_.should_stop());
+    due = due || stops || number == options_.steps ||
+          (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0);
+    if (!due || !objective_->at_rest()) continue;
+    save(number, stops || number == options_.steps);
+    due = false;
+    if (stops) break;
   }
   backend_->set_watch(nullptr);
-  if (options_.profile && number > done_ + 1)
-    observer_.on_profile(profile_.table(number - done_ - 1, seconds, peaks_, decoder_->work().compute));
+  if (options_.profile && count > 0)
+    observer_.on_profile(profile_.table(count, seconds, peaks_, decoder_->work().compute));
   writer_.finish();
 }
 

@@ -76,6 +76,21 @@ TEST(CpuSample, GreedyByHand) {
   EXPECT_EQ(draw(*backend, logits, {SampleRow{.temperature = 1.0f}}, 0, {0})[0].id, -1);
 }
 
+TEST(CpuSample, LogProbabilitiesAreAtTheirOwnTemperature) {
+  const auto backend = cpu_with(1);
+  const std::vector<float> logits{0.0f, std::log(2.0f), std::log(3.0f), std::log(4.0f)};
+  SampleRow row;
+  row.logprob_temperature = 0.5f;  // squares: 1, 4, 9 and 16 in 30ths
+  const Draw greedy = draw(*backend, logits, {row}, 4)[0];
+  EXPECT_EQ(greedy.id, 3);
+  EXPECT_NEAR(greedy.log_probability, std::log(16.0 / 30), 1e-6);
+  EXPECT_EQ(greedy.top_ids, (std::vector<int32_t>{3, 2, 1, 0}));
+  EXPECT_NEAR(greedy.top_log_probabilities[1], std::log(9.0 / 30), 1e-6);
+  row.temperature = 2;  // whatever draws
+  const Draw drawn = draw(*backend, logits, {row})[0];
+  EXPECT_NEAR(drawn.log_probability, 2 * logits[static_cast<size_t>(drawn.id)] - std::log(30.0), 1e-6);
+}
+
 TEST(CpuSample, PenaltiesAndBiasByHand) {
   const auto backend = cpu_with(1);
   std::vector<float> logits{4.0f, 3.0f, -1.0f, 2.5f};

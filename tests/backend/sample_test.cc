@@ -94,6 +94,19 @@ TEST_F(SampleTest, LogProbabilitiesAreOfTheLogitsAsGiven) {
   EXPECT_NEAR(top_log.data()[1], std::log(0.3), 1e-6);
 }
 
+TEST_F(SampleTest, LogProbabilitiesAreAtTheirOwnTemperature) {
+  Floats log({1}), top_log({1, 2});
+  Ints top({1, 2});
+  op_.log_probabilities = log, op_.top_ids = top, op_.top_log_probabilities = top_log;
+  SampleRow row;
+  row.logprob_temperature = 0.5f;  // probabilities 1, 9, 16 and 4 in 30ths
+  set(row);
+  EXPECT_EQ(draw(), 2);
+  EXPECT_NEAR(log.data()[0], std::log(16.0 / 30), 1e-6);
+  EXPECT_THAT(top.list(), ::testing::ElementsAre(2, 1));
+  EXPECT_NEAR(top_log.data()[1], std::log(9.0 / 30), 1e-6);
+}
+
 TEST_F(SampleTest, TheGumbelOfAKnownWordDecides) {
   // seed 0, position 0, choice 0: words 0x6627e8d5 0xe169c58d 0xbc57ac4c 0x9b00dbd8 (above). With equal
   // logits the largest word wins: id 1.

@@ -75,6 +75,60 @@ TEST_F(EngineTest, TopLogprobsDescendAndSumToAtMostOne) {
   }
 }
 
+TEST_F(EngineTest, LogprobsAtTheSamplingTemperatureWhereAsked) {
+  GenerationRequest request = greedy(*model_, kPrompt, 6);
+  request.sampling = {.temperature = 0.6f, .top_k = 5, .top_p = 0.9f, .min_p = 0.0f, .seed = 7};
+  request.logprobs = true;
+  request.top_logprobs = 20;
+  const Answer plain = run(engine_, request);
+  request.logprobs_at_temperature = true;
+  const Answer scaled = run(engine_, request);
+  ASSERT_EQ(scaled.tokens, plain.tokens);  // what is drawn does not change
+  for (size_t i = 0; i < plain.tokens.size(); ++i) {
+    // Log-probabilities are logits up to a number that is the same for all of a row.
+    const auto &before = plain.logprobs[i].top, &after = scaled.logprobs[i].top;
+    for (size_t j = 1; j < before.size(); ++j) {
+      EXPECT_EQ(after[j].first, before[j].first);
+      EXPECT_NEAR(after[j].second - after[0].second, (before[j].second - before[0].second) / 0.6f, 1e-4);
+    }
+    EXPECT_NE(after[0].second, before[0].second);
+  }
+  // Of a prompt the same bits, at the same temperature.
+  GenerationRequest again = request;
+  again.prompt.insert(again.prompt.end(), scaled.tokens.begin(), scaled.tokens.end());
+  again.max_tokens = 0;
+  again.prompt_logprobs = true;
+  const Answer read = run(engine_, again);
+  for (size_t i = 0; i < scaled.tokens.size(); ++i) {
+    EXPECT_EQ(read.prompt_logprobs[request.prompt.size() - 1 + i].logprob, scaled.logprobs[i].logprob);
+  }
+  request.sampling.temperature = 0;  // greedy: those of temperature 1
+  const Answer greedy_scaled = run(engine_, request);
+  request.logprobs_at_temperature = false;
+  EXPECT_EQ(run(engine_, request).logprobs[0].logprob, greedy_scaled.logprobs[0].logprob);
+}
+
+TEST_F(EngineTest, GivesTheTokenThatEndsGenerationWhereAsked) {
+  GenerationRequest request = greedy(*model_, kPrompt, 200);
+  request.ignore_eos = false;
+  request.logprobs = true;
+  request.sampling = {.temperature = 3.0f, .top_k = 0, .top_p = 1.0f, .min_p = 0.0f};
+  Answer without;
+  while (without.last.finish != FinishReason::kStop) {  // two of 320 tokens end it
+    ++request.sampling.seed;
+    ASSERT_LT(request.sampling.seed, 50u);
+    without = run(engine_, request);
+  }
+  request.end_token = true;
+  const Answer with = run(engine_, request);
+  ASSERT_EQ(with.tokens.size(), without.tokens.size() + 1);
+  EXPECT_TRUE(std::equal(without.tokens.begin(), without.tokens.end(), with.tokens.begin()));
+  EXPECT_TRUE(model_->ends_generation(with.tokens.back()));
+  EXPECT_LT(with.logprobs.back().logprob, 0.0f);
+  EXPECT_EQ(with.text, without.text);
+  EXPECT_EQ(with.last.completion_tokens, without.last.completion_tokens);
+}
+
 TEST_F(EngineTest, ASeedGivesTheSameTokensAndAnotherSeedOthers) {
   GenerationRequest request = greedy(*model_, kPrompt, 32);
   request.sampling = {.temperature = 1.5f, .top_k = 0, .top_p = 1.0f, .min_p = 0.0f, .seed = 7};

@@ -288,18 +288,15 @@ TEST(LoraTrainingTest, WrongOptionsNameThemselves) {
                       o.lora.targets = {"q_proj", "qkv"};
                     })),
                     kInvalidInput, "--lora-targets", "qkv", "down_proj, gate_proj");
-  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
-                      o.lora.init = golden() / "lora" / "adapter", o.lora.rank = 3;
-                    })),
-                    kInvalidInput, "--lora-rank is 3", "a rank of 4");
-  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
-                      o.lora.init = golden() / "qlora" / "adapter", o.lora.rank = 0;
-                    })),
-                    kInvalidInput, "[48, 96] was expected");
-  EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
-                      o.lora = {.alpha = 3, .init = golden() / "lora" / "adapter"};
-                    })),
-                    kInvalidInput, "--lora-init", "--lora-alpha");
+  EXPECT_QIAO_ERROR(
+      run_lora(with([](TrainOptions& o) { o.lora.init = golden() / "lora" / "adapter", o.lora.rank = 3; })),
+      kInvalidInput, "--lora-rank is 3", "a rank of 4");
+  EXPECT_QIAO_ERROR(
+      run_lora(with([](TrainOptions& o) { o.lora.init = golden() / "qlora" / "adapter", o.lora.rank = 0; })),
+      kInvalidInput, "[48, 96] was expected");
+  EXPECT_QIAO_ERROR(
+      run_lora(with([](TrainOptions& o) { o.lora = {.alpha = 3, .init = golden() / "lora" / "adapter"}; })),
+      kInvalidInput, "--lora-init", "--lora-alpha");
   EXPECT_QIAO_ERROR(run_lora(with([](TrainOptions& o) {
                       o.lora = {};
                       o.init = golden() / "qlora" / "base.gguf";

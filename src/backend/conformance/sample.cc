@@ -21,6 +21,7 @@ SampleRow random_row(Harness& h, bool greedy) {
     row.frequency_penalty = h.pick({0.0f, 0.3f, -0.5f});
     row.presence_penalty = h.pick({0.0f, 0.7f});
   }
+  if (h.chance(0.4)) row.logprob_temperature = h.pick({0.7f, 2.0f, 1.3f});
   if (greedy) return row;
   row.temperature = h.pick({1.0f, 0.7f, 2.0f, 0.01f});
   if (h.chance(0.5)) row.top_k = static_cast<int32_t>(h.pick<int64_t>({1, 2, 40, 100000}));

@@ -104,7 +104,7 @@ void logprob_case(Harness& h, size_t line, DType dtype, Compute compute) {
   }
 }
 
-// What sample says of linear's logits over the temperature, bit for bit; and of a row alone.
+// What sample says of linear's logits at the temperature, bit for bit; and of a row alone.
 void logprob_bits(Harness& h, size_t line, DType dtype, Compute compute) {
   const LogprobCase c(h, dtype, compute, h.between(2, 20));
   Guarded logprob(h, DType::kF32, {c.tokens}), log_sum_exp(h, DType::kF32, {c.tokens});
@@ -122,10 +122,11 @@ void logprob_bits(Harness& h, size_t line, DType dtype, Compute compute) {
   h.give_workspace(&linear);
   h.chip().linear(linear);
   logits.download(line, "logits");
-  for (int64_t i = 0; i < logits.elements(); ++i) logits.host_at(i) = logits.result_at(i) / c.temperature;
+  for (int64_t i = 0; i < logits.elements(); ++i) logits.host_at(i) = logits.result_at(i);
   logits.upload();
   Guarded rows(h, DType::kU8, {c.tokens, static_cast<int64_t>(sizeof(SampleRow))});
-  const SampleRow greedy;
+  SampleRow greedy;
+  greedy.logprob_temperature = c.temperature;
   for (int64_t t = 0; t < c.tokens; ++t) {
     std::memcpy(&rows.host_at<uint8_t>(t * static_cast<int64_t>(sizeof greedy)), &greedy, sizeof greedy);
   }

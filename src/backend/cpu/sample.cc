@@ -55,14 +55,21 @@ class RowSampler {
     const int64_t id = draw();
     op_.ids.as<int32_t>()[row_] = static_cast<int32_t>(id);
     if (!op_.log_probabilities.present() && !op_.top_ids.present()) return;
+    const float temperature = how_.logprob_temperature;
     LogSumExp sum;
     for (int64_t first = 0; first < vocabulary_; first += kVocabularyPiece) {
-      sum.add(kernels_, logits_ + first, std::min(kVocabularyPiece, vocabulary_ - first));
+      const int64_t count = std::min(kVocabularyPiece, vocabulary_ - first);
+      const float* piece = logits_ + first;
+      if (temperature != 1) {  // what was drawn is known: the scratch is free
+        kernels_.divide(piece, count, temperature, scratch_);
+        piece = scratch_;
+      }
+      sum.add(kernels_, piece, count);
     }
     const double shift = sum.value();
     const auto log_probability = [&](int64_t of) {
       if (logits_[of] == -kInfinity) return -kInfinity;
-      return static_cast<float>(static_cast<double>(logits_[of]) - shift);
+      return static_cast<float>(static_cast<double>(logits_[of] / temperature) - shift);
     };
     if (op_.log_probabilities.present()) {
       op_.log_probabilities.as<float>()[row_] = id < 0 ? -kInfinity : log_probability(id);

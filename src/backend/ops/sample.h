@@ -16,6 +16,7 @@ struct SampleRow {
   float repetition_penalty = 1.0f;
   float frequency_penalty = 0.0f;
   float presence_penalty = 0.0f;
+  float logprob_temperature = 1.0f;  // > 0: the log-probabilities are of logits over it
 };
 
 // One token a row, by these steps in F32, each operation of steps 1 and 2 and the division of 3 rounded:
@@ -34,8 +35,9 @@ struct SampleRow {
 // g errs by at most 2^-20 * (1 + |g|) (so near v = 1 the logarithm is taken of the complement, or in F64) and
 // z + g rounds; a sum of probabilities errs by at most kSampleSlack, min_p's product by that part of itself.
 // The token may differ from the reference's only where such errors decide. Log-probabilities are those of
-// log_softmax(logits) as given, before every step above; bound 2^-20 + 2^-22 * |value|; -infinity for a logit
-// of -infinity and for the id -1.
+// log_softmax(logits / logprob_temperature), the division rounded, of the logits as given, before every step
+// above: the bits that TokenLogprob gives at that temperature. Bound 2^-20 + 2^-22 * |value|; -infinity for a
+// logit of -infinity and for the id -1.
 inline constexpr double kSampleSlack = 0x1p-18;
 
 struct Sample {
@@ -49,7 +51,7 @@ struct Sample {
   Tensor ids;                                           // I32 [S]
   Tensor log_probabilities;                             // F32 [S] or absent
   Tensor top_ids,
-      top_log_probabilities;  // I32, F32 [S, n], descending, smaller id of equals first; or absent
+      top_log_probabilities;  // I32, F32 [S, n], by descending logit, smaller id of equals first; or absent
   Tensor workspace;
 
   void check() const;

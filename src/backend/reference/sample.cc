@@ -82,13 +82,13 @@ SampleTerms exact_sample(const Sample& op, int64_t row) {
   SampleTerms terms;
   terms.l.assign(logits, logits + op.logits.shape[1]);
 
+  std::vector<double> scaled;
+  for (const float logit : terms.l) scaled.push_back(logit / how.logprob_temperature);
   double largest = -INFINITY, sum = 0;
-  for (const float logit : terms.l) largest = std::max(largest, static_cast<double>(logit));
-  for (const float logit : terms.l) sum += std::exp(static_cast<double>(logit) - largest);
-  for (const float logit : terms.l) {
-    const bool none = logit == -INFINITY;
-    terms.log_softmax.push_back(none ? -INFINITY : static_cast<double>(logit) - largest - std::log(sum));
-  }
+  for (const double z : scaled) largest = std::max(largest, z);
+  for (const double z : scaled) sum += std::exp(z - largest);
+  for (const double z : scaled)
+    terms.log_softmax.push_back(z == -INFINITY ? -INFINITY : z - largest - std::log(sum));
 
   adjust(op, row, how, &terms.l);
   for (size_t id = 0; id < terms.l.size(); ++id) {
