@@ -135,7 +135,7 @@ class GgufTokenizerWriter {
     // What stands before and after a text, whatever its own tokens are.
     const std::vector<TokenId> plain = tokenizer_->encode("a"),
                                framed = tokenizer_->encode("a", {.add_special = true});
-    const auto text = std::ranges::search(framed, plain).begin();
+    const auto text = std::search(framed.begin(), framed.end(), plain.begin(), plain.end());
     const std::vector<TokenId> before(framed.begin(), text);
     const std::vector<TokenId> after(text == framed.end() ? text : text + std::ssize(plain), framed.end());
     if (before.size() > 1 || after.size() > 1)
