@@ -6,13 +6,13 @@ namespace {
 void add_lora_flags(CLI::App& command, train::LoraOptions& lora) {
   command
       .add_option("--lora-rank", lora.rank,
-                  "Train a LoRA adapter of this rank, and leave the model as it is [all of the model]")
-      ->check(CLI::PositiveNumber)
+                  "Train a LoRA adapter of this rank, and leave the model as it is; 0: all of the model [0]")
+      ->check(CLI::NonNegativeNumber)
       ->type_name("N");
   command
       .add_option("--lora-alpha", lora.alpha,
-                  "What the adapter adds is scaled by this over its rank [the rank]")
-      ->check(CLI::PositiveNumber)
+                  "What the adapter adds is scaled by this over its rank; 0: the rank itself [0]")
+      ->check(CLI::NonNegativeNumber)
       ->type_name("X");
   command
       .add_option(

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 
@@ -20,7 +21,7 @@ void print(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
 // "3 s", "2 m 05 s", "1 h 20 m", "3 d 4 h"
 std::string time_text(double seconds) {
-  const auto whole = static_cast<int64_t>(std::max(seconds, 0.0) + 0.5);
+  const int64_t whole = std::llround(std::clamp(seconds, 0.0, 1e15));
   if (whole < 60) return fmt::format("{} s", whole);
   if (whole < 3600) return fmt::format("{} m {:02} s", whole / 60, whole % 60);
   if (whole < 86400) return fmt::format("{} h {:02} m", whole / 3600, whole / 60 % 60);

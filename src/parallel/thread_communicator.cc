@@ -49,7 +49,7 @@ class ThreadGroup {
     throw_error(ErrorKind::kUnavailable, "rank {} {}", rank, what);
   }
   std::deque<std::vector<std::byte>>& queue(int from, int to) {
-    return messages_[static_cast<size_t>(from * size_ + to)];
+    return messages_[static_cast<size_t>(from) * static_cast<size_t>(size_) + static_cast<size_t>(to)];
   }
 
   int size_;

@@ -68,7 +68,8 @@ void quantize_q5_1(const float* x, std::byte* to) {
     int pair[2];
     for (int part = 0; part < 2; ++part) {
       const int at = i + part * kSmall / 2;
-      pair[part] = static_cast<int>((x[at] - *low) * inverse + 0.5f);
+      const float level = (x[at] - *low) * inverse + 0.5f;  // not negative
+      pair[part] = static_cast<int>(level);
       fifth |= static_cast<uint32_t>(pair[part] >> 4 & 1) << at;
     }
     to[8 + i] = as_byte((pair[0] & 15) | (pair[1] & 15) << 4);
@@ -192,8 +193,8 @@ void quantize_k_with_minimum(const float* x, int bits, std::byte* to) {
   if (bits == 5) std::fill_n(high, kSmall, std::byte{0});
   for (int pair = 0; pair < 4; ++pair) {  // two groups in the nibbles of 32 bytes
     for (int i = 0; i < kSmall; ++i) {
-      const int first = levels[static_cast<size_t>(pair * 64 + i)],
-                second = levels[static_cast<size_t>(pair * 64 + 32 + i)];
+      const size_t at = static_cast<size_t>(pair) * 64 + static_cast<size_t>(i);
+      const int first = levels[at], second = levels[at + 32];
       low[pair * kSmall + i] = as_byte((first & 15) | (second & 15) << 4);
       if (bits == 5) high[i] |= as_byte((first >> 4) << (2 * pair) | (second >> 4) << (2 * pair + 1));
     }
@@ -250,7 +251,8 @@ void quantize_q6_k(const float* x, std::byte* to) {
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 32; ++i) {
       const auto level = [&](int quarter) {
-        return levels[static_cast<size_t>(half * 128 + quarter * 32 + i)];
+        return levels[static_cast<size_t>(half) * 128 + static_cast<size_t>(quarter) * 32 +
+                      static_cast<size_t>(i)];
       };
       to[kQuants + half * 64 + i] = as_byte((level(0) & 15) | (level(2) & 15) << 4);
       to[kQuants + half * 64 + 32 + i] = as_byte((level(1) & 15) | (level(3) & 15) << 4);

@@ -43,8 +43,8 @@ class TrainObserver {
   virtual ~TrainObserver() = default;
   virtual void on_start(const TrainReport& report) = 0;
   virtual void on_step(const StepRecord& record) = 0;
-  virtual void on_sample(int64_t step, const std::string& prompt, const std::string& text) = 0;
-  virtual void on_profile(const std::string& table) = 0;
+  virtual void on_sample(int64_t, const std::string& /*prompt*/, const std::string& /*text*/) {}
+  virtual void on_profile(const std::string& /*table*/) {}
   virtual void on_warning(const std::string& text) = 0;
   virtual bool should_stop() = 0;  // asked after each step: the run then ends with a checkpoint
 };

@@ -57,8 +57,9 @@ class GrpoTest(unittest.TestCase):
                                (("--reward", "exit 4"), "exit code 4")]:
             run = self.train(*more)
             self.assertNotEqual(run.returncode, 0, more)
-            self.assertIn(expected, run.stderr)
-            self.assertNotIn("\n", run.stderr.strip().split("memory\n")[-1])
+            errors = [line for line in run.stderr.splitlines() if line.startswith("qiao: ")]
+            self.assertEqual(len(errors), 1, run.stderr)
+            self.assertIn(expected, errors[0])
 
 
 if __name__ == "__main__":

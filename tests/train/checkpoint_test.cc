@@ -34,10 +34,6 @@ std::vector<std::string> names_in(const fs::path& folder) {
   return names;
 }
 
-std::string model_bytes(const TrainOptions& options) {
-  return read_file(options.out / "model" / "model.safetensors");
-}
-
 TrainOptions short_run(const fs::path& out, int64_t steps) {
   TrainOptions options = as_pytorch(out);
   options.steps = steps;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/file.h"
 #include "formats/safetensors.h"
 #include "formats/safetensors_write.h"
 #include "support/temporary_directory.h"
@@ -54,6 +55,11 @@ inline Recorder run(const TrainOptions& options) {
   Recorder recorder;
   train(options, recorder);
   return recorder;
+}
+
+// Of what a run has trained.
+inline std::string model_bytes(const TrainOptions& options) {
+  return read_file(options.out / "model" / "model.safetensors");
 }
 
 struct NamedValues {

@@ -208,10 +208,6 @@ def reward(completion):
 
 INSTANTIATE_TEST_SUITE_P(All, RewardRisesTest, ::testing::Values("grpo", "dapo", "gspo"));
 
-std::string model_bytes(const TrainOptions& options) {
-  return read_file(options.out / "model" / "model.safetensors");
-}
-
 TEST(PolicyTest, ARunThatStopsGoesOnToTheSameBytes) {
   ChatRun whole, parts;
   for (ChatRun* chat : {&whole, &parts}) {

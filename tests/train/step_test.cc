@@ -25,11 +25,11 @@ constexpr double kClip = 1.0;
 using Kind = Parameters::Kind;
 constexpr const char* kKinds[] = {"parameter", "first_moment", "second_moment"};
 
-// Rows one behind the other, each a document.
-struct Rows {
+// StepRows one behind the other, each a document.
+struct StepRows {
   std::vector<int32_t> tokens, positions, labels, starts = {0};
   int64_t labelled = 0;
-  explicit Rows(const Json& rows) {
+  explicit StepRows(const Json& rows) {
     for (const Json& row : rows) {
       const auto ids = row.get<std::vector<int32_t>>();
       for (size_t i = 0; i < ids.size(); ++i) {
@@ -100,7 +100,7 @@ class StepTest : public ::testing::TestWithParam<const char*> {
     parameters_.rewrite();
   }
 
-  double forward_and_back(const Rows& rows) {
+  double forward_and_back(const StepRows& rows) {
     parameters_.begin_gradient(0);
     double sum = 0;
     for (const float value : passes_->forward({rows.tokens, rows.positions, rows.labels, rows.starts}))
@@ -150,7 +150,7 @@ TEST_P(StepTest, IsPyTorchsFromItsState) {
     const int64_t step = expected["step"], state = expected["begins_from"];
     SCOPED_TRACE(fmt::format("step {}", step));
     begin_from(state);
-    const double loss = forward_and_back(Rows(expected["rows"])), exact_loss = expected["loss"];
+    const double loss = forward_and_back(StepRows(expected["rows"])), exact_loss = expected["loss"];
     EXPECT_LE(std::abs(loss - exact_loss), 1e-6 * exact_loss);
     const double norm = norm_of(parameters_.gradient_squares()), exact_norm = expected["grad_norm"];
     EXPECT_LE(std::abs(norm - exact_norm), 1e-5 * exact_norm);

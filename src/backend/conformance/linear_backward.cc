@@ -1,5 +1,6 @@
 // linear_backward and grouped_linear_backward: each weight format, every choice of results, sums that begin
 // with what was there.
+#include <bit>
 #include <cstring>
 
 #include "backend/conformance/harness.h"
@@ -167,7 +168,7 @@ void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec>
   one.download(line, "dx");
   for (int64_t k = 0; k < columns; ++k) {
     const float a = one.result_at(k), b = dx.result_at(row * columns + k);
-    if (std::memcmp(&a, &b, sizeof(float)) == 0) continue;
+    if (std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b)) continue;
     h.fail(line, fmt::format("dx of row {} of {} differs from the same row alone", row, tokens));
     return;
   }

@@ -1,5 +1,5 @@
 // The ways back of moe_route, moe_permute and moe_combine.
-#include <cstring>
+#include <bit>
 
 #include "backend/conformance/moe_cases.h"
 #include "backend/reference/exact.h"
@@ -11,7 +11,7 @@ void expect_moe_row(Harness& h, size_t line, const Guarded& alone, const Guarded
   const int64_t columns = all.host().shape[1];
   for (int64_t c = 0; c < columns; ++c) {
     const float a = alone.result_at(c), b = all.result_at(row * columns + c);
-    if (std::memcmp(&a, &b, sizeof(float)) == 0) continue;
+    if (std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b)) continue;
     h.fail(line, fmt::format("row {} of {} alone differs", row, to_string(all.host())));
     return;
   }
@@ -177,7 +177,7 @@ void combine_backward_case(Harness& h, size_t line) {
   product.download(line, "dweights");
   expect_moe_row(h, line, row, dsorted, place);
   const float alone = product.result_at(0), among = dweights.result_at(last);
-  if (std::memcmp(&alone, &among, sizeof(float)) != 0)
+  if (std::bit_cast<uint32_t>(alone) != std::bit_cast<uint32_t>(among))
     h.fail(line, fmt::format("dweights of one pick of {} alone differs", tokens * picks));
 }
 
