@@ -9,6 +9,7 @@
 
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
+#include "train/golden_run.h"
 #include "train/policy_world.h"
 #include "train/trainer.h"
 
