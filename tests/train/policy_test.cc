@@ -288,6 +288,7 @@ TEST(PolicyTest, PythonFunctionsThatFailSayWhy) {
   chat.options.out = chat.folder.path() / "another";
   EXPECT_QIAO_ERROR(run_policy(chat.options), kIo, "reward.py:other", "AttributeError");
   policy.reward.python = (chat.folder.path() / "none.py").string();
+  chat.options.out = chat.folder.path() / "third";
   EXPECT_QIAO_ERROR(run_policy(chat.options), kNotFound, "--reward-python", "none.py");
 }
 
