@@ -102,8 +102,8 @@ void* allocate_aligned(size_t bytes) {
   }
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
   const size_t size = (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
-  void* data = std::aligned_alloc(alignment, size);
-  if (data == nullptr) {
+  void* data = nullptr;  // not aligned_alloc: that wants whole pages, which would be taken
+  if (::posix_memalign(&data, alignment, size) != 0) {
     throw_error(ErrorKind::kTooLarge,
                 "chip cpu: {:.1f} MB of memory wanted, the system refused ({:.1f} MB free)",
                 static_cast<double>(bytes) * 1e-6, static_cast<double>(free_memory()) * 1e-6);
