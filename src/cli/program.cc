@@ -37,19 +37,36 @@ int complain(const std::string& line) {
   return kExitUsage;
 }
 
-// The command that was being parsed, and how a person calls it.
-const CLI::App& parsed_command(const CLI::App& app) {
+// The command that was being parsed, and how a person calls it: "train pretrain".
+const CLI::App& parsed_command(const CLI::App& app, std::string* called) {
   const CLI::App* current = &app;
-  while (!current->get_subcommands().empty()) current = current->get_subcommands().back();
+  while (!current->get_subcommands().empty()) {
+    current = current->get_subcommands().back();
+    *called += (called->empty() ? "" : " ") + current->get_name();
+  }
   return *current;
 }
 
+std::vector<std::string> command_names(const std::vector<const CLI::App*>& commands) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : commands) names.push_back(command->get_name());
+  return names;
+}
+
 int explain_usage(const CLI::App& app, const CLI::ParseError& error) {
-  const CLI::App& command = parsed_command(app);
-  const std::string name = &command == &app ? "" : command.get_name() + ": ";
+  std::string called;
+  const CLI::App& command = parsed_command(app, &called);
+  const std::string name = called.empty() ? "" : called + ": ";
   const std::string see =
-      fmt::format("`qiao {}{}--help` shows what it takes", &command == &app ? "" : command.get_name(),
-                  &command == &app ? "" : " ");
+      fmt::format("`qiao {}{}--help` shows what it takes", called, called.empty() ? "" : " ");
+  // Where one of its own commands was expected.
+  if (const std::vector<std::string> given = command.remaining();
+      &command != &app && !commands_of(command).empty() && !given.empty() &&
+      !given.front().starts_with("-")) {
+    const std::string meant = did_you_mean(given.front(), command_names(commands_of(command)));
+    return complain(
+        fmt::format("{}unknown command '{}'{}", name, given.front(), meant.empty() ? "; " + see : meant));
+  }
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
     const std::vector<std::string> extras = app.remaining(true);
     const std::string extra = extras.empty() ? "" : extras.front();
@@ -172,11 +189,10 @@ int run_arguments(CLI::App& app, std::vector<std::string> arguments) {
     print_first_screen(app);
     return 0;
   }
-  std::vector<std::string> names;
-  for (const CLI::App* command : commands_of(app)) names.push_back(command->get_name());
+  const std::vector<std::string> names = command_names(commands_of(app));
   if (arguments[0] == "help") {
     arguments.erase(arguments.begin());
-    arguments.resize(std::min<size_t>(arguments.size(), 1));
+    arguments.resize(std::min<size_t>(arguments.size(), 2));  // a command, and one of its own
     arguments.emplace_back("--help");
   }
   const auto named = std::find_if(arguments.begin(), arguments.end(),

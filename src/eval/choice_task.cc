@@ -80,12 +80,12 @@ class ChoiceTask final : public Task {
  private:
   std::filesystem::path file_;
   std::vector<Choices> rows_;
-  int64_t shots_, truncated_ = 0, bad_rows_ = 0;
+  QuestionCounts counts_;
 };
 
 ChoiceTask::ChoiceTask(std::filesystem::path file, const LanguageModel& model, const EvalOptions& options,
                        const Warn& warn)
-    : file_(std::move(file)), shots_(options.shots) {
+    : file_(std::move(file)) {
   BadRows bad(warn);
   const TextEncoder encoder(model, options.add_bos);
   QuestionFile questions(file_, options, read_choice_question, bad);
@@ -108,12 +108,13 @@ ChoiceTask::ChoiceTask(std::filesystem::path file, const LanguageModel& model, c
       bad.tell(question.row, error.what());
       continue;
     }
-    truncated_ += truncated ? 1 : 0;
+    counts_.truncated += truncated ? 1 : 0;
     rows_.push_back(std::move(choices));
   }
-  bad_rows_ = bad.count();
-  if (rows_.empty())
-    throw_error(ErrorKind::kInvalidInput, "{}: no row is any good; {} are bad", file_.string(), bad_rows_);
+  counts_.rows = std::ssize(rows_);
+  counts_.bad_rows = bad.count();
+  counts_.shots = options.shots;
+  counts_.check(file_);
 }
 
 // The first of the largest.
@@ -151,10 +152,7 @@ TaskResult ChoiceTask::score(std::span<const Outcome> outcomes, bool with_sample
                               {"acc_bytes", acc_bytes.back()}});
   }
   result.metrics = {mean_of("acc", acc), mean_of("acc_norm", acc_norm), mean_of("acc_bytes", acc_bytes)};
-  result.counts = {{"rows", std::ssize(rows_)},
-                   {"bad_rows", bad_rows_},
-                   {"truncated_rows", truncated_},
-                   {"num_fewshot", shots_}};
+  result.counts = counts_.listed();
   return result;
 }
 

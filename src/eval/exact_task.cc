@@ -50,12 +50,12 @@ class ExactTask final : public Task {
   std::filesystem::path file_;
   AnswerFilter filter_;
   std::vector<ExactRow> rows_;
-  int64_t shots_, truncated_ = 0, bad_rows_ = 0;
+  QuestionCounts counts_;
 };
 
 ExactTask::ExactTask(std::filesystem::path file, const LanguageModel& model, const EvalOptions& options,
                      const Warn& warn)
-    : file_(std::move(file)), filter_(options.filter), shots_(options.shots) {
+    : file_(std::move(file)), filter_(options.filter) {
   sampling_ = model.recommended_sampling();  // its repetition penalty, as Transformers' generate() has it
   max_tokens_ = options.max_tokens;
   stop_ = options.stop.value_or(options.chat ? std::vector<std::string>() : std::vector<std::string>{"\n\n"});
@@ -79,14 +79,15 @@ ExactTask::ExactTask(std::filesystem::path file, const LanguageModel& model, con
     }
     if (const int64_t excess = std::ssize(tokens) - room; excess > 0) {
       tokens.erase(tokens.begin(), tokens.begin() + excess);
-      ++truncated_;
+      ++counts_.truncated;
     }
     requests_.push_back({std::move(tokens), 0, -1});
     rows_.push_back({question.row.line, read_answers(question.row)});
   }
-  bad_rows_ = bad.count();
-  if (rows_.empty())
-    throw_error(ErrorKind::kInvalidInput, "{}: no row is any good; {} are bad", file_.string(), bad_rows_);
+  counts_.rows = std::ssize(rows_);
+  counts_.bad_rows = bad.count();
+  counts_.shots = options.shots;
+  counts_.check(file_);
 }
 
 TaskResult ExactTask::score(std::span<const Outcome> outcomes, bool with_samples) const {
@@ -109,10 +110,7 @@ TaskResult ExactTask::score(std::span<const Outcome> outcomes, bool with_samples
          {"exact_match", matches.back()}});
   }
   result.metrics = {mean_of("exact_match", matches)};
-  result.counts = {{"rows", std::ssize(rows_)},
-                   {"bad_rows", bad_rows_},
-                   {"truncated_rows", truncated_},
-                   {"num_fewshot", shots_}};
+  result.counts = counts_.listed();
   return result;
 }
 

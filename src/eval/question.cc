@@ -78,4 +78,13 @@ std::string prompt_of(const Row& row) {
   throw_error(ErrorKind::kInvalidInput, R"("question", "prompt" or "context" (a text) was expected)");
 }
 
+void QuestionCounts::check(const std::filesystem::path& file) const {
+  if (rows == 0)
+    throw_error(ErrorKind::kInvalidInput, "{}: no row is any good; {} are bad", file.string(), bad_rows);
+}
+
+std::vector<std::pair<std::string, int64_t>> QuestionCounts::listed() const {
+  return {{"rows", rows}, {"bad_rows", bad_rows}, {"truncated_rows", truncated}, {"num_fewshot", shots}};
+}
+
 }  // namespace qiao::eval

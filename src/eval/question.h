@@ -39,6 +39,18 @@ class QuestionFile {
   std::optional<FewShotSampler> sampler_;
 };
 
+// Of a file's rows.
+struct QuestionCounts {
+  int64_t rows = 0;       // that are evaluated
+  int64_t bad_rows = 0;   // that are not
+  int64_t truncated = 0;  // whose beginning was cut to fit the context
+  int64_t shots = 0;      // examples before each
+
+  // Throws Error(kInvalidInput) naming the file where no row is any good.
+  void check(const std::filesystem::path& file) const;
+  std::vector<std::pair<std::string, int64_t>> listed() const;  // TaskResult::counts
+};
+
 inline constexpr const char* kTargetDelimiter = " ";
 
 // "question", "prompt" or "context" of a row. Throws Error(kInvalidInput) without.

@@ -447,8 +447,6 @@ class QuietObserver final : public TrainObserver {
   explicit QuietObserver(TrainObserver& asked) : asked_(asked) {}
   void on_start(const TrainReport&) override {}
   void on_step(const StepRecord&) override {}
-  void on_sample(int64_t, const std::string&, const std::string&) override {}
-  void on_profile(const std::string&) override {}
   void on_warning(const std::string&) override {}
   bool should_stop() override { return asked_.should_stop(); }
 

@@ -70,7 +70,10 @@ class UsageTest(unittest.TestCase):
         for arguments, said in ((["bench", "-m", MODEL, "-p", "0", "-n", "0"], "nothing to measure"),
                                 (["serve", "-m", MODEL, "--port", "70000"], "--port: Value 70000 not in range 0 to 65535"),
                                 (["serve", "-m", MODEL, "--port", "x"], "--port"), (["chat", "-m", MODEL, "--temp", "hot", "x"], "--temp"),
-                                (["chat", "-p", "a", "-f", "b"], "--file")):
+                                (["chat", "-p", "a", "-f", "b"], "--file"),
+                                (["train", "grp"], "train: unknown command 'grp'; did you mean 'grpo'?"),
+                                (["tokenizer", "nothing like it"], "`qiao tokenizer --help`"),
+                                (["train", "dpo", "--bogus"], "train dpo: unknown option '--bogus'; `qiao train dpo --help`")):
             run = qiao(*arguments)
             self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
             self.assertIn(said, run.stderr)
