@@ -62,6 +62,12 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
           "--data", o.data.files,
           R"(JSON Lines (rows of {"text": "…"} or {"tokens": [ids]}), texts (*.txt), or folders of them)")
       ->type_name("FILE");
+  command
+      .add_option("--validation", o.validation,
+                  "Files as --data's that are not trained on: their mean loss is told and kept")
+      ->type_name("FILE");
+  command.add_option("--validate-every", o.validate_every, "Steps between those; and at the end [100]")
+      ->type_name("N");
   command.add_option("--out", o.out, "Folder of the run: metrics.jsonl, checkpoints, model")
       ->type_name("RUN");
   command

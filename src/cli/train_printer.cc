@@ -107,8 +107,8 @@ std::string TrainPrinter::line(const train::StepRecord& record) const {
 void TrainPrinter::on_step(const train::StepRecord& record) {
   if (quiet_) return;
   if (!terminal_) {
-    const bool shown =
-        record.step % log_every_ == 0 || record.step == report_.first_step || record.step == steps_;
+    const bool shown = record.step % log_every_ == 0 || record.step == report_.first_step ||
+                       record.step == steps_ || record.more.contains("validation_loss");
     if (shown) print(line(record) + "\n");
     return;
   }

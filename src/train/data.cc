@@ -98,10 +98,10 @@ void DataStream::go_on() {
   }
 }
 
-TokenBatch DataStream::next(int64_t sequences) {
+TokenBatch DataStream::next(int64_t sequences, int64_t last_epoch) {
   TokenBatch batch;
   const auto end_sequence = [&] { batch.sequences.push_back(static_cast<int32_t>(batch.tokens.size())); };
-  while (std::ssize(batch.sequences) - 1 < sequences) {
+  while (std::ssize(batch.sequences) - 1 < sequences && position_.epoch <= last_epoch) {
     if (documents_.empty()) documents_ = read(rows_.at(position_.epoch, position_.row));
     if (documents_.empty() || std::ssize(documents_[0].tokens) <= position_.offset) {
       go_on();
@@ -121,6 +121,7 @@ TokenBatch DataStream::next(int64_t sequences) {
     position_.offset += taken;
     if (document.whole || taken == rest) go_on();
   }
+  if (batch.sequences.back() < std::ssize(batch.tokens)) end_sequence();  // the epoch's last
   return batch;
 }
 

@@ -47,8 +47,9 @@ class DataStream {
   // Throws Error as Rows does.
   DataStream(const DataOptions& options, std::unique_ptr<DocumentMaker> maker, Warn warn);
 
-  // The next `sequences` sequences, over epochs without end; of rows that are one document each.
-  TokenBatch next(int64_t sequences);
+  // The next `sequences` sequences, of rows that are one document each: over epochs without end, or to the
+  // end of `last_epoch`, where there may be fewer, and none.
+  TokenBatch next(int64_t sequences, int64_t last_epoch = INT64_MAX);
   // All documents of the next `rows` good rows, each a sequence, cut behind its first `sequence` tokens.
   TokenBatch next_rows(int64_t rows);
   const DataPosition& position() const { return position_; }

@@ -30,6 +30,9 @@ void check_options(const TrainOptions& o) {
        o.preference.label_smoothing, "a number from 0 to below 0.5");
   need(o.preference.loss == "sigmoid" || o.preference.loss == "ipo", "loss", o.preference.loss,
        "sigmoid or ipo");
+  need(o.validation.empty() || o.mode == "pretrain" || o.mode == "finetune", "validation",
+       o.validation.empty() ? "" : o.validation.front().string(), "it with pretrain and finetune alone");
+  need(o.validate_every > 0, "validate-every", o.validate_every, "a number above 0");
   need(o.batch > 0, "batch", o.batch, "a number above 0");
   need(o.micro_batch >= 0, "micro-batch", o.micro_batch, "0 or more");
   need(o.virtual_ranks == 0 || o.virtual_ranks == 1 || o.virtual_ranks == kVirtualRanks, "virtual-ranks",

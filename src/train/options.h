@@ -20,7 +20,9 @@ struct TrainOptions {
   std::filesystem::path out;  // RUN: metrics.jsonl, checkpoints/, model/
   bool resume = false;        // go on with the run that `out` holds
   DataOptions data;
-  std::filesystem::path chat_template;  // a Jinja file in place of the model's own template
+  std::vector<std::filesystem::path> validation;  // as data.files: rows whose loss is told, not trained on
+  int64_t validate_every = 100;                   // steps; and at the end
+  std::filesystem::path chat_template;            // a Jinja file in place of the model's own template
   PreferenceOptions preference;
   PolicyOptions policy;  // of grpo
   int64_t steps = 0;

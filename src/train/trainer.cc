@@ -27,6 +27,7 @@
 #include "train/run_folder.h"
 #include "train/run_log.h"
 #include "train/snapshot.h"
+#include "train/validation.h"
 
 namespace qiao::train {
 namespace {
@@ -95,6 +96,7 @@ class Run {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<DataStream> data_;
   std::unique_ptr<Objective> objective_;
+  std::unique_ptr<Validation> validation_;  // of rank 0, where there are rows for it
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<DecoderTraining> passes_;
   std::unique_ptr<Decoder> reference_;  // what is measured against: the initial weights
@@ -263,8 +265,18 @@ std::unique_ptr<Objective> Run::make_objective() {
     return policy;
   }
   data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size, warn_of);
-  if (options_.mode != "dpo")
-    return std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
+  if (options_.mode != "dpo") {
+    auto next = std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
+    if (!options_.validation.empty() && ranks_.leads()) {
+      TrainOptions held = options_;
+      held.data.files = options_.validation;
+      held.data.shuffle = false;
+      validation_ = std::make_unique<Validation>(
+          open_data(held, *files_, tokenizer_.get(), decoder_->config().vocabulary_size, warn_of),
+          next->most_tokens() / held.data.sequence);
+    }
+    return next;
+  }
   auto preference = std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch,
                                                  options_.preference, ranks_.shares());
   preference->set_reference(make_reference(*preference));
@@ -422,9 +434,11 @@ void Run::go() {
   int64_t count = 0;
   bool stops = false, due = false;  // due: a checkpoint, as soon as the objective is at rest
   for (int64_t number = done_ + 1; number <= options_.steps; ++number) {
-    const StepRecord record = step(number);
+    StepRecord record = step(number);
     seconds += record.seconds;
     ++count;
+    if (validation_ && (number % options_.validate_every == 0 || number == options_.steps))
+      record.more["validation_loss"] = validation_->loss(*passes_);
     if (ranks_.leads()) tell(record);
     if (sampler_ && number % options_.sample.every == 0) sample(number);
     stops = ranks_.any(stops || observer_.should_stop());

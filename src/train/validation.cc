@@ -8,9 +8,9 @@ double Validation::loss(DecoderTraining& passes) {
   data_->set_position({});
   double sum = 0;
   int64_t labelled = 0;
-  // The last batch is filled up from the beginning: of so few tokens a second look does no harm.
   while (data_->position().epoch == 0) {
-    const TokenBatch batch = data_->next(sequences_);
+    const TokenBatch batch = data_->next(sequences_, /*last_epoch=*/0);
+    if (batch.tokens.empty()) break;  // the last rows are bad
     for (const float logprob : passes.forward(batch.view())) sum -= static_cast<double>(logprob);
     labelled += batch.labelled;
   }

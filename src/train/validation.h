@@ -14,7 +14,7 @@ class Validation {
   Validation(std::unique_ptr<DataStream> data, int64_t sequences)
       : data_(std::move(data)), sequences_(sequences) {}
 
-  // The mean of -log p over the labels of every row, by forward passes alone; always over the same batches.
+  // The mean of -log p over the labels of every row, each once, by forward passes alone.
   double loss(DecoderTraining& passes);
 
  private:

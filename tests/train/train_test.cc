@@ -82,6 +82,33 @@ TEST(TrainTest, ComputingLayersAgainGivesTheSameBytes) {
   }
 }
 
+// Where nothing is learnt, held-out rows have the loss that training on them has.
+TEST(TrainTest, HeldOutRowsAreValidated) {
+  const testing::TemporaryDirectory folder;
+  std::string rows = read_file(golden() / "data.jsonl");
+  size_t end = 0;
+  for (int i = 0; i < 6; ++i) end = rows.find('\n', end) + 1;
+  rows.resize(end);
+  write_file_atomically(folder.path() / "six.jsonl", rows);
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.data.files = options.validation = {folder.path() / "six.jsonl"};
+  options.optimizer.learning_rate = 0;
+  options.batch = 6;
+  options.micro_batch = 4;  // the last part holds two
+  options.steps = 5;
+  options.validate_every = 2;
+  const Recorder recorder = run(options);
+  for (const StepRecord& record : recorder.steps) {
+    const bool validated = record.step == 2 || record.step == 4 || record.step == 5;
+    ASSERT_EQ(record.more.contains("validation_loss"), validated) << record.step;
+    if (!validated) continue;
+    EXPECT_NEAR(record.more["validation_loss"].get<double>() / record.loss, 1, 1e-12);
+  }
+  options.validation = {folder.path() / "none.jsonl"};
+  options.out = folder.path() / "other";
+  EXPECT_QIAO_ERROR(run(options), kNotFound, "none.jsonl");
+}
+
 TEST(TrainTest, PartsOfABatchAddUpToTheWhole) {
   const testing::TemporaryDirectory folder;
   TrainOptions whole = as_pytorch(folder.path() / "whole"), parts = as_pytorch(folder.path() / "parts");
