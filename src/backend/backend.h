@@ -100,6 +100,9 @@ class Backend {
   virtual void download(void* host, const void* device,
                         size_t bytes) = 0;  // waits for what was called before
   virtual void synchronize() = 0;
+  // Waits for what the chip still does beside the work after weights were made, that they may be read faster:
+  // for who measures.
+  virtual void settle() {}
 
   // Weights and pages. make_weight checks that parts fit the source's description and each other.
   std::unique_ptr<Weight> make_weight(const WeightSource& source);

@@ -130,6 +130,7 @@ void bench(const BenchFlags& flags) {
   const Decoder& decoder = model->decoder();
   const int64_t context = flags.depth + std::max(flags.prompt_tokens, flags.decode_tokens);
   Runner runner(*model, context, std::min(flags.model.batch, context), kv_dtype(flags.model));
+  model->backend().settle();
   std::vector<double> prefill, decode;
   for (int round = -1; round < flags.repetitions; ++round) {  // the first is a warm-up
     if (flags.prompt_tokens > 0) {

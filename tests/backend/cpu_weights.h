@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "backend/cpu/matmul.h"
-#include "backend/cpu/memory.h"
+#include "backend/cpu/weight_memory.h"
 #include "tensor/half.h"
 
 namespace qiao::cpu {
@@ -62,8 +62,8 @@ inline std::vector<std::byte> random_rows(DType dtype, int64_t rows, int64_t col
 }
 
 inline CpuWeight make_cpu_weight(const WeightSource& source, ThreadPool& pool) {
-  static Slabs slabs;
-  return CpuWeight(source, slabs.take(static_cast<size_t>(CpuWeight::bytes_for(source))), pool);
+  static WeightMemory memory;
+  return CpuWeight(source, memory.take(static_cast<size_t>(CpuWeight::bytes_for(source))), pool);
 }
 
 inline std::vector<Isa> usable_isas() {

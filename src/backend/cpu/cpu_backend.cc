@@ -5,6 +5,7 @@
 #include <string>
 
 #include "backend/cpu/cpu_class.h"
+#include "backend/cpu/memory.h"
 #include "backend/cpu/weight_layout.h"
 #include "base/error.h"
 
@@ -52,8 +53,8 @@ void CpuBackend::download(void* host, const void* device, size_t bytes) {
 }
 
 std::unique_ptr<Weight> CpuBackend::do_make_weight(const WeightSource& source) {
-  return std::make_unique<CpuWeight>(source, slabs_.take(static_cast<size_t>(CpuWeight::bytes_for(source))),
-                                     pool_);
+  return std::make_unique<CpuWeight>(
+      source, weight_memory_.take(static_cast<size_t>(CpuWeight::bytes_for(source))), pool_);
 }
 
 void CpuBackend::do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) {

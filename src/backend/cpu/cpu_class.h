@@ -7,7 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/isa.h"
-#include "backend/cpu/memory.h"
+#include "backend/cpu/weight_memory.h"
 #include "base/thread_pool.h"
 
 namespace qiao::cpu {
@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}
+  void settle() override { weight_memory_.settle(); }
   size_t workspace_bytes(const Linear& op) const override;
   size_t workspace_bytes(const GroupedLinear& op) const override;
   size_t workspace_bytes(const AttentionPaged& op) const override;
@@ -77,7 +78,7 @@ class CpuBackend final : public Backend {
 
  private:
   ThreadPool pool_;
-  Slabs slabs_;  // of weights
+  WeightMemory weight_memory_;
 };
 
 }  // namespace qiao::cpu

@@ -15,8 +15,6 @@
 namespace qiao::cpu {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kSlab = size_t{32} << 20;
 constexpr size_t kChecked = size_t{1} << 20;
 
 // A line "Key:   value kB" of /proc/meminfo, in bytes.
@@ -116,21 +114,5 @@ void* allocate_aligned(size_t bytes) {
 }
 
 void free_aligned(void* data) { std::free(data); }
-
-std::shared_ptr<std::byte> Slabs::take(size_t bytes) {
-  const size_t size = (bytes + 63) / 64 * 64;
-  const auto own = [](size_t n) {
-    return std::shared_ptr<std::byte>(static_cast<std::byte*>(allocate_aligned(n)), free_aligned);
-  };
-  if (size >= kSlab / 2) return own(size);
-  if (slab_ == nullptr || size_ - used_ < size) {
-    slab_ = own(kSlab);
-    size_ = kSlab;
-    used_ = 0;
-  }
-  const std::shared_ptr<std::byte> piece(slab_, slab_.get() + used_);
-  used_ += size;
-  return piece;
-}
 
 }  // namespace qiao::cpu

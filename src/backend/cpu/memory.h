@@ -3,9 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 namespace qiao::cpu {
+
+inline constexpr size_t kHugePage = size_t{2} << 20;
 
 uint64_t total_memory();  // of the machine, or the cgroup's limit where that is less
 uint64_t free_memory();   // what an allocation may take now: MemAvailable, within every cgroup limit
@@ -14,16 +15,5 @@ uint64_t free_memory();   // what an allocation may take now: MemAvailable, with
 // on aligned to and advised for huge pages. free_aligned takes the same size.
 void* allocate_aligned(size_t bytes);
 void free_aligned(void* data);
-
-// Hands out pieces of slabs of 32 MB, so that a model's many small weights share huge pages. A slab lives as
-// long as any piece of it.
-class Slabs {
- public:
-  std::shared_ptr<std::byte> take(size_t bytes);  // 64-byte aligned
-
- private:
-  std::shared_ptr<std::byte> slab_;
-  size_t used_ = 0, size_ = 0;
-};
 
 }  // namespace qiao::cpu
