@@ -43,9 +43,9 @@ set(QIAO_COMMON_HEADERS <algorithm> <array> <cstdint> <filesystem> <functional> 
 # Several sources of a module are compiled as one: the headers' templates are instantiated once for all of them, which
 # more than halves the build again. Names in anonymous namespaces are therefore unique within a module. Not for the HTTP
 # server, which alone takes as long as a dozen others.
-function(qiao_unity target batch)
+function(qiao_unity target)
   if(QIAO_UNITY)
-    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${batch})
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${QIAO_UNITY_BATCH})
     set_source_files_properties(${CMAKE_SOURCE_DIR}/src/serve/http_server.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endif()
 endfunction()
@@ -83,7 +83,7 @@ function(qiao_module name)
   if(sources)
     add_library(qiao_${name} STATIC ${sources})
     target_link_libraries(qiao_${name} PUBLIC qiao_flags ${ARG_LINK})
-    qiao_unity(qiao_${name} 12)
+    qiao_unity(qiao_${name})
     if(ARG_COLD)
       qiao_cold(qiao_${name})
     endif()
@@ -114,7 +114,7 @@ function(qiao_tests folder)
     return()
   endif()
   add_executable(${folder}_tests ${sources})
-  qiao_unity(${folder}_tests 12)
+  qiao_unity(${folder}_tests)
   # Replaces operator new: the compiler must not see that beside its users.
   set_source_files_properties(${CMAKE_SOURCE_DIR}/tests/models/allocation_counter.cc
                               PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

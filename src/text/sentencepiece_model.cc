@@ -19,11 +19,11 @@ struct Symbol {
   bool frozen;      // a user-defined piece: never merged
 };
 
-struct Candidate {
+struct MergeCandidate {
   uint64_t order;  // score (highest first), then position
   uint32_t right;
   uint32_t length;
-  bool operator<(const Candidate& other) const { return order > other.order; }
+  bool operator<(const MergeCandidate& other) const { return order > other.order; }
 };
 
 // Ascending in descending score.
@@ -86,7 +86,7 @@ void SentencePieceModel::encode(std::string_view word, const InvalidBytes& inval
     at += n;
   }
   Run run{invalid, {}, false};
-  std::vector<Candidate> heap;
+  std::vector<MergeCandidate> heap;
   heap.reserve(symbols.size());
   const auto consider = [&](uint32_t left, uint32_t right) {
     if (left == kEnd || right == kEnd || symbols[left].frozen || symbols[right].frozen) return false;
@@ -105,7 +105,7 @@ void SentencePieceModel::encode(std::string_view word, const InvalidBytes& inval
   std::make_heap(heap.begin(), heap.end());
   while (!heap.empty()) {
     std::pop_heap(heap.begin(), heap.end());
-    const Candidate top = heap.back();
+    const MergeCandidate top = heap.back();
     heap.pop_back();
     const auto at = static_cast<uint32_t>(top.order);
     Symbol& left = symbols[at];
