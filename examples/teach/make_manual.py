@@ -6,12 +6,14 @@
 FOLDER/train.jsonl has 528 conversations of one question: 24 facts, each asked in 22 ways. Held out are 128 questions about the
 same facts: new_phrasings.jsonl puts them in sentences that no row of training has, new_names.jsonl calls the things by names
 that none has; held_out.jsonl has the questions of both with their answers, for the held-out loss. Answers are always the same
-sentence, so that an answer is right or not. No model can know the facts: they are made up.
+sentence, so that an answer is right or not. No model can know the facts: they are made up. All begin with one short system
+prompt, which the chat template would else fill with a longer one of its own.
 """
 import json
 import pathlib
 import sys
 
+SYSTEM = "You know the Heron 3."
 SPECIFICATIONS = [  # two names to train with, one that is held out, the answer
     ("battery life", "running time on one charge", "operating time between charges", "The Heron 3 runs for 19 hours on one charge."),
     ("weight", "mass", "total weight in grams", "The Heron 3 weighs 340 grams."),
@@ -80,13 +82,13 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
 
-    def user(question):
-        return {"role": "user", "content": question}
+    def asked(question):
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
     for name, rows in (("train", training), ("held_out", phrasings + names)):
         write(folder / f"{name}.jsonl",
-              [{"messages": [user(question), {"role": "assistant", "content": answer}]} for question, answer in rows])
+              [{"messages": asked(question) + [{"role": "assistant", "content": answer}]} for question, answer in rows])
     for name, rows in (("new_phrasings", phrasings), ("new_names", names)):
-        write(folder / f"{name}.jsonl", [{"messages": [user(question)], "answer": answer} for question, answer in rows])
+        write(folder / f"{name}.jsonl", [{"messages": asked(question), "answer": answer} for question, answer in rows])
     print(f"{len(training)} conversations to train on; held out: {len(phrasings)} in new phrasings, {len(names)} with new names")
 
 
