@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -72,6 +73,14 @@ std::string gnuplot_text(std::string_view text) {
   return made + '\'';
 }
 
+// Folders of one name are told apart by the paths as they were given.
+void name_apart(std::vector<Curve>& curves, const std::vector<fs::path>& runs) {
+  std::map<std::string, int> uses;
+  for (const Curve& curve : curves) ++uses[curve.name];
+  for (size_t i = 0; i < curves.size(); ++i)
+    if (uses[curves[i].name] > 1) curves[i].name = runs[i].string();
+}
+
 // A panel a metric, all runs in each, in the same colours.
 std::string gnuplot_script(const std::vector<std::vector<Curve>>& panels, const PlotFlags& flags,
                            const fs::path& out) {
@@ -96,9 +105,11 @@ std::string gnuplot_script(const std::vector<std::vector<Curve>>& panels, const 
       script += "EOD\n";
     }
     script += fmt::format("set ylabel {}\nplot ", gnuplot_text(flags.metrics[panel]));
-    for (size_t i = 0; i < curves.size(); ++i)
-      script += fmt::format("{}$data{}_{} using 1:2 linewidth 2 linetype {} title {}", i == 0 ? "" : ", ",
-                            panel, i, i + 1, gnuplot_text(curves[i].name));
+    for (size_t i = 0; i < curves.size(); ++i) {
+      const double width = 2 + 2.5 * std::min<double>(curves.size() - 1 - i, 3);  // seen below an equal curve
+      script += fmt::format("{}$data{}_{} using 1:2 linewidth {:g} linetype {} title {}", i == 0 ? "" : ", ",
+                            panel, i, width, i + 1, gnuplot_text(curves[i].name));
+    }
     script += "\n";
   }
   return script + "unset multiplot\nset output\n";
@@ -142,6 +153,7 @@ void plot(const PlotFlags& flags) {
   for (const std::string& metric : flags.metrics) {
     panels.emplace_back();
     for (const fs::path& run : flags.runs) panels.back().push_back(read_curve(run, metric, flags.smooth));
+    name_apart(panels.back(), flags.runs);
   }
   draw(panels, flags);
   std::fputs(fmt::format("{}\n", flags.out.string()).c_str(), stdout);

@@ -114,6 +114,8 @@ void add_finetune(CLI::App& command) {
   CLI::App* mode = add_mode(command, flags, "finetune",
                             "Teach a model to answer in conversations: what the assistant writes counts");
   add_chat_flags(*mode, *flags);
+  mode->get_option("--data")->description(
+      "JSON Lines: conversations as below, or pretrain's rows; texts (*.txt), or folders of them");
   mode->footer(
       "A row is {\"messages\": […], \"tools\": […]} as in OpenAI's API, ShareGPT's {\"conversations\": "
       "[…]},\n"
@@ -132,6 +134,7 @@ void add_dpo(CLI::App& command) {
                "Teach a model which of two answers is preferred, measured against itself before");
   add_chat_flags(*mode, *flags);
   add_preference_flags(*mode, *flags);
+  mode->get_option("--data")->description("JSON Lines: rows of preferences as below, or folders of them");
   mode->footer(
       "A row is {\"prompt\", \"chosen\", \"rejected\"}: texts, or lists of messages. --batch counts pairs.\n"
       "Examples:\n"

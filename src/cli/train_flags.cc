@@ -64,7 +64,8 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       ->type_name("FILE");
   command
       .add_option("--validation", o.validation,
-                  "Files as --data's that are not trained on: their mean loss is told and kept")
+                  "Files as --data's that are not trained on: their mean loss is told and kept (pretrain, "
+                  "finetune)")
       ->type_name("FILE");
   command.add_option("--validate-every", o.validate_every, "Steps between those; and at the end [100]")
       ->type_name("N");

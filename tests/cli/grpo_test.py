@@ -22,10 +22,9 @@ class GrpoTest(unittest.TestCase):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.out = pathlib.Path(self.folder.name) / "run"
+        subprocess.run([sys.executable, EXAMPLE / "make_prompts.py", self.folder.name], stdout=subprocess.DEVNULL,
+                       check=True)
         self.prompts = pathlib.Path(self.folder.name) / "prompts.jsonl"
-        made = subprocess.run([sys.executable, EXAMPLE / "make_prompts.py", "--rows", "20"], capture_output=True,
-                              text=True, check=True)
-        self.prompts.write_text(made.stdout)
 
     def train(self, *more, max_tokens=8):
         return qiao("train", "grpo", "--init", TESTS / "golden" / "chat", "--data", self.prompts, "--batch", 2,

@@ -96,6 +96,16 @@ class ToolsTest(unittest.TestCase):
             self.assertEqual(refused.returncode, 1)
             self.assertIn(told, refused.stderr)
 
+    def test_runs_of_one_name_are_told_apart_in_the_picture(self):
+        for kind in ("small", "large"):
+            (self.folder / kind / "run").mkdir(parents=True)
+            (self.folder / kind / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')
+        drawn = qiao("plot", self.folder / "small" / "run", self.folder / "large" / "run", "--out", self.folder / "x.svg")
+        self.assertEqual(drawn.returncode, 0, drawn.stderr)
+        picture = (self.folder / "x.svg").read_text()
+        for kind in ("small", "large"):
+            self.assertIn(f"{kind}/run<", picture)
+
     def test_a_run_without_gnuplot_names_the_package(self):
         (self.folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n')
         refused = qiao("plot", self.folder, "--out", self.folder / "x.svg", env={"PATH": str(self.folder)})
