@@ -21,6 +21,7 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
+  using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const Muon& op) const override;
 
   int multiprocessors() const { return multiprocessors_; }
