@@ -12,7 +12,6 @@ constexpr std::array kMissing = {
     MissingOp{"kv_write", "serve", kNotYet},
     MissingOp{"attention_paged", "serve", kNotYet},
     MissingOp{"attention_varlen", "serve", kNotYet},
-    MissingOp{"sample", "serve", kNotYet},
     MissingOp{"write_weight", "train", kNotYet},
     MissingOp{"linear_backward", "train", kNotYet},
     MissingOp{"grouped_linear_backward", "train", kNotYet},
