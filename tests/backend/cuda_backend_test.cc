@@ -130,12 +130,22 @@ TEST_F(CudaBackendTest, BytesComeBackAndTheHostsAreFreeAtOnce) {
   chip_->download(nullptr, nullptr, 0);
 }
 
-TEST_F(CudaBackendTest, MemoryThatIsNotThereIsToldWithBothSizes) {
-  const Buffer most = chip_->allocate(size_t{3} << 30);
-  const Failure failure = failure_of([&] { chip_->allocate(size_t{2} << 30); });
+class SmallCudaTest : public CudaBackendTest {
+ protected:
+  static stand_in::Machine small() {
+    stand_in::Machine machine;
+    machine.memory_bytes = 4096;
+    return machine;
+  }
+  SmallCudaTest() : CudaBackendTest(small()) {}
+};
+
+TEST_F(SmallCudaTest, MemoryThatIsNotThereIsToldWithBothSizes) {
+  const Buffer most = chip_->allocate(3072);
+  const Failure failure = failure_of([&] { chip_->allocate(2048); });
   EXPECT_EQ(failure.kind, ErrorKind::kTooLarge);
-  EXPECT_EQ(failure.what, "cuda: 2147483648 bytes of device memory are needed, 1073741824 are free");
-  const Buffer rest = chip_->allocate(size_t{1} << 30);  // and the chip goes on
+  EXPECT_EQ(failure.what, "cuda: 2048 bytes of device memory are needed, 1024 are free");
+  const Buffer rest = chip_->allocate(1024);  // and the chip goes on
   EXPECT_NE(rest.data(), nullptr);
 }
 
