@@ -28,6 +28,7 @@ constexpr size_t kArenaBytes = size_t{16} << 30;
 
 struct StandInGraph {
   std::vector<Work> work;
+  std::shared_ptr<std::vector<void*>> memory;  // allocated in it: its own, as long as it can be launched
 };
 struct StandInPool {};
 struct StandInEvent {
@@ -155,6 +156,17 @@ void give(std::byte* data, size_t bytes) {
   __asan_poison_memory_region(base, size);
 #endif
   state.free_list.emplace(size, base);
+}
+
+// At once: of memory that no stream has to do with any more.
+void give_now(std::byte* data) {
+  const auto found = state.live.find(data);
+  if (found == state.live.end()) return;  // of a machine before reset()
+  const size_t bytes = found->second;
+  state.live.erase(found);
+  state.use.device_bytes -= bytes;
+  --state.use.allocations;
+  give(data, bytes);
 }
 
 cudaError_t run_until(StandInStream* stream, uint64_t place) {
@@ -382,7 +394,7 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cudaStream_t) {
+cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cudaStream_t stream) {
   QIAO_STAND_IN_CALL(cudaMallocFromPoolAsync)
   if (bytes == 0) return keep(cudaErrorInvalidValue);
   if (bytes > state.machine.memory_bytes - state.use.device_bytes) return keep(cudaErrorMemoryAllocation);
@@ -392,6 +404,7 @@ cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cu
   state.use.device_bytes += bytes;
   ++state.use.allocations;
   *data = taken;
+  if (stream->capture) stream->capture->memory->push_back(taken);
   return cudaSuccess;
 }
 
@@ -403,6 +416,13 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
     return keep(cudaErrorInvalidValue);
   }
   const auto [address, bytes] = *found;
+  if (stream->capture) {
+    // What it holds is lost here, each time.
+    return give_work(stream, [address = address, bytes = bytes] {
+      std::memset(address, kPoison, bytes);
+      return cudaSuccess;
+    });
+  }
   state.live.erase(found);
   state.use.device_bytes -= bytes;
   --state.use.allocations;
@@ -513,6 +533,10 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   QIAO_STAND_IN_CALL(cudaStreamBeginCapture)
   if (stream->capture) return keep(cudaErrorInvalidValue);
   stream->capture = std::make_unique<StandInGraph>();
+  stream->capture->memory = {new std::vector<void*>, [](std::vector<void*>* owned) {
+                               for (void* data : *owned) give_now(static_cast<std::byte*>(data));
+                               delete owned;
+                             }};
   return cudaSuccess;
 }
 
@@ -532,7 +556,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   QIAO_STAND_IN_CALL(cudaGraphLaunch)
   ++state.use.graph_launches;
-  return give_work(stream, [work = executable->work] {
+  return give_work(stream, [work = executable->work, memory = executable->memory] {
     for (const Work& each : work) {
       if (const cudaError_t error = each(); error != cudaSuccess) return error;
     }
