@@ -100,8 +100,13 @@ void protect_arena(bool open) {
 }
 
 struct DeviceMemoryOpen {
-  DeviceMemoryOpen() { protect_arena(true); }
-  ~DeviceMemoryOpen() { protect_arena(false); }
+  DeviceMemoryOpen() {
+    if (depth++ == 0) protect_arena(true);
+  }
+  ~DeviceMemoryOpen() {
+    if (--depth == 0) protect_arena(false);
+  }
+  static inline int depth = 0;
 };
 
 std::byte* take(size_t bytes) {
@@ -170,12 +175,13 @@ void give_now(std::byte* data) {
 }
 
 cudaError_t run_until(StandInStream* stream, uint64_t place) {
+  if (stream->done >= place || stream->work.empty()) return state.sticky;
+  const DeviceMemoryOpen open;
   while (stream->done < place && !stream->work.empty()) {
     const Work work = std::move(stream->work.front());
     stream->work.pop_front();
     ++stream->done;
     if (state.sticky != cudaSuccess) continue;  // a lost device does nothing more
-    const DeviceMemoryOpen open;
     if (const cudaError_t error = work(); error != cudaSuccess) keep(error);
   }
   return state.sticky;
