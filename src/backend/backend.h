@@ -219,12 +219,13 @@ class Backend {
 
 struct BackendOptions {
   int threads = 0;  // 0: as many as this process may use
+  int device = 0;   // of several alike: "cuda:1"
 };
 
 // The chips built into this program, best first ("cpu", "reference").
 std::vector<std::string_view> chip_names();
-// "auto", "cpu", "reference", "cuda:0"… Error(kNotFound) for an unknown name, listing the known;
-// Error(kUnavailable) for a chip whose driver is missing.
+// "auto" (the first that can be had), "cpu", "reference", "cuda", "cuda:1"… Error(kNotFound) for an unknown
+// name, listing the known; Error(kUnavailable) for a chip whose driver or device is missing.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options = {});
 
 }  // namespace qiao

@@ -19,6 +19,7 @@ enum class ErrorKind {
   kIo,            // the operating system said no
   kUnavailable,   // not now: busy, shutting down, no driver
   kCancelled,     // the caller asked to stop
+  kDeviceLost,    // a device failed and does nothing more for this process
 };
 
 class Error : public std::runtime_error {

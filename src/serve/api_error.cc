@@ -37,6 +37,7 @@ int status_of(ErrorKind kind) {
       return 503;
     case ErrorKind::kIo:
     case ErrorKind::kCancelled:
+    case ErrorKind::kDeviceLost:
       break;
   }
   return 500;

@@ -1,0 +1,64 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include "backend/cuda/cuda_class.h"
+#include "base/error.h"
+
+namespace qiao {
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+  return std::make_unique<cuda::CudaBackend>(options);
+}
+
+namespace cuda {
+namespace {
+
+int selected(int device) {
+  select_device(device);
+  return device;
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  QIAO_CUDA(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(const BackendOptions& options)
+    : stream_(selected(options.device)),
+      multiprocessors_(attribute(cudaDevAttrMultiProcessorCount, options.device)),
+      memory_(stream_),
+      uploader_(stream_) {}
+
+// What is still on its way reads memory that ends here; of a lost device nothing is.
+CudaBackend::~CudaBackend() { static_cast<void>(cudaStreamSynchronize(stream_.raw())); }
+
+DeviceInfo CudaBackend::describe() const {
+  cudaDeviceProp properties{};
+  QIAO_CUDA(cudaGetDeviceProperties(&properties, stream_.device()));
+  DeviceInfo info;
+  info.name = fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name,
+                          multiprocessors_, attribute(cudaDevAttrComputeCapabilityMajor, stream_.device()),
+                          attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
+  info.memory_bytes = properties.totalGlobalMem;
+  info.free_bytes = memory_.free_bytes();
+  return info;
+}
+
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  uploader_.copy(device, host, bytes);
+}
+
+void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  if (bytes != 0) QIAO_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.handle()));
+  stream_.synchronize();
+}
+
+void CudaBackend::synchronize() { stream_.synchronize(); }
+
+void* CudaBackend::do_allocate(size_t bytes) { return memory_.allocate(bytes); }
+void CudaBackend::do_free(void* data, size_t bytes) { memory_.free(data, bytes); }
+
+}  // namespace cuda
+}  // namespace qiao

@@ -1,0 +1,83 @@
+// The CUDA chip. Each op's kernels and their launch live in one file named after the op (*.cu; kernel.h tells
+// what is different from plain CUDA). All work goes to one stream, in order.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cuda/runtime.h"
+
+namespace qiao::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const BackendOptions& options);
+  ~CudaBackend() override;
+  std::string_view chip() const override { return "cuda"; }
+  DeviceInfo describe() const override;
+  DevicePeaks measure_peaks() override;
+  DevicePeaks measure_arithmetic() override;
+  std::span<const MissingOp> missing() const override;  // missing.cc
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void synchronize() override;
+  using Backend::workspace_bytes;  // 0 for the other ops
+  size_t workspace_bytes(const Sample& op) const override;
+  size_t workspace_bytes(const Muon& op) const override;
+
+  int multiprocessors() const { return multiprocessors_; }
+  const Stream& stream() const { return stream_; }
+  Memory& memory() { return memory_; }
+
+ protected:
+  void* do_allocate(size_t bytes) override;
+  void do_free(void* data, size_t bytes) override;
+
+  // weight.cc
+  std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;
+  void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override;
+
+  // kv_pages.cc
+  std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
+  void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
+  void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
+
+  // gather.cu
+  void do_gather(const Gather& op) override;
+  void do_gather_rows(const GatherRows& op) override;
+  void do_gather_backward(const GatherBackward& op) override;
+
+  // moe.cu
+  void do_moe_route(const MoeRoute& op) override;
+  void do_moe_permute(const MoePermute& op) override;
+  void do_moe_combine(const MoeCombine& op) override;
+  void do_moe_route_backward(const MoeRouteBackward& op) override;
+  void do_moe_permute_backward(const MoePermuteBackward& op) override;
+  void do_moe_combine_backward(const MoeCombineBackward& op) override;
+
+  // norm.cu, layer_norm.cu, rope.cu, gated_activation.cu
+  void do_add_rms_norm(const AddRmsNorm& op) override;
+  void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
+  void do_layer_norm(const LayerNorm& op) override;
+  void do_rope(const Rope& op) override;
+  void do_gated_activation(const GatedActivation& op) override;
+  void do_gated_activation_backward(const GatedActivationBackward& op) override;
+
+  // sample.cu
+  void do_sample(const Sample& op) override;
+
+  // optimizer.cu, muon.cu
+  void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_accumulate(const Accumulate& op) override;
+  void do_adamw(const AdamW& op) override;
+  void do_muon(const Muon& op) override;
+
+ private:
+  Stream stream_;
+  int multiprocessors_;
+  Memory memory_;
+  Uploader uploader_;
+  Buffer codes_;  // of AdamW's moments, once they are asked for
+};
+
+}  // namespace qiao::cuda

@@ -1,0 +1,187 @@
+// The stand-in of src/backend/cuda/instructions.h: the same functions, by plain loops over what the lanes of
+// a warp hand over. Products are summed in float64 and added to the accumulator with one rounding, where a
+// device's order and rounding inside an instruction are its own.
+#pragma once
+
+#include <tuple>
+#include <utility>
+
+#include "backend/cuda_stand_in/cuda_bf16.h"
+#include "backend/cuda_stand_in/cuda_fp16.h"
+#include "backend/cuda_stand_in/cuda_runtime.h"
+
+namespace qiao::stand_in {
+
+cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream);
+float e4m3_to_float(uint8_t bits);
+uint8_t float_to_e4m3(float value);
+
+}  // namespace qiao::stand_in
+
+namespace qiao::cuda {
+
+template <class... P>
+cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                          cudaStream_t stream, std::tuple<P...>& arguments) {
+  return stand_in::launch([kernel, arguments] { std::apply(kernel, arguments); }, grid, block, shared_bytes,
+                          stream);
+}
+
+template <class T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(stand_in::dynamic_shared());
+}
+
+#define QIAO_SHARED(type, name, count)                                                                       \
+  static const char name##_key = 0;                                                                          \
+  auto& name = *static_cast<type(*)[count]>(                                                                 \
+      ::qiao::stand_in::static_shared(&name##_key, sizeof(type[count]), std::max<size_t>(16, alignof(type)), \
+                                      std::source_location::current()))
+
+// Where wrappers below were called.
+using Caller = std::source_location;
+
+template <int kBytes>
+void copy_async(void* shared, const void* global, bool valid = true, Caller where = Caller::current()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  stand_in::copy_async(shared, global, kBytes, !valid, where);
+}
+inline void copy_async_commit() { stand_in::commit_copies(); }
+template <int kGroupsLeft>
+void copy_async_wait() {
+  stand_in::wait_copies(kGroupsLeft);
+}
+
+inline void barrier_sync(int id, int threads, Caller where = Caller::current()) {
+  stand_in::barrier(id, static_cast<unsigned>(threads), true, where);
+}
+inline void barrier_arrive(int id, int threads, Caller where = Caller::current()) {
+  stand_in::barrier(id, static_cast<unsigned>(threads), false, where);
+}
+
+namespace matrices {
+
+struct Load {
+  const void* row;
+  uint32_t* out;
+};
+
+template <int kCount, bool kTransposed>
+void load(uint32_t* out, const void* row, const char* what, const Caller& where) {
+  if (stand_in::lane() < 8 * kCount &&
+      (!stand_in::in_shared(row, 16) || reinterpret_cast<uintptr_t>(row) % 16 != 0)) {
+    stand_in::fault(where, "ldmatrix of a row that is not 16 aligned bytes of shared memory");
+  }
+  Load mine{row, out};
+  stand_in::together(
+      0xffffffffu, what, &mine,
+      [](void* const(&lanes)[32], uint32_t) {
+        for (unsigned matrix = 0; matrix < kCount; ++matrix) {
+          uint16_t elements[8][8];
+          for (unsigned r = 0; r < 8; ++r) {
+            std::memcpy(elements[r], static_cast<Load*>(lanes[8 * matrix + r])->row, 16);
+          }
+          for (unsigned lane = 0; lane < 32; ++lane) {
+            const unsigned i = lane / 4, j = lane % 4 * 2;
+            const uint16_t low = kTransposed ? elements[j][i] : elements[i][j];
+            const uint16_t high = kTransposed ? elements[j + 1][i] : elements[i][j + 1];
+            static_cast<Load*>(lanes[lane])->out[matrix] = low | uint32_t{high} << 16;
+          }
+        }
+      },
+      where);
+}
+
+struct Operands {
+  const uint32_t* a;
+  const uint32_t* b;
+  void* d;
+};
+
+// `kPerWord` elements in each 32-bit register; Read gives element i of a word, Sum is the accumulator.
+template <int kPerWord, class D, class Sum, Sum (*kRead)(uint32_t, int)>
+void multiply(D* d, const uint32_t* a, const uint32_t* b, const char* what, const Caller& where) {
+  Operands mine{a, b, d};
+  stand_in::together(
+      0xffffffffu, what, &mine,
+      [](void* const(&lanes)[32], uint32_t) {
+        constexpr int kDepth = 8 * kPerWord;
+        Sum rows[16][kDepth], columns[8][kDepth];
+        for (int lane = 0; lane < 32; ++lane) {
+          const auto* of = static_cast<Operands*>(lanes[lane]);
+          const int group = lane / 4, first = lane % 4 * kPerWord;
+          for (int i = 0; i < kPerWord; ++i) {
+            for (int half = 0; half < 2; ++half) {
+              const int k = first + half * 4 * kPerWord + i;
+              rows[group][k] = kRead(of->a[2 * half], i);
+              rows[group + 8][k] = kRead(of->a[2 * half + 1], i);
+              columns[group][k] = kRead(of->b[half], i);
+            }
+          }
+        }
+        for (int lane = 0; lane < 32; ++lane) {
+          auto* out = static_cast<D*>(static_cast<Operands*>(lanes[lane])->d);
+          for (int i = 0; i < 4; ++i) {
+            const Sum* row = rows[lane / 4 + i / 2 * 8];
+            const Sum* column = columns[lane % 4 * 2 + i % 2];
+            Sum sum = 0;
+            for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
+            out[i] = static_cast<D>(static_cast<Sum>(out[i]) + sum);
+          }
+        }
+      },
+      where);
+}
+
+inline double read_bf16(uint32_t word, int i) {
+  return bf16_to_float(static_cast<uint16_t>(word >> (16 * i)));
+}
+inline double read_f16(uint32_t word, int i) { return f16_to_float(static_cast<uint16_t>(word >> (16 * i))); }
+inline int read_s8(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
+inline double read_e4m3(uint32_t word, int i) {
+  return stand_in::e4m3_to_float(static_cast<uint8_t>(word >> (8 * i)));
+}
+
+}  // namespace matrices
+
+inline void load_matrices(uint32_t (&out)[1], const void* row, Caller where = Caller::current()) {
+  matrices::load<1, false>(out, row, "ldmatrix.x1", where);
+}
+inline void load_matrices(uint32_t (&out)[2], const void* row, Caller where = Caller::current()) {
+  matrices::load<2, false>(out, row, "ldmatrix.x2", where);
+}
+inline void load_matrices(uint32_t (&out)[4], const void* row, Caller where = Caller::current()) {
+  matrices::load<4, false>(out, row, "ldmatrix.x4", where);
+}
+inline void load_matrices_transposed(uint32_t (&out)[1], const void* row, Caller where = Caller::current()) {
+  matrices::load<1, true>(out, row, "ldmatrix.x1.trans", where);
+}
+inline void load_matrices_transposed(uint32_t (&out)[2], const void* row, Caller where = Caller::current()) {
+  matrices::load<2, true>(out, row, "ldmatrix.x2.trans", where);
+}
+inline void load_matrices_transposed(uint32_t (&out)[4], const void* row, Caller where = Caller::current()) {
+  matrices::load<4, true>(out, row, "ldmatrix.x4.trans", where);
+}
+
+inline void multiply_add_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              Caller where = Caller::current()) {
+  matrices::multiply<2, float, double, matrices::read_bf16>(d, a, b, "mma.m16n8k16.bf16", where);
+}
+inline void multiply_add_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             Caller where = Caller::current()) {
+  matrices::multiply<2, float, double, matrices::read_f16>(d, a, b, "mma.m16n8k16.f16", where);
+}
+inline void multiply_add_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            Caller where = Caller::current()) {
+  matrices::multiply<4, int, int, matrices::read_s8>(d, a, b, "mma.m16n8k32.s8", where);
+}
+inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              Caller where = Caller::current()) {
+  matrices::multiply<4, float, double, matrices::read_e4m3>(d, a, b, "mma.m16n8k32.e4m3", where);
+}
+
+inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }
+inline float float_of_e4m3(uint8_t bits) { return stand_in::e4m3_to_float(bits); }
+
+}  // namespace qiao::cuda

@@ -1,0 +1,50 @@
+// Runs the threads of a block as fibers on one CPU thread. A thread runs until it must wait for others: at a
+// barrier, or at an instruction that a warp executes together. What a device leaves undefined is a fault:
+// threads that wait for one that has ended, lanes of a mask at different instructions, too much shared
+// memory, a copy that nobody waited for. Shared memory is NaN until it is written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+
+#include "cuda_runtime_api.h"
+
+struct uint3 {
+  unsigned x, y, z;
+};
+// As the running thread sees them.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace qiao::stand_in {
+
+inline constexpr size_t kMaxSharedBytes = 227 * 1024;
+using Where = std::source_location;
+
+// Runs every block of a launch. Empty, or what the first fault was.
+std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t schedule_seed,
+                     const std::function<void()>& kernel);
+
+// Called by kernels, on their fibers.
+
+[[noreturn]] void fault(const Where& where, std::string what);
+// Waits at barrier `id` for `count` threads (0: the whole block); without `wait` only arrives.
+void barrier(int id, unsigned count, bool wait, const Where& where);
+unsigned barrier_count(bool predicate, const Where& where);  // of a whole block: how many say so
+// Every lane of `mask` hands over `mine`; the last to come calls `combine` with all of them, by lane.
+using Combine = void (*)(void* const (&lanes)[32], uint32_t mask);
+void together(uint32_t mask, const char* what, void* mine, Combine combine, const Where& where);
+unsigned lane();
+std::byte* dynamic_shared();
+// Memory of this block that `key` names.
+void* static_shared(const void* key, size_t bytes, size_t alignment, const Where& where);
+bool in_shared(const void* data, size_t bytes);
+// cp.async: the bytes arrive no sooner than a wait for their group.
+void copy_async(void* shared, const void* global, size_t bytes, bool zero, const Where& where);
+void commit_copies();
+void wait_copies(int groups_left);
+
+}  // namespace qiao::stand_in
