@@ -22,6 +22,9 @@ class CudaBackend final : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
 
+  size_t workspace_bytes(const AttentionPaged& op) const override;
+  using Backend::workspace_bytes;
+
   int multiprocessors() const { return multiprocessors_; }
   const Stream& stream() const { return stream_; }
   Memory& memory() { return memory_; }
@@ -38,6 +41,11 @@ class CudaBackend final : public Backend {
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
   void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
   void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
+
+  // kv_write.cu, attention.cu, attention_varlen.cu
+  void do_kv_write(const KvWrite& op) override;
+  void do_attention_paged(const AttentionPaged& op) override;
+  void do_attention_varlen(const AttentionVarlen& op) override;
 
   // norm.cu
   void do_add_rms_norm(const AddRmsNorm& op) override;

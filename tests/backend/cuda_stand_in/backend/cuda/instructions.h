@@ -139,6 +139,7 @@ inline double read_bf16(uint32_t word, int i) {
 }
 inline double read_f16(uint32_t word, int i) { return f16_to_float(static_cast<uint16_t>(word >> (16 * i))); }
 inline int read_s8(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
+inline double read_tf32(uint32_t word, int) { return std::bit_cast<float>(word & 0xffffe000u); }
 inline double read_e4m3(uint32_t word, int i) {
   return stand_in::e4m3_to_float(static_cast<uint8_t>(word >> (8 * i)));
 }
@@ -179,6 +180,11 @@ inline void multiply_add_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t 
 inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               Caller where = Caller::current()) {
   matrices::multiply<4, float, double, matrices::read_e4m3>(d, a, b, "mma.m16n8k32.e4m3", where);
+}
+
+inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              Caller where = Caller::current()) {
+  matrices::multiply<1, float, double, matrices::read_tf32>(d, a, b, "mma.m16n8k8.tf32", where);
 }
 
 inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }
