@@ -23,13 +23,14 @@ __device__ inline void split(float x, uint32_t* high, uint32_t* low) {
   *low = __float_as_uint(x - __uint_as_float(*high));
 }
 
-// d += a b, of 16 rows and 8 columns, 8 deep, each operand in its parts; what is small is added to `low`.
-template <int kParts>
-__device__ inline void multiply_parts(float (&d)[4], float (&low)[4], const uint32_t (&a)[2][4],
-                                      const uint32_t (&b)[kParts][2]) {
-  multiply_add_tf32(d, a[0], b[0]);
-  multiply_add_tf32(low, a[1], b[0]);
-  if constexpr (kParts == 2) multiply_add_tf32(low, a[0], b[1]);
+// d += a b, of 16 rows and kTiles × 8 columns, 8 deep, each operand in its parts; what is small is added to
+// `low`.
+template <int kTiles, int kParts>
+__device__ inline void multiply_parts(float (*d)[4], float (*low)[4], const uint32_t (&a)[2][4],
+                                      const uint32_t (&b)[kParts][kTiles][2]) {
+  multiply_add_tf32<kTiles>(d, a[0], b[0]);
+  multiply_add_tf32<kTiles>(low, a[1], b[0]);
+  if constexpr (kParts == 2) multiply_add_tf32<kTiles>(low, a[0], b[1]);
 }
 
 // Of rows of 16 × kPitch floats in shared memory, columns [8 k, 8 k + 8): operand a in its parts.
@@ -54,31 +55,31 @@ __device__ inline void split_accumulator(const float (&d)[4], uint32_t (&a)[2][4
 
 // A kind of element: kParts, kVectors = vectors of 16 bytes of a row of kD, kBytes of an element; pitches of
 // a row in shared memory, in bytes; and for each warp
-//   keys     of kTiles × 8 rows, columns [8 k, 8 k + 8)      as b[tile]
-//   values   of rows [8 k, 8 k + 8), columns of 4 tiles of 8 as b[tile], from tile n on
+//   keys     of kTiles × 8 rows, columns [8 k, 8 k + 8)      as b[part][tile]
+//   values   of rows [8 k, 8 k + 8), columns of 4 tiles of 8 as b[part][tile], from tile n on
 
 template <class Half, int kD>
 struct HalfElements {
   static constexpr int kParts = 1, kBytes = 2, kVectors = kD / 8;
   static constexpr int kKeyPitch = 2 * kD + 16, kValuePitch = kKeyPitch;
 
-  static __device__ void widen(uint32_t word, uint32_t (&b)[1][2]) {
-    b[0][0] = __float_as_uint(Half::low(word));
-    b[0][1] = __float_as_uint(Half::high(word));
+  static __device__ void widen(uint32_t word, uint32_t (&b)[2]) {
+    b[0] = __float_as_uint(Half::low(word));
+    b[1] = __float_as_uint(Half::high(word));
   }
   template <int kTiles>
-  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[kTiles][1][2]) {
+  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[1][kTiles][2]) {
     uint32_t words[kTiles];
     load_matrices(words, rows + threadIdx.x % (8 * kTiles) * kKeyPitch + 16 * k);
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) widen(words[n], b[n]);
+    for (int n = 0; n < kTiles; ++n) widen(words[n], b[0][n]);
   }
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[4][1][2]) {
+  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[1][4][2]) {
     uint32_t words[4];
     const int lane = threadIdx.x % 32;
     load_matrices_transposed(words, rows + (8 * k + lane % 8) * kValuePitch + 16 * (n + lane / 8));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) widen(words[i], b[i]);
+    for (int i = 0; i < 4; ++i) widen(words[i], b[0][i]);
   }
 };
 struct F16Half {
@@ -105,21 +106,21 @@ struct F32Elements {
   static constexpr int kKeyPitch = 4 * kD + 32, kValuePitch = 4 * kD + 16;
 
   template <int kTiles>
-  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[kTiles][2][2]) {
+  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[2][kTiles][2]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       const float2 pair = *reinterpret_cast<const float2*>(rows + (8 * n + lane / 4) * kKeyPitch +
                                                            4 * (8 * k + 2 * (lane % 4)));
-      split(pair.x, &b[n][0][0], &b[n][1][0]);
-      split(pair.y, &b[n][0][1], &b[n][1][1]);
+      split(pair.x, &b[0][n][0], &b[1][n][0]);
+      split(pair.y, &b[0][n][1], &b[1][n][1]);
     }
   }
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[4][2][2]) {
+  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][4][2]) {
     values_of<kValuePitch>(rows, k, n, b);
   }
   template <int kPitch>
-  static __device__ void values_of(const unsigned char* rows, int k, int n, uint32_t (&b)[4][2][2]) {
+  static __device__ void values_of(const unsigned char* rows, int k, int n, uint32_t (&b)[2][4][2]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -127,7 +128,7 @@ struct F32Elements {
       for (int row = 0; row < 2; ++row) {
         const float x = *reinterpret_cast<const float*>(rows + (8 * k + 2 * (lane % 4) + row) * kPitch +
                                                         4 * (8 * (n + i) + lane / 4));
-        split(x, &b[i][0][row], &b[i][1][row]);
+        split(x, &b[0][i][row], &b[1][i][row]);
       }
     }
   }
@@ -144,25 +145,25 @@ struct Q8Elements {
     return __half2float(__ushort_as_half(scale)) * static_cast<float>(static_cast<signed char>(row[column]));
   }
   template <int kTiles>
-  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[kTiles][2][2]) {
+  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[2][kTiles][2]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       const unsigned char* row = rows + (8 * n + lane / 4) * kKeyPitch;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        split(number(row, 8 * k + 2 * (lane % 4) + i), &b[n][0][i], &b[n][1][i]);
+        split(number(row, 8 * k + 2 * (lane % 4) + i), &b[0][n][i], &b[1][n][i]);
       }
     }
   }
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[4][2][2]) {
+  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][4][2]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const float x = number(rows + (8 * k + 2 * (lane % 4) + row) * kValuePitch, 8 * (n + i) + lane / 4);
-        split(x, &b[i][0][row], &b[i][1][row]);
+        split(x, &b[0][i][row], &b[1][i][row]);
       }
     }
   }

@@ -294,11 +294,10 @@ class AttentionWarp {
     const int steps = (op_.dim + 7) / 8;
 #pragma unroll 2
     for (int k = 0; k < steps; ++k) {
-      uint32_t a[2][4], b[kTiles][Elements::kParts][2];
+      uint32_t a[2][4], b[Elements::kParts][kTiles][2];
       load_a<Shape::kQueryPitch>(queries_, k, a);
       Elements::template keys<kTiles>(keys, k, b);
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) multiply_parts(scores[n], low[n], a, b[n]);
+      multiply_parts<kTiles>(scores, low, a, b);
     }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
@@ -370,10 +369,9 @@ class AttentionWarp {
 #pragma unroll
       for (int n = 0; n < kOutTiles; n += 4) {
         if (8 * n >= op_.dim) break;
-        uint32_t b[4][Elements::kParts][2];
+        uint32_t b[Elements::kParts][4][2];
         Elements::values(values, k, n, b);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) multiply_parts(out_[n + i], out_[n + i], a, b[i]);
+        multiply_parts<4>(out_ + n, out_ + n, a, b);
       }
     }
   }

@@ -166,13 +166,18 @@ __device__ inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// K = 8, one element in a register: a float of which the low 13 bits do not count.
-__device__ inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// K = 8, one element in a register: a float of which the low 13 bits do not count. Of kTiles B and D beside
+// each other.
+template <int kTiles>
+__device__ inline void multiply_add_tf32(float (*d)[4], const uint32_t (&a)[4], const uint32_t (*b)[2]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[n][0]), "r"(b[n][1]));
+  }
 }
 
 // FP8 of four exponent and three mantissa bits, without infinities: to nearest even, larger ones become 448.
