@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
   void synchronize() override;
 
   size_t workspace_bytes(const AttentionPaged& op) const override;
+  size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   using Backend::workspace_bytes;
 
   int multiprocessors() const { return multiprocessors_; }
@@ -42,10 +43,11 @@ class CudaBackend final : public Backend {
   void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
   void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
 
-  // kv_write.cu, attention.cu, attention_varlen.cu
+  // kv_write.cu, attention.cu, attention_varlen.cu, attention_varlen_backward.cu
   void do_kv_write(const KvWrite& op) override;
   void do_attention_paged(const AttentionPaged& op) override;
   void do_attention_varlen(const AttentionVarlen& op) override;
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
   // norm.cu
   void do_add_rms_norm(const AddRmsNorm& op) override;

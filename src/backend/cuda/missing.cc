@@ -26,7 +26,6 @@ constexpr std::array kMissing = {
     MissingOp{"moe_permute_backward", "train", kNotYet},
     MissingOp{"moe_combine_backward", "train", kNotYet},
     MissingOp{"gated_activation_backward", "train", kNotYet},
-    MissingOp{"attention_varlen_backward", "train", kNotYet},
     MissingOp{"token_logprob", "train", kNotYet},
     MissingOp{"token_logprob_backward", "train", kNotYet},
     MissingOp{"sum_of_squares", "train", kNotYet},
