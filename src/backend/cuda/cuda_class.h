@@ -21,10 +21,11 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
-
+  using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
-  using Backend::workspace_bytes;
+  size_t workspace_bytes(const Sample& op) const override;
+  size_t workspace_bytes(const Muon& op) const override;
 
   int multiprocessors() const { return multiprocessors_; }
   const Stream& stream() const { return stream_; }
@@ -49,15 +50,42 @@ class CudaBackend final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
-  // norm.cu
+  // gather.cu
+  void do_gather(const Gather& op) override;
+  void do_gather_rows(const GatherRows& op) override;
+  void do_gather_backward(const GatherBackward& op) override;
+
+  // moe.cu
+  void do_moe_route(const MoeRoute& op) override;
+  void do_moe_permute(const MoePermute& op) override;
+  void do_moe_combine(const MoeCombine& op) override;
+  void do_moe_route_backward(const MoeRouteBackward& op) override;
+  void do_moe_permute_backward(const MoePermuteBackward& op) override;
+  void do_moe_combine_backward(const MoeCombineBackward& op) override;
+
+  // norm.cu, layer_norm.cu, rope.cu, gated_activation.cu
   void do_add_rms_norm(const AddRmsNorm& op) override;
   void do_add_rms_norm_backward(const AddRmsNormBackward& op) override;
+  void do_layer_norm(const LayerNorm& op) override;
+  void do_rope(const Rope& op) override;
+  void do_gated_activation(const GatedActivation& op) override;
+  void do_gated_activation_backward(const GatedActivationBackward& op) override;
+
+  // sample.cu
+  void do_sample(const Sample& op) override;
+
+  // optimizer.cu, muon.cu
+  void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_accumulate(const Accumulate& op) override;
+  void do_adamw(const AdamW& op) override;
+  void do_muon(const Muon& op) override;
 
  private:
   Stream stream_;
   int multiprocessors_;
   Memory memory_;
   Uploader uploader_;
+  Buffer codes_;  // of AdamW's moments, once they are asked for
 };
 
 }  // namespace qiao::cuda

@@ -5,41 +5,18 @@
 #include "backend/ops/norm.h"
 
 #include "backend/cuda/cuda_class.h"
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/rows.h"
 
 namespace qiao::cuda {
 namespace {
 
-// Rows of a tensor [T, C] or [T, H, D].
-struct NormRows {
-  float* data;
-  int64_t outer, inner;  // strides
-  int64_t heads;
-  bool aligned;  // every row begins at a multiple of 16 bytes
-
-  __device__ float* row(int64_t i) const { return data + i / heads * outer + i % heads * inner; }
-};
-
-NormRows rows_of(const Tensor& t) {
-  if (!t.present()) return {nullptr, 0, 0, 1, false};
-  NormRows rows{t.as<float>(), t.stride[0], t.rank == 3 ? t.stride[1] : 0, t.rank == 3 ? t.shape[1] : 1,
-                false};
-  rows.aligned = aligned_16(rows.data) && rows.outer % 4 == 0 && rows.inner % 4 == 0;
-  return rows;
-}
-
 struct NormArguments {
-  NormRows x, residual, y, residual_out;  // data null: absent
-  const float* gamma;                     // null: ones
+  Rows x, residual, y, residual_out;  // data null: absent
+  const float* gamma;                 // null: ones
   bool gamma_aligned;
   float gamma_offset, epsilon;
   int64_t rows, width;
 };
-
-__device__ float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-__device__ float add_squares(float4 v, float sum) {
-  return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
-}
 
 // gamma + offset, from element `at` on.
 __device__ float4 gain(const float* gamma, bool aligned, float offset, int64_t at, int64_t width) {
@@ -89,7 +66,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_forward(
 }
 
 struct NormBackwardArguments {
-  NormRows dy, more, h, dh;  // more: dresidual_out, or absent
+  Rows dy, more, h, dh;  // more: dresidual_out, or absent
   const float* gamma;
   bool gamma_aligned;
   float gamma_offset, epsilon;
@@ -184,20 +161,6 @@ __global__ void __launch_bounds__(256)
   sums[c] = sum;
 }
 
-// Calls `run` with the kernel for rows of this width: its warps and float4s a thread.
-template <class Run>
-void for_width(int64_t width, Run run) {
-  if (width <= 512) {
-    run(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
-  } else if (width <= 4096) {
-    run(std::integral_constant<int, 4>(), std::integral_constant<int, 8>());
-  } else {
-    run(std::integral_constant<int, 16>(), std::integral_constant<int, 4>());
-  }
-}
-// Rows of one warp come four to a block.
-dim3 norm_block(int warps) { return warps == 1 ? dim3(32, 4) : dim3(static_cast<unsigned>(32 * warps)); }
-
 }  // namespace
 
 void CudaBackend::do_add_rms_norm(const AddRmsNorm& op) {
@@ -209,7 +172,7 @@ void CudaBackend::do_add_rms_norm(const AddRmsNorm& op) {
   a.width = op.x.shape[static_cast<size_t>(op.x.rank - 1)];
   a.rows = op.x.elements() / a.width;
   for_width(a.width, [&](auto warps, auto kept) {
-    const dim3 block = norm_block(warps);
+    const dim3 block = row_block(warps);
     launch("add_rms_norm", stream_, norm_forward<warps(), kept()>, blocks_for(a.rows, block.y), block, 0, a);
   });
 }
@@ -228,7 +191,7 @@ void CudaBackend::do_add_rms_norm_backward(const AddRmsNormBackward& op) {
   const int64_t chunks = ceil_div(a.rows, a.chunk);
   const auto run = [&] {
     for_width(a.width, [&](auto warps, auto kept) {
-      const dim3 block = norm_block(warps);
+      const dim3 block = row_block(warps);
       launch("add_rms_norm_backward", stream_, norm_backward<warps(), kept()>, blocks_for(chunks, block.y),
              block, 0, a);
     });

@@ -1,0 +1,79 @@
+// What kernels over rows share: where rows lie, and how they are dealt out to threads, four elements each.
+#pragma once
+
+#include <algorithm>
+
+#include "backend/cuda/kernel.h"
+#include "tensor/tensor.h"
+
+namespace qiao::cuda {
+
+// Rows of an F32 tensor [T, C] or [T, H, D].
+struct Rows {
+  float* data = nullptr;         // null: absent
+  int64_t outer = 0, inner = 0;  // strides
+  int64_t heads = 1;
+  bool aligned = false;  // every row begins at a multiple of 16 bytes
+
+  __device__ float* row(int64_t i) const {
+    return heads == 1 ? data + i * outer : data + i / heads * outer + i % heads * inner;
+  }
+};
+
+inline Rows rows_of(const Tensor& t) {
+  if (!t.present()) return {};
+  Rows rows{t.as<float>(), t.stride[0], 0, 1, false};
+  if (t.rank == 3) rows.inner = t.stride[1], rows.heads = t.shape[1];
+  rows.aligned = aligned_16(rows.data) && rows.outer % 4 == 0 && rows.inner % 4 == 0;
+  return rows;
+}
+
+__device__ inline float4 add(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+__device__ inline float4 scale(float a, float4 b) { return make_float4(a * b.x, a * b.y, a * b.z, a * b.w); }
+// a * b + c, rounded once.
+__device__ inline float4 add_scaled(float a, float4 b, float4 c) {
+  return make_float4(fmaf(a, b.x, c.x), fmaf(a, b.y, c.y), fmaf(a, b.z, c.z), fmaf(a, b.w, c.w));
+}
+__device__ inline float add_squares(float4 v, float sum) {
+  return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
+}
+
+// A grid in which each thread has four elements of one row: `tiles` blocks a row.
+struct Tiles {
+  unsigned tiles;
+  dim3 grid, block;
+
+  Tiles(int64_t rows, int64_t width) : tiles(1), grid(1), block(1) {
+    const int64_t fours = ceil_div(width, 4);
+    const int64_t threads = std::clamp<int64_t>(ceil_div(fours, 32) * 32, 32, 256);
+    tiles = static_cast<unsigned>(ceil_div(fours, threads));
+    grid = dim3(static_cast<unsigned>(rows * tiles));
+    block = dim3(static_cast<unsigned>(threads));
+  }
+};
+struct Place {
+  int64_t row, at;  // the thread's first element; at >= width: it has none
+};
+__device__ inline Place place_of(unsigned tiles) {
+  return {int64_t{blockIdx.x / tiles}, 4 * (int64_t{blockIdx.x % tiles} * blockDim.x + threadIdx.x)};
+}
+
+// Calls run(warps, kept) with how many warps a row of this width has, and how many float4s a thread keeps.
+template <class Run>
+void for_width(int64_t width, Run run) {
+  if (width <= 512) {
+    run(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
+  } else if (width <= 4096) {
+    run(std::integral_constant<int, 4>(), std::integral_constant<int, 8>());
+  } else {
+    run(std::integral_constant<int, 16>(), std::integral_constant<int, 4>());
+  }
+}
+// Rows of one warp come four to a block.
+inline dim3 row_block(int warps) {
+  return warps == 1 ? dim3(32, 4) : dim3(static_cast<unsigned>(32 * warps));
+}
+
+}  // namespace qiao::cuda
