@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "backend/cuda/attention_kernel.h"
+#include "backend/cuda/attention_arguments.h"
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda/kv_pages.h"
 
@@ -106,12 +106,10 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
     a.split_largest = a.split_out + plan.rows * plan.slots * plan.width;
     a.split_sum = a.split_largest + plan.rows * plan.slots;
   }
-  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, 1};
-  how.chunk_warps = static_cast<int>(
-      std::min<int64_t>(kMostWarps, ceil_div(int64_t{plan.split_queries} * a.share, kWarpRows)));
+  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
   if (!one_long) how.chunks = static_cast<unsigned>(sequences * plan.slots);
-  if (a.tiles_follow) how.tiles = most_tiles(tokens, sequences, a.share, how.tile_warps);
+  if (a.tiles_follow) how.tiles = most_tiles(tokens * a.share, sequences, kMostWarps * kWarpRows);
   switch (op.pages->spec().dtype) {
     case DType::kF32:
       launch_attention_f32(stream_, how, a);

@@ -33,7 +33,7 @@ __device__ inline void multiply_parts(float (*d)[4], float (*low)[4], const uint
   if constexpr (kParts == 2) multiply_add_tf32<kTiles>(low, a[0], b[1]);
 }
 
-// Of rows of 16 × kPitch floats in shared memory, columns [8 k, 8 k + 8): operand a in its parts.
+// Of 16 rows of kPitch floats in shared memory, columns [8 k, 8 k + 8): operand a in its parts.
 template <int kPitch>
 __device__ inline void load_a(const float* rows, int k, uint32_t (&a)[2][4]) {
   const int lane = threadIdx.x % 32;
@@ -44,6 +44,17 @@ __device__ inline void load_a(const float* rows, int k, uint32_t (&a)[2][4]) {
   split(lower.x, &a[0][1], &a[1][1]);
   split(upper.y, &a[0][2], &a[1][2]);
   split(lower.y, &a[0][3], &a[1][3]);
+}
+// Of rows that were split before: one part. `lower`: whether there are any of the last eight; else they are
+// zeros.
+template <int kPitch>
+__device__ inline void load_parts(const float* rows, int k, bool lower, uint32_t (&a)[4]) {
+  const int lane = threadIdx.x % 32;
+  const float* at = rows + lane / 4 * kPitch + 8 * k + 2 * (lane % 4);
+  const uint2 upper = *reinterpret_cast<const uint2*>(at);
+  uint2 below = make_uint2(0, 0);
+  if (lower) below = *reinterpret_cast<const uint2*>(at + 8 * kPitch);
+  a[0] = upper.x, a[1] = below.x, a[2] = upper.y, a[3] = below.y;
 }
 // An accumulator, times the 8 rows of the next product.
 __device__ inline void split_accumulator(const float (&d)[4], uint32_t (&a)[2][4]) {
@@ -56,7 +67,7 @@ __device__ inline void split_accumulator(const float (&d)[4], uint32_t (&a)[2][4
 // A kind of element: kParts, kVectors = vectors of 16 bytes of a row of kD, kBytes of an element; pitches of
 // a row in shared memory, in bytes; and for each warp
 //   keys     of kTiles × 8 rows, columns [8 k, 8 k + 8)      as b[part][tile]
-//   values   of rows [8 k, 8 k + 8), columns of 4 tiles of 8 as b[part][tile], from tile n on
+//   values   of rows [8 k, 8 k + 8), columns of kTiles tiles of 8, from tile n on, as b[part][tile]
 
 template <class Half, int kD>
 struct HalfElements {
@@ -74,12 +85,13 @@ struct HalfElements {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) widen(words[n], b[0][n]);
   }
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[1][4][2]) {
-    uint32_t words[4];
+  template <int kTiles>
+  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[1][kTiles][2]) {
+    uint32_t words[kTiles];
     const int lane = threadIdx.x % 32;
-    load_matrices_transposed(words, rows + (8 * k + lane % 8) * kValuePitch + 16 * (n + lane / 8));
+    load_matrices_transposed(words, rows + (8 * k + lane % 8) * kValuePitch + 16 * (n + lane / 8 % kTiles));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) widen(words[i], b[0][i]);
+    for (int i = 0; i < kTiles; ++i) widen(words[i], b[0][i]);
   }
 };
 struct F16Half {
@@ -116,14 +128,11 @@ struct F32Elements {
       split(pair.y, &b[0][n][1], &b[1][n][1]);
     }
   }
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][4][2]) {
-    values_of<kValuePitch>(rows, k, n, b);
-  }
-  template <int kPitch>
-  static __device__ void values_of(const unsigned char* rows, int k, int n, uint32_t (&b)[2][4][2]) {
+  template <int kTiles, int kPitch = kValuePitch>
+  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][kTiles][2]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const float x = *reinterpret_cast<const float*>(rows + (8 * k + 2 * (lane % 4) + row) * kPitch +
@@ -156,10 +165,11 @@ struct Q8Elements {
       }
     }
   }
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][4][2]) {
+  template <int kTiles>
+  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][kTiles][2]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const float x = number(rows + (8 * k + 2 * (lane % 4) + row) * kValuePitch, 8 * (n + i) + lane / 4);

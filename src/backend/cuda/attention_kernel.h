@@ -1,89 +1,27 @@
 // Attention's kernel, over pages and over packed rows, for all who meet keys: decode, prefill, training.
 //
-// Plan. A warp has 16 rows (queries × the heads that share a key/value head, so that one load of a key serves
-// them all) and walks the keys they see in blocks of kBlock, aligned to key 0, with an online softmax of each
-// chunk of kChunkKeys. Its 16 × D result stays in registers (D each), the queries and two stages of keys and
-// values, filled by cp.async while the other is computed, in shared memory (D 128 of 16 bits: 44 KB for one
-// warp, 70 KB for four). Chunks are merged in ascending order. So a row's order of sums is that of its own
-// keys, and it does not matter who does what:
-//   decode   a block is one warp and one chunk, as many blocks as there are chunks: memory-bound, 16 to 32 KB
-//            on their way in each of 5 blocks of an SM. Results of chunks go to the workspace and are merged
-//            by another kernel. Expected: the memory's bandwidth with BF16 and F16 pages; Q8_0's arithmetic
-//            may be the limit.
-//   prefill  a block is four warps that share the loads, and walks all its chunks; between two, the rows of
-//            `out` hold what was merged so far. Limited by the tensor cores: two products of TF32 for each
-//            one of 16-bit pages (attention_elements.h).
-// Skipped blocks and rows that see nothing of a block leave the same bits as masked ones: a weight of 0 adds
-// 0, a factor of 1 changes nothing.
-// Later, with a device at hand: wgmma (m64nNk8, the same depth a product) with TMA loads and a producer warp;
-// the order of blocks, parts and chunks above is what has to stay. Not yet run on a device.
+// Plan. 16 rows (queries × the heads that share a key/value head, so that one load of a key serves them all)
+// walk the keys they see in attention_order.h's order, in blocks of kBlock. Keys and values come by cp.async
+// in two stages, one on its way while the other is computed; the queries stay in shared memory in both parts
+// (attention_elements.h), the 16 × D result in registers.
+//   decode   a block is one chunk of one sequence, as many blocks as there are chunks, so that one long
+//            sequence fills the device. Its four warps share the 16 rows: each makes the scores of some keys,
+//            reads all of them from shared memory, and adds to its quarter of D. D 128 of 16 bits takes 54
+//            KB: four blocks an SM, 68 KB on their way. Limit: the memory's bandwidth (Q8_0: maybe its
+//            arithmetic). Chunks' results go to the workspace; attention.cu merges them.
+//   prefill  a block is four warps of 16 rows each, which share the loads, and walks all its chunks; between
+//            two, the rows of `out` hold what was merged so far. Limit: the tensor cores, two products of
+//            TF32 for each one of 16-bit pages.
+// Both make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
+// of a block, leave what there was: a weight of 0 adds 0, a factor of 1 changes nothing.
+// Later, with a device at hand: wgmma (m64nNk8, the same depth a product), TMA loads and a producer warp; the
+// order of blocks, parts and chunks is what has to stay. Not yet run on a device.
 #pragma once
 
+#include "backend/cuda/attention_arguments.h"
 #include "backend/cuda/attention_elements.h"
-#include "backend/cuda/kernel.h"
-#include "tensor/tensor.h"
 
 namespace qiao::cuda {
-
-inline constexpr int kChunkKeys = 256;  // a multiple of every kBlock
-inline constexpr int kWarpRows = 16;
-inline constexpr int kMostWarps = 4;
-
-struct AttentionArguments {
-  const float* q;
-  float* out;
-  int64_t q_token, q_head, out_token, out_head;  // strides
-  // Pages, or where `table` is null packed rows of floats.
-  const unsigned char* pages;
-  int64_t row_bytes, page_bytes, values_offset;  // the last: from a key to its value
-  int page_tokens;
-  const int32_t* table;  // [S, M]
-  int64_t table_row;
-  const int32_t* lengths;
-  const float *k, *v;
-  int64_t k_token, k_head, v_token, v_head;
-  bool vectors;  // rows are whole vectors of 16 bytes at multiples of 16
-
-  const int32_t* starts;  // of queries; packed rows: of keys too
-  int sequences, heads, share, dim;
-  int window;  // 0: unlimited
-  float scale, soft_cap;
-  bool causal;
-  const float* bias;  // [H, 2 reach - 1]
-  int64_t reach;
-  float* log_sum_exp;  // [T, H]
-
-  // Splits: each chunk of a sequence of up to split_queries queries and `slots` chunks is a block's.
-  int slots, split_queries;
-  bool tiles_follow;                             // a launch of tiles takes the sequences that are not split
-  float *split_out, *split_largest, *split_sum;  // [S split_queries H, slots, D to 8s], [.., slots]
-};
-
-__host__ __device__ inline int first_key(int position, int window) {
-  return window > 0 && position >= window ? position - window + 1 : 0;
-}
-
-// Chunks of keys that a sequence's queries see.
-struct Chunks {
-  int first, count;
-};
-__host__ __device__ inline Chunks chunks_of(int queries, int length, int window) {
-  const int first = first_key(length - queries, window) / kChunkKeys;
-  return {first, (length - 1) / kChunkKeys + 1 - first};
-}
-
-// exp(x) for x <= 0, or NaN.
-__device__ inline float exp_of(float x) { return exp2f(x * 1.44269504f); }
-
-// What two runs of keys with these largest scores weigh in what they sum to.
-struct Merge {
-  float largest, before, after;  // factors of both
-};
-__device__ inline Merge merge_of(float before, float after) {
-  const float largest = fmaxf(before, after);
-  const float shift = largest == -INFINITY ? 0.0f : largest;
-  return {largest, exp_of(before - shift), exp_of(after - shift)};
-}
 
 template <template <int> class Kind, int kD>
 struct AttentionShape {
@@ -93,9 +31,11 @@ struct AttentionShape {
   static constexpr int kTiles = kBlock / 8;
   static constexpr int kKeyStage = kBlock * Elements::kKeyPitch;
   static constexpr int kStage = kKeyStage + kBlock * Elements::kValuePitch;
-  static constexpr int kQueryPitch = kD + 8;  // floats
-  static constexpr int shared_bytes(int warps) {
-    return 2 * kStage + warps * kWarpRows * kQueryPitch * static_cast<int>(sizeof(float));
+  static constexpr int kQueryPitch = kD + 8;                // floats
+  static constexpr int kQueries = kWarpRows * kQueryPitch;  // of one part
+  static constexpr int shared_bytes(int row_groups) {
+    return 2 * kStage +
+           (row_groups * 2 * kQueries + kTiles * kWarpRows * 8) * static_cast<int>(sizeof(float));
   }
 };
 
@@ -107,11 +47,14 @@ struct AttentionTile {
   int slot;                 // in the workspace, or -1: the result is whole
 };
 
-template <template <int> class Kind, int kD>
+// kTogether: the block's kMostWarps warps share 16 rows; else each has its own.
+template <template <int> class Kind, int kD, bool kTogether>
 class AttentionWarp {
   using Shape = AttentionShape<Kind, kD>;
   using Elements = typename Shape::Elements;
-  static constexpr int kBlock = Shape::kBlock, kTiles = Shape::kTiles, kOutTiles = kD / 8;
+  static constexpr int kBlock = Shape::kBlock, kTiles = Shape::kTiles;
+  static constexpr int kOutTiles = kD / 8 / (kTogether ? kMostWarps : 1);
+  static constexpr int kGroup = kOutTiles < 4 ? kOutTiles : 4;  // tiles of values that are read together
 
  public:
   __device__ AttentionWarp(const AttentionArguments& op, const AttentionTile& tile)
@@ -121,13 +64,16 @@ class AttentionWarp {
         warp_(threadIdx.x / 32),
         kv_head_(blockIdx.y),
         shared_(shared_memory<unsigned char>()),
-        queries_(reinterpret_cast<float*>(shared_ + 2 * Shape::kStage) +
-                 warp_ * kWarpRows * Shape::kQueryPitch) {
-    const int warps = blockDim.x / 32, rows = tile.queries * op.share;
-    const int block_row = tile.tile * warps * kWarpRows;
-    first_row_ = block_row + warp_ * kWarpRows;
-    const int block_end = min(block_row + warps * kWarpRows, rows);
+        first_tile_(kTogether ? warp_ * kOutTiles : 0) {
+    const int groups = kTogether ? 1 : blockDim.x / 32, group = kTogether ? 0 : warp_;
+    auto* floats = reinterpret_cast<float*>(shared_ + 2 * Shape::kStage);
+    queries_ = floats + group * 2 * Shape::kQueries;
+    exchange_ = floats + groups * 2 * Shape::kQueries;
+    const int rows = tile.queries * op.share, block_row = tile.tile * groups * kWarpRows;
+    first_row_ = block_row + group * kWarpRows;
+    const int block_end = min(block_row + groups * kWarpRows, rows);
     const int warp_end = min(first_row_ + kWarpRows, rows);
+    lower_rows_ = warp_end - first_row_ > 8;
     block_ = seen(block_row, block_end);
     warp_seen_ = seen(first_row_, warp_end);
 #pragma unroll
@@ -177,14 +123,18 @@ class AttentionWarp {
 
   __device__ void load_queries() {
     const int rows = tile_.queries * op_.share, width = (op_.dim + 7) / 8 * 8;
-    for (int i = 0; i < kWarpRows; ++i) {
+    for (int i = kTogether ? warp_ : 0; i < kWarpRows; i += kTogether ? kMostWarps : 1) {
       const int row = first_row_ + i;
       const float* from = op_.q + token(row) * op_.q_token + head(row) * op_.q_head;
+      float* to = queries_ + i * Shape::kQueryPitch;
       for (int d = lane_; d < width; d += 32) {
-        queries_[i * Shape::kQueryPitch + d] = row < rows && d < op_.dim ? from[d] : 0.0f;
+        uint32_t high, low;
+        split(row < rows && d < op_.dim ? from[d] : 0.0f, &high, &low);
+        to[d] = __uint_as_float(high);
+        to[Shape::kQueries + d] = __uint_as_float(low);
       }
     }
-    __syncwarp();
+    if (!kTogether) __syncwarp();  // else a barrier follows before they are read
   }
 
   // Of packed rows, whose width may be no multiple of 8. Pages have zeros of their own.
@@ -278,44 +228,64 @@ class AttentionWarp {
   __device__ void add_block(int stage, int key) {
     const unsigned char* keys = shared_ + stage * Shape::kStage;
     float scores[kTiles][4];
-    multiply_keys(keys, scores);
-    shape_scores(key, scores);
+    if constexpr (kTogether) {
+      if (warp_ < kTiles) {
+        float own[1][4];
+        multiply_keys<1>(keys + 8 * warp_ * Elements::kKeyPitch, own);
+        shape_scores<1>(key + 8 * warp_, own);
+        store_four(exchange_, 4 * threadIdx.x, 4 * blockDim.x, true,
+                   make_float4(own[0][0], own[0][1], own[0][2], own[0][3]));
+      }
+      __syncthreads();
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const float4 four = *reinterpret_cast<const float4*>(exchange_ + 4 * (32 * n + lane_));
+        scores[n][0] = four.x, scores[n][1] = four.y, scores[n][2] = four.z, scores[n][3] = four.w;
+      }
+    } else {
+      multiply_keys<kTiles>(keys, scores);
+      shape_scores<kTiles>(key, scores);
+    }
     weigh(scores);
     add_values(keys + Shape::kKeyStage, scores);
   }
 
-  __device__ void multiply_keys(const unsigned char* keys, float (&scores)[kTiles][4]) {
-    float low[kTiles][4];
+  template <int kCount>
+  __device__ void multiply_keys(const unsigned char* keys, float (&scores)[kCount][4]) {
+    float low[kCount][4];
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
+    for (int n = 0; n < kCount; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[n][i] = low[n][i] = 0;
     }
     const int steps = (op_.dim + 7) / 8;
 #pragma unroll 2
     for (int k = 0; k < steps; ++k) {
-      uint32_t a[2][4], b[Elements::kParts][kTiles][2];
-      load_a<Shape::kQueryPitch>(queries_, k, a);
-      Elements::template keys<kTiles>(keys, k, b);
-      multiply_parts<kTiles>(scores, low, a, b);
+      uint32_t a[2][4], b[Elements::kParts][kCount][2];
+      load_parts<Shape::kQueryPitch>(queries_, k, lower_rows_, a[0]);
+      load_parts<Shape::kQueryPitch>(queries_ + Shape::kQueries, k, lower_rows_, a[1]);
+      Elements::template keys<kCount>(keys, k, b);
+      multiply_parts<kCount>(scores, low, a, b);
     }
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
+    for (int n = 0; n < kCount; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[n][i] += low[n][i];
     }
   }
 
   // Scales, biases and caps; -infinity where a row does not see the key.
-  __device__ void shape_scores(int key, float (&scores)[kTiles][4]) {
+  template <int kCount>
+  __device__ void shape_scores(int key, float (&scores)[kCount][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first_row_ + lane_ / 4 + 8 * i;
       const float* bias = nullptr;
-      if (op_.bias != nullptr)
+      if (op_.bias != nullptr) {
         bias = op_.bias + head(row) * (2 * op_.reach - 1) + op_.reach - 1 - row / op_.share;
+      }
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
+      for (int n = 0; n < kCount; ++n) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const int j = key + 8 * n + 2 * (lane_ % 4) + c;
@@ -367,11 +337,11 @@ class AttentionWarp {
       uint32_t a[2][4];
       split_accumulator(weights[k], a);
 #pragma unroll
-      for (int n = 0; n < kOutTiles; n += 4) {
-        if (8 * n >= op_.dim) break;
-        uint32_t b[Elements::kParts][4][2];
-        Elements::values(values, k, n, b);
-        multiply_parts<4>(out_ + n, out_ + n, a, b);
+      for (int n = 0; n < kOutTiles; n += kGroup) {
+        if (8 * (first_tile_ + n) >= op_.dim) break;
+        uint32_t b[Elements::kParts][kGroup][2];
+        Elements::template values<kGroup>(values, k, first_tile_ + n, b);
+        multiply_parts<kGroup>(out_ + n, out_ + n, a, b);
       }
     }
   }
@@ -409,14 +379,14 @@ class AttentionWarp {
       for (int n = 0; n < kOutTiles; ++n) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const int d = 8 * n + 2 * (lane_ % 4) + c;
+          const int d = 8 * (first_tile_ + n) + 2 * (lane_ % 4) + c;
           if (d >= op_.dim) continue;
           float x = out_[n][2 * i + c];
           if (had[i]) x = has[i] ? fmaf(x, factor_after[i], to[d] * factor_before[i]) : to[d];
           to[d] = last ? x / total_sum_[i] : x;
         }
       }
-      if (last && op_.log_sum_exp != nullptr && lane_ % 4 == 0) {
+      if (last && op_.log_sum_exp != nullptr && lane_ % 4 == 0 && first_tile_ == 0) {
         op_.log_sum_exp[int64_t{token(row)} * op_.heads + head(row)] =
             total_largest_[i] + logf(total_sum_[i]);
       }
@@ -431,13 +401,13 @@ class AttentionWarp {
         ((int64_t{tile_.sequence} * op_.split_queries + row / op_.share) * op_.heads + head(row)) *
             op_.slots +
         tile_.slot;
-    if (lane_ % 4 == 0) op_.split_largest[at] = largest_[i], op_.split_sum[at] = sum;
+    if (lane_ % 4 == 0 && first_tile_ == 0) op_.split_largest[at] = largest_[i], op_.split_sum[at] = sum;
     float* to = op_.split_out + at * width;
 #pragma unroll
     for (int n = 0; n < kOutTiles; ++n) {
-      if (8 * n >= op_.dim) break;
-      *reinterpret_cast<float2*>(to + 8 * n + 2 * (lane_ % 4)) =
-          make_float2(out_[n][2 * i], out_[n][2 * i + 1]);
+      const int d = 8 * (first_tile_ + n);
+      if (d >= op_.dim) break;
+      *reinterpret_cast<float2*>(to + d + 2 * (lane_ % 4)) = make_float2(out_[n][2 * i], out_[n][2 * i + 1]);
     }
   }
 
@@ -445,52 +415,14 @@ class AttentionWarp {
   const AttentionTile& tile_;
   int lane_, warp_, kv_head_, first_row_;
   unsigned char* shared_;
-  float* queries_;
+  int first_tile_;  // of this warp's part of D
+  float *queries_, *exchange_;
+  bool lower_rows_;  // whether there are any of the last eight
   Seen block_, warp_seen_, rows_[2];
   bool valid_[2], had_[2] = {false, false};
   float out_[kOutTiles][4];
   float largest_[2], sum_[2], total_largest_[2] = {0, 0}, total_sum_[2] = {0, 0};
 };
-
-__device__ inline int tiles_of(int queries, int share) {
-  const int rows = kWarpRows * static_cast<int>(blockDim.x / 32);
-  return (queries * share + rows - 1) / rows;
-}
-
-__device__ inline bool is_split(const AttentionArguments& op, int queries, int length) {
-  return queries <= op.split_queries && chunks_of(queries, length, op.window).count <= op.slots;
-}
-
-// The sequence of block x among the tiles of all, and which of its `count` tiles it is; false where there are
-// fewer. `tiles(s)`: how many sequence s has. Each warp looks for itself.
-struct FoundTile {
-  int sequence, tile, count;
-};
-template <class Tiles>
-__device__ inline bool find_tile(int sequences, Tiles tiles, FoundTile* found) {
-  const int lane = threadIdx.x % 32;
-  int before = 0;
-  for (int base = 0; base < sequences; base += 32) {
-    const int count = base + lane < sequences ? tiles(base + lane) : 0;
-    int until = count;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int more = __shfl_up_sync(kAllLanes, until, step);
-      if (lane >= step) until += more;
-    }
-    const int target = static_cast<int>(blockIdx.x) - before;
-    const unsigned past = __ballot_sync(kAllLanes, until > target);
-    if (past != 0) {
-      const int first = __ffs(static_cast<int>(past)) - 1;
-      found->sequence = base + first;
-      found->count = __shfl_sync(kAllLanes, count, first);
-      found->tile = target - __shfl_sync(kAllLanes, until - count, first);
-      return true;
-    }
-    before += __shfl_sync(kAllLanes, until, 31);
-  }
-  return false;
-}
 
 __device__ inline void describe(const AttentionArguments& op, AttentionTile* tile) {
   tile->first_query_row = op.starts[tile->sequence];
@@ -503,10 +435,11 @@ template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps)
     attention_tiles(const __grid_constant__ AttentionArguments op) {
   FoundTile found{};
+  const int tile_rows = kWarpRows * static_cast<int>(blockDim.x / 32);
   const auto tiles = [&](int s) {
     const int queries = op.starts[s + 1] - op.starts[s];
     const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, op.lengths[s]);
-    return elsewhere ? 0 : tiles_of(queries, op.share);
+    return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
   };
   if (!find_tile(op.sequences, tiles, &found)) return;
   AttentionTile tile{};
@@ -516,10 +449,10 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   tile.first_chunk = 0;
   tile.chunks = (tile.length - 1) / kChunkKeys + 1;
   tile.slot = -1;
-  AttentionWarp<Kind, kD>(op, tile).run();
+  AttentionWarp<Kind, kD, false>(op, tile).run();
 }
 
-// Blocks: (sequences × slots) × key/value heads.
+// Blocks of kMostWarps: (sequences × slots) × key/value heads.
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
@@ -534,27 +467,19 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   tile.first_chunk = chunks.first + (split ? slot : 0);
   tile.chunks = split ? 1 : chunks.count;
   tile.slot = split && chunks.count > 1 ? slot : -1;
-  const int tiles = tiles_of(tile.queries, op.share);
+  const int tiles = tiles_of(tile.queries * op.share, kWarpRows);
   for (tile.tile = 0; tile.tile < tiles; ++tile.tile) {
-    AttentionWarp<Kind, kD>(op, tile).run();
+    AttentionWarp<Kind, kD, true>(op, tile).run();
     __syncthreads();  // shared memory is read
   }
 }
-
-// How a step is cut into blocks.
-struct AttentionLaunch {
-  const char* name;
-  unsigned tiles, chunks;  // blocks of each kernel for one key/value head; 0: not launched
-  int tile_warps, chunk_warps;
-};
 
 template <template <int> class Kind, int kD>
 void launch_attention(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = AttentionShape<Kind, kD>;
   const auto kv_heads = static_cast<unsigned>(op.heads / op.share);
-  launch(how.name, stream, attention_chunks<Kind, kD>, dim3(how.chunks, kv_heads),
-         static_cast<unsigned>(32 * how.chunk_warps),
-         static_cast<size_t>(Shape::shared_bytes(how.chunk_warps)), op);
+  launch(how.name, stream, attention_chunks<Kind, kD>, dim3(how.chunks, kv_heads), 32 * kMostWarps,
+         static_cast<size_t>(Shape::shared_bytes(1)), op);
   launch(how.name, stream, attention_tiles<Kind, kD>, dim3(how.tiles, kv_heads),
          static_cast<unsigned>(32 * how.tile_warps), static_cast<size_t>(Shape::shared_bytes(how.tile_warps)),
          op);
@@ -564,21 +489,6 @@ void launch_attention(const Stream& stream, const AttentionLaunch& how, const At
   if (op.dim <= 64) return launch_attention<Kind, 64>(stream, how, op);
   if (op.dim <= 128) return launch_attention<Kind, 128>(stream, how, op);
   launch_attention<Kind, 256>(stream, how, op);
-}
-
-// attention_f32.cu and so on: each compiles by itself.
-void launch_attention_f32(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
-void launch_attention_q8(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
-void launch_attention_f16(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
-void launch_attention_bf16(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
-
-// Whether rows [T, heads, D] are whole vectors of 16 bytes, each at a multiple of that.
-inline bool rows_of_vectors(const Tensor& t) {
-  return aligned_16(t.data) && t.shape[2] % 4 == 0 && t.stride[0] % 4 == 0 && t.stride[1] % 4 == 0;
-}
-// Blocks of so many warps that all tiles of T tokens in S sequences may take.
-inline unsigned most_tiles(int64_t tokens, int64_t sequences, int64_t share, int warps) {
-  return static_cast<unsigned>(tokens * share / (warps * kWarpRows) + sequences);
 }
 
 }  // namespace qiao::cuda

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "backend/cuda/attention_kernel.h"
+#include "backend/cuda/attention_arguments.h"
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda/kv_pages.h"
 
@@ -30,10 +30,8 @@ void CudaBackend::do_attention_varlen(const AttentionVarlen& op) {
   a.scale = op.scale, a.soft_cap = op.soft_cap, a.causal = op.causal;
   if (op.bias.present()) a.bias = op.bias.as<float>(), a.reach = (op.bias.shape[1] + 1) / 2;
   if (op.log_sum_exp.present()) a.log_sum_exp = op.log_sum_exp.as<float>();
-  AttentionLaunch how{"attention_varlen", 0, 0, 1, 1};
-  how.tile_warps = static_cast<int>(
-      std::clamp<int64_t>(ceil_div(ceil_div(tokens * a.share, sequences), kWarpRows), 1, kMostWarps));
-  how.tiles = most_tiles(tokens, sequences, a.share, how.tile_warps);
+  AttentionLaunch how{"attention_varlen", 0, 0, warps_for(tokens * a.share, sequences)};
+  how.tiles = most_tiles(tokens * a.share, sequences, how.tile_warps * kWarpRows);
   launch_attention_f32(stream_, how, a);
 }
 

@@ -13,7 +13,8 @@
 
 #include <algorithm>
 
-#include "backend/cuda/attention_kernel.h"
+#include "backend/cuda/attention_arguments.h"
+#include "backend/cuda/attention_elements.h"
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda/kv_pages.h"
 
@@ -225,7 +226,7 @@ class GradientWarp {
       for (int n = 0; n < kOutTiles; n += 4) {
         if (8 * n >= op_.dim) break;
         uint32_t b[2][4][2];
-        F32Elements<kD>::template values_of<Shape::kPitch>(block, k, n, b);
+        F32Elements<kD>::template values<4, Shape::kPitch>(block, k, n, b);
         multiply_parts<4>(sums + n, sums + n, a, b);
       }
     }
@@ -310,8 +311,9 @@ template <int kD, bool kQueries, bool kFirst, bool kSecond>
 __global__ void __launch_bounds__(32 * kMostWarps)
     gradient_tiles(const __grid_constant__ GradientArguments op) {
   FoundTile found{};
+  const int tile_rows = kWarpRows * static_cast<int>(blockDim.x / 32);
   const auto tiles = [&](int s) {
-    return tiles_of(op.starts[s + 1] - op.starts[s], kQueries ? op.share : 1);
+    return tiles_of((op.starts[s + 1] - op.starts[s]) * (kQueries ? op.share : 1), tile_rows);
   };
   if (!find_tile(op.sequences, tiles, &found)) return;
   GradientWarp<kD, kQueries, kFirst, kSecond>(op, found).run();
@@ -320,9 +322,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 template <int kD>
 void launch_gradients(const Stream& stream, const GradientArguments& op) {
   const auto run = [&](auto kernel, int64_t share) {
-    const int warps = static_cast<int>(
-        std::clamp<int64_t>(ceil_div(ceil_div(op.tokens * share, op.sequences), kWarpRows), 1, kMostWarps));
-    const dim3 grid(most_tiles(op.tokens, op.sequences, share, warps),
+    const int warps = warps_for(op.tokens * share, op.sequences);
+    const dim3 grid(most_tiles(op.tokens * share, op.sequences, warps * kWarpRows),
                     static_cast<unsigned>(op.heads / op.share));
     launch("attention_varlen_backward", stream, kernel, grid, static_cast<unsigned>(32 * warps),
            static_cast<size_t>(GradientShape<kD>::shared_bytes(warps)), op);
