@@ -452,9 +452,10 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   AttentionWarp<Kind, kD, false>(op, tile).run();
 }
 
-// Blocks of kMostWarps: (sequences × slots) × key/value heads.
+// Blocks of kMostWarps: (sequences × slots) × key/value heads. As many of them have registers as shared
+// memory holds (heads of 256: two).
 template <template <int> class Kind, int kD>
-__global__ void __launch_bounds__(32 * kMostWarps)
+__global__ void __launch_bounds__(32 * kMostWarps, kD <= 128 ? 4 : 2)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
   AttentionTile tile{};
   tile.sequence = static_cast<int>(blockIdx.x) / op.slots;
