@@ -61,6 +61,11 @@ TEST(CudaDeviceTest, WhatIsNotThereIsToldInOneLine) {
   EXPECT_EQ(failure.kind, ErrorKind::kUnavailable);
   EXPECT_THAT(failure.what, HasSubstr("the NVIDIA driver is for CUDA 12.4, expected 13.0 or newer"));
 
+  machine.no_devices = cudaErrorSystemNotReady;
+  failure = failure_on(machine);
+  EXPECT_EQ(failure.kind, ErrorKind::kUnavailable);
+  EXPECT_THAT(failure.what, HasSubstr("the driver refuses"));
+
   machine = {};
   failure = failure_on(machine, 1);
   EXPECT_EQ(failure.kind, ErrorKind::kUnavailable);
@@ -224,6 +229,32 @@ TEST_F(CudaBackendTest, AGraphGivesItsWorkAgain) {
   chip_->download(got.data(), sum.data(), 4096);
   EXPECT_EQ(got, std::vector<float>(1024, 6.0f));  // captured work did not run by itself
   EXPECT_EQ(stand_in::use().graph_launches, 3);
+}
+
+// Memory that an op takes for itself while a graph is made is the graph's.
+TEST_F(CudaBackendTest, AGraphHasItsOpsScratchMemory) {
+  const Buffer x = chip_->allocate(4096), sum = chip_->allocate(8);
+  const std::vector<float> ones(1024, 1.0f), zeros(2);
+  chip_->upload(x.data(), ones.data(), 4096);
+  chip_->upload(sum.data(), zeros.data(), 8);
+  SumOfSquares op;
+  op.x = Tensor(x.data(), DType::kF32, {1024}), op.sum = Tensor(sum.data(), DType::kF64, {1});
+  {
+    Graph::begin(chip_->stream());
+    chip_->sum_of_squares(op);
+    const Graph graph = Graph::end(chip_->stream());
+    for (int i = 0; i < 3; ++i) graph.launch(chip_->stream());
+    double got = 0;
+    chip_->download(&got, sum.data(), sizeof got);
+    EXPECT_EQ(got, 3072.0);
+  }
+  EXPECT_EQ(stand_in::use().allocations, 2);
+}
+
+TEST_F(CudaBackendTest, AGraphIsNotMadeOfWaiting) {
+  Graph::begin(chip_->stream());
+  EXPECT_EQ(failure_of([&] { chip_->synchronize(); }).kind, ErrorKind::kIo);
+  Graph::end(chip_->stream());
 }
 
 class GuardedCudaTest : public CudaBackendTest {

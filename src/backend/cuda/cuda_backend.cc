@@ -46,7 +46,6 @@ DeviceInfo CudaBackend::describe() const {
   return info;
 }
 
-
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   uploader_.copy(device, host, bytes);
 }

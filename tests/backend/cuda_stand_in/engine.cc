@@ -301,9 +301,10 @@ void release(std::vector<unsigned>* waiting) {
 
 }  // namespace
 
-void fault(const Where& where, const std::string& what) {
+void fault(const Where& where, std::string what) {
   block.fault = fmt::format("{}: {} (block {} {} {}, thread {} {} {})", place(where), what, blockIdx.x,
                             blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  std::string().swap(what);  // nothing on this stack is destroyed any more
   yield();
   __builtin_unreachable();
 }
