@@ -441,7 +441,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, op.lengths[s]);
     return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
   };
-  if (!find_tile(op.sequences, tiles, &found)) return;
+  if (!find_tile(static_cast<int>(blockIdx.x), op.sequences, tiles, &found)) return;
   AttentionTile tile{};
   tile.sequence = found.sequence;
   tile.tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
@@ -452,26 +452,33 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   AttentionWarp<Kind, kD, false>(op, tile).run();
 }
 
-// Blocks of kMostWarps: (sequences × slots) × key/value heads. As many of them have registers as shared
-// memory holds (heads of 256: two).
+// Blocks of kMostWarps × key/value heads; each takes chunk after chunk of all sequences, whose number only
+// the device knows. As many of them have registers as shared memory holds (heads of 256: two).
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps, kD <= 128 ? 4 : 2)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
-  AttentionTile tile{};
-  tile.sequence = static_cast<int>(blockIdx.x) / op.slots;
-  const int slot = static_cast<int>(blockIdx.x) % op.slots;
-  describe(op, &tile);
-  if (tile.queries == 0) return;
-  const Chunks chunks = chunks_of(tile.queries, tile.length, op.window);
-  const bool split = is_split(op, tile.queries, tile.length);
-  if (split ? slot >= chunks.count : slot > 0 || op.tiles_follow) return;
-  tile.first_chunk = chunks.first + (split ? slot : 0);
-  tile.chunks = split ? 1 : chunks.count;
-  tile.slot = split && chunks.count > 1 ? slot : -1;
-  const int tiles = tiles_of(tile.queries * op.share, kWarpRows);
-  for (tile.tile = 0; tile.tile < tiles; ++tile.tile) {
-    AttentionWarp<Kind, kD, true>(op, tile).run();
-    __syncthreads();  // shared memory is read
+  const auto chunks_of_sequence = [&](int s) {
+    const int queries = op.starts[s + 1] - op.starts[s];
+    if (queries == 0) return 0;
+    if (is_split(op, queries, op.lengths[s])) return chunks_of(queries, op.lengths[s], op.window).count;
+    return op.tiles_follow ? 0 : 1;
+  };
+  FoundTile found{};
+  for (int item = static_cast<int>(blockIdx.x); find_tile(item, op.sequences, chunks_of_sequence, &found);
+       item += static_cast<int>(gridDim.x)) {
+    AttentionTile tile{};
+    tile.sequence = found.sequence;
+    describe(op, &tile);
+    const Chunks chunks = chunks_of(tile.queries, tile.length, op.window);
+    const bool split = is_split(op, tile.queries, tile.length);
+    tile.first_chunk = chunks.first + (split ? found.tile : 0);
+    tile.chunks = split ? 1 : chunks.count;
+    tile.slot = split && chunks.count > 1 ? found.tile : -1;
+    const int tiles = tiles_of(tile.queries * op.share, kWarpRows);
+    for (tile.tile = 0; tile.tile < tiles; ++tile.tile) {
+      AttentionWarp<Kind, kD, true>(op, tile).run();
+      __syncthreads();  // shared memory is read
+    }
   }
 }
 
