@@ -22,6 +22,8 @@ class CudaBackend final : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
   using Backend::workspace_bytes;  // 0 for the other ops
+  size_t workspace_bytes(const AttentionPaged& op) const override;
+  size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
@@ -41,6 +43,12 @@ class CudaBackend final : public Backend {
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
   void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
   void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
+
+  // kv_write.cu, attention.cu, attention_varlen.cu, attention_varlen_backward.cu
+  void do_kv_write(const KvWrite& op) override;
+  void do_attention_paged(const AttentionPaged& op) override;
+  void do_attention_varlen(const AttentionVarlen& op) override;
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
   // gather.cu
   void do_gather(const Gather& op) override;

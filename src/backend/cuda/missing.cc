@@ -9,13 +9,9 @@ constexpr std::string_view kNotYet = "not written yet";
 constexpr std::array kMissing = {
     MissingOp{"linear", "serve", kNotYet},
     MissingOp{"grouped_linear", "serve", kNotYet},
-    MissingOp{"kv_write", "serve", kNotYet},
-    MissingOp{"attention_paged", "serve", kNotYet},
-    MissingOp{"attention_varlen", "serve", kNotYet},
     MissingOp{"write_weight", "train", kNotYet},
     MissingOp{"linear_backward", "train", kNotYet},
     MissingOp{"grouped_linear_backward", "train", kNotYet},
-    MissingOp{"attention_varlen_backward", "train", kNotYet},
     MissingOp{"token_logprob", "train", kNotYet},
     MissingOp{"token_logprob_backward", "train", kNotYet},
 };
