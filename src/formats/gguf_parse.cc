@@ -277,15 +277,16 @@ TensorInfo read_tensor(Reader& in, TypePolicy policy) {
     in.fail(ErrorKind::kInvalidInput, "{} has {} dimensions; at most {} are allowed", what, rank,
             kMaxDimensions);
   }
-  int64_t elements = 1;
+  int64_t product = 1;  // without the zeros: what is beside one must not overflow either
   for (uint32_t i = 0; i < rank; ++i) {
     const auto size = in.read<uint64_t>(what);
     if (size > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) ||
-        __builtin_mul_overflow(elements, static_cast<int64_t>(size), &elements)) {
+        __builtin_mul_overflow(product, std::max<int64_t>(static_cast<int64_t>(size), 1), &product)) {
       in.fail(ErrorKind::kInvalidInput, "{}: the product of its dimensions is over 2^63", what);
     }
     tensor.shape.push_back(static_cast<int64_t>(size));
   }
+  const int64_t elements = tensor.elements();
   const int64_t row = tensor.shape.empty() ? 1 : tensor.shape.front();
   std::reverse(tensor.shape.begin(), tensor.shape.end());
 

@@ -155,11 +155,12 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   void finish_tensor() {
     field_.clear();
     if (fields_ != (1 << kFields.size()) - 1) fail("dtype, shape and data_offsets were expected");
-    int64_t elements = 1;
+    int64_t product = 1;  // without the zeros: what is beside one must not overflow either
     for (const int64_t size : tensor_.shape) {
-      if (__builtin_mul_overflow(elements, size, &elements))
+      if (__builtin_mul_overflow(product, std::max<int64_t>(size, 1), &product))
         fail("the product of its dimensions is over 2^63");
     }
+    const int64_t elements = tensor_.elements();
     const auto type = std::find_if(kElementTypes.begin(), kElementTypes.end(),
                                    [&](const ElementType& row) { return row.name == dtype_; });
     if (type == kElementTypes.end()) {
