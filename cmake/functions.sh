@@ -52,6 +52,13 @@ need_packages() {
   fi
 }
 
+# find_nvcc: prints the path of the CUDA compiler; fails where there is none.
+find_nvcc() {
+  local nvcc=${CUDACXX:-}
+  [[ -n $nvcc ]] || nvcc=$(command -v nvcc) || nvcc=/usr/local/cuda/bin/nvcc
+  [[ -x $nvcc ]] && printf '%s\n' "$nvcc"
+}
+
 # show_progress LABEL LOG: reads ninja's output, keeps it in LOG, shows how far it is: one line rewritten in place on a
 # terminal, else a line each fifth. Ctrl-C is ninja's to handle: this ends when ninja closes the pipe.
 show_progress() {
@@ -79,7 +86,7 @@ build() {
   local preset=$1 target=$2 label=$3 folder
   shift 3
   case $preset in
-    release) folder=$root/build ;;
+    release | cuda) folder=$root/build ;;
     *) folder=$root/build/$preset ;;
   esac
   mkdir -p "$folder"

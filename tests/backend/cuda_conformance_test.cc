@@ -9,10 +9,13 @@
 namespace qiao::conformance {
 namespace {
 
+// Device memory is closed to the host: nothing but kernels and copies touches it.
 class CudaConformanceTest : public ::testing::TestWithParam<std::string_view> {};
 
 TEST_P(CudaConformanceTest, HoldsItsBounds) {
-  stand_in::reset();
+  stand_in::Machine machine;
+  machine.guard_device_memory = true;
+  stand_in::reset(machine);
   {
     const std::unique_ptr<Backend> chip = make_cuda_backend({});
     Options options;

@@ -49,9 +49,6 @@ DeviceInfo CudaBackend::describe() const {
   return info;
 }
 
-DevicePeaks CudaBackend::measure_peaks() { return {}; }
-DevicePeaks CudaBackend::measure_arithmetic() { return {}; }
-
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   uploader_.copy(device, host, bytes);
 }

@@ -28,6 +28,7 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const GroupedLinear& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
+  size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
   int multiprocessors() const { return multiprocessors_; }
@@ -77,6 +78,9 @@ class CudaBackend final : public Backend {
   void do_rope(const Rope& op) override;
   void do_gated_activation(const GatedActivation& op) override;
   void do_gated_activation_backward(const GatedActivationBackward& op) override;
+
+  // sample.cu
+  void do_sample(const Sample& op) override;
 
   // optimizer.cu, muon.cu
   void do_sum_of_squares(const SumOfSquares& op) override;

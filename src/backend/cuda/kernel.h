@@ -35,8 +35,9 @@ inline unsigned blocks_for(int64_t count, int64_t per_block) {
   return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);
 }
 
-// Of all lanes, the same bits in each.
-__device__ inline float warp_sum(float x) {
+// Of all lanes, the same bits in each; T is float or double.
+template <class T>
+__device__ inline T warp_sum(T x) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
   return x;

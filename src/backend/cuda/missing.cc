@@ -10,12 +10,7 @@ constexpr std::array kMissing = {
     MissingOp{"kv_write", "serve", kNotYet},
     MissingOp{"attention_paged", "serve", kNotYet},
     MissingOp{"attention_varlen", "serve", kNotYet},
-    MissingOp{"sample", "serve", kNotYet},
-    MissingOp{"linear_backward", "train", kNotYet},
-    MissingOp{"grouped_linear_backward", "train", kNotYet},
     MissingOp{"attention_varlen_backward", "train", kNotYet},
-    MissingOp{"token_logprob", "train", kNotYet},
-    MissingOp{"token_logprob_backward", "train", kNotYet},
 };
 
 }  // namespace

@@ -11,7 +11,6 @@ namespace qiao::cuda {
 namespace {
 
 constexpr int kRouteWarps = 4;
-constexpr int64_t kMostShared = 200 * 1024;
 
 // How many warps a block has, and the bytes of its shared memory, for E experts.
 struct RouteShape {

@@ -14,12 +14,6 @@ constexpr int kOptimizerThreads = 256;
 static_assert(kOptimizerThreads == kCodeBlock);
 constexpr int64_t kSquaresRun = 4096;
 
-__device__ double warp_sum(double x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
-}
-
 // Of 256 threads, in the first one.
 __device__ double block_sum(double x, double* shared) {
   x = warp_sum(x);
@@ -133,7 +127,8 @@ __global__ void __launch_bounds__(kOptimizerThreads)
   const float first_scale = block_max(fabsf(m), most_first), second_scale = block_max(fabsf(v), most_second);
   if (threadIdx.x == 0) first_scales[blockIdx.x] = first_scale, second_scales[blockIdx.x] = second_scale;
   if (!mine) return;
-  first[i] = static_cast<uint8_t>(code_of(codes[0].boundary.data(), first_scale > 0 ? m / first_scale : 0.0f));
+  first[i] =
+      static_cast<uint8_t>(code_of(codes[0].boundary.data(), first_scale > 0 ? m / first_scale : 0.0f));
   const int code = code_of(codes[1].boundary.data(), second_scale > 0 ? v / second_scale : 0.0f);
   second[i] = static_cast<uint8_t>(code == 0 && v > 0 ? 1 : code);
 }

@@ -89,7 +89,11 @@ void select_device(int index) {
         "cuda: the driver sees no GPU (CUDA_VISIBLE_DEVICES hides them where it is set); use --device "
         "cpu");
   }
-  check(error, "cudaGetDeviceCount");
+  if (error != cudaSuccess) {  // a driver that is broken, or busy
+    static_cast<void>(cudaGetLastError());
+    throw_error(ErrorKind::kUnavailable, "cuda: the driver refuses: {} ({}); use --device cpu",
+                cudaGetErrorString(error), cudaGetErrorName(error));
+  }
   if (index >= count) {
     throw_error(ErrorKind::kUnavailable, "cuda:{}: there {} {} GPU{}, counted from 0", index,
                 count == 1 ? "is" : "are", count, count == 1 ? "" : "s");

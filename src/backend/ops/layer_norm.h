@@ -7,7 +7,7 @@ namespace qiao {
 // Layer normalisation (Ba, Kiros and Hinton 2016), with the residual stream's addition fused in:
 //   h = x + residual (or x);  d = h - mean(h);  y = d / sqrt(mean(d^2) + epsilon) * gamma + beta
 // over the last dimension of each row. Two passes: the mean first, then the squares of the differences from
-// it. Both sums are taken in 16 interleaved partial sums (lane i holds k = i mod 16, ascending), folded
+// it. Both sums are taken in partial sums, each of 1/16 of the row at most and ascending, which are folded
 // pairwise: an order of the row's own. With u = 2^-24, r = sqrt(mean(d^2) + epsilon), m = C/16 + 12:
 //   E_i = gamma_4 (|x_i| + |residual_i|) + gamma_m mean(|x| + |residual|)         what d_i errs
 //   R   = sqrt(mean(E^2)) + gamma_m (r + sqrt(mean(E^2)))                         what r errs

@@ -6,8 +6,9 @@
 namespace qiao {
 
 // sum[0] += sum of squares of x, in float64: a square is exact; each run of 4096 elements adds up in sixteen
-// lanes (element i in lane i mod 16), which are folded in ascending order, as are the runs. Relative error of
-// the sum (with |sum before|) at most (runs + 280) * 2^-53. Infinite or NaN where an element is.
+// lanes or more (of every n-th element), which are folded in a fixed order, as are the runs.
+// Relative error of the sum (with |sum before|) at most (runs + 280) * 2^-53. Infinite or NaN where an
+// element is.
 struct SumOfSquares {
   Tensor x;    // F32 [n], dense
   Tensor sum;  // F64 [1]; not part of x

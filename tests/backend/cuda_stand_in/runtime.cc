@@ -28,6 +28,7 @@ constexpr size_t kArenaBytes = size_t{16} << 30;
 
 struct StandInGraph {
   std::vector<Work> work;
+  std::shared_ptr<std::vector<void*>> memory;  // allocated in it: its own, as long as it can be launched
 };
 struct StandInPool {};
 struct StandInEvent {
@@ -99,8 +100,13 @@ void protect_arena(bool open) {
 }
 
 struct DeviceMemoryOpen {
-  DeviceMemoryOpen() { protect_arena(true); }
-  ~DeviceMemoryOpen() { protect_arena(false); }
+  DeviceMemoryOpen() {
+    if (depth++ == 0) protect_arena(true);
+  }
+  ~DeviceMemoryOpen() {
+    if (--depth == 0) protect_arena(false);
+  }
+  static inline int depth = 0;
 };
 
 std::byte* take(size_t bytes) {
@@ -143,7 +149,7 @@ void give(std::byte* data, size_t bytes) {
   __asan_unpoison_memory_region(base, size);
 #endif
   for (size_t i = 0; i < size; ++i) {
-    if (i >= kGuardBytes && i < kGuardBytes + bytes) continue;
+    if (i == kGuardBytes) i += bytes;
     if (base[i] != std::byte{kPoison}) {
       note_fault(fmt::format("device memory of {} bytes was written at offset {}", bytes,
                              static_cast<int64_t>(i) - static_cast<int64_t>(kGuardBytes)));
@@ -157,13 +163,25 @@ void give(std::byte* data, size_t bytes) {
   state.free_list.emplace(size, base);
 }
 
+// At once: of memory that no stream has to do with any more.
+void give_now(std::byte* data) {
+  const auto found = state.live.find(data);
+  if (found == state.live.end()) return;  // of a machine before reset()
+  const size_t bytes = found->second;
+  state.live.erase(found);
+  state.use.device_bytes -= bytes;
+  --state.use.allocations;
+  give(data, bytes);
+}
+
 cudaError_t run_until(StandInStream* stream, uint64_t place) {
+  if (stream->done >= place || stream->work.empty()) return state.sticky;
+  const DeviceMemoryOpen open;
   while (stream->done < place && !stream->work.empty()) {
     const Work work = std::move(stream->work.front());
     stream->work.pop_front();
     ++stream->done;
     if (state.sticky != cudaSuccess) continue;  // a lost device does nothing more
-    const DeviceMemoryOpen open;
     if (const cudaError_t error = work(); error != cudaSuccess) keep(error);
   }
   return state.sticky;
@@ -382,7 +400,7 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cudaStream_t) {
+cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cudaStream_t stream) {
   QIAO_STAND_IN_CALL(cudaMallocFromPoolAsync)
   if (bytes == 0) return keep(cudaErrorInvalidValue);
   if (bytes > state.machine.memory_bytes - state.use.device_bytes) return keep(cudaErrorMemoryAllocation);
@@ -392,6 +410,7 @@ cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t, cu
   state.use.device_bytes += bytes;
   ++state.use.allocations;
   *data = taken;
+  if (stream->capture) stream->capture->memory->push_back(taken);
   return cudaSuccess;
 }
 
@@ -403,6 +422,13 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
     return keep(cudaErrorInvalidValue);
   }
   const auto [address, bytes] = *found;
+  if (stream->capture) {
+    // What it holds is lost here, each time.
+    return give_work(stream, [address = address, bytes = bytes] {
+      std::memset(address, kPoison, bytes);
+      return cudaSuccess;
+    });
+  }
   state.live.erase(found);
   state.use.device_bytes -= bytes;
   --state.use.allocations;
@@ -513,6 +539,10 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   QIAO_STAND_IN_CALL(cudaStreamBeginCapture)
   if (stream->capture) return keep(cudaErrorInvalidValue);
   stream->capture = std::make_unique<StandInGraph>();
+  stream->capture->memory = {new std::vector<void*>, [](std::vector<void*>* owned) {
+                               for (void* data : *owned) give_now(static_cast<std::byte*>(data));
+                               delete owned;
+                             }};
   return cudaSuccess;
 }
 
@@ -532,7 +562,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   QIAO_STAND_IN_CALL(cudaGraphLaunch)
   ++state.use.graph_launches;
-  return give_work(stream, [work = executable->work] {
+  return give_work(stream, [work = executable->work, memory = executable->memory] {
     for (const Work& each : work) {
       if (const cudaError_t error = each(); error != cudaSuccess) return error;
     }
