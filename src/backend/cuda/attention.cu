@@ -108,7 +108,9 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
   }
   AttentionLaunch how{"attention_paged", 0, 0, kMostWarps};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
-  if (!one_long) how.chunks = static_cast<unsigned>(sequences * plan.slots);
+  // Some more blocks than run at once, so that none waits long for the last.
+  const int64_t most = ceil_div(8 * multiprocessors_, layout.kv_heads);
+  if (!one_long) how.chunks = static_cast<unsigned>(std::min(sequences * plan.slots, most));
   if (a.tiles_follow) how.tiles = most_tiles(tokens * a.share, sequences, kMostWarps * kWarpRows);
   switch (op.pages->spec().dtype) {
     case DType::kF32:

@@ -38,13 +38,13 @@ __device__ inline Merge merge_of(float before, float after) {
   return {largest, exp_of(before - shift), exp_of(after - shift)};
 }
 
-// The sequence of block x among the tiles of all, and which of its `count` tiles it is; false where there are
-// fewer. `tiles(s)`: how many sequence s has. Each warp looks for itself.
+// The sequence of tile `wanted` among the tiles of all, and which of its `count` tiles it is; false where
+// there are fewer. `tiles(s)`: how many sequence s has. Each warp looks for itself.
 struct FoundTile {
   int sequence, tile, count;
 };
 template <class Tiles>
-__device__ inline bool find_tile(int sequences, Tiles tiles, FoundTile* found) {
+__device__ inline bool find_tile(int wanted, int sequences, Tiles tiles, FoundTile* found) {
   const int lane = threadIdx.x % 32;
   int before = 0;
   for (int base = 0; base < sequences; base += 32) {
@@ -55,7 +55,7 @@ __device__ inline bool find_tile(int sequences, Tiles tiles, FoundTile* found) {
       const int more = __shfl_up_sync(kAllLanes, until, step);
       if (lane >= step) until += more;
     }
-    const int target = static_cast<int>(blockIdx.x) - before;
+    const int target = wanted - before;
     const unsigned past = __ballot_sync(kAllLanes, until > target);
     if (past != 0) {
       const int first = __ffs(static_cast<int>(past)) - 1;

@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const auto tiles = [&](int s) {
     return tiles_of((op.starts[s + 1] - op.starts[s]) * (kQueries ? op.share : 1), tile_rows);
   };
-  if (!find_tile(op.sequences, tiles, &found)) return;
+  if (!find_tile(static_cast<int>(blockIdx.x), op.sequences, tiles, &found)) return;
   GradientWarp<kD, kQueries, kFirst, kSecond>(op, found).run();
 }
 
