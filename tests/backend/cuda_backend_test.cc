@@ -9,10 +9,8 @@
 #include <numeric>
 
 #include "backend/cuda/cuda_class.h"
-#include "backend/cuda/unpack.h"
 #include "backend/cuda_stand_in/stand_in.h"
 #include "base/error.h"
-#include "tensor/dequantize.h"
 
 namespace qiao::cuda {
 namespace {
@@ -275,51 +273,6 @@ TEST_F(GuardedCudaTest, TheHostCannotReadDeviceMemory) {
   chip_->download(&got, buffer.data(), sizeof got);
   EXPECT_EQ(got, 7);
   EXPECT_DEATH(static_cast<void>(*static_cast<volatile int*>(buffer.data())), "");
-}
-
-template <DType kType>
-__global__ void unpack_row(const uint8_t* row, int64_t count, float* products, float* minimums,
-                           float* values) {
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-    const Unpacked u = unpack_at<kType>(row, i);
-    products[i] = u.product, minimums[i] = u.minimum, values[i] = u.value();
-  }
-}
-
-TEST(CudaUnpackTest, EachFormatIsTheHostsBitForBit) {
-  stand_in::reset();
-  const Stream stream(0);
-  uint32_t state = 1;
-  int formats = 0;
-  for (int d = 0; d < kDTypeCount; ++d) {
-    const auto dtype = static_cast<DType>(d);
-    for_weight_dtype(dtype, [&](auto type) {
-      ++formats;
-      EXPECT_EQ(BlockOf<type()>::kElements, traits(dtype).block_elements) << traits(dtype).name;
-      EXPECT_EQ(BlockOf<type()>::kBytes, traits(dtype).block_bytes) << traits(dtype).name;
-      // Every byte in every place of a block, in time; scales that are NaN or infinite stay that.
-      const int64_t count = 256 * 64;
-      std::vector<std::byte> row(static_cast<size_t>(row_bytes(dtype, count)));
-      for (std::byte& b : row) {
-        state = state * 1664525u + 1013904223u;
-        b = static_cast<std::byte>(state >> 24);
-      }
-      const auto elements = static_cast<size_t>(count);
-      std::vector<QuantTerm> terms(elements);
-      dequantize_terms(dtype, row.data(), count, terms.data());
-      std::vector<float> products(elements), minimums(elements), values(elements);
-      launch("unpack", stream, unpack_row<type()>, 1, 128, 0, reinterpret_cast<const uint8_t*>(row.data()),
-             count, products.data(), minimums.data(), values.data());
-      stream.synchronize();
-      const auto same = [](float a, float b) { return std::memcmp(&a, &b, 4) == 0 || (a != a && b != b); };
-      for (size_t i = 0; i < elements; ++i) {
-        ASSERT_TRUE(same(products[i], terms[i].product)) << traits(dtype).name << " " << i;
-        ASSERT_TRUE(same(minimums[i], terms[i].minimum)) << traits(dtype).name << " " << i;
-        ASSERT_TRUE(same(values[i], terms[i].value())) << traits(dtype).name << " " << i;
-      }
-    });
-  }
-  EXPECT_EQ(formats, 16);
 }
 
 }  // namespace
