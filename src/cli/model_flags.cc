@@ -65,7 +65,7 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->check(CLI::Range(int64_t{1}, int64_t{31}))
       ->capture_default_str()
       ->type_name("N");
-  command.add_option("--device", flags.device, "Chip to run on: auto, cpu, reference")
+  command.add_option("--device", flags.device, "Chip to run on: auto, cpu, cuda, cuda:N, reference")
       ->capture_default_str()
       ->type_name("CHIP");
   command

@@ -156,7 +156,7 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       ->type_name("N");
   command.add_option("--keep-checkpoints", o.keep_checkpoints, "Checkpoints that stay [2]")->type_name("N");
   add_lora_flags(command, o.lora);
-  command.add_option("--device", o.device, "Chip to train on: auto, cpu, reference [auto]")
+  command.add_option("--device", o.device, "Chip to train on: auto, cpu, cuda, cuda:N, reference [auto]")
       ->type_name("CHIP");
   command.add_option("-t,--threads", o.threads, "Threads; 0: as many as this process may use")
       ->type_name("N");

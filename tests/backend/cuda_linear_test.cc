@@ -2,7 +2,6 @@
 // small shapes do not reach, several segments of K walked by one block or by a block each.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <random>
 #include <set>
@@ -11,7 +10,6 @@
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/weight_layout.h"
 #include "backend/cuda_stand_in/stand_in.h"
-#include "tensor/dequantize.h"
 
 namespace qiao::cuda {
 namespace {
@@ -62,36 +60,6 @@ TEST(CudaWeightLayoutTest, ATileHasAPlaceForEachByte) {
     EXPECT_EQ(layout.bytes() % 16, 0) << traits(dtype).name;
     EXPECT_EQ(layout.block_bytes, row_bytes(dtype, layout.elements)) << traits(dtype).name;
   }
-}
-
-// Every byte in every place of a block, in time; scales that are NaN or infinite stay that.
-TEST(CudaWeightLayoutTest, ElementsAreTheHostsBitForBit) {
-  stand_in::reset();
-  const std::unique_ptr<Backend> chip = make_cuda_backend({});
-  uint32_t seed = 0;
-  for (const DType dtype : kWeightDTypes) {
-    const int64_t rows = 35, columns = traits(dtype).quantized ? 1024 : 77;
-    const auto bytes = random_bytes(static_cast<size_t>(rows * row_bytes(dtype, columns)), ++seed);
-    WeightSource source;
-    source.columns = columns;
-    source.parts = {{dtype, rows, bytes.data()}};
-    const std::unique_ptr<Weight> weight = chip->make_weight(source);
-    std::vector<int32_t> ids;
-    for (int32_t id = 0; id < rows; ++id) ids.push_back(id);
-    const OnChip id(*chip, DType::kI32, {rows}, ids), out(*chip, DType::kF32, {rows, columns});
-    chip->gather({weight.get(), id.tensor, 1.0f, out.tensor});
-    const std::vector<float> got = out.floats(*chip);
-    std::vector<float> expected(got.size());
-    for (int64_t n = 0; n < rows; ++n) {
-      dequantize(dtype, bytes.data() + n * row_bytes(dtype, columns), columns, expected.data() + n * columns);
-    }
-    for (size_t i = 0; i < got.size(); ++i) {
-      const bool same = got[i] == expected[i] || (std::isnan(got[i]) && std::isnan(expected[i]));
-      ASSERT_TRUE(same) << traits(dtype).name << " element " << i << ": " << got[i] << ", expected "
-                        << expected[i];
-    }
-  }
-  EXPECT_TRUE(stand_in::faults().empty());
 }
 
 struct Product {

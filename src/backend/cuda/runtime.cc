@@ -210,7 +210,10 @@ size_t Memory::free_bytes() const {
   size_t free = 0, total = 0;
   QIAO_CUDA(cudaSetDevice(stream_.device()));
   QIAO_CUDA(cudaMemGetInfo(&free, &total));
-  return free;
+  uint64_t reserved = 0, used = 0;
+  QIAO_CUDA(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved));
+  QIAO_CUDA(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used));
+  return free + (reserved - std::min(used, reserved));
 }
 
 Graph::~Graph() {

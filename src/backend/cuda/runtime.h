@@ -81,7 +81,7 @@ class Memory {
   void* allocate(size_t bytes);
   void free(void* data, size_t bytes);
   size_t live_bytes() const { return live_bytes_; }
-  size_t free_bytes() const;  // the pool's own included
+  size_t free_bytes() const;  // of the device, and what the pool keeps of what was given back
 
  private:
   const Stream& stream_;

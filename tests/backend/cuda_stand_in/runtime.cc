@@ -92,6 +92,11 @@ cudaError_t begin(const char* function) {
     return error;                                                         \
   }
 
+// What a pool has besides: a device's keeps what was given back.
+uint64_t pool_kept() {
+  return std::min(state.use.device_bytes / 4, state.machine.memory_bytes - state.use.device_bytes);
+}
+
 size_t padded(size_t bytes) { return (bytes + 2 * kGuardBytes + 511) / 512 * 512; }
 
 void protect_arena(bool open) {
@@ -375,7 +380,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   QIAO_STAND_IN_CALL(cudaMemGetInfo)
   *total = state.machine.memory_bytes;
-  *free = state.machine.memory_bytes - state.use.device_bytes;
+  *free = state.machine.memory_bytes - state.use.device_bytes - pool_kept();
   return cudaSuccess;
 }
 
@@ -392,6 +397,15 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
 
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
   QIAO_STAND_IN_CALL(cudaMemPoolSetAttribute)
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void* value) {
+  QIAO_STAND_IN_CALL(cudaMemPoolGetAttribute)
+  if (attribute == cudaMemPoolAttrReleaseThreshold) return keep(cudaErrorInvalidValue);
+  const uint64_t used = state.use.device_bytes;
+  const uint64_t kept = attribute == cudaMemPoolAttrReservedMemCurrent ? pool_kept() : 0;
+  *static_cast<uint64_t*>(value) = used + kept;
   return cudaSuccess;
 }
 
