@@ -82,7 +82,7 @@ class CudaBackend final : public Backend {
 
  private:
   Stream stream_;
-  int multiprocessors_;
+  int multiprocessors_, block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
   Buffer codes_;  // of AdamW's moments, once they are asked for
