@@ -12,7 +12,6 @@
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda_stand_in/stand_in.h"
 #include "base/error.h"
-#include "tensor/dequantize.h"
 
 namespace qiao::cuda {
 namespace {

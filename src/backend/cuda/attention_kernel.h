@@ -87,9 +87,11 @@ void launch_attention(const Stream& stream, const AttentionLaunch& how, const At
   const auto kv_heads = static_cast<unsigned>(op.heads / op.share);
   launch(how.name, stream, attention_chunks<Kind, kD>, dim3(how.chunks, kv_heads), 32 * kMostWarps,
          static_cast<size_t>(Shape::shared_bytes(1)), op);
-  launch(how.name, stream, attention_tiles<Kind, kD>, dim3(how.tiles, kv_heads),
-         static_cast<unsigned>(32 * how.tile_warps), static_cast<size_t>(Shape::shared_bytes(how.tile_warps)),
-         op);
+  if (how.tile_rows == 0) return;
+  const int warps = warps_that_fit<Shape>(how.tile_warps, how.block_shared_bytes);
+  launch(how.name, stream, attention_tiles<Kind, kD>,
+         dim3(most_tiles(how.tile_rows, op.sequences, warps * kWarpRows), kv_heads),
+         static_cast<unsigned>(32 * warps), static_cast<size_t>(Shape::shared_bytes(warps)), op);
 }
 template <template <int> class Kind>
 void launch_attention(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
