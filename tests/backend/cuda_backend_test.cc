@@ -12,6 +12,7 @@
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda_stand_in/stand_in.h"
 #include "base/error.h"
+#include "tensor/dequantize.h"
 
 namespace qiao::cuda {
 namespace {
