@@ -25,13 +25,10 @@ class CudaBackend final : public Backend {
   using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
-<<<<<<< .merge_file_WIdG5Q
   size_t workspace_bytes(const Linear& op) const override;
   size_t workspace_bytes(const GroupedLinear& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
-=======
->>>>>>> .merge_file_2RZs3L
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
@@ -60,7 +57,6 @@ class CudaBackend final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
-<<<<<<< .merge_file_WIdG5Q
   // linear.cu, linear_backward.cu, token_logprob.cu
   void do_linear(const Linear& op) override;
   void do_grouped_linear(const GroupedLinear& op) override;
@@ -69,8 +65,6 @@ class CudaBackend final : public Backend {
   void do_token_logprob(const TokenLogprob& op) override;
   void do_token_logprob_backward(const TokenLogprobBackward& op) override;
 
-=======
->>>>>>> .merge_file_2RZs3L
   // gather.cu
   void do_gather(const Gather& op) override;
   void do_gather_rows(const GatherRows& op) override;
