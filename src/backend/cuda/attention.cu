@@ -106,12 +106,12 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
     a.split_largest = a.split_out + plan.rows * plan.slots * plan.width;
     a.split_sum = a.split_largest + plan.rows * plan.slots;
   }
-  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps};
+  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
   // Some more blocks than run at once, so that none waits long for the last.
   const int64_t most = ceil_div(8 * multiprocessors_, layout.kv_heads);
   if (!one_long) how.chunks = static_cast<unsigned>(std::min(sequences * plan.slots, most));
-  if (a.tiles_follow) how.tiles = most_tiles(tokens * a.share, sequences, kMostWarps * kWarpRows);
+  if (a.tiles_follow) how.tile_rows = tokens * a.share;
   switch (op.pages->spec().dtype) {
     case DType::kF32:
       launch_attention_f32(stream_, how, a);

@@ -43,8 +43,10 @@ __device__ inline bool is_split(const AttentionArguments& op, int queries, int l
 // How a step is cut into blocks.
 struct AttentionLaunch {
   const char* name;
-  unsigned chunks, tiles;  // blocks of each kernel for one key/value head; 0: not launched
+  unsigned chunks;    // blocks that take chunks, for one key/value head; 0: none
+  int64_t tile_rows;  // of one key/value head, which tiles of so many warps take; 0: none
   int tile_warps;
+  int block_shared_bytes;  // the most that the device has
 };
 
 // attention_f32.cu and so on: each compiles by itself.

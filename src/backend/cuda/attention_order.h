@@ -82,5 +82,11 @@ inline int warps_for(int64_t rows, int64_t sequences) {
   const int64_t tiles = ceil_div(ceil_div(rows, sequences), kWarpRows);
   return static_cast<int>(tiles < kMostWarps ? tiles : kMostWarps);
 }
+// As many as a block's shared memory holds: all four on Hopper. Who has how many rows shows in no result.
+template <class Shape>
+int warps_that_fit(int wanted, int most_shared_bytes) {
+  while (wanted > 1 && Shape::shared_bytes(wanted) > most_shared_bytes) --wanted;
+  return wanted;
+}
 
 }  // namespace qiao::cuda

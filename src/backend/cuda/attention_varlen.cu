@@ -30,8 +30,8 @@ void CudaBackend::do_attention_varlen(const AttentionVarlen& op) {
   a.scale = op.scale, a.soft_cap = op.soft_cap, a.causal = op.causal;
   if (op.bias.present()) a.bias = op.bias.as<float>(), a.reach = (op.bias.shape[1] + 1) / 2;
   if (op.log_sum_exp.present()) a.log_sum_exp = op.log_sum_exp.as<float>();
-  AttentionLaunch how{"attention_varlen", 0, 0, warps_for(tokens * a.share, sequences)};
-  how.tiles = most_tiles(tokens * a.share, sequences, how.tile_warps * kWarpRows);
+  const int64_t rows = tokens * a.share;
+  const AttentionLaunch how{"attention_varlen", 0, rows, warps_for(rows, sequences), block_shared_bytes_};
   launch_attention_f32(stream_, how, a);
 }
 

@@ -320,9 +320,10 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 }
 
 template <int kD>
-void launch_gradients(const Stream& stream, const GradientArguments& op) {
+void launch_gradients(const Stream& stream, int block_shared_bytes, const GradientArguments& op) {
   const auto run = [&](auto kernel, int64_t share) {
-    const int warps = warps_for(op.tokens * share, op.sequences);
+    const int warps =
+        warps_that_fit<GradientShape<kD>>(warps_for(op.tokens * share, op.sequences), block_shared_bytes);
     const dim3 grid(most_tiles(op.tokens * share, op.sequences, warps * kWarpRows),
                     static_cast<unsigned>(op.heads / op.share));
     launch("attention_varlen_backward", stream, kernel, grid, static_cast<unsigned>(32 * warps),
@@ -362,9 +363,9 @@ void CudaBackend::do_attention_varlen_backward(const AttentionVarlenBackward& op
   a.vectors =
       rows_of_vectors(op.q) && rows_of_vectors(op.k) && rows_of_vectors(op.v) && rows_of_vectors(op.dout);
   launch("attention_varlen_backward", stream_, gradient_delta, blocks_for(a.tokens * a.heads, 4), 128, 0, a);
-  if (a.dim <= 64) return launch_gradients<64>(stream_, a);
-  if (a.dim <= 128) return launch_gradients<128>(stream_, a);
-  launch_gradients<256>(stream_, a);
+  if (a.dim <= 64) return launch_gradients<64>(stream_, block_shared_bytes_, a);
+  if (a.dim <= 128) return launch_gradients<128>(stream_, block_shared_bytes_, a);
+  launch_gradients<256>(stream_, block_shared_bytes_, a);
 }
 
 }  // namespace qiao::cuda

@@ -28,8 +28,12 @@ int attribute(cudaDeviceAttr which, int device) {
 CudaBackend::CudaBackend(const BackendOptions& options)
     : stream_(selected(options.device)),
       multiprocessors_(attribute(cudaDevAttrMultiProcessorCount, options.device)),
+      block_shared_bytes_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
-      uploader_(stream_) {}
+      uploader_(stream_),
+      tickets_(allocate(kMostTickets * sizeof(unsigned))) {
+  QIAO_CUDA(cudaMemsetAsync(tickets_.data(), 0, tickets_.bytes(), stream_.handle()));
+}
 
 // What is still on its way reads memory that ends here; of a lost device nothing is.
 CudaBackend::~CudaBackend() { static_cast<void>(cudaStreamSynchronize(stream_.raw())); }

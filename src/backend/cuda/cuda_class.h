@@ -9,6 +9,8 @@
 
 namespace qiao::cuda {
 
+inline constexpr size_t kMostTickets = 512;
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options);
@@ -17,27 +19,32 @@ class CudaBackend final : public Backend {
   DeviceInfo describe() const override;
   DevicePeaks measure_peaks() override;
   DevicePeaks measure_arithmetic() override;
-  std::span<const MissingOp> missing() const override;  // missing.cc
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
   using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
+  size_t workspace_bytes(const Linear& op) const override;
+  size_t workspace_bytes(const GroupedLinear& op) const override;
+  size_t workspace_bytes(const TokenLogprob& op) const override;
+  size_t workspace_bytes(const TokenLogprobBackward& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
   int multiprocessors() const { return multiprocessors_; }
   const Stream& stream() const { return stream_; }
   Memory& memory() { return memory_; }
+  unsigned* tickets() const { return static_cast<unsigned*>(tickets_.data()); }
 
  protected:
   void* do_allocate(size_t bytes) override;
   void do_free(void* data, size_t bytes) override;
 
-  // weight.cc
+  // weight.cu
   std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;
   void do_read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes) override;
+  void do_write_weight(Weight& weight, int64_t expert, const Tensor& values) override;
 
   // kv_pages.cc
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
@@ -49,6 +56,14 @@ class CudaBackend final : public Backend {
   void do_attention_paged(const AttentionPaged& op) override;
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
+
+  // linear.cu, linear_backward.cu, token_logprob.cu
+  void do_linear(const Linear& op) override;
+  void do_grouped_linear(const GroupedLinear& op) override;
+  void do_linear_backward(const LinearBackward& op) override;
+  void do_grouped_linear_backward(const GroupedLinearBackward& op) override;
+  void do_token_logprob(const TokenLogprob& op) override;
+  void do_token_logprob_backward(const TokenLogprobBackward& op) override;
 
   // gather.cu
   void do_gather(const Gather& op) override;
@@ -82,10 +97,11 @@ class CudaBackend final : public Backend {
 
  private:
   Stream stream_;
-  int multiprocessors_;
+  int multiprocessors_, block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
-  Buffer codes_;  // of AdamW's moments, once they are asked for
+  Buffer tickets_;  // of products whose segments have blocks of their own: zeros between launches
+  Buffer codes_;    // of AdamW's moments, once they are asked for
 };
 
 }  // namespace qiao::cuda

@@ -5,32 +5,21 @@
 
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda/rows.h"
-#include "backend/cuda/unpack.h"
 #include "backend/cuda/weight.h"
+#include "backend/cuda/weight_rows.h"
 
 namespace qiao::cuda {
 namespace {
 
-// A segment of the table: the rows from `first` on; ids of others are left to their own launch.
-struct GatherSegment {
-  const uint8_t* data;
-  int64_t first, rows, row_bytes;
-};
-
-template <DType kType>
-__global__ void gather_kernel(GatherSegment segment, const int32_t* ids, float by, Rows out, int64_t width,
+// `table`: rows of one dtype, from `first` on; ids of others are left to their own launch.
+__global__ void gather_kernel(WeightRows table, int64_t first, const int32_t* ids, float by, Rows out,
                               unsigned tiles) {
   const Place place = place_of(tiles);
-  if (place.at >= width) return;
-  const int64_t id = ids[place.row] - segment.first;
-  if (id < 0 || id >= segment.rows) return;
-  const uint8_t* row = segment.data + id * segment.row_bytes;
-  float v[4] = {0, 0, 0, 0};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (place.at + i < width) v[i] = by * unpack_at<kType>(row, place.at + i).value();
-  }
-  store_four(out.row(place.row), place.at, width, out.aligned, make_float4(v[0], v[1], v[2], v[3]));
+  if (place.at >= table.columns) return;
+  const int64_t id = ids[place.row] - first;
+  if (id < 0 || id >= table.rows) return;
+  store_four(out.row(place.row), place.at, table.columns, out.aligned,
+             scale(by, weight_four(table, id, place.at)));
 }
 
 __global__ void gather_rows_kernel(Rows x, const int32_t* rows, Rows out, int64_t width, unsigned tiles) {
@@ -74,16 +63,10 @@ __global__ void __launch_bounds__(kSearchThreads)
 
 void CudaBackend::do_gather(const Gather& op) {
   const auto& table = static_cast<const CudaWeight&>(*op.table);
-  const int64_t width = table.columns();
-  const Tiles tiles(op.out.shape[0], width);
-  for (size_t i = 0; i < table.segments().size(); ++i) {
-    const Weight::Segment& s = table.segments()[i];
-    const GatherSegment segment{reinterpret_cast<const uint8_t*>(table.part(0, i)), s.first_row, s.rows,
-                                row_bytes(s.dtype, width)};
-    for_weight_dtype(s.dtype, [&](auto type) {
-      launch("gather", stream_, gather_kernel<type()>, tiles.grid, tiles.block, 0, segment,
-             op.ids.as<int32_t>(), op.scale, rows_of(op.out), width, tiles.tiles);
-    });
+  const Tiles tiles(op.out.shape[0], table.columns());
+  for (size_t i = 0; i < table.panels().size(); ++i) {
+    launch("gather", stream_, gather_kernel, tiles.grid, tiles.block, 0, table.rows_of(0, i),
+           table.panels()[i].first_row, op.ids.as<int32_t>(), op.scale, rows_of(op.out), tiles.tiles);
   }
 }
 

@@ -43,6 +43,8 @@ __device__ inline T* shared_memory() {
 // QIAO_SHARED(float, sums, 8): float sums[8] of the block, at least 16-byte aligned, not initialised.
 #define QIAO_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
+#define QIAO_NO_INLINE __noinline__
+
 __device__ inline uint32_t shared_address(const void* data) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(data));
 }

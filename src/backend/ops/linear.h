@@ -6,8 +6,8 @@ namespace qiao {
 
 // y[t, n] = activation(sum_k x[t, k] * W[n, k] + bias[n]) + residual[t, n].
 //
-// The sum runs over k in ascending order for each (t, n), in the accumulator's format, with fused or separate
-// rounding but always the same one: a row's result depends on that row alone, never on T (batch invariance).
+// The sum runs over k in one order, which N, K and the chip alone decide, in the accumulator's format,
+// rounded always in the same way: a row's result depends on that row alone, never on T (batch invariance).
 // Dequantized weights: F32, F16 and BF16 exactly; block formats as the format's home defines them
 // (ggml-quants.c, dequantize_row_*): scale times quant and the minimum, both exact in F32, and their sum
 // rounded to F32 for kF32, not rounded for kQ8. Bound, element by element, with u = 2^-24 and
@@ -57,8 +57,8 @@ struct GroupedLinear {
 //   dw[n, k] += sum_t dy[t, n] * x[t, k];    dbias[n] += sum_t dy[t, n]
 // W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a quantized
 // base is read straight through: QLoRA, Dettmers et al. 2023). Sums are F32, in ascending order of n and of
-// t, and begin with what was there: dx of a row depends on that row alone. dw and dbias are canonical:
-// row-major, as the file has the weight.
+// t (dbias may take runs of t, then their sums), and begin with what was there: dx of a row depends on that
+// row alone. dw and dbias are canonical: row-major, as the file has the weight.
 // Bounds, with gamma_m and u as above:
 //   dx:     gamma_(N + 2) * (sum_n |dy W| + |dx before|) + 2^-126 * (N + 2 + sum_n |dy| + sum_n |W|)
 //   dw:     gamma_(T + 2) * (sum_t |dy x| + |dw before|) + 2^-126 * (T + 2 + sum_t |dy| + sum_t |x|)

@@ -15,7 +15,6 @@
 #define __host__
 #define __constant__ static const
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) alignas(n)
@@ -88,6 +87,10 @@ inline int __float2int_rn(float x) {
 }
 template <class T>
 T __ldg(const T* data) {
+  return *data;
+}
+template <class T>
+T __ldcg(const T* data) {
   return *data;
 }
 

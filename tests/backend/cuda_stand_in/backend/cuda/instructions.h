@@ -39,6 +39,8 @@ T* shared_memory() {
       ::qiao::stand_in::static_shared(&name##_key, sizeof(type[count]), std::max<size_t>(16, alignof(type)), \
                                       std::source_location::current()))
 
+#define QIAO_NO_INLINE __attribute__((noinline))
+
 // Where wrappers below were called.
 using Caller = std::source_location;
 
