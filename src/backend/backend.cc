@@ -234,10 +234,26 @@ QIAO_OP(gated_activation_backward, GatedActivationBackward)
 QIAO_OP(attention_varlen_backward, AttentionVarlenBackward)
 QIAO_OP(token_logprob, TokenLogprob)
 QIAO_OP(token_logprob_backward, TokenLogprobBackward)
+QIAO_OP(dropout, Dropout)
 QIAO_OP(sum_of_squares, SumOfSquares)
 QIAO_OP(accumulate, Accumulate)
 QIAO_OP(adamw, AdamW)
 QIAO_OP(muon, Muon)
 #undef QIAO_OP
+
+size_t Backend::workspace_bytes(const TokenLoss& op) const {
+  return std::max(workspace_bytes(op.forward()), workspace_bytes(op.backward()));
+}
+
+void Backend::token_loss(const TokenLoss& op) {
+  op.check();
+  check_workspace(*this, "token_loss", op);
+  watched("token_loss", op, [&] { do_token_loss(op); });
+}
+
+void Backend::do_token_loss(const TokenLoss& op) {
+  do_token_logprob(op.forward());
+  do_token_logprob_backward(op.backward());
+}
 
 }  // namespace qiao

@@ -13,6 +13,7 @@
 
 #include "backend/ops/attention.h"
 #include "backend/ops/attention_varlen.h"
+#include "backend/ops/dropout.h"
 #include "backend/ops/gated_activation.h"
 #include "backend/ops/gather.h"
 #include "backend/ops/layer_norm.h"
@@ -131,6 +132,7 @@ class Backend {
   virtual size_t workspace_bytes(const AttentionVarlenBackward&) const { return 0; }
   virtual size_t workspace_bytes(const TokenLogprob&) const { return 0; }
   virtual size_t workspace_bytes(const TokenLogprobBackward&) const { return 0; }
+  virtual size_t workspace_bytes(const TokenLoss& op) const;
   virtual size_t workspace_bytes(const Muon&) const { return 0; }
 
   // The ops.
@@ -162,6 +164,8 @@ class Backend {
   void attention_varlen_backward(const AttentionVarlenBackward& op);
   void token_logprob(const TokenLogprob& op);
   void token_logprob_backward(const TokenLogprobBackward& op);
+  void token_loss(const TokenLoss& op);
+  void dropout(const Dropout& op);
   void sum_of_squares(const SumOfSquares& op);
   void accumulate(const Accumulate& op);
   void adamw(const AdamW& op);
@@ -204,6 +208,8 @@ class Backend {
   virtual void do_attention_varlen_backward(const AttentionVarlenBackward& op);
   virtual void do_token_logprob(const TokenLogprob& op);
   virtual void do_token_logprob_backward(const TokenLogprobBackward& op);
+  virtual void do_token_loss(const TokenLoss& op);
+  virtual void do_dropout(const Dropout& op);
   virtual void do_sum_of_squares(const SumOfSquares& op);
   virtual void do_accumulate(const Accumulate& op);
   virtual void do_adamw(const AdamW& op);

@@ -91,12 +91,21 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int size) : state_(std::make_unique<State>()) {
   if (size <= 0) size = usable_cpus();
-  for (int worker = 1; worker < size; ++worker) {
-    state_->workers.emplace_back([state = state_.get(), worker] { state->work(worker); });
+  try {
+    for (int worker = 1; worker < size; ++worker) {
+      state_->workers.emplace_back([state = state_.get(), worker] { state->work(worker); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = state_->workers.size() + 1;
+    stop();
+    throw_error(ErrorKind::kTooLarge, "{} threads were asked for, {} could be started: {}", size, started,
+                error.what());
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   state_->stopping.store(true, std::memory_order_relaxed);
   state_->generation.fetch_add(1, std::memory_order_release);
   state_->generation.notify_all();

@@ -9,7 +9,7 @@ namespace qiao {
 class ThreadPool {
  public:
   // size >= 1, the caller included. size 0: as many as this process may run on (affinity and cgroup quota
-  // counted).
+  // counted). Throws Error(kTooLarge) where the system does not give as many.
   explicit ThreadPool(int size);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -36,6 +36,7 @@ class ThreadPool {
 
  private:
   void run_erased(void (*function)(void*, int), void* context, bool every);
+  void stop();
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -53,6 +53,19 @@ std::vector<std::string> command_names(const std::vector<const CLI::App*>& comma
   return names;
 }
 
+// CLI11's "Could not convert: --lr = abc", with what was expected.
+std::string conversion_text(const CLI::App& command, const std::string& what) {
+  const size_t name = what.find("--"), equals = what.find(" = ");
+  if (name == std::string::npos || equals == std::string::npos || equals < name) return what;
+  const std::string option = what.substr(name, equals - name);
+  const CLI::Option* found = command.get_option_no_throw(option);
+  const std::string type = found == nullptr ? "" : found->get_type_name();
+  const char* expected = type.starts_with("N") || type.starts_with("INT") || type.starts_with("UINT")
+                             ? "an integer"
+                             : "a number";
+  return fmt::format("{} is {}: {} was expected", option, what.substr(equals + 3), expected);
+}
+
 int explain_usage(const CLI::App& app, const CLI::ParseError& error) {
   std::string called;
   const CLI::App& command = parsed_command(app, &called);
@@ -82,6 +95,7 @@ int explain_usage(const CLI::App& app, const CLI::ParseError& error) {
     return complain(fmt::format("{}'{}' is one argument too many; {}", name, extra, see));
   }
   std::string what = error.what();
+  if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr) what = conversion_text(command, what);
   std::replace(what.begin(), what.end(), '\n', ' ');
   while (what.ends_with(' ')) what.pop_back();
   return complain(fmt::format("{}{}; {}", name, what, see));

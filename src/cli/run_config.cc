@@ -44,13 +44,14 @@ std::string allowed_by(const CLI::Option& option) {
       names.insert(at + 1, " ");
     return names.find(',') == std::string::npos ? names : "one of " + names;
   }
+  const bool is_not_negative = type.find(":NONNEGATIVE") != std::string::npos;
   switch (kind_of(option)) {
     case ValueKind::kFlag:
       return "true or false";
     case ValueKind::kInteger:
-      return "an integer";
+      return is_not_negative ? "an integer of 0 or more" : "an integer";
     case ValueKind::kNumber:
-      return "a number";
+      return is_not_negative ? "a number of 0 or more" : "a number";
     case ValueKind::kSwitch:
       return "true, false, \"on\" or \"off\"";
     case ValueKind::kPath:
@@ -158,14 +159,19 @@ toml::table parse_config(const std::filesystem::path& file) {
 }
 
 // A number as TOML has it, whatever way it was typed.
-std::string number_text(const std::string& text, ValueKind kind) {
-  return kind == ValueKind::kInteger ? fmt::format("{}", std::stoll(text))
-                                     : fmt::format("{}", std::stod(text));
+std::string number_text(const CLI::Option& option, const std::string& text, ValueKind kind) {
+  try {
+    return kind == ValueKind::kInteger ? fmt::format("{}", std::stoll(text))
+                                       : fmt::format("{}", std::stod(text));
+  } catch (const std::out_of_range&) {
+    throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected", key_of(option), printable(text),
+                kind == ValueKind::kInteger ? "a number below 2^63" : "a number of float64");
+  }
 }
 
 std::string value_text(const CLI::Option& option, const std::string& text) {
   const ValueKind kind = kind_of(option);
-  if (kind == ValueKind::kInteger || kind == ValueKind::kNumber) return number_text(text, kind);
+  if (kind == ValueKind::kInteger || kind == ValueKind::kNumber) return number_text(option, text, kind);
   return dump_json(kind == ValueKind::kPath ? std::filesystem::absolute(text).lexically_normal().string()
                                             : text);
 }

@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "base/units.h"
 #include "cli/commands.h"
+#include "formats/json_lines.h"
 #include "text/bpe_trainer.h"
 #include "text/chat_template.h"
 
@@ -19,7 +20,6 @@ namespace fs = std::filesystem;
 using tokenization::BpeTrainerOptions;
 using tokenization::WordCounts;
 
-constexpr size_t kMostLineBytes = size_t{64} << 20;
 constexpr int64_t kMostBadLines = 100;
 
 struct TokenizerFlags {
@@ -44,9 +44,9 @@ std::string text_of_line(std::string_view line, bool is_json, std::string& why) 
     why = "UTF-8 was expected";
     return {};
   }
-  if (line.find_first_not_of(" \t\r\n") == std::string_view::npos) return {};
+  if (is_blank_line(line)) return {};
   try {
-    const Json row = parse_json(line, "row", {.max_bytes = kMostLineBytes});
+    const Json row = parse_json_line(line);
     const auto text = row.is_object() ? row.find("text") : row.end();
     if (text != row.end() && text->is_string()) return text->get<std::string>();
     why = R"("text" (a string) was expected)";
@@ -83,7 +83,7 @@ void count_file(const fs::path& path, std::string_view pre_tokenizer, WordCounts
   {
     std::vector<std::jthread> workers;
     for (size_t i = 0; i < threads; ++i) {
-      const size_t begin = line_after(text.size() / threads * i);
+      const size_t begin = i == 0 && is_json ? byte_order_mark(text) : line_after(text.size() / threads * i);
       const size_t end = i + 1 == threads ? text.size() : line_after(text.size() / threads * (i + 1));
       workers.emplace_back([&, i, begin, end] { count_lines(text, begin, end, is_json, counted[i]); });
     }

@@ -23,6 +23,10 @@ void add_lora_flags(CLI::App& command, train::LoraOptions& lora) {
       ->type_name("NAMES");
   command.add_flag("--lora-rslora", lora.rank_stabilized, "Scale by alpha over the root of the rank");
   command
+      .add_option("--lora-dropout", lora.dropout,
+                  "Share of what enters the adapter's matrices that is dropped in training [0]")
+      ->type_name("X");
+  command
       .add_option("--lora-init", lora.init, "Adapter of PEFT to go on from, with its rank, alpha and targets")
       ->type_name("DIR");
 }
@@ -57,6 +61,10 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
           "Hugging Face directory to begin from: configuration, tokenizer, and weights or none: then they "
           "are drawn at random; with --lora-rank also a GGUF file")
       ->type_name("DIR");
+  command
+      .add_option("--max-bad-rows", o.data.most_bad_rows,
+                  "Bad rows are skipped; more than this end the run [100]")
+      ->type_name("N");
   command
       .add_option(
           "--data", o.data.files,

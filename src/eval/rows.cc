@@ -5,11 +5,11 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/quote.h"
+#include "formats/json_lines.h"
 
 namespace qiao::eval {
 namespace {
 
-constexpr size_t kMostRowBytes = size_t{64} << 20;
 constexpr int64_t kMostTold = 20;
 
 std::string shown(const Json& value) { return printable(dump_json(value), 60); }
@@ -28,15 +28,11 @@ std::vector<Row> read_rows(const std::filesystem::path& file, BadRows& bad) {
   const std::span<const std::byte> bytes = mapped.bytes();
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   std::vector<Row> rows;
-  int64_t line = 1;
-  for (size_t begin = 0; begin < text.size(); ++line) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view one = text.substr(begin, end - begin);
-    begin = end + 1;
-    if (one.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    Row row{nullptr, file.string(), line};
+  JsonLines lines(text);
+  while (const std::optional<JsonLines::Line> line = lines.next()) {
+    Row row{nullptr, file.string(), line->number};
     try {
-      row.json = parse_json(one, "row", {.max_bytes = kMostRowBytes});
+      row.json = parse_json_line(text.substr(line->begin, line->end - line->begin));
       if (!row.json.is_object()) {
         bad.tell(row, fmt::format("is {}; a JSON object was expected", row.json.type_name()));
         continue;

@@ -58,6 +58,7 @@ struct DecoderConfig {
   // Mixture of experts; num_experts 0: dense everywhere.
   int64_t num_experts = 0;          // E
   int64_t num_experts_per_tok = 0;  // k
+  double router_aux_loss_coef = 0;  // weight in training of what evens out the experts' loads; 0: none
   int64_t moe_intermediate_size = 0;
   int64_t shared_intermediate_size = 0;  // of the always-on expert; 0: none
   bool norm_topk_prob = false;

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "models/decoder_layers.h"
+#include "models/router_balance.h"
 
 namespace qiao {
 namespace {
@@ -48,12 +49,15 @@ struct DecoderTraining::State {
   const DecoderWeights& weights;
   const DecoderConfig& config;
   Backend& backend;
+  const PassNeeds needs;
   const int64_t most_tokens, most_documents;
   int64_t tokens = 0;  // of the last batch
   float temperature = 1.0f;
 
   std::vector<nn::AdapterRows> adapter_rows;  // all of them, where the decoder has an adapter: its first
   bool with_adapter = true;                   // in the last forward pass
+  bool head_is_done = false;                  // its way back, too
+  nn::AdapterDropout dropout;                 // of it
 
   Buffer arena;  // all of the memory
   // Nowhere (nor where nn::Context measures), at first.
@@ -66,18 +70,24 @@ struct DecoderTraining::State {
   Tensor logprob, log_sum_exp, dlogprob;  // [T]
   Tensor workspace;                       // of the loss
   Tensor scratch, gradients;              // of one layer
+  std::vector<nn::RouterTap> routers;     // by layer, where their loads are evened out
+  Tensor router_gradient;                 // of one layer
+  RouterBalance balance;                  // of the last forward pass
   bool recomputes = false;
   std::vector<Tensor> kept;     // of each layer, where they are not computed again
   std::vector<nn::Tape> tapes;  // of the last forward pass, then
   std::vector<float> result;
 
-  State(const Decoder& decoder, int64_t token_limit, int64_t document_limit)
+  State(const Decoder& decoder, int64_t token_limit, int64_t document_limit,
+        const PassNeeds& needs_of_batches)
       : weights(decoder.weights()),
         config(decoder.config()),
         backend(decoder.backend()),
+        needs(needs_of_batches),
         most_tokens(token_limit),
         most_documents(document_limit) {
     if (decoder.adapters() > 0) adapter_rows.push_back({0, 0, token_limit});
+    if (needs.dropout) dropout.probability = 0.5f;  // as far as planning goes
   }
 
   Tensor make(DType dtype, std::initializer_list<int64_t> shape) {
@@ -95,18 +105,30 @@ struct DecoderTraining::State {
   LayerStream of_batch(const LayerStream& stream) const {
     return {stream.residual.slice(0, tokens), stream.update.slice(0, tokens)};
   }
+  bool balances() const { return config.router_aux_loss_coef > 0; }
+  nn::RouterTap tap_of(size_t layer) const;
   void run_layer(nn::Context& context, size_t layer, LayerStream in, const LayerStream& out) const;
   void record_layer(nn::Context& context, nn::Tape& tape, size_t layer) const;
-  void walk_back(nn::Tape& tape, size_t layer, nn::ParameterGradients* parameters) const;
+  void walk_back(nn::Tape& tape, size_t layer, nn::ParameterGradients* parameters);
+  void run_layers(const PackedBatch& batch);
+  std::span<const float> result_of(const PackedBatch& batch);
   TokenLogprob loss() const;
+  TokenLoss whole_loss(nn::ParameterGradients* parameters) const;
   TokenLogprobBackward loss_back(nn::ParameterGradients* parameters) const;
   int64_t document_count = 0;
 };
+
+nn::RouterTap DecoderTraining::State::tap_of(size_t layer) const {
+  if (!balances() || !weights.layers[layer].is_moe) return {};
+  return {routers[layer].logits.slice(0, tokens), routers[layer].counts};
+}
 
 void DecoderTraining::State::run_layer(nn::Context& context, size_t number, LayerStream in,
                                        const LayerStream& out) const {
   const DecoderLayer& layer = weights.layers[number];
   if (with_adapter) context.set_adapter_rows(adapter_rows);
+  context.set_adapter_dropout(dropout);
+  context.set_router_tap(tap_of(number));
   if (number == 0) weights.embedding.forward(context, ids.slice(0, tokens), in.residual);
   const Tensor x = enter_attention(context, layer, number > 0, &in);
   const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, positions.slice(0, tokens));
@@ -131,8 +153,7 @@ void DecoderTraining::State::record_layer(nn::Context& context, nn::Tape& tape, 
 }
 
 // The way back of what record_layer recorded. A layer's gradients lie in turn in one of two places.
-void DecoderTraining::State::walk_back(nn::Tape& tape, size_t layer,
-                                       nn::ParameterGradients* parameters) const {
+void DecoderTraining::State::walk_back(nn::Tape& tape, size_t layer, nn::ParameterGradients* parameters) {
   const LayerStream in = of_batch(inputs[layer]), out = of_batch(inputs[layer + 1]);
   if (layer > 0) tape.place_gradient(in.update, stream_gradient[(layer + 1) % 2].slice(0, tokens), false);
   if (layer + 1 == weights.layers.size()) {
@@ -141,6 +162,12 @@ void DecoderTraining::State::walk_back(nn::Tape& tape, size_t layer,
     const Tensor above = stream_gradient[layer % 2].slice(0, tokens);
     tape.place_gradient(out.update, above, true);
     tape.place_gradient(out.residual, above, true);
+  }
+  if (parameters != nullptr && balance.slope() != 0 && weights.layers[layer].is_moe) {
+    const nn::RouterTap tap = tap_of(layer);
+    const Tensor gradient = router_gradient.slice(0, tokens);
+    balance.gradient(backend, tap.logits, gradient);
+    tape.add_gradient(tap.logits, gradient);
   }
   tape.backward(parameters);
 }
@@ -176,6 +203,24 @@ TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* p
   return op;
 }
 
+TokenLoss DecoderTraining::State::whole_loss(nn::ParameterGradients* parameters) const {
+  const TokenLogprob forward = loss();
+  TokenLoss op;
+  op.x = forward.x;
+  op.weight = forward.weight;
+  op.labels = forward.labels;
+  op.soft_cap = forward.soft_cap;
+  op.temperature = forward.temperature;
+  op.compute = forward.compute;
+  op.dlogprob = dlogprob.slice(0, tokens);
+  op.logprob = forward.logprob;
+  op.log_sum_exp = forward.log_sum_exp;
+  op.dx = hidden_gradient.slice(0, tokens);
+  if (parameters != nullptr) op.dw = parameters->of(*op.weight);
+  op.workspace = workspace;
+  return op;
+}
+
 // Lays everything out from `base` on.
 void DecoderTraining::State::plan(Recompute recompute, uint64_t free) {
   used = 0;
@@ -193,9 +238,20 @@ void DecoderTraining::State::plan(Recompute recompute, uint64_t free) {
   for (Tensor* tensor : {&hidden, &hidden_gradient, &stream_gradient[0], &stream_gradient[1]})
     *tensor = make(DType::kF32, {tokens, width});
   for (Tensor* tensor : {&logprob, &log_sum_exp, &dlogprob}) *tensor = make(DType::kF32, {tokens});
+  routers.assign(balances() ? weights.layers.size() : 0, {});
+  for (size_t layer = 0; layer < routers.size(); ++layer) {
+    if (!weights.layers[layer].is_moe) continue;
+    const Tensor logits = make(DType::kF32, {tokens, config.num_experts});
+    routers[layer] = {logits, make(DType::kI32, {config.num_experts})};
+  }
+  if (balances()) router_gradient = make(DType::kF32, {tokens, config.num_experts});
   TokenLogprobBackward back = loss_back(nullptr);
   back.dw = Tensor(hidden.data, DType::kF32, {config.vocabulary_size, width});  // its shape alone is read
-  const size_t loss_bytes = std::max(backend.workspace_bytes(loss()), backend.workspace_bytes(back));
+  TokenLoss both = whole_loss(nullptr);
+  both.dw = back.dw;
+  const size_t loss_bytes =
+      std::max(backend.workspace_bytes(loss()),
+               needs.slopes_first ? backend.workspace_bytes(both) : backend.workspace_bytes(back));
   workspace = make_bytes(loss_bytes);
 
   size_t scratch_bytes = 0, gradient_bytes = 0, all_bytes = 0;
@@ -238,16 +294,16 @@ void DecoderTraining::State::check(const Decoder& decoder) const {
 }
 
 DecoderTraining::DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents,
-                                 Recompute recompute)
-    : state_(std::make_unique<State>(decoder, tokens, documents)) {
+                                 Recompute recompute, const PassNeeds& needs)
+    : state_(std::make_unique<State>(decoder, tokens, documents, needs)) {
   state_->check(decoder);
   state_->plan(recompute, decoder.backend().describe().free_bytes);
   state_->take_memory();
 }
 
 DecoderTraining::Plan DecoderTraining::plan(const Decoder& decoder, int64_t tokens, int64_t documents,
-                                            Recompute recompute, uint64_t free) {
-  State state(decoder, tokens, documents);
+                                            Recompute recompute, uint64_t free, const PassNeeds& needs) {
+  State state(decoder, tokens, documents, needs);
   state.check(decoder);
   state.plan(recompute, free);
   return {state.used, state.recomputes};
@@ -258,46 +314,79 @@ DecoderTraining::~DecoderTraining() = default;
 size_t DecoderTraining::bytes() const { return state_->arena.bytes(); }
 bool DecoderTraining::recomputes() const { return state_->recomputes; }
 
+// From the batch to what the head reads.
+void DecoderTraining::State::run_layers(const PackedBatch& batch) {
+  check_batch(batch, most_tokens, most_documents, config.vocabulary_size);
+  tokens = static_cast<int64_t>(batch.tokens.size());
+  document_count = static_cast<int64_t>(batch.starts.size()) - 1;
+  for (nn::AdapterRows& rows : adapter_rows) rows.count = tokens;
+  temperature = batch.temperature;
+  dropout = batch.dropout;
+  backend.upload(ids.data, batch.tokens.data(), batch.tokens.size_bytes());
+  backend.upload(positions.data, batch.positions.data(), batch.positions.size_bytes());
+  backend.upload(labels.data, batch.labels.data(), batch.labels.size_bytes());
+  backend.upload(starts.data, batch.starts.data(), batch.starts.size_bytes());
+  tapes.clear();
+  for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
+    const Tensor& memory = recomputes ? scratch : kept[layer];
+    nn::Context context(backend, memory.data, static_cast<size_t>(memory.bytes()));
+    if (recomputes) {
+      context.keep_inputs();
+      run_layer(context, layer, of_batch(inputs[layer]), of_batch(inputs[layer + 1]));
+    } else {
+      tapes.emplace_back(backend, gradients.data, static_cast<size_t>(gradients.bytes()));
+      record_layer(context, tapes.back(), layer);
+    }
+  }
+  balance = RouterBalance(balances() ? config.num_experts : 0);
+  for (size_t layer = 0; layer < routers.size(); ++layer)
+    if (const nn::RouterTap tap = tap_of(layer); tap.logits.present())
+      balance.add(backend, tap.logits, tap.counts);
+  if (!recomputes) return;
+  const LayerStream last = of_batch(inputs.back());
+  nn::Context context(backend, scratch.data, static_cast<size_t>(scratch.bytes()));
+  weights.final_norm.forward(context, last.update, hidden.slice(0, tokens), last.residual);
+}
+
+std::span<const float> DecoderTraining::State::result_of(const PackedBatch& batch) {
+  result.resize(batch.tokens.size());
+  backend.download(result.data(), logprob.data, result.size() * sizeof(float));
+  return result;
+}
+
 std::span<const float> DecoderTraining::forward(const PackedBatch& batch, bool with_adapter) {
   State& s = *state_;
   s.with_adapter = with_adapter;
-  check_batch(batch, s.most_tokens, s.most_documents, s.config.vocabulary_size);
-  s.tokens = static_cast<int64_t>(batch.tokens.size());
-  s.document_count = static_cast<int64_t>(batch.starts.size()) - 1;
-  for (nn::AdapterRows& rows : s.adapter_rows) rows.count = s.tokens;
-  s.temperature = batch.temperature;
-  s.backend.upload(s.ids.data, batch.tokens.data(), batch.tokens.size_bytes());
-  s.backend.upload(s.positions.data, batch.positions.data(), batch.positions.size_bytes());
-  s.backend.upload(s.labels.data, batch.labels.data(), batch.labels.size_bytes());
-  s.backend.upload(s.starts.data, batch.starts.data(), batch.starts.size_bytes());
-  s.tapes.clear();
-  for (size_t layer = 0; layer < s.weights.layers.size(); ++layer) {
-    const Tensor& memory = recomputes() ? s.scratch : s.kept[layer];
-    nn::Context context(s.backend, memory.data, static_cast<size_t>(memory.bytes()));
-    if (recomputes()) {
-      context.keep_inputs();
-      s.run_layer(context, layer, s.of_batch(s.inputs[layer]), s.of_batch(s.inputs[layer + 1]));
-    } else {
-      s.tapes.emplace_back(s.backend, s.gradients.data, static_cast<size_t>(s.gradients.bytes()));
-      s.record_layer(context, s.tapes.back(), layer);
-    }
-  }
-  if (recomputes()) {
-    const LayerStream last = s.of_batch(s.inputs.back());
-    nn::Context context(s.backend, s.scratch.data, static_cast<size_t>(s.scratch.bytes()));
-    s.weights.final_norm.forward(context, last.update, s.hidden.slice(0, s.tokens), last.residual);
-  }
+  s.head_is_done = false;
+  s.run_layers(batch);
   s.backend.token_logprob(s.loss());
-  s.result.resize(batch.tokens.size());
-  s.backend.download(s.result.data(), s.logprob.data, s.result.size() * sizeof(float));
-  return s.result;
+  return s.result_of(batch);
 }
 
-void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGradients& gradients) {
+std::span<const float> DecoderTraining::forward(const PackedBatch& batch, std::span<const float> dlogprob,
+                                                nn::ParameterGradients& gradients) {
   State& s = *state_;
+  s.with_adapter = true;
+  s.run_layers(batch);
   QIAO_ASSERT(std::ssize(dlogprob) == s.tokens);
   s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
-  s.backend.token_logprob_backward(s.loss_back(&gradients));
+  s.backend.token_loss(s.whole_loss(&gradients));
+  s.head_is_done = true;
+  return s.result_of(batch);
+}
+
+double DecoderTraining::imbalance() const { return state_->balance.value(); }
+
+void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGradients& gradients,
+                               double dimbalance) {
+  State& s = *state_;
+  s.balance.set_slope(dimbalance);
+  QIAO_ASSERT(std::ssize(dlogprob) == s.tokens);
+  QIAO_ASSERT(s.head_is_done == s.needs.slopes_first);
+  if (!s.head_is_done) {
+    s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
+    s.backend.token_logprob_backward(s.loss_back(&gradients));
+  }
   for (size_t layer = s.weights.layers.size(); layer-- > 0;) {
     if (!recomputes()) {
       QIAO_ASSERT(s.tapes.size() == s.kept.size());

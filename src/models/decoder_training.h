@@ -7,6 +7,7 @@
 #include <span>
 
 #include "models/decoder.h"
+#include "nn/context.h"
 #include "nn/tape.h"
 
 namespace qiao {
@@ -18,11 +19,18 @@ struct PackedBatch {
   std::span<const int32_t> labels;     // [T], the token that follows, or -1: no loss here
   std::span<const int32_t> starts;     // [D + 1], ascending from 0 to T
   float temperature = 1.0f;            // > 0: log-probabilities are of logits over it
+  nn::AdapterDropout dropout = {};     // of what enters the adapter's matrices
 };
 
 // Whether layers are computed again on the way back: a third more work, for memory that does not grow with
 // layers times what each makes. kAuto: where keeping all takes more than a quarter of the free memory.
 enum class Recompute : uint8_t { kAuto, kOn, kOff };
+
+// What batches will ask for, which memory is planned for.
+struct PassNeeds {
+  bool dropout = false;       // PackedBatch::dropout
+  bool slopes_first = false;  // forward() with dlogprob; without it where this is false
+};
 
 // Where the decoder has an adapter, all tokens go through its first. Not thread-safe; one at a time uses the
 // decoder's chip.
@@ -31,7 +39,7 @@ class DecoderTraining {
   // Plans and takes the memory for batches of at most `tokens` tokens in `documents` documents. Throws
   // Error(kUnsupported) for a model with layers that have no way back yet, Error(kTooLarge) with both sizes.
   DecoderTraining(const Decoder& decoder, int64_t tokens, int64_t documents,
-                  Recompute recompute = Recompute::kAuto);
+                  Recompute recompute = Recompute::kAuto, const PassNeeds& needs = {});
   ~DecoderTraining();
 
   size_t bytes() const;  // of the chip's memory
@@ -42,15 +50,24 @@ class DecoderTraining {
     bool recomputes = false;
   };
   static Plan plan(const Decoder& decoder, int64_t tokens, int64_t documents, Recompute recompute,
-                   uint64_t free);
+                   uint64_t free, const PassNeeds& needs = {});
 
   // The log-probability of each label, 0 where it is -1; valid until the next call. Without the adapter: the
   // base's own, which preferences are measured by. Throws
   // Error(kInvalidInput) where the batch does not fit or an id is out of range.
   std::span<const float> forward(const PackedBatch& batch, bool with_adapter = true);
+  // The same, where the loss's derivative by each log-probability is known beforehand (dlogprob [T]): the way
+  // back of the head, whose gradients are added to `gradients`, is gone at once, for a quarter less work
+  // there. backward() follows, with the same dlogprob: the same bits.
+  std::span<const float> forward(const PackedBatch& batch, std::span<const float> dlogprob,
+                                 nn::ParameterGradients& gradients);
+  // Of the last forward pass, where the configuration has a router_aux_loss_coef (else 0): how uneven the
+  // experts' loads are, E * sum over experts of the share of picks times the mean score, both over all tokens
+  // and layers with experts (Shazeer et al. 2017, Fedus et al. 2021; Transformers' load_balancing_loss_func).
+  double imbalance() const;
   // The way back of the last forward pass: gradients of what is trained are added to `gradients`. dlogprob
-  // [T]: the loss's derivative by each log-probability.
-  void backward(std::span<const float> dlogprob, nn::ParameterGradients& gradients);
+  // [T]: the loss's derivative by each log-probability; dimbalance: by imbalance().
+  void backward(std::span<const float> dlogprob, nn::ParameterGradients& gradients, double dimbalance = 0);
 
  private:
   struct State;

@@ -215,6 +215,9 @@ void configure_qwen3_moe(const ConfigReader& reader, DecoderConfig& config) {
   read_qwen_windows(reader, config, true);
   read_experts(reader, config, {"num_experts_per_tok", "expert_used_count"});
   config.norm_topk_prob = reader.find_flag({"norm_topk_prob", ""}).value_or(reader.gguf());
+  // As Transformers: the loss has the term where the routers' logits are asked for.
+  if (reader.find_flag({"output_router_logits", ""}).value_or(false))
+    config.router_aux_loss_coef = reader.find_number({"router_aux_loss_coef", ""}, 0, 1e6).value_or(0.001);
   const int64_t step = reader.find_integer({"decoder_sparse_step", ""}, 1, kMaxLayers).value_or(1);
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     config.layer_is_moe[static_cast<size_t>(layer)] = (layer + 1) % step == 0;

@@ -106,6 +106,7 @@ class LoraLoader {
       const auto place = static_cast<size_t>(index);
       if (layer.adapters.size() <= place) layer.adapters.resize(place + 1);
       layer.adapters[place] = make(std::span(jobs_).subspan(begin, end - begin));
+      layer.adapters[place].number = static_cast<uint32_t>(jobs_[begin].target.order);
     }
     return bytes_;
   }

@@ -37,6 +37,12 @@ Tensor Context::take(DType dtype, std::initializer_list<int64_t> dimensions) {
   return tensor;
 }
 
+Tensor Context::given(const Tensor& memory) {
+  QIAO_ASSERT(memory.contiguous());
+  if (tape_ != nullptr) tape_->add_block(memory.data, static_cast<size_t>(memory.bytes()));
+  return memory;
+}
+
 Tensor Context::over(const Tensor& input) {
   if (!keeps_inputs_) return input;
   QIAO_ASSERT(input.rank == 2 || input.rank == 3);
@@ -115,6 +121,10 @@ void Context::rope(const Rope& op) {
 void Context::gated_activation(const GatedActivation& op) {
   record(op);
   run(op, &Backend::gated_activation);
+}
+void Context::dropout(const Dropout& op) {
+  record(op);
+  run(op, &Backend::dropout);
 }
 void Context::kv_write(const KvWrite& op) {
   refuse_recording("kv_write");

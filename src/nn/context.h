@@ -18,6 +18,20 @@ struct AdapterRows {
   int64_t first, count;
 };
 
+// Memory of the caller's in which a layer's router leaves what training reads of it; absent: in none.
+struct RouterTap {
+  Tensor logits;  // F32 [T, E]
+  Tensor counts;  // I32 [E]: the picks of each expert
+};
+
+// What low-rank adapters' inputs are dropped by in training; probability 0: nothing. A mask's row is that of
+// the step.
+struct AdapterDropout {
+  float probability = 0;
+  uint64_t seed = 0;  // of the step
+  uint32_t first_row = 0;
+};
+
 // One step's memory is taken from a block that is planned beforehand: running the same layers on a measuring
 // context tells how much. Nothing here allocates.
 class Context {
@@ -62,6 +76,12 @@ class Context {
   // The rows of the step, or of what is left of it, that adapters change; the caller's memory.
   void set_adapter_rows(std::span<const AdapterRows> rows) { adapter_rows_ = rows; }
   std::span<const AdapterRows> adapter_rows() const { return adapter_rows_; }
+  void set_router_tap(const RouterTap& tap) { router_tap_ = tap; }
+  const RouterTap& router_tap() const { return router_tap_; }
+  // As if it had been taken.
+  Tensor given(const Tensor& memory);
+  void set_adapter_dropout(const AdapterDropout& dropout) { adapter_dropout_ = dropout; }
+  const AdapterDropout& adapter_dropout() const { return adapter_dropout_; }
 
   // The ops of Backend; workspaces are taken from the scratch memory.
   void gather(const Gather& op);
@@ -75,6 +95,7 @@ class Context {
   void layer_norm(const LayerNorm& op);
   void rope(const Rope& op);
   void gated_activation(const GatedActivation& op);
+  void dropout(const Dropout& op);
   void kv_write(const KvWrite& op);
   void attention_paged(const AttentionPaged& op);
   void attention_varlen(AttentionVarlen op);
@@ -95,6 +116,8 @@ class Context {
   std::byte* base_;
   size_t bytes_, used_ = 0, peak_ = 0;
   std::span<const AdapterRows> adapter_rows_;
+  AdapterDropout adapter_dropout_;
+  RouterTap router_tap_;
   Tape* tape_ = nullptr;
   bool keeps_inputs_ = false;
 };

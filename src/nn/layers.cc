@@ -13,12 +13,27 @@ Parameter Parameter::upload(Backend& backend, const std::vector<float>& values) 
   return parameter;
 }
 
+Tensor LowRankAdapter::dropped(Context& context, const Tensor& x) const {
+  const AdapterDropout& dropout = context.adapter_dropout();
+  if (dropout.probability == 0) return x;
+  Dropout op;
+  op.x = x;
+  op.y = context.take(DType::kF32, {x.shape[0], x.shape[1]});
+  op.probability = dropout.probability;
+  op.seed = dropout.seed;
+  op.stream = number;
+  op.first_row = dropout.first_row;
+  context.dropout(op);
+  return op.y;
+}
+
 void LowRankAdapter::forward(Context& context, const Tensor& x, const Tensor& y) const {
   if (parts.empty()) return;
   const Context::Scope scope(context);
+  const Tensor entering = dropped(context, x);
   const Tensor inner = context.take(DType::kF32, {x.shape[0], a->rows()});
   Linear down;
-  down.x = x;
+  down.x = entering;
   down.weight = a.get();
   down.y = inner;
   context.linear(down);
@@ -193,7 +208,9 @@ void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const
 void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const {
   const Context::Scope scope(context);
   const int64_t tokens = x.shape[0], width = x.shape[1], places = tokens * experts_per_token;
-  const Tensor logits = context.take(DType::kF32, {tokens, experts});
+  const RouterTap& tap = context.router_tap();
+  const Tensor logits =
+      tap.logits.present() ? context.given(tap.logits) : context.take(DType::kF32, {tokens, experts});
   router.forward(context, x, logits);
   MoeRoute route;
   route.logits = logits;
@@ -208,7 +225,7 @@ void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const
   permute.x = x;
   permute.ids = route.ids;
   permute.sorted = context.take(DType::kF32, {places, width});
-  permute.counts = context.take(DType::kI32, {experts});
+  permute.counts = tap.counts.present() ? tap.counts : context.take(DType::kI32, {experts});
   permute.places = context.take(DType::kI32, {tokens, experts_per_token});
   context.moe_permute(permute);
 

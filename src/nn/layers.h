@@ -34,7 +34,12 @@ struct LowRankAdapter {
   };
   std::shared_ptr<Weight> a;  // [R, K]: the parts' A, one below the other
   std::vector<Part> parts;
+  uint32_t number = 0;  // of the adapter's: its masks are its own
+  // x goes through the context's dropout first.
   void forward(Context& context, const Tensor& x, const Tensor& y) const;
+
+ private:
+  Tensor dropped(Context& context, const Tensor& x) const;
 };
 
 // y = x W^T + bias, and on the rows of the context's adapters what they add. One piece where the compute

@@ -91,6 +91,7 @@ void Tape::backward(ParameterGradients* parameters) {
     std::visit([this](const auto& each) { back(each); }, *op);
   ops_.clear();
   blocks_.clear();
+  more_.clear();
   used_ = 0;
 }
 
@@ -228,7 +229,14 @@ void Tape::back(const MoeRoute& op) {
   bool written = false;
   back.dlogits = write_gradient(op.logits, &written);
   QIAO_ASSERT(!written);
-  if (base_ != nullptr) backend_.moe_route_backward(back);
+  if (base_ == nullptr) return;
+  backend_.moe_route_backward(back);
+  const auto more = more_.find(op.logits.data);
+  if (more == more_.end()) return;
+  const auto flat = [](const Tensor& tensor) {
+    return Tensor(tensor.data, DType::kF32, {tensor.elements()});
+  };
+  backend_.accumulate({flat(more->second), flat(back.dlogits)});
 }
 
 void Tape::back(const MoePermute& op) {
@@ -251,6 +259,13 @@ void Tape::back(const MoeCombine& op) {
   QIAO_ASSERT(!sorted_written && !weights_written);
   if (op.residual.present()) share_gradient(op.residual, op.y);
   if (base_ != nullptr) backend_.moe_combine_backward(back);
+}
+
+void Tape::back(const Dropout& op) {  // the same mask
+  Dropout back = op;
+  back.x = read_gradient(op.y);
+  back.y = write_gradient(op.x, &back.add);
+  if (base_ != nullptr) backend_.dropout(back);
 }
 
 }  // namespace qiao::nn

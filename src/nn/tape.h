@@ -38,6 +38,8 @@ class Tape {
   // Where the gradient of a whole block lies, for what is shared with the caller: an input's, which then is
   // written (or added to, where `written`), or an output's, which is read.
   void place_gradient(const Tensor& tensor, const Tensor& gradient, bool written);
+  // What the loss gives to a router's logits (MoeRoute) beside the layers behind it: is added.
+  void add_gradient(const Tensor& logits, const Tensor& gradient) { more_[logits.data] = gradient; }
 
   template <class Op>
   void record(const Op& op) {
@@ -56,7 +58,7 @@ class Tape {
     std::vector<const std::byte*> parts;  // or these views of it, by their beginning
   };
   using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen, GroupedLinear,
-                          MoeRoute, MoePermute, MoeCombine>;
+                          MoeRoute, MoePermute, MoeCombine, Dropout>;
 
   Block& block_of(const Tensor& tensor, const std::byte** begin);
   // The gradient's memory, taken on first use; `written` says whether something is in it already, and it
@@ -81,6 +83,7 @@ class Tape {
   void back(const MoeRoute& op);
   void back(const MoePermute& op);
   void back(const MoeCombine& op);
+  void back(const Dropout& op);
 
   Backend& backend_;
   std::byte* base_ = nullptr;  // null: measures
@@ -88,6 +91,7 @@ class Tape {
   ParameterGradients* parameters_ = nullptr;
   std::vector<Op> ops_;
   std::map<const std::byte*, Block, std::greater<>> blocks_;  // by their beginning
+  std::map<const void*, Tensor> more_;
 };
 
 }  // namespace qiao::nn

@@ -1,6 +1,8 @@
 #include "train/background.h"
 
-#include <exception>
+#include <chrono>
+
+#include "base/error.h"
 
 namespace qiao::train {
 
@@ -8,17 +10,13 @@ Background::~Background() {
   if (pending_.valid()) pending_.wait();
 }
 
-void Background::wait(const std::function<void(const std::string&)>& warn) {
-  try {
-    finish();
-  } catch (const std::exception& error) {
-    warn(error.what());
-  }
+void Background::start(std::function<void()> job) {
+  QIAO_ASSERT(!pending_.valid());
+  pending_ = std::async(std::launch::async, std::move(job));
 }
 
-void Background::start(std::function<void()> job, const std::function<void(const std::string&)>& warn) {
-  wait(warn);
-  pending_ = std::async(std::launch::async, std::move(job));
+bool Background::is_done() const {
+  return !pending_.valid() || pending_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
 }
 
 void Background::finish() {

@@ -3,7 +3,6 @@
 
 #include <functional>
 #include <future>
-#include <string>
 
 namespace qiao::train {
 
@@ -11,12 +10,11 @@ class Background {
  public:
   ~Background();  // waits
 
-  // Starts `job` after waiting for the one before, whose failure goes to `warn` on the caller's thread.
-  void start(std::function<void()> job, const std::function<void(const std::string&)>& warn);
-  // Waits for the last job and throws what it threw.
+  // After the one before has been waited for.
+  void start(std::function<void()> job);
+  bool is_done() const;  // there is none that runs
+  // Waits for the last job and throws what it threw, once.
   void finish();
-  // Waits; a failure goes to `warn`.
-  void wait(const std::function<void(const std::string&)>& warn);
 
  private:
   std::future<void> pending_;

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstring>
-#include <map>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "formats/safetensors.h"
+#include "base/quote.h"
 #include "formats/safetensors_write.h"
 #include "hub/digest.h"
 
@@ -19,8 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "step-";
-constexpr size_t kSha256Digits = 64;
-constexpr int64_t kLeader = 0;  // a virtual rank of rank 0
+constexpr int64_t kLeader = 0;                        // a virtual rank of rank 0
+constexpr size_t kMostStateBytes = size_t{64} << 20;  // rows that are bad are listed
 
 // The steps of the checkpoints of a run, newest first.
 std::vector<int64_t> steps_of(const fs::path& run) {
@@ -43,6 +41,23 @@ fs::path folder_of(const fs::path& run, int64_t step) {
   return run / "checkpoints" / fmt::format("{}{:08}", kPrefix, step);
 }
 
+// What is not whole yet, or no more: RunFolder removes what a process that was killed left of it.
+fs::path beside(const fs::path& folder) { return folder.string() + ".part"; }
+
+// Never leaves half of it under its name.
+void remove_checkpoint(const fs::path& folder) {
+  std::error_code ignored;
+  fs::remove_all(beside(folder), ignored);
+  fs::rename(folder, beside(folder), ignored);
+  fs::remove_all(beside(folder), ignored);
+}
+
+void keep_last(const fs::path& run, int64_t keep) {
+  const std::vector<int64_t> steps = steps_of(run);
+  for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
+    remove_checkpoint(folder_of(run, steps[i]));
+}
+
 int64_t number(const Json& json, const char* key) {
   const auto found = json.find(key);
   if (found == json.end() || !found->is_number_integer() || *found < 0)
@@ -60,7 +75,7 @@ struct Saved {
 };
 
 Saved read_saved(const fs::path& folder) {
-  const Json json = parse_json(read_regular_file(folder / "state.json", 1 << 20), "state.json");
+  const Json json = parse_json(read_regular_file(folder / "state.json", kMostStateBytes), "state.json");
   if (!json.is_object()) throw_error(ErrorKind::kInvalidInput, "state.json: an object was expected");
   Saved saved;
   const auto files = json.find("sha256");
@@ -77,6 +92,8 @@ Saved read_saved(const fs::path& folder) {
   if (objective == json.end() || !objective->is_object())
     throw_error(ErrorKind::kInvalidInput, "state.json: objective is missing");
   saved.state.objective = *objective;
+  if (const auto fixed = json.find("fixed"); fixed != json.end() && fixed->is_object())
+    saved.state.fixed = *fixed;
   return saved;
 }
 
@@ -87,37 +104,21 @@ void check_files(const fs::path& folder, const Saved& saved) {
   }
 }
 
-void read_tensors(const fs::path& folder, const Saved& saved, Parameters& parameters, Optimizer& optimizer) {
-  std::vector<SafetensorsFiles> files;
-  std::map<std::string_view, std::pair<const SafetensorsFiles*, const TensorInfo*>> by_name;
-  for (const auto& [name, sha256] : saved.files)
-    files.push_back(open_safetensors(folder / name, TypePolicy::kRefuseUnsupported));
-  for (const SafetensorsFiles& file : files)
-    for (const TensorInfo& info : file.tensors) by_name[info.name] = {&file, &info};
-  const auto bytes_of = [&](const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
-    const auto found = by_name.find(name);
-    const TensorInfo* info = found != by_name.end() ? found->second.second : nullptr;
-    if (info == nullptr || info->shape != shape || info->dtype != dtype) {
-      const std::string there =
-          info != nullptr ? fmt::format("is {}[{}] in it", info->type_name(), fmt::join(info->shape, ", "))
-                          : "is not in it";
-      throw_error(ErrorKind::kInvalidInput,
-                  "{}: tensor {} {}, {}[{}] was expected: a checkpoint of another model, or of another "
-                  "--optimizer or --adam-states",
-                  folder.string(), name, there, traits(dtype).name, fmt::join(shape, ", "));
-    }
-    return found->second.first->files.front().bytes().data() + info->offset;
-  };
-  std::vector<float> values;
-  for (const Parameters::Named& tensor : parameters.tensors()) {
-    if (!tensor.is_here) continue;
-    values.resize(static_cast<size_t>(tensor.count));
-    std::memcpy(values.data(), bytes_of(fmt::format("parameter.{}", tensor.name), DType::kF32, tensor.shape),
-                values.size() * sizeof(float));
-    parameters.write_master(tensor, values);
+// Names what differs as a person calls it.
+void check_fixed(const fs::path& folder, const Json& then, const Json& now) {
+  for (const auto& [name, value] : now.items()) {
+    const auto found = then.find(name);
+    if (found == then.end() || *found == value) continue;
+    throw_error(ErrorKind::kInvalidInput, "{} is {}; the run began with {} ({}), and goes on with it alone",
+                name, printable(dump_json(value), 200), printable(dump_json(*found), 200), folder.string());
   }
+}
+
+void read_tensors(CheckpointFiles& files, Parameters& parameters, Optimizer& optimizer) {
+  for (const Parameters::Named& tensor : parameters.tensors())
+    if (tensor.is_here) parameters.write_master(tensor, files.master(tensor));
   for (const Optimizer::State& state : optimizer.states())
-    optimizer.write(state, {bytes_of(state.name, state.dtype, state.shape), state.bytes});
+    optimizer.write(state, files.bytes(state.name, state.dtype, state.shape));
 }
 
 // The tensors of one virtual rank; the file's checksum.
@@ -131,79 +132,87 @@ std::string write_share(const fs::path& path, int64_t share, const Snapshot& sna
   return sha256_of_file(path);
 }
 
-// The shares of this rank, and by rank 0 the rest; all ranks go through all of it whatever fails on one.
-// Empty, or why it is not written.
-std::string write_state(const fs::path& folder, const CheckpointState& state, const Snapshot& snapshot,
-                        const Ranks& ranks) {
-  std::string failure;
-  const auto attempt = [&](const auto& body) {
-    if (!failure.empty()) return;
-    try {
-      body();
-    } catch (const std::exception& error) {
-      failure = error.what();
-    }
-  };
-  if (ranks.leads()) {
-    attempt([&] {
-      fs::remove_all(folder);
-      fs::create_directories(folder);
-    });
-  }
-  ranks.barrier();
-  const auto shares = static_cast<size_t>(ranks.shares());
-  const std::string not_written(kSha256Digits, '-');
-  std::vector<std::string> checksums(shares, not_written);
-  for (int64_t i = 0; i < ranks.own_shares(); ++i) {
-    const int64_t share = ranks.first_share() + i;
-    attempt([&] {
-      checksums[static_cast<size_t>(share)] =
-          write_share(folder / file_of(share, ranks.shares()), share, snapshot, ranks);
-    });
-  }
-  ranks.collect(checksums);
-  if (!ranks.leads()) return failure;
-  if (failure.empty() && std::ranges::find(checksums, not_written) != checksums.end())
-    failure = "another process could not write its share";
-  attempt([&] {
-    Json json = {{"step", state.step}, {"seed", state.seed}, {"objective", state.objective}};
-    for (size_t i = 0; i < shares; ++i)
-      json["sha256"][file_of(static_cast<int64_t>(i), ranks.shares())] = checksums[i];
-    write_file_atomically(folder / "state.json", dump_json(json, 2) + "\n");
-  });
-  return failure;
+}  // namespace
+
+CheckpointFiles::CheckpointFiles(const fs::path& run, int64_t step) : folder_(folder_of(run, step)) {
+  for (const auto& [name, sha256] : read_saved(folder_).files)
+    files_.push_back(open_safetensors(folder_ / name, TypePolicy::kRefuseUnsupported));
+  for (size_t file = 0; file < files_.size(); ++file)
+    for (const TensorInfo& info : files_[file].tensors) by_name_[info.name] = {file, &info};
 }
 
-}  // namespace
+std::span<const std::byte> CheckpointFiles::bytes(const std::string& name, DType dtype,
+                                                  const std::vector<int64_t>& shape) {
+  const auto mapped = [&](const Place& place) -> const MappedFile& {
+    return files_[place.file].files.front();
+  };
+  if (last_.info != nullptr) mapped(last_).release(last_.info->offset, last_.info->bytes);
+  const auto found = by_name_.find(name);
+  const TensorInfo* info = found != by_name_.end() ? found->second.info : nullptr;
+  if (info == nullptr || info->shape != shape || info->dtype != dtype) {
+    const std::string there =
+        info != nullptr ? fmt::format("is {}[{}] in it", info->type_name(), fmt::join(info->shape, ", "))
+                        : "is not in it";
+    throw_error(ErrorKind::kInvalidInput,
+                "{}: tensor {} {}, {}[{}] was expected: a checkpoint of another model, or of another "
+                "--optimizer or --adam-states",
+                folder_.string(), name, there, traits(dtype).name, fmt::join(shape, ", "));
+  }
+  last_ = found->second;
+  return mapped(last_).bytes().subspan(info->offset, info->bytes);
+}
+
+std::span<const float> CheckpointFiles::master(const Parameters::Named& tensor) {
+  const std::span<const std::byte> values =
+      bytes(fmt::format("parameter.{}", tensor.name), DType::kF32, tensor.shape);
+  return {reinterpret_cast<const float*>(values.data()), values.size() / sizeof(float)};
+}
 
 bool has_checkpoint(const fs::path& run) { return !steps_of(run).empty(); }
 
-void save_checkpoint(const fs::path& run, const CheckpointState& state, const Snapshot& snapshot,
-                     const Ranks& ranks, int64_t keep) {
-  const fs::path folder = folder_of(run, state.step), beside = folder.string() + ".part";
-  std::string failure = write_state(beside, state, snapshot, ranks);
+void begin_checkpoint(const fs::path& run, int64_t step) {
+  const fs::path folder = beside(folder_of(run, step));
   std::error_code error;
-  if (ranks.leads() && failure.empty()) {
-    fs::remove_all(folder, error);  // of a run that came by here before
-    fs::rename(beside, folder, error);
-    if (error) failure = error.message();
-  }
-  if (ranks.leads() && !failure.empty()) fs::remove_all(beside, error);
-  double is_written = failure.empty() ? 1 : 0;
-  ranks.agree({&is_written, 1}, {&kLeader, 1});
-  if (is_written == 0) {
-    throw_error(ErrorKind::kIo, "the checkpoint of step {} is not written: {}", state.step,
-                failure.empty() ? "rank 0 could not" : failure);
-  }
-  if (!ranks.leads()) return;
-  sync_directory(folder.parent_path());
-  const std::vector<int64_t> steps = steps_of(run);
-  for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 1)); i < steps.size(); ++i)
-    fs::remove_all(folder_of(run, steps[i]), error);
+  fs::remove_all(folder, error);
+  if (!error) fs::create_directories(folder, error);
+  if (error) throw_error(ErrorKind::kIo, "{}: cannot make the folder: {}", folder.string(), error.message());
 }
 
-CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters, Optimizer& optimizer,
-                                const Ranks& ranks, const std::function<void(const std::string&)>& warn) {
+void write_shares(const fs::path& run, int64_t step, const Snapshot& snapshot, const Ranks& ranks,
+                  std::span<std::string> checksums) {
+  const fs::path folder = beside(folder_of(run, step));
+  for (int64_t i = 0; i < ranks.own_shares(); ++i) {
+    const int64_t share = ranks.first_share() + i;
+    checksums[static_cast<size_t>(share)] =
+        write_share(folder / file_of(share, ranks.shares()), share, snapshot, ranks);
+  }
+}
+
+void finish_checkpoint(const fs::path& run, const CheckpointState& state,
+                       std::span<const std::string> checksums, int64_t keep) {
+  const fs::path folder = folder_of(run, state.step);
+  Json json = {
+      {"step", state.step}, {"seed", state.seed}, {"objective", state.objective}, {"fixed", state.fixed}};
+  const std::ptrdiff_t shares = std::ssize(checksums);
+  for (std::ptrdiff_t i = 0; i < shares; ++i)
+    json["sha256"][file_of(i, shares)] = checksums[static_cast<size_t>(i)];
+  write_file_atomically(beside(folder) / "state.json", dump_json(json, 2) + "\n");
+  std::error_code error;
+  fs::remove_all(folder, error);  // of a run that came by here before
+  fs::rename(beside(folder), folder, error);
+  if (error) throw_error(ErrorKind::kIo, "{}: cannot rename: {}", folder.string(), error.message());
+  sync_directory(folder.parent_path());
+  keep_last(run, keep);
+}
+
+void abandon_checkpoint(const fs::path& run, int64_t step) {
+  std::error_code ignored;
+  fs::remove_all(beside(folder_of(run, step)), ignored);
+}
+
+CheckpointState load_checkpoint(const fs::path& run, const Json& fixed, int64_t keep, Parameters& parameters,
+                                Optimizer& optimizer, const Ranks& ranks,
+                                const std::function<void(const std::string&)>& warn) {
   std::string why = "there is none";
   std::vector<fs::path> damaged;
   double chosen = -1;
@@ -227,11 +236,18 @@ CheckpointState load_checkpoint(const fs::path& run, Parameters& parameters, Opt
   if (chosen < 0)
     throw_error(ErrorKind::kNotFound, "{}: no whole checkpoint to go on from ({})", run.string(), why);
   if (chosen == 0) return {};
-  const fs::path folder = folder_of(run, static_cast<int64_t>(chosen));
-  const Saved saved = read_saved(folder);
-  read_tensors(folder, saved, parameters, optimizer);
-  for (const fs::path& path : damaged) fs::remove_all(path);  // lest they count among those kept
+  const auto step = static_cast<int64_t>(chosen);
+  Saved saved = read_saved(folder_of(run, step));
+  check_fixed(folder_of(run, step), saved.state.fixed, fixed);
+  {
+    CheckpointFiles files(run, step);
+    read_tensors(files, parameters, optimizer);
+  }
+  ranks.barrier();  // all have read what is next tidied up
+  if (!ranks.leads()) return saved.state;
+  for (const fs::path& path : damaged) remove_checkpoint(path);  // lest they count among those kept
   if (!damaged.empty()) warn(fmt::format("{}; the run goes on from step {}", why, saved.state.step));
+  keep_last(run, keep);  // a process that was killed may not have come to it
   return saved.state;
 }
 

@@ -89,6 +89,17 @@ void DataStream::set_position(const DataPosition& position) {
   documents_.clear();
 }
 
+Json DataStream::state() const {
+  Json state = rows_.state();
+  state.update(to_json(position_));
+  return state;
+}
+
+void DataStream::set_state(const Json& state) {
+  rows_.set_state(state);
+  set_position(read_position(state));
+}
+
 void DataStream::go_on() {
   documents_.clear();
   position_.offset = 0;

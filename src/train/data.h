@@ -16,7 +16,7 @@ struct DataOptions : RowOptions {
   int64_t vocabulary_size = 0;
 };
 
-// Where reading stands: what a checkpoint keeps.
+// Where reading stands.
 struct DataPosition {
   int64_t epoch = 0, row = 0;  // the row of the epoch's order that comes next, or goes on
   int64_t offset = 0;          // tokens of it that are used up
@@ -55,6 +55,9 @@ class DataStream {
   const DataPosition& position() const { return position_; }
   // Throws Error(kInvalidInput) for a place that the files do not have.
   void set_position(const DataPosition& position);
+  // What a checkpoint keeps: the position, and what Rows does.
+  Json state() const;
+  void set_state(const Json& state);
   int64_t sequence() const { return sequence_; }
   int64_t rows() const { return rows_.size(); }
   int64_t bad_rows() const { return rows_.bad_rows(); }

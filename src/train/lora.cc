@@ -57,10 +57,16 @@ std::vector<LoraModule> chosen(const LoraOptions& options, const ModelFiles& fil
     if (wanted.size() > before ||
         std::ranges::any_of(all, [&](const LoraModule& module) { return is_named(module.name, target); }))
       continue;
+    const bool of_experts = std::ranges::any_of(files.tensors(), [&](const TensorInfo& tensor) {
+      return tensor.name.find("expert") != std::string::npos && tensor.name.find(target) != std::string::npos;
+    });
     std::set<std::string_view> names = {kAllLinear};
     for (const LoraModule& module : all) names.insert(last_name(module.name));
-    throw_error(ErrorKind::kInvalidInput, "--lora-targets: {} has no module {}; there are {}",
-                files.path().string(), quote_text(target), fmt::join(names, ", "));
+    throw_error(of_experts ? ErrorKind::kUnsupported : ErrorKind::kInvalidInput,
+                "--lora-targets: {} has no module {}{}; there are {}", files.path().string(),
+                quote_text(target),
+                of_experts ? " but in experts, whose adapters are not supported: they stay as they are" : "",
+                fmt::join(names, ", "));
   }
   std::vector<LoraModule> modules;
   for (const LoraModule& module : all)
@@ -88,7 +94,7 @@ Json config_json(const LoraOptions& options, const std::vector<LoraModule>& modu
           {"inference_mode", true},
           {"r", options.rank},
           {"lora_alpha", options.alpha != 0 ? options.alpha : static_cast<double>(options.rank)},
-          {"lora_dropout", 0.0},
+          {"lora_dropout", options.dropout},
           {"use_rslora", options.rank_stabilized},
           {"target_modules", targets},
           {"bias", "none"},
@@ -98,6 +104,10 @@ Json config_json(const LoraOptions& options, const std::vector<LoraModule>& modu
 }
 
 void check_lora_options(const LoraOptions& options) {
+  if (!(options.dropout >= 0 && options.dropout < 1)) {
+    throw_error(ErrorKind::kInvalidInput, "--lora-dropout is {}; a share from 0 to below 1 was expected",
+                options.dropout);
+  }
   if (options.rank < 0 || options.rank > kMostRank) {
     throw_error(ErrorKind::kInvalidInput, "--lora-rank is {}; 1 to {} was expected", options.rank, kMostRank);
   }
@@ -149,6 +159,19 @@ std::vector<LoraValues> read_values(const LoraOptions& options, const LoraFiles&
   return values;
 }
 
+// By the flags that say it, or that name the adapter that does.
+Json fixed_of(const Json& config) {
+  Json fixed = Json::object();
+  const std::pair<const char*, const char*> keys[] = {{"--lora-rank", "r"},
+                                                      {"--lora-alpha", "lora_alpha"},
+                                                      {"--lora-rslora", "use_rslora"},
+                                                      {"--lora-targets", "target_modules"},
+                                                      {"--lora-init's rank_pattern", "rank_pattern"},
+                                                      {"--lora-init's alpha_pattern", "alpha_pattern"}};
+  for (const auto& [flag, key] : keys) fixed[flag] = config.value(key, Json());
+  return fixed;
+}
+
 Json read_config(const fs::path& directory) {
   const fs::path path = directory / "adapter_config.json";
   return parse_json(read_regular_file(path, size_t{4} << 20), path.string());
@@ -176,6 +199,8 @@ LoraAdapter::LoraAdapter(const LoraOptions& options, uint64_t seed, const fs::pa
     values = read_values(options, *from, all, modules_);
     config = read_config(fs::is_directory(options.init) ? options.init : options.init.parent_path());
   }
+  if (!options.init.empty()) config["lora_dropout"] = options.dropout;
+  fixed_ = fixed_of(config);
   config["base_model_name_or_path"] = fs::absolute(base).lexically_normal().string();
   config_ = dump_json(config, 2) + "\n";
 
@@ -209,11 +234,7 @@ std::vector<float> LoraAdapter::as_peft(const Parameters::Named& tensor, std::ve
   return reordered_rotary_rows(values, tensor.shape[1], found->second, head_dim_, false);
 }
 
-void LoraAdapter::write(const fs::path& folder, const Parameters& parameters, const Ranks& ranks) const {
-  if (!ranks.leads()) {
-    for (size_t i = 0; i < parameters.tensors().size(); ++i) ranks.collect(parameters, i, {});
-    return;
-  }
+void LoraAdapter::write(const fs::path& folder, const Parameters& parameters, const MasterOf& master) const {
   fs::create_directories(folder);
   write_file_atomically(folder / "adapter_config.json", config_);
   std::vector<TensorToWrite> tensors;
@@ -221,9 +242,8 @@ void LoraAdapter::write(const fs::path& folder, const Parameters& parameters, co
   for (size_t i = 0; i < parameters.tensors().size(); ++i) {
     const Parameters::Named& tensor = parameters.tensors()[i];
     tensors.push_back({tensor.name, DType::kF32, tensor.shape, [&, i] {
-                         values.resize(static_cast<size_t>(tensor.count));
-                         ranks.collect(parameters, i, values);
-                         values = as_peft(tensor, std::move(values));
+                         const std::span<const float> floats = master(i);
+                         values = as_peft(tensor, {floats.begin(), floats.end()});
                          return std::as_bytes(std::span(values));
                        }});
   }

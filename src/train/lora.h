@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "models/decoder.h"
 #include "models/lora_slots.h"
 #include "train/parameters.h"
-#include "train/ranks.h"
 
 namespace qiao::train {
 
@@ -20,6 +20,7 @@ struct LoraOptions {
   int64_t rank = 0;              // 0: as `init` has it, or no adapter: all of the model is trained
   double alpha = 0;              // scale * rank; 0: the rank, or as `init` has it
   bool rank_stabilized = false;  // scale alpha / sqrt(rank) (Kalajdzievski 2023)
+  double dropout = 0;            // share of what enters A that is dropped in training
   std::vector<std::string> targets = {"all-linear"};  // modules by the ends of their names
   std::filesystem::path init;  // an adapter of PEFT to go on from, with its own targets
   bool on() const { return rank > 0 || !init.empty(); }
@@ -38,14 +39,18 @@ class LoraAdapter {
   void prepare(Parameters& parameters);
 
   // adapter_config.json and adapter_model.safetensors (F32), as PEFT has them: written beside and renamed,
-  // the matrices last. Called by all ranks alike; the first writes.
-  void write(const std::filesystem::path& folder, const Parameters& parameters, const Ranks& ranks) const;
+  // the matrices last. Throws Error(kIo).
+  void write(const std::filesystem::path& folder, const Parameters& parameters, const MasterOf& master) const;
+
+  // What makes other values of the same matrices of it, by flag.
+  const Json& fixed() const { return fixed_; }
 
   // Values of one of its matrices with rows in PEFT's order; the masters have those of the base's files.
   std::vector<float> as_peft(const Parameters::Named& tensor, std::vector<float> values) const;
 
  private:
   std::string config_;  // of adapter_config.json
+  Json fixed_;
   std::vector<LoraModule> modules_;
   std::map<std::string, int64_t, std::less<>>
       paired_rows_;  // of B, by its name, where the base has them in pairs

@@ -34,15 +34,17 @@ MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, con
   const uint64_t resident = resident_bytes();
   plan.process = resident - std::min(resident, plan.weights);
   plan.parameters = parameters.bytes() + optimizer.bytes();
-  uint64_t converted = 0;  // the largest tensor in the files' dtype, when it is written
+  uint64_t converted = 0, elsewhere = 0;  // the largest tensor in the files' dtype, when it is written
   for (const Parameters::Named& tensor : parameters.tensors()) {
     const TensorInfo* info = files.find(tensor.name);
     if (info != nullptr && info->dtype != DType::kF32) converted = std::max(converted, info->bytes);
+    // Read from another rank's file.
+    if (!tensor.is_here) elsewhere = std::max(elsewhere, static_cast<uint64_t>(tensor.count) * sizeof(float));
   }
-  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer) + converted;
+  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer) + converted + elsewhere;
   const uint64_t free = decoder.backend().describe().free_bytes, others = plan.parameters + plan.checkpoint;
-  const DecoderTraining::Plan passes =
-      DecoderTraining::plan(decoder, batch.tokens, batch.documents, recompute, free - std::min(free, others));
+  const DecoderTraining::Plan passes = DecoderTraining::plan(
+      decoder, batch.tokens, batch.documents, recompute, free - std::min(free, others), batch.needs);
   plan.activations = passes.bytes;
   plan.recomputes = passes.recomputes;
   return plan;
@@ -61,7 +63,7 @@ void check_memory(const MemoryPlan& plan, const Decoder& decoder, const MicroBat
     if (others > free) return false;
     const int64_t count = sequences * length * of_sequence;
     const auto parts = static_cast<int64_t>(share * static_cast<double>(count)) + sequences;
-    return DecoderTraining::plan(decoder, count, parts, least, free).bytes <= free - others;
+    return DecoderTraining::plan(decoder, count, parts, least, free, batch.needs).bytes <= free - others;
   };
   std::string advice = "no smaller batch would fit: a smaller model might";
   if (const int64_t most = largest(batch.sequences, [&](int64_t n) { return fits(n, batch.sequence); });

@@ -13,6 +13,7 @@ namespace qiao::train {
 struct MicroBatch {
   int64_t tokens = 0, documents = 0;    // at most
   int64_t sequences = 0, sequence = 0;  // --micro-batch, and the tokens of each
+  PassNeeds needs;
 };
 
 // Of a process that has loaded its decoder, data and all else but what is planned here.

@@ -20,50 +20,26 @@ bool is_weight_file(const fs::path& path) {
 }  // namespace
 
 void write_model_directory(const fs::path& folder, const fs::path& init, const ModelFiles& files,
-                           const Parameters& parameters, const Snapshot& snapshot, const Ranks& ranks) {
-  size_t collected = 0;  // tensors that rank 0 has from the others
-  const auto collect = [&](std::span<float> values) { ranks.collect(parameters, collected++, values); };
-  const auto collect_rest = [&] {
-    std::vector<float> values;
-    while (collected < parameters.tensors().size()) {
-      if (ranks.leads()) values.resize(static_cast<size_t>(parameters.tensors()[collected].count));
-      collect(values);
-    }
-  };
-  if (!ranks.leads()) return collect_rest();
+                           const Parameters& parameters, const MasterOf& master) {
   std::vector<TensorToWrite> tensors;
-  std::vector<float> values;
   std::vector<std::byte> bytes;
   for (size_t i = 0; i < parameters.tensors().size(); ++i) {
     const Parameters::Named& tensor = parameters.tensors()[i];
     const DType dtype = files.find(tensor.name)->dtype;
     tensors.push_back({tensor.name, dtype, tensor.shape, [&, dtype, i] {
-                         std::span<const float> master;
-                         if (ranks.is_alone()) {
-                           master = snapshot.master(i);
-                         } else {
-                           values.resize(static_cast<size_t>(tensor.count));
-                           collect(values);
-                           master = values;
-                         }
-                         if (dtype == DType::kF32) return std::as_bytes(master);
-                         bytes.resize(static_cast<size_t>(row_bytes(dtype, tensor.count)));
-                         from_floats(master, dtype, bytes.data());
+                         const std::span<const float> values = master(i);
+                         if (dtype == DType::kF32) return std::as_bytes(values);
+                         bytes.resize(static_cast<size_t>(row_bytes(dtype, std::ssize(values))));
+                         from_floats(values, dtype, bytes.data());
                          return std::span<const std::byte>(bytes);
                        }});
   }
-  try {
-    fs::create_directories(folder);
-    for (const fs::directory_entry& entry : fs::directory_iterator(init)) {
-      if (!entry.is_regular_file() || is_weight_file(entry.path())) continue;
-      write_file_atomically(folder / entry.path().filename(),
-                            read_regular_file(entry.path(), kMostFileBytes));
-    }
-    write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
-  } catch (...) {
-    if (!ranks.is_alone()) collect_rest();  // the others send them all
-    throw;
+  fs::create_directories(folder);
+  for (const fs::directory_entry& entry : fs::directory_iterator(init)) {
+    if (!entry.is_regular_file() || is_weight_file(entry.path())) continue;
+    write_file_atomically(folder / entry.path().filename(), read_regular_file(entry.path(), kMostFileBytes));
   }
+  write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
 }
 
 }  // namespace qiao::train

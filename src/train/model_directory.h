@@ -4,17 +4,14 @@
 #include <filesystem>
 
 #include "formats/model_files.h"
-#include "train/ranks.h"
-#include "train/snapshot.h"
+#include "train/parameters.h"
 
 namespace qiao::train {
 
 // model.safetensors with the names, shapes and dtypes of `init`'s tensors, and every other file of `init`
 // that is no weight (configuration, tokenizer, chat template) byte for byte. Each file is written beside and
-// renamed, the weights last. Weights are `snapshot`'s where the run is alone, else those that all ranks have
-// now: all call it. Throws Error(kIo), on rank 0 alone.
+// renamed, the weights last. Throws Error(kIo).
 void write_model_directory(const std::filesystem::path& folder, const std::filesystem::path& init,
-                           const ModelFiles& files, const Parameters& parameters, const Snapshot& snapshot,
-                           const Ranks& ranks);
+                           const ModelFiles& files, const Parameters& parameters, const MasterOf& master);
 
 }  // namespace qiao::train

@@ -12,10 +12,8 @@ NextToken::NextToken(DataStream& data, int64_t batch, int64_t micro_batch, int64
 
 int64_t NextToken::most_tokens() const { return micro_batch_ * data_.sequence(); }
 int64_t NextToken::most_documents() const { return most_tokens() / 2 + micro_batch_; }
-int64_t NextToken::tokens() const {
-  int64_t tokens = 0;
-  for (const TokenBatch& part : parts_) tokens += std::ssize(part.tokens);
-  return tokens;
+int64_t NextToken::tokens_of(int64_t part) const {
+  return std::ssize(parts_[static_cast<size_t>(part)].tokens);
 }
 
 void NextToken::begin_step(int64_t) {
@@ -30,18 +28,21 @@ void NextToken::begin_step(int64_t) {
   labelled_ = std::max<int64_t>(labelled_, 1);
 }
 
-double NextToken::loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) {
+void NextToken::slopes(int64_t index, std::span<float> dlogprob) const {
   const TokenBatch& batch = parts_[static_cast<size_t>(index)];
   const auto weight = static_cast<float>(-1.0 / static_cast<double>(labelled_));
-  double sum = 0;
-  for (size_t i = 0; i < batch.labels.size(); ++i) {
-    sum -= static_cast<double>(logprob[i]);  // 0 where there is no label
+  for (size_t i = 0; i < batch.labels.size(); ++i)
     if (batch.labels[i] >= 0) dlogprob[i] = weight;
-  }
+}
+
+double NextToken::loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) {
+  slopes(index, dlogprob);
+  double sum = 0;
+  for (const float one : logprob) sum -= static_cast<double>(one);  // 0 where there is no label
   return sum / static_cast<double>(labelled_);
 }
 
-Json NextToken::state() const { return to_json(data_.position()); }
-void NextToken::set_state(const Json& state) { data_.set_position(read_position(state)); }
+Json NextToken::state() const { return data_.state(); }
+void NextToken::set_state(const Json& state) { data_.set_state(state); }
 
 }  // namespace qiao::train

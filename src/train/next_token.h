@@ -18,9 +18,11 @@ class NextToken final : public Objective {
   int64_t most_documents() const override;
   void begin_step(int64_t step) override;
   int64_t parts() const override { return std::ssize(parts_); }
-  int64_t tokens() const override;
+  int64_t tokens_of(int64_t part) const override;
   PackedBatch part(int64_t index) override { return parts_[static_cast<size_t>(index)].view(); }
   double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) override;
+  bool knows_slopes() const override { return true; }
+  void slopes(int64_t index, std::span<float> dlogprob) const override;
   Json state() const override;
   void set_state(const Json& state) override;
 

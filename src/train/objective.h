@@ -30,9 +30,18 @@ class Objective {
   // Computed one by one; their gradients add up. As many of each share of the step, share after share, where
   // it is shared out over ranks (ranks.h).
   virtual int64_t parts() const = 0;
-  virtual int64_t tokens() const = 0;  // of all parts together: for tokens/s
+  virtual int64_t tokens_of(int64_t part) const = 0;
+  int64_t tokens() const {  // of all parts together
+    int64_t sum = 0;
+    for (int64_t part = 0; part < parts(); ++part) sum += tokens_of(part);
+    return sum;
+  }
   // Valid until the next begin_step.
   virtual PackedBatch part(int64_t index) = 0;
+  // Whether dlogprob does not depend on the log-probabilities: slopes() then fills it in before the forward
+  // pass, as loss() will, and the head goes there and back at once.
+  virtual bool knows_slopes() const { return false; }
+  virtual void slopes(int64_t /*index*/, std::span<float> /*dlogprob*/) const {}
   // The part's share of the step's loss (the shares add up to it), and in dlogprob [T] its derivative by each
   // label's log-probability; dlogprob is 0 on entry.
   virtual double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) = 0;

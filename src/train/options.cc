@@ -39,8 +39,12 @@ void check_options(const TrainOptions& o) {
        o.virtual_ranks, "1 or 4");
   need(o.batch % std::max<int64_t>(o.virtual_ranks, 1) == 0, "batch", o.batch,
        "a multiple of 4, which are dealt out to four virtual ranks,");
+  need(o.data.most_bad_rows >= 0, "max-bad-rows", o.data.most_bad_rows, "0 or more");
   need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
-  need(o.data.sequence * o.batch <= INT32_MAX, "batch", o.batch, "fewer tokens a step");
+  need(o.batch <= INT32_MAX / o.data.sequence, "batch", o.batch,
+       fmt::format("up to {}, which are 2^31 tokens with --seq {},", INT32_MAX / o.data.sequence,
+                   o.data.sequence));
+  need(o.threads >= 0 && o.threads <= 4096, "threads", o.threads, "0 to 4096");
   check_optimizer(o.optimizer);
   need(o.clip >= 0, "clip", o.clip, "0 or more");
   need(o.warmup >= 0, "warmup", o.warmup, "0 or more");
@@ -57,9 +61,13 @@ void check_options(const TrainOptions& o) {
   need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
   need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
        "auto, on or off");
-  need(o.mode != "grpo" || o.virtual_ranks <= 1, "virtual-ranks", o.virtual_ranks,
-       "1, as grpo runs in one process,");
-  if (o.mode == "grpo") check_policy_options(o.policy, o.batch, o.steps, o.data.sequence);
+  need(o.lora.dropout == 0 || o.lora.on(), "lora-dropout", o.lora.dropout,
+       "0 where there is no adapter (--lora-rank, --lora-init)");
+  need(o.lora.dropout == 0 || o.mode != "grpo", "lora-dropout", o.lora.dropout,
+       "0 with grpo, whose log-probabilities are the rollout's,");
+  if (o.mode == "grpo")
+    check_policy_options(o.policy, o.batch, o.batch / std::max<int64_t>(o.virtual_ranks, 1), o.steps,
+                         o.data.sequence);
 }
 
 namespace {

@@ -117,6 +117,9 @@ class Parameters final : public nn::ParameterGradients {
   size_t current_ = 0;
 };
 
+// Gives a tensor's master, by its place among Parameters::tensors(); valid until the next call.
+using MasterOf = std::function<std::span<const float>(size_t tensor)>;
+
 // Writes zeros.
 void clear_memory(Backend& backend, void* memory, size_t bytes);
 // Of gradient_squares (of all processes): the name of the first tensor whose gradient holds an infinity or

@@ -32,6 +32,12 @@ std::vector<double> of_drawn(const Trajectory& trajectory, std::span<const float
 
 Policy::Policy(Setup setup) : setup_(std::move(setup)), loss_(make_policy_loss(setup_.options)) {
   const PolicyOptions& o = setup_.options;
+  if (const Ranks* ranks = setup_.ranks) {
+    shares_ = ranks->shares();
+    first_share_ = ranks->first_share();
+    own_shares_ = ranks->own_shares();
+  }
+  sums_.assign(static_cast<size_t>(shares_) * kFigures, 0.0);
   model_ = LanguageModel::wrap(setup_.files, setup_.decoder);
   const int64_t context = setup_.decoder->config().max_position_embeddings;
   if (context > 0 && setup_.data.sequence > context) {
@@ -48,7 +54,7 @@ Policy::Policy(Setup setup) : setup_(std::move(setup)), loss_(make_policy_loss(s
   rollout.max_tokens = o.max_tokens;
   rollout.temperature = static_cast<float>(o.temperature);
   rollout.seed = setup_.data.seed;
-  rollout.slots = std::min(o.slots, setup_.batch * o.group);
+  rollout.slots = std::min(o.slots, setup_.batch / shares_ * own_shares_ * o.group);
   rollout.max_turns = o.max_turns;
   rollout.tool_command = o.tool_command;
   rollout.tool_limit_seconds = o.reward.limit_seconds;
@@ -56,7 +62,7 @@ Policy::Policy(Setup setup) : setup_(std::move(setup)), loss_(make_policy_loss(s
 }
 
 int64_t Policy::most_tokens() const {
-  const int64_t all = setup_.batch * setup_.options.group, updates = setup_.options.updates;
+  const int64_t all = setup_.batch / shares_ * setup_.options.group, updates = setup_.options.updates;
   const int64_t update = (all + updates - 1) / updates;
   return setup_.data.sequence * (setup_.micro_batch > 0 ? std::min(setup_.micro_batch, update) : update);
 }
@@ -65,15 +71,19 @@ int64_t Policy::most_documents() const { return most_tokens() / 2 + 1; }  // of 
 
 uint64_t Policy::bytes() const { return rollout_->cache_bytes(); }
 
-int64_t Policy::tokens() const {
-  int64_t tokens = 0;
-  for (const Part& part : parts_) tokens += std::ssize(part.tokens);
-  return tokens;
+double Policy::total(Figure figure) const {
+  std::vector<double> of_shares;
+  for (size_t i = figure; i < sums_.size(); i += kFigures) of_shares.push_back(sums_[i]);
+  return sum_of_shares(of_shares);
+}
+
+void Policy::agree(std::span<double> values) const {
+  if (setup_.ranks != nullptr) setup_.ranks->agree_by_share(values);
 }
 
 bool Policy::at_rest() const { return step_ % setup_.options.updates == 0; }
 
-Reward Policy::reward_of(const Trajectory& trajectory, const Prompt& prompt, int64_t step) {
+Reward Policy::reward_of(const Trajectory& trajectory, const Prompt& prompt, int64_t step, int64_t share) {
   const Json completion = {{"prompt", prompt.messages.is_null() ? Json(prompt.text) : prompt.messages},
                            {"completion", trajectory.completion},
                            {"messages", trajectory.messages},
@@ -83,16 +93,15 @@ Reward Policy::reward_of(const Trajectory& trajectory, const Prompt& prompt, int
                            {"index", trajectory.index}};
   Reward reward =
       rewarder_->of(completion, fmt::format("step {}, {}, sample {}", step, prompt.where, trajectory.index));
-  ++drawn_.completions;
-  drawn_.finished += trajectory.finished ? 1 : 0;
-  drawn_.tokens += trajectory.drawn_tokens;
-  drawn_.turns += trajectory.turns;
-  drawn_.reward += reward.value;
-  for (const float logprob : trajectory.logprob) drawn_.minus_logprob -= static_cast<double>(logprob);
+  figure(share, kCompletions) += 1;
+  figure(share, kFinished) += trajectory.finished ? 1 : 0;
+  figure(share, kTokens) += static_cast<double>(trajectory.drawn_tokens);
+  figure(share, kTurns) += static_cast<double>(trajectory.turns);
+  figure(share, kReward) += reward.value;
+  for (const float logprob : trajectory.logprob) figure(share, kMinusLogprob) -= static_cast<double>(logprob);
   for (const auto& [name, value] : reward.figures) {
-    auto& [sum, count] = drawn_.more[name];
-    sum += value;
-    ++count;
+    more_[name][0] += value;
+    more_[name][1] += 1;
   }
   const int64_t length = std::ssize(trajectory.tokens) - trajectory.prompt_tokens;
   reward.value += overlong_punishment(length, setup_.options.max_tokens, setup_.options.overlong_buffer);
@@ -100,44 +109,89 @@ Reward Policy::reward_of(const Trajectory& trajectory, const Prompt& prompt, int
 }
 
 // Rewards a group and keeps it, unless it has nothing to teach (dapo).
-void Policy::take_group(std::span<Trajectory> group, const Prompt& prompt, int64_t step) {
+void Policy::take_group(std::span<Trajectory> group, const Prompt& prompt, int64_t step, int64_t share) {
   std::vector<double> rewards;
-  for (const Trajectory& trajectory : group) rewards.push_back(reward_of(trajectory, prompt, step).value);
-  ++drawn_.groups;
-  drawn_.reward_std += standard_deviation(rewards);
+  for (const Trajectory& trajectory : group)
+    rewards.push_back(reward_of(trajectory, prompt, step, share).value);
+  figure(share, kGroups) += 1;
+  figure(share, kRewardStd) += standard_deviation(rewards);
   const auto [least, most] = std::minmax_element(rewards.begin(), rewards.end());
   if (loss_.kind == PolicyLossKind::kDapo && *least == *most) {
-    ++drawn_.dropped;
+    figure(share, kDropped) += 1;
     return;
   }
   const std::vector<double> advantages = group_advantages(rewards, setup_.options.advantage_std == "on");
   for (size_t i = 0; i < group.size(); ++i)
-    rollout_sequences_.push_back({std::move(group[i]), advantages[i], {}});
+    rollout_sequences_[static_cast<size_t>(share)].push_back({std::move(group[i]), advantages[i], {}});
+}
+
+// What other processes' rewards say beside the reward itself, to rank 0: texts of one length, as they travel.
+void Policy::gather_rewards() {
+  if (setup_.ranks == nullptr || setup_.ranks->is_alone()) return;
+  Json own = Json::object();
+  for (const auto& [name, sum] : more_) own[name] = {sum[0], sum[1]};
+  const std::string text = dump_json(own);
+  std::vector<double> lengths(static_cast<size_t>(shares_), static_cast<double>(text.size()));
+  agree(lengths);
+  std::vector<std::string> texts(static_cast<size_t>(shares_));
+  for (std::string& each : texts) {
+    each = text;
+    each.resize(static_cast<size_t>(*std::ranges::max_element(lengths)), ' ');
+  }
+  setup_.ranks->collect(texts);
+  if (!setup_.ranks->leads()) return;
+  for (int64_t share = own_shares_; share < shares_; share += own_shares_) {  // one of each other process
+    const Json theirs = parse_json(texts[static_cast<size_t>(share)], "rewards");
+    for (const auto& [name, sum] : theirs.items()) {
+      more_[name][0] += sum.at(0).get<double>();
+      more_[name][1] += sum.at(1).get<double>();
+    }
+  }
 }
 
 void Policy::draw(int64_t step) {
   using Clock = std::chrono::steady_clock;
   const PolicyOptions& o = setup_.options;
-  rollout_sequences_.clear();
-  drawn_ = {};
+  rollout_sequences_.assign(static_cast<size_t>(shares_), {});
+  std::ranges::fill(sums_, 0.0);
+  more_.clear();
+  rollout_seconds_ = reward_seconds_ = 0;
   int64_t asked = 0;
   const int64_t rounds = loss_.kind == PolicyLossKind::kDapo ? 1 + o.resample : 1;
+  std::vector<double> missing(static_cast<size_t>(shares_), static_cast<double>(setup_.batch / shares_));
   for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t missing = setup_.batch - std::ssize(rollout_sequences_) / o.group;
-    if (missing == 0) break;
-    const std::vector<Prompt> prompts = prompts_->next(missing);
-    const Clock::time_point begin = Clock::now();
-    std::vector<Trajectory> all = rollout_->run(step, prompts, asked);
-    drawn_.seconds += seconds_since(begin);
+    // Prompts are dealt out to the virtual ranks in their order, to each as many as it still wants.
+    std::vector<int64_t> begin = {0};
+    for (const double groups : missing) begin.push_back(begin.back() + static_cast<int64_t>(groups));
+    if (begin.back() == 0) break;
+    const std::vector<Prompt> prompts = prompts_->next(begin.back());
+    const auto first = begin[static_cast<size_t>(first_share_)];
+    const std::span<const Prompt> own = std::span(prompts).subspan(
+        static_cast<size_t>(first),
+        static_cast<size_t>(begin[static_cast<size_t>(first_share_ + own_shares_)] - first));
+    const Clock::time_point before = Clock::now();
+    std::vector<Trajectory> all = rollout_->run(step, own, asked + first);
+    rollout_seconds_ += seconds_since(before);
     const Clock::time_point drawn = Clock::now();
-    asked += missing;
-    for (size_t i = 0; i < prompts.size(); ++i) {
+    asked += begin.back();
+    int64_t share = first_share_;
+    for (size_t i = 0; i < own.size(); ++i) {
+      while (first + static_cast<int64_t>(i) >= begin[static_cast<size_t>(share + 1)]) ++share;
       take_group(std::span(all).subspan(i * static_cast<size_t>(o.group), static_cast<size_t>(o.group)),
-                 prompts[i], step);
+                 own[i], step, share);
     }
-    drawn_.reward_seconds += seconds_since(drawn);
+    for (int64_t s = first_share_; s < first_share_ + own_shares_; ++s) {
+      const auto at = static_cast<size_t>(s);
+      missing[at] =
+          static_cast<double>(setup_.batch / shares_ - std::ssize(rollout_sequences_[at]) / o.group);
+    }
+    reward_seconds_ += seconds_since(drawn);
+    agree(missing);
   }
-  if (rollout_sequences_.empty() && setup_.warn) {
+  gather_rewards();
+  if (std::ranges::all_of(missing,
+                          [&](double m) { return m == static_cast<double>(setup_.batch / shares_); }) &&
+      setup_.warn) {
     setup_.warn(
         fmt::format("step {}: all rewards of each of {} groups are the same: there is nothing to learn from",
                     step, asked));
@@ -169,14 +223,36 @@ std::vector<Policy::Part> Policy::pack(std::span<Taught> sequences) const {
 
 void Policy::score_reference() {
   if (!reference_) return;
-  for (const Part& part : pack(rollout_sequences_)) {
-    const std::span<const float> logprob = reference_({part.tokens, part.positions, part.labels, part.starts,
-                                                       static_cast<float>(setup_.options.temperature)});
-    for (size_t i = 0; i < part.sequences.size(); ++i) {
-      part.sequences[i]->reference =
-          of_drawn(part.sequences[i]->trajectory, logprob, static_cast<size_t>(part.starts[i]));
+  for (std::vector<Taught>& sequences : rollout_sequences_) {
+    for (const Part& part : pack(sequences)) {
+      const std::span<const float> logprob =
+          reference_({part.tokens, part.positions, part.labels, part.starts,
+                      static_cast<float>(setup_.options.temperature)});
+      for (size_t i = 0; i < part.sequences.size(); ++i) {
+        part.sequences[i]->reference =
+            of_drawn(part.sequences[i]->trajectory, logprob, static_cast<size_t>(part.starts[i]));
+      }
     }
   }
+}
+
+// As many parts of each virtual rank as the one with the most has; the rest of the others' are empty.
+void Policy::lay_out(std::vector<std::vector<Part>> of_shares) {
+  std::vector<double> counts;
+  for (const std::vector<Part>& parts : of_shares) counts.push_back(static_cast<double>(parts.size()));
+  agree(counts);
+  parts_of_share_ = static_cast<int64_t>(*std::ranges::max_element(counts));
+  parts_.clear();
+  std::vector<double> tokens;
+  for (std::vector<Part>& parts : of_shares) {
+    parts.resize(static_cast<size_t>(parts_of_share_));
+    for (Part& part : parts) {
+      tokens.push_back(static_cast<double>(part.tokens.size()));
+      parts_.push_back(std::move(part));
+    }
+  }
+  agree(tokens);
+  part_tokens_.assign(tokens.begin(), tokens.end());
 }
 
 void Policy::begin_step(int64_t step) {
@@ -192,15 +268,25 @@ void Policy::begin_step(int64_t step) {
         "step {} is update {} of a rollout that is not there; --updates is {}: the run began with another",
         step, update + 1, updates);
   }
-  const size_t all = rollout_sequences_.size();
-  const size_t begin = all * static_cast<size_t>(update) / static_cast<size_t>(updates);
-  const size_t end = all * static_cast<size_t>(update + 1) / static_cast<size_t>(updates);
-  const std::span<Taught> own = std::span(rollout_sequences_).subspan(begin, end - begin);
-  parts_ = pack(own);
-  totals_ = {.sequences = std::ssize(own), .tokens = 0};
-  for (const Taught& taught : own) totals_.tokens += taught.trajectory.drawn_tokens;
-  clipped_ = compared_ = differing_ = 0;
-  k3_ = rollout_k3_ = 0;
+  std::vector<std::vector<Part>> of_shares;
+  std::vector<double> sequences, tokens;
+  for (std::vector<Taught>& rollout : rollout_sequences_) {
+    const size_t all = rollout.size();
+    const size_t begin = all * static_cast<size_t>(update) / static_cast<size_t>(updates);
+    const size_t end = all * static_cast<size_t>(update + 1) / static_cast<size_t>(updates);
+    const std::span<Taught> own = std::span(rollout).subspan(begin, end - begin);
+    of_shares.push_back(pack(own));
+    sequences.push_back(static_cast<double>(own.size()));
+    tokens.push_back(0);
+    for (const Taught& taught : own) tokens.back() += static_cast<double>(taught.trajectory.drawn_tokens);
+  }
+  lay_out(std::move(of_shares));
+  agree(sequences);
+  agree(tokens);
+  totals_ = {.sequences = static_cast<int64_t>(sum_of_shares(sequences)),
+             .tokens = static_cast<int64_t>(sum_of_shares(tokens))};
+  for (int64_t share = 0; share < shares_; ++share)
+    for (size_t each = kOfStep; each < kFigures; ++each) figure(share, static_cast<Figure>(each)) = 0;
 }
 
 PackedBatch Policy::part(int64_t index) {
@@ -209,18 +295,18 @@ PackedBatch Policy::part(int64_t index) {
           static_cast<float>(setup_.options.temperature)};
 }
 
-void Policy::check_bits(const Taught& taught, std::span<const float> logprob, size_t first) {
+void Policy::check_bits(const Taught& taught, std::span<const float> logprob, size_t first, int64_t share) {
   const Trajectory& trajectory = taught.trajectory;
   int64_t differing = 0;
   size_t where = 0;
   for (size_t t = 1; t < trajectory.tokens.size(); ++t) {
     if (!trajectory.drawn[t]) continue;
-    ++compared_;
+    figure(share, kCompared) += 1;
     const float now = logprob[first + t - 1], then = trajectory.logprob[t];
     if (std::bit_cast<uint32_t>(now) == std::bit_cast<uint32_t>(then)) continue;
     if (differing++ == 0) where = t;
   }
-  differing_ += differing;
+  figure(share, kDiffering) += static_cast<double>(differing);
   if (differing == 0) return;
   throw_error(
       ErrorKind::kInvalidInput,
@@ -228,19 +314,20 @@ void Policy::check_bits(const Taught& taught, std::span<const float> logprob, si
       "log-probability "
       "{:.9g} when it was drawn and has {:.9g} in training, before any update; {} of {} tokens differ: the "
       "weights or the numerics are not those of the rollout",
-      step_, &taught - rollout_sequences_.data(), trajectory.index, trajectory.prompt, where,
-      trajectory.tokens[where], trajectory.logprob[where], logprob[first + where - 1], differing,
-      trajectory.drawn_tokens);
+      step_, &taught - rollout_sequences_[static_cast<size_t>(share)].data(), trajectory.index,
+      trajectory.prompt, where, trajectory.tokens[where], trajectory.logprob[where],
+      logprob[first + where - 1], differing, trajectory.drawn_tokens);
 }
 
 double Policy::loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) {
   const Part& part = parts_[static_cast<size_t>(index)];
+  const int64_t share = share_of(index);
   double sum = 0;
   for (size_t i = 0; i < part.sequences.size(); ++i) {
     const Taught& taught = *part.sequences[i];
     const Trajectory& trajectory = taught.trajectory;
     const auto first = static_cast<size_t>(part.starts[i]);
-    if (step_ == drawn_for_) check_bits(taught, logprob, first);
+    if (step_ == drawn_for_) check_bits(taught, logprob, first, share);
     const std::vector<double> now = of_drawn(trajectory, logprob, first);
     const std::vector<double> old = of_drawn(trajectory, trajectory.logprob, 1);
     std::vector<double> gradient(now.size());
@@ -248,9 +335,9 @@ double Policy::loss(int64_t index, std::span<const float> logprob, std::span<flo
         loss_.of({.logprob = now, .old = old, .reference = taught.reference, .advantage = taught.advantage},
                  totals_, gradient);
     sum += result.loss;
-    clipped_ += result.clipped;
-    k3_ += result.k3;
-    rollout_k3_ += k3_sum(now, old);
+    figure(share, kClipped) += static_cast<double>(result.clipped);
+    figure(share, kK3) += result.k3;
+    figure(share, kRolloutK3) += k3_sum(now, old);
     size_t drawn = 0;
     for (size_t t = 1; t < trajectory.tokens.size(); ++t)
       if (trajectory.drawn[t]) dlogprob[first + t - 1] = static_cast<float>(gradient[drawn++]);
@@ -259,35 +346,34 @@ double Policy::loss(int64_t index, std::span<const float> logprob, std::span<flo
 }
 
 Json Policy::report() const {
-  const auto mean = [](double sum, int64_t count) {
-    return count > 0 ? sum / static_cast<double>(count) : 0.0;
-  };
-  Json line = {{"reward", mean(drawn_.reward, drawn_.completions)},
-               {"reward_std", mean(drawn_.reward_std, drawn_.groups)},
-               {"completion_tokens", mean(static_cast<double>(drawn_.tokens), drawn_.completions)},
-               {"finished", mean(static_cast<double>(drawn_.finished), drawn_.completions)},
-               {"entropy", mean(drawn_.minus_logprob, drawn_.tokens)},
-               {"groups", drawn_.groups},
-               {"dropped_groups", drawn_.dropped},
-               {"clipped", mean(static_cast<double>(clipped_), totals_.tokens)}};
-  for (const auto& [name, figure] : drawn_.more) line["reward/" + name] = mean(figure.first, figure.second);
-  if (!setup_.options.tools.empty())
-    line["turns"] = mean(static_cast<double>(drawn_.turns), drawn_.completions);
-  if (loss_.beta > 0) line["kl"] = mean(k3_, totals_.tokens);
-  line["rollout_kl"] = mean(rollout_k3_, totals_.tokens);
+  const auto mean = [](double sum, double count) { return count > 0 ? sum / count : 0.0; };
+  const auto whole = [](double value) { return static_cast<int64_t>(value); };
+  const auto tokens = static_cast<double>(totals_.tokens);
+  Json line = {{"reward", mean(total(kReward), total(kCompletions))},
+               {"reward_std", mean(total(kRewardStd), total(kGroups))},
+               {"completion_tokens", mean(total(kTokens), total(kCompletions))},
+               {"finished", mean(total(kFinished), total(kCompletions))},
+               {"entropy", mean(total(kMinusLogprob), total(kTokens))},
+               {"groups", whole(total(kGroups))},
+               {"dropped_groups", whole(total(kDropped))},
+               {"clipped", mean(total(kClipped), tokens)}};
+  for (const auto& [name, sum] : more_) line["reward/" + name] = mean(sum[0], sum[1]);
+  if (!setup_.options.tools.empty()) line["turns"] = mean(total(kTurns), total(kCompletions));
+  if (loss_.beta > 0) line["kl"] = mean(total(kK3), tokens);
+  line["rollout_kl"] = mean(total(kRolloutK3), tokens);
   if (step_ == drawn_for_) {
-    line["rollout_compared"] = compared_;
-    line["rollout_differing"] = differing_;
-    line["rollout_seconds"] = drawn_.seconds;
-    line["reward_seconds"] = drawn_.reward_seconds;
-    line["rollout_tokens_per_second"] = static_cast<double>(drawn_.tokens) / std::max(drawn_.seconds, 1e-9);
+    line["rollout_compared"] = whole(total(kCompared));
+    line["rollout_differing"] = whole(total(kDiffering));
+    line["rollout_seconds"] = rollout_seconds_;
+    line["reward_seconds"] = reward_seconds_;
+    line["rollout_tokens_per_second"] = total(kTokens) / std::max(rollout_seconds_, 1e-9);
   }
   line["training_seconds"] = seconds_since(training_since_);
   return line;
 }
 
-Json Policy::state() const { return to_json(prompts_->position()); }
+Json Policy::state() const { return prompts_->state(); }
 
-void Policy::set_state(const Json& state) { prompts_->set_position(read_position(state)); }
+void Policy::set_state(const Json& state) { prompts_->set_state(state); }
 
 }  // namespace qiao::train

@@ -6,7 +6,8 @@
 
 namespace qiao::train {
 
-void check_policy_options(const PolicyOptions& o, int64_t batch, int64_t steps, int64_t sequence) {
+void check_policy_options(const PolicyOptions& o, int64_t batch, int64_t share, int64_t steps,
+                          int64_t sequence) {
   const auto need = [](bool right, std::string_view option, auto value, const std::string& expected) {
     if (!right) throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected", option, value, expected);
   };
@@ -15,8 +16,9 @@ void check_policy_options(const PolicyOptions& o, int64_t batch, int64_t steps, 
        fmt::format("1 to {}, so that a prompt fits before it in --seq,", sequence - 1));
   need(o.temperature > 0 && o.temperature <= 100, "temperature", o.temperature,
        "a number above 0 and up to 100");
-  need(o.updates >= 1 && o.updates <= batch * o.group, "updates", o.updates,
-       fmt::format("1 to {}, the completions of a step (--batch times --group),", batch * o.group));
+  need(o.updates >= 1 && o.updates <= share * o.group, "updates", o.updates,
+       fmt::format("1 to {}, the completions of a step (--batch times --group{}),", share * o.group,
+                   share == batch ? "" : ", of a virtual rank"));
   need(steps % o.updates == 0, "steps", steps, fmt::format("a multiple of --updates, {},", o.updates));
   need(batch * o.group <= INT32_MAX / sequence, "batch", batch, "fewer tokens a step");
   need(std::isfinite(o.beta) && o.beta >= 0, "kl", o.beta, "0 or more");

@@ -29,8 +29,9 @@ struct PolicyOptions {
 };
 
 // Throws Error(kInvalidInput) naming the flag, its value and what was expected. `batch`, `steps` and
-// `sequence` are TrainOptions'.
-void check_policy_options(const PolicyOptions& options, int64_t batch, int64_t steps, int64_t sequence);
+// `sequence` are TrainOptions', `share` is a virtual rank's part of the batch.
+void check_policy_options(const PolicyOptions& options, int64_t batch, int64_t share, int64_t steps,
+                          int64_t sequence);
 
 // The loss with its clips filled in: 0.2 and 0.2 for grpo, 0.2 and 0.28 for dapo, 3e-4 and 4e-4 for gspo, as
 // their papers have them.

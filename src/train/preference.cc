@@ -82,10 +82,8 @@ Preference::Preference(DataStream& data, int64_t batch, int64_t micro_batch, con
       options_(options),
       sums_(static_cast<size_t>(shares) * kFigures) {}
 
-int64_t Preference::tokens() const {
-  int64_t tokens = 0;
-  for (const Part& part : parts_) tokens += std::ssize(part.batch.tokens);
-  return tokens;
+int64_t Preference::tokens_of(int64_t part) const {
+  return std::ssize(parts_[static_cast<size_t>(part)].batch.tokens);
 }
 
 std::vector<PairLogprobs> Preference::pairs_of(const TokenBatch& batch,

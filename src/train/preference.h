@@ -54,7 +54,7 @@ class Preference final : public Objective {
   int64_t most_documents() const override { return micro_batch_ * 2; }
   void begin_step(int64_t step) override;
   int64_t parts() const override { return std::ssize(parts_); }
-  int64_t tokens() const override;
+  int64_t tokens_of(int64_t part) const override;
   PackedBatch part(int64_t index) override;
   double loss(int64_t index, std::span<const float> logprob, std::span<float> dlogprob) override;
   std::span<double> sums() override { return sums_; }
@@ -62,8 +62,8 @@ class Preference final : public Objective {
   // the policy's log-probability is above the reference's), rewards/accuracies (pairs whose chosen reward is
   // higher), rewards/margins.
   Json report() const override;
-  Json state() const override { return to_json(data_.position()); }
-  void set_state(const Json& state) override { data_.set_position(read_position(state)); }
+  Json state() const override { return data_.state(); }
+  void set_state(const Json& state) override { data_.set_state(state); }
 
  private:
   struct Part {

@@ -66,7 +66,15 @@ std::vector<Prompt> Prompts::next(int64_t count) {
   return prompts;
 }
 
-void Prompts::set_position(const DataPosition& position) {
+Json Prompts::state() const {
+  Json state = rows_.state();
+  state.update(to_json(position_));
+  return state;
+}
+
+void Prompts::set_state(const Json& state) {
+  rows_.set_state(state);
+  const DataPosition position = read_position(state);
   if (position.row >= rows_.size()) {
     throw_error(ErrorKind::kInvalidInput,
                 "data: the run stands at row {} and there are {}: other files than those it began with",

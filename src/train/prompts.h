@@ -30,9 +30,9 @@ class Prompts {
 
   // The next `count`, over epochs without end.
   std::vector<Prompt> next(int64_t count);
-  const DataPosition& position() const { return position_; }
-  // Throws Error(kInvalidInput) for a place that the files do not have.
-  void set_position(const DataPosition& position);
+  // What a checkpoint keeps. set_state throws Error(kInvalidInput) for a place that the files do not have.
+  Json state() const;
+  void set_state(const Json& state);
 
  private:
   Prompt make(Json row) const;

@@ -138,28 +138,6 @@ void Ranks::publish(Backend& backend, Parameters& parameters) const {
   });
 }
 
-void Ranks::collect(const Parameters& parameters, size_t i, std::span<float> values) const {
-  const Parameters::Named& tensor = parameters.tensors()[i];
-  const int owner = rank_of(owners_[i]);
-  std::vector<float> own;
-  if (owner == communicator_.rank()) {
-    if (!leads()) {
-      own.resize(static_cast<size_t>(tensor.count));
-      values = own;
-    }
-    parameters.read(Parameters::Kind::kMaster, tensor, values);
-  }
-  if (owner == 0 || (!leads() && own.empty())) return;
-  each_piece(tensor.count, [&](int64_t first, int64_t count) {
-    const std::span<float> piece = values.subspan(static_cast<size_t>(first), static_cast<size_t>(count));
-    if (leads()) {
-      communicator_.receive_values(owner, piece);
-    } else {
-      communicator_.send_values(0, std::span<const float>(piece));
-    }
-  });
-}
-
 void Ranks::collect(std::span<std::string> texts) const {
   for (size_t share = 0; share < texts.size(); ++share) {
     const int rank = rank_of(static_cast<int64_t>(share));

@@ -48,8 +48,6 @@ class Ranks {
   void reduce(Backend& backend, Parameters& parameters) const;
   // The weights on all ranks from the masters, wherever they are.
   void publish(Backend& backend, Parameters& parameters) const;
-  // A tensor's master: to rank 0's `values` from where it is. Others give no memory.
-  void collect(const Parameters& parameters, size_t tensor, std::span<float> values) const;
   // texts[i], of the virtual rank i, to rank 0. All of one size.
   void collect(std::span<std::string> texts) const;
   void barrier() const { communicator_.barrier(); }

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "formats/json_lines.h"
 #include "text/utf8.h"
 
 namespace qiao::train {
@@ -12,10 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMostRowBytes = size_t{64} << 20;
 constexpr size_t kPieceBytes = size_t{1} << 20;
 constexpr size_t kReleaseBytes = size_t{64} << 20;
-constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 // Uniform below `bound`, the same on every machine (the standard's distributions are not).
 uint64_t below(std::mt19937_64& random, uint64_t bound) {
@@ -29,8 +28,6 @@ bool has_extension(const fs::path& path, std::initializer_list<std::string_view>
   const std::string extension = path.extension().string();
   return std::ranges::find(extensions, extension) != extensions.end();
 }
-
-bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
 std::vector<fs::path> files_below(const fs::path& folder) {
   std::vector<fs::path> files;
@@ -82,11 +79,10 @@ void Rows::add_file(const fs::path& path, bool is_text) {
   mapped_file_ = sources_.size() - 1;
   sources_.back().size = mapped_.size();
   const std::string_view text(reinterpret_cast<const char*>(mapped_.bytes().data()), mapped_.size());
-  const size_t begin = text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
   if (is_text) {
-    find_pieces(text, begin);
+    find_pieces(text, byte_order_mark(text));
   } else {
-    find_lines(text, begin);
+    find_lines(text);
   }
 }
 
@@ -100,15 +96,14 @@ void Rows::add_row(size_t begin, size_t end, size_t line, Kind kind) {
   index_.push_back(place);
 }
 
-void Rows::find_lines(std::string_view text, size_t begin) {
+void Rows::find_lines(std::string_view text) {
+  JsonLines lines(text);
   size_t released = 0;
-  for (size_t line = 1; begin < text.size(); ++line) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    if (!is_blank(text.substr(begin, end - begin))) add_row(begin, end, line, Kind::kJson);
-    begin = end + 1;
-    if (begin - released > kReleaseBytes) {
-      mapped_.release(released, std::min(begin, text.size()) - released);
-      released = begin;
+  while (const std::optional<JsonLines::Line> line = lines.next()) {
+    add_row(line->begin, line->end, static_cast<size_t>(line->number), Kind::kJson);
+    if (line->end - released > kReleaseBytes) {
+      mapped_.release(released, line->end - released);
+      released = line->end;
     }
   }
 }
@@ -162,7 +157,7 @@ std::optional<Row> Rows::read(int64_t row) {
   const std::string_view text = open(place.file).substr(place.begin, place.bytes);
   if (place.kind == Kind::kJson) {
     try {
-      return Row{parse_json(text, "row", {.max_bytes = kMostRowBytes})};
+      return Row{parse_json_line(text)};
     } catch (const Error& error) {
       refuse(row, error.what());
       return std::nullopt;
@@ -188,6 +183,40 @@ void Rows::refuse(int64_t row, const std::string& what) {
   if (bad_rows_ > options_.most_bad_rows || bad_rows_ == size())
     throw_error(ErrorKind::kInvalidInput, "{}; {} bad rows of {} are too many", line, bad_rows_, size());
   if (warn_) warn_(line);
+}
+
+uint64_t Rows::all_bytes() const {
+  uint64_t bytes = 0;
+  for (const Source& source : sources_) bytes += source.size;
+  return bytes;
+}
+
+Json Rows::state() const {
+  Json bad = Json::array();
+  for (int64_t row = 0; row < size(); ++row)
+    if (is_bad(row)) bad.push_back(row);
+  return {{"rows", size()}, {"bytes", all_bytes()}, {"bad_rows", bad}};
+}
+
+void Rows::set_state(const Json& state) {
+  const auto rows = state.find("rows"), bytes = state.find("bytes"), bad = state.find("bad_rows");
+  if (rows == state.end() || bytes == state.end() || bad == state.end() || !bad->is_array())
+    throw_error(ErrorKind::kInvalidInput, "checkpoint: data.rows, bytes and bad_rows are missing");
+  if (*rows != size() || *bytes != all_bytes()) {
+    if (warn_) {
+      warn_(
+          fmt::format("data: {} rows in {} bytes; the run began with {} in {}: it goes on in other files, at "
+                      "the same place",
+                      size(), all_bytes(), dump_json(*rows), dump_json(*bytes)));
+    }
+    return;
+  }
+  for (const Json& row : *bad) {
+    if (!row.is_number_integer() || row < 0 || row >= size())
+      throw_error(ErrorKind::kInvalidInput, "checkpoint: data.bad_rows holds {}", dump_json(row));
+    is_bad_[row.get<size_t>()] = true;
+  }
+  bad_rows_ = std::ranges::count(is_bad_, true);
 }
 
 }  // namespace qiao::train

@@ -47,6 +47,10 @@ class Rows {
   // Counts a row as bad, once, and tells it as "FILE:LINE: WHAT; the row is skipped". Throws
   // Error(kInvalidInput) where there are too many, or no other is left.
   void refuse(int64_t row, const std::string& what);
+  // What a run goes on from: which rows are bad (they count as before), and by what the files are known. Of
+  // other files than those of `state` `warn` hears. set_state throws Error(kInvalidInput) where it is none.
+  Json state() const;
+  void set_state(const Json& state);
   bool is_bad(int64_t row) const { return is_bad_[static_cast<size_t>(row)]; }
   std::string where(int64_t row) const;  // "FILE:LINE"
   int64_t bytes(int64_t row) const { return index_[static_cast<size_t>(row)].bytes; }
@@ -65,10 +69,11 @@ class Rows {
   };
   void add(const std::filesystem::path& path);
   void add_file(const std::filesystem::path& path, bool is_text);
-  void find_lines(std::string_view text, size_t begin);
+  void find_lines(std::string_view text);
   void find_pieces(std::string_view text, size_t begin);
   void add_row(size_t begin, size_t end, size_t line, Kind kind);
   std::string_view open(size_t file);
+  uint64_t all_bytes() const;
 
   RowOptions options_;
   Warn warn_;

@@ -5,29 +5,22 @@
 #include <cmath>
 #include <filesystem>
 #include <numeric>
+#include <utility>
 
 #include "backend/backend.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/process_memory.h"
-#include "base/thread_pool.h"
 #include "hub/digest.h"
-#include "models/initial_weights.h"
-#include "models/weights.h"
-#include "train/background.h"
 #include "train/checkpoint.h"
 #include "train/memory_plan.h"
-#include "train/model_directory.h"
-#include "train/next_token.h"
-#include "train/open_data.h"
-#include "train/policy.h"
-#include "train/preference.h"
 #include "train/profile.h"
 #include "train/ranks.h"
 #include "train/run_folder.h"
 #include "train/run_log.h"
-#include "train/snapshot.h"
-#include "train/validation.h"
+#include "train/run_objective.h"
+#include "train/saver.h"
+#include "train/trained_model.h"
 
 namespace qiao::train {
 namespace {
@@ -35,25 +28,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-// Of a forward and a backward pass, which costs twice as much: the matrix products, and attention's over the
-// pairs that are seen.
-double training_flops(const Decoder& decoder, const PackedBatch& batch) {
-  const DecoderConfig& config = decoder.config();
-  const DecoderWork work = decoder.work();
-  double pairs = 0;  // of all layers
-  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const bool slides = config.layer_slides[static_cast<size_t>(layer)];
-    for (size_t s = 1; s < batch.starts.size(); ++s) {
-      const auto length = static_cast<double>(batch.starts[s] - batch.starts[s - 1]);
-      const double window = slides ? std::min(static_cast<double>(config.sliding_window), length) : length;
-      pairs += length * window - window * (window - 1) / 2;
-    }
-  }
-  const double attention = 4 * static_cast<double>(config.num_attention_heads * config.head_dim) * pairs;
-  const auto tokens = static_cast<double>(batch.tokens.size());
-  return 3 * (tokens * (work.layer_flops_per_token + work.logits_flops_per_row) + attention);
 }
 
 // Everything of a run that lives from step to step.
@@ -64,12 +38,12 @@ class Run {
 
  private:
   void open_folder();
-  std::unique_ptr<Objective> make_objective();
   void take_memory();
   void warm_up(Recompute recompute);
   void resume();
   int64_t own_parts() const { return objective_->parts() / ranks_.shares() * ranks_.own_shares(); }
-  ReferencePass make_reference(const Objective& objective);
+  nn::AdapterDropout dropout_of(int64_t part) const;
+  double balance_weight(int64_t part) const;
   double accumulate(int64_t part);
   double add_gradients();
   double gradient_norm();
@@ -78,7 +52,8 @@ class Run {
   void estimate();
   void tell(const StepRecord& record);
   void sample(int64_t step);
-  void save(int64_t step, bool is_last);
+  void save(int64_t step);
+  PassNeeds needs() const { return {options_.lora.dropout > 0, objective_->knows_slopes()}; }
   void warn(const std::string& text) { observer_.on_warning(text); }
 
   const TrainOptions& options_;
@@ -86,83 +61,38 @@ class Run {
   Ranks ranks_;
   TrainReport report_;
   std::optional<RunFolder> folder_;
-  std::shared_ptr<ModelFiles> files_;
-  std::unique_ptr<Backend> backend_;
-  DevicePeaks peaks_;
-  std::unique_ptr<Parameters> parameters_;
-  std::shared_ptr<Decoder> decoder_;
-  std::unique_ptr<LoraAdapter> lora_;  // null: all of the model is trained
-  std::unique_ptr<Optimizer> optimizer_;
-  std::unique_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<DataStream> data_;
-  std::unique_ptr<Objective> objective_;
-  std::unique_ptr<Validation> validation_;  // of rank 0, where there are rows for it
-  std::unique_ptr<Sampler> sampler_;
+  std::optional<TrainedModel> model_;
   std::unique_ptr<DecoderTraining> passes_;
-  std::unique_ptr<Decoder> reference_;  // what is measured against: the initial weights
-  std::unique_ptr<DecoderTraining> reference_passes_;
-  int64_t done_ = 0;
+  std::optional<RunObjective> made_objective_;
+  Objective* objective_ = nullptr;
+  std::unique_ptr<Sampler> sampler_;
+  int64_t done_ = 0, step_ = 0;  // the last that is done as the process begins; that is computed
   std::vector<float> dlogprob_;
   std::vector<double> squares_;  // of the last step's gradients, by tensor
   double flops_ = 0;             // of the step so far
+  double aux_loss_ = 0;          // in its loss, of mixtures of experts
   Profile profile_;
   std::optional<RunLog> log_;  // of rank 0
-  std::unique_ptr<Snapshot> snapshot_;
-  Background writer_;  // reads the snapshot
+  std::optional<Saver> saver_;
 };
-
-// Ranks that share cores share them out.
-int threads_of(const TrainOptions& options, const Communicator& communicator) {
-  if (options.threads > 0 || communicator.size() == 1) return options.threads;
-  return std::max(1, usable_cpus() / communicator.sharing_cores());
-}
 
 Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& communicator)
     : options_(options), observer_(observer), ranks_(communicator, options.virtual_ranks) {
   give_back_large_pieces();
   if (const std::string text = optimizer_warning(options.optimizer); !text.empty()) warn(text);
   if (!options.dry_run && ranks_.leads()) open_folder();
-  files_ = open_or_initialize(options.init, options.data.seed);
-  const bool is_gguf = files_->kind() == ModelFiles::Kind::kGguf;
-  if (is_gguf && !options.lora.on()) {
-    throw_error(
-        ErrorKind::kUnsupported,
-        "{}: a Hugging Face directory was expected to train all of a model; an adapter is trained on a "
-        "GGUF file too (--lora-rank), and `qiao export --hf` makes a directory of it",
-        options.init.string());
+  model_.emplace(options, communicator, ranks_);
+  const int64_t context = model_->decoder->config().max_position_embeddings;
+  if (context > 0 && options.data.sequence > context && options.mode != "grpo") {
+    warn(
+        fmt::format("--seq is {} and the model's context {}: documents may get longer than it is served with",
+                    options.data.sequence, context));
   }
-  backend_ = make_backend(options.device, {.threads = threads_of(options, communicator)});
-  if (options.profile) {
-    peaks_ = backend_->measure_peaks();
-  } else if (options.measure_peak) {
-    peaks_ = backend_->measure_arithmetic();
+  made_objective_.emplace(*model_, ranks_, passes_, [this](const std::string& text) { warn(text); });
+  objective_ = &**made_objective_;
+  if (options.sample.every > 0 && ranks_.leads()) {
+    sampler_ = std::make_unique<Sampler>(*model_->files, model_->decoder, options.sample, options.data.seed);
   }
-  const bool bf16 = options.dtype == "bf16";
-  parameters_ = std::make_unique<Parameters>(
-      *backend_, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
-  DecoderOptions decoder;
-  if (!options.lora.on()) {
-    decoder.float_weights = bf16 ? DType::kBF16 : DType::kF32;
-    decoder.laid_out = [&](const LaidOutTensor& tensor) { parameters_->add(tensor); };
-    decoder_ = Decoder::load(*files_, *backend_, decoder);
-  } else {
-    // The base stays as the files have it. A quantized one computes as it is served.
-    if (bf16) decoder.float_weights = DType::kBF16;
-    if (!bf16 && !is_gguf) decoder.compute = DecoderOptions::Policy::kF32;
-    decoder_ = Decoder::load(*files_, *backend_, decoder);
-    lora_ = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files_, *decoder_,
-                                          *parameters_);
-  }
-  ranks_.share(*parameters_);
-  std::vector<const Weight*> outer = {decoder_->weights().embedding.table.get()};
-  for (const nn::WeightPiece& piece : decoder_->weights().head.pieces) outer.push_back(piece.weight.get());
-  optimizer_ = std::make_unique<Optimizer>(*backend_, *parameters_, options.optimizer, outer);
-  const bool has_tokenizer = is_gguf ? files_->metadata().find("tokenizer.ggml.model") != nullptr
-                                     : !files_->tokenizer_json().is_null();
-  if (has_tokenizer) tokenizer_ = Tokenizer::from_model(*files_);
-  objective_ = make_objective();
-  if (options.sample.every > 0 && ranks_.leads())
-    sampler_ = std::make_unique<Sampler>(*files_, decoder_, options.sample, options.data.seed);
   take_memory();
   if (options.resume && !options.dry_run) resume();
 }
@@ -192,31 +122,35 @@ void Run::take_memory() {
   batch.sequences =
       options_.micro_batch > 0 ? std::min(options_.micro_batch, options_.batch) : options_.batch;
   batch.sequence = options_.data.sequence;
+  batch.needs = needs();
   const Recompute wanted = options_.recompute == "on"    ? Recompute::kOn
                            : options_.recompute == "off" ? Recompute::kOff
                                                          : Recompute::kAuto;
   MemoryPlan& memory = report_.memory;
-  report_.parameters = parameters_->count();
-  memory = plan_memory(*decoder_, *parameters_, *optimizer_, *files_, batch, wanted);
-  check_memory(memory, *decoder_, batch, wanted);
+  report_.parameters = model_->parameters->count();
+  memory =
+      plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch, wanted);
+  check_memory(memory, *model_->decoder, batch, wanted);
   const Recompute recompute = memory.recomputes ? Recompute::kOn : Recompute::kOff;
-  if (lora_ != nullptr) {
-    lora_->prepare(*parameters_);
-  } else {
-    parameters_->prepare(*files_);
-  }
-  optimizer_->prepare();
+  model_->prepare();
   warm_up(recompute);
   const uint64_t resident = resident_bytes();
   memory.process = resident - std::min(resident, memory.weights + memory.parameters);
-  if (reference_) {  // its weights are there already, its passes not
-    memory.weights += reference_->weight_bytes();
-    memory.process -= std::min(memory.process, reference_->weight_bytes());
-    memory.activations += reference_passes_->bytes();
+  if (const Decoder* reference = made_objective_->reference()) {  // it is there already, its passes are not
+    memory.weights += reference->weight_bytes();
+    memory.process -= std::min(memory.process, reference->weight_bytes());
+    memory.activations += made_objective_->reference_pass_bytes();
   }
   memory.activations += objective_->bytes();
-  passes_ = std::make_unique<DecoderTraining>(*decoder_, batch.tokens, batch.documents, recompute);
-  snapshot_ = std::make_unique<Snapshot>(*parameters_, *optimizer_);
+  passes_ =
+      std::make_unique<DecoderTraining>(*model_->decoder, batch.tokens, batch.documents, recompute, needs());
+  saver_.emplace(Saver::Setup{
+      .options = options_,
+      .parameters = *model_->parameters,
+      .optimizer = *model_->optimizer,
+      .ranks = ranks_,
+      .write_model = [this](const MasterOf& master) { model_->write(options_.out / "model", master); },
+      .warn = [this](const std::string& text) { warn(text); }});
 }
 
 // Runs all that a step and a checkpoint run, over a few tokens and without changing anything: their code is
@@ -227,23 +161,27 @@ void Run::warm_up(Recompute recompute) {
   const std::vector<int32_t> tokens(size, 0), starts = {0, static_cast<int32_t>(count)};
   std::vector<int32_t> positions(size);
   std::iota(positions.begin(), positions.end(), 0);
-  DecoderTraining passes(*decoder_, count, 1, recompute);
-  parameters_->begin_gradient(0);
-  passes.forward({tokens, positions, tokens, starts});
-  passes.backward(std::vector<float>(size, 0.0f), *parameters_);
-  parameters_->begin_gradient(0);
-  parameters_->gradient_squares();
-  optimizer_->update(0, 0, 1.0, 1);  // no gradient, no rate, no states: nothing changes
-  ranks_.publish(*backend_, *parameters_);
+  DecoderTraining passes(*model_->decoder, count, 1, recompute, needs());
+  model_->parameters->begin_gradient(0);
+  const PackedBatch batch{
+      .tokens = tokens, .positions = positions, .labels = tokens, .starts = starts, .dropout = dropout_of(0)};
+  const std::vector<float> slopes(size, 0.0f);
+  objective_->knows_slopes() ? passes.forward(batch, slopes, *model_->parameters) : passes.forward(batch);
+  passes.backward(slopes, *model_->parameters);
+  model_->parameters->begin_gradient(0);
+  model_->parameters->gradient_squares();
+  model_->optimizer->update(0, 0, 1.0, 1);  // no gradient, no rate, no states: nothing changes
+  ranks_.publish(*model_->backend, *model_->parameters);
   Digest(Digest::Kind::kSha256).update("");
 }
 
 void Run::resume() {
-  const CheckpointState state = load_checkpoint(options_.out, *parameters_, *optimizer_, ranks_,
-                                                [&](const std::string& text) { warn(text); });
+  const CheckpointState state =
+      load_checkpoint(options_.out, model_->fixed(), options_.keep_checkpoints, *model_->parameters,
+                      *model_->optimizer, ranks_, [&](const std::string& text) { warn(text); });
   done_ = state.step;
   if (done_ == 0) return;
-  ranks_.publish(*backend_, *parameters_);
+  ranks_.publish(*model_->backend, *model_->parameters);
   if (state.seed != options_.data.seed) {
     throw_error(ErrorKind::kInvalidInput, "--seed is {}; the run began with {}", options_.data.seed,
                 state.seed);
@@ -251,58 +189,41 @@ void Run::resume() {
   objective_->set_state(state.objective);
 }
 
-std::unique_ptr<Objective> Run::make_objective() {
-  const auto warn_of = [this](const std::string& text) { warn(text); };
-  if (options_.mode == "grpo") {
-    auto policy = std::make_unique<Policy>(Policy::Setup{.options = options_.policy,
-                                                         .data = options_.data,
-                                                         .batch = options_.batch,
-                                                         .micro_batch = options_.micro_batch,
-                                                         .files = *files_,
-                                                         .decoder = decoder_,
-                                                         .warn = warn_of});
-    if (options_.policy.beta > 0) policy->set_reference(make_reference(*policy));
-    return policy;
-  }
-  data_ = open_data(options_, *files_, tokenizer_.get(), decoder_->config().vocabulary_size, warn_of);
-  if (options_.mode != "dpo") {
-    auto next = std::make_unique<NextToken>(*data_, options_.batch, options_.micro_batch, ranks_.shares());
-    if (!options_.validation.empty() && ranks_.leads()) {
-      TrainOptions held = options_;
-      held.data.files = options_.validation;
-      held.data.shuffle = false;
-      validation_ = std::make_unique<Validation>(
-          open_data(held, *files_, tokenizer_.get(), decoder_->config().vocabulary_size, warn_of),
-          next->most_tokens() / held.data.sequence);
-    }
-    return next;
-  }
-  auto preference = std::make_unique<Preference>(*data_, options_.batch, options_.micro_batch,
-                                                 options_.preference, ranks_.shares());
-  preference->set_reference(make_reference(*preference));
-  return preference;
+// Of each step masks of its own; rows are those of the whole step, however it is cut into parts.
+nn::AdapterDropout Run::dropout_of(int64_t part) const {
+  nn::AdapterDropout dropout;
+  dropout.probability = static_cast<float>(options_.lora.dropout);
+  if (dropout.probability == 0) return dropout;
+  dropout.seed = options_.data.seed * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(step_);
+  int64_t before = 0;
+  for (int64_t i = 0; i < part; ++i) before += objective_->tokens_of(i);
+  dropout.first_row = static_cast<uint32_t>(before);
+  return dropout;
 }
 
-ReferencePass Run::make_reference(const Objective& objective) {
-  if (lora_ != nullptr)  // the base itself
-    return [this](const PackedBatch& batch) { return passes_->forward(batch, false); };
-  DecoderOptions frozen;
-  frozen.float_weights = options_.dtype == "bf16" ? DType::kBF16 : DType::kF32;
-  reference_ = Decoder::load(*files_, *backend_, frozen);
-  // Goes forward alone: what layers make need not be kept.
-  reference_passes_ = std::make_unique<DecoderTraining>(*reference_, objective.most_tokens(),
-                                                        objective.most_documents(), Recompute::kOn);
-  return [this](const PackedBatch& batch) { return reference_passes_->forward(batch); };
+// Of a part's imbalance of experts in the loss: by its share of the step's tokens.
+double Run::balance_weight(int64_t part) const {
+  const double weight = model_->decoder->config().router_aux_loss_coef;
+  if (weight == 0) return 0;
+  return weight * static_cast<double>(objective_->tokens_of(part)) /
+         static_cast<double>(objective_->tokens());
 }
 
 // Adds the gradients of one part of a step; its share of the loss.
 double Run::accumulate(int64_t part) {
-  const PackedBatch batch = objective_->part(part);
-  const std::span<const float> logprob = passes_->forward(batch);
+  if (objective_->tokens_of(part) == 0) return 0;
+  PackedBatch batch = objective_->part(part);
+  batch.dropout = dropout_of(part);
   dlogprob_.assign(batch.tokens.size(), 0.0f);
-  const double loss = objective_->loss(part, logprob, dlogprob_);
-  passes_->backward(dlogprob_, *parameters_);
-  flops_ += training_flops(*decoder_, batch);
+  objective_->slopes(part, dlogprob_);
+  const std::span<const float> logprob = objective_->knows_slopes()
+                                             ? passes_->forward(batch, dlogprob_, *model_->parameters)
+                                             : passes_->forward(batch);
+  const double weight = balance_weight(part);
+  aux_loss_ += weight * passes_->imbalance();
+  const double loss = objective_->loss(part, logprob, dlogprob_) + weight * passes_->imbalance();
+  passes_->backward(dlogprob_, *model_->parameters, weight);
+  flops_ += model_->flops(batch);
   return loss;
 }
 
@@ -313,21 +234,23 @@ double Run::add_gradients() {
                 objective_->parts(), ranks_.shares());
   }
   const int64_t parts = objective_->parts() / ranks_.shares();
-  std::vector<double> losses(static_cast<size_t>(ranks_.shares()));
+  std::vector<double> losses(static_cast<size_t>(ranks_.shares())), aux_losses = losses;
   for (int64_t i = 0; i < ranks_.own_shares(); ++i) {
     const int64_t share = ranks_.first_share() + i;
-    parameters_->begin_gradient(i);
+    model_->parameters->begin_gradient(i);
     for (int64_t part = share * parts; part < (share + 1) * parts; ++part)
       losses[static_cast<size_t>(share)] += accumulate(part);
-    parameters_->end_gradient(i);
+    model_->parameters->end_gradient(i);
+    aux_losses[static_cast<size_t>(share)] = std::exchange(aux_loss_, 0.0);
   }
-  ranks_.reduce(*backend_, *parameters_);
+  ranks_.reduce(*model_->backend, *model_->parameters);
   ranks_.agree_by_share(objective_->sums());
+  aux_loss_ = ranks_.fold(aux_losses);
   return ranks_.fold(losses);
 }
 
 double Run::gradient_norm() {
-  squares_ = parameters_->gradient_squares();
+  squares_ = model_->parameters->gradient_squares();
   ranks_.agree(squares_, ranks_.owners());
   return norm_of(squares_);
 }
@@ -335,18 +258,21 @@ double Run::gradient_norm() {
 StepRecord Run::step(int64_t number) {
   const Clock::time_point begin = Clock::now();
   flops_ = 0;
+  step_ = number;
   StepRecord record;
   record.step = number;
   record.learning_rate = learning_rate(options_, number);
+  aux_loss_ = 0;
   objective_->begin_step(number);
   record.loss = add_gradients();
   record.gradient_norm = gradient_norm();
   if (!std::isfinite(record.loss) || !std::isfinite(record.gradient_norm)) refuse_not_finite(record);
   // As torch.nn.utils.clip_grad_norm_ has it.
   const double scale = options_.clip > 0 ? std::min(1.0, options_.clip / (record.gradient_norm + 1e-6)) : 1.0;
-  optimizer_->update(record.learning_rate, adam_learning_rate(options_, number), scale, number);
-  ranks_.publish(*backend_, *parameters_);
+  model_->optimizer->update(record.learning_rate, adam_learning_rate(options_, number), scale, number);
+  ranks_.publish(*model_->backend, *model_->parameters);
   record.more = objective_->report();
+  if (model_->decoder->config().router_aux_loss_coef > 0) record.more["aux_loss"] = aux_loss_;
   record.flops = flops_;
   record.seconds = seconds_since(begin);
   record.tokens_per_second = static_cast<double>(objective_->tokens()) / record.seconds;
@@ -354,7 +280,8 @@ StepRecord Run::step(int64_t number) {
 }
 
 void Run::refuse_not_finite(const StepRecord& record) {
-  const std::string tensor = first_not_finite(*parameters_, squares_);
+  saver_->settle();  // all ranks are here: the one that is being written becomes whole
+  const std::string tensor = first_not_finite(*model_->parameters, squares_);
   throw_error(
       ErrorKind::kInvalidInput,
       "step {}: the loss is {} and the gradient's norm {}{}: the run ends here, its last checkpoint "
@@ -363,27 +290,32 @@ void Run::refuse_not_finite(const StepRecord& record) {
       tensor.empty() ? "" : fmt::format(" (the first tensor whose gradient is not finite: {})", tensor));
 }
 
-// Times one micro-batch, once its memory is there, and one update.
+// Times what a step gathers, one micro-batch, once its memory is there, and one update.
 void Run::estimate() {
+  const auto own_part = [&] { return ranks_.first_share() * (objective_->parts() / ranks_.shares()); };
+  model_->parameters->begin_gradient(0);
   objective_->begin_step(1);
+  if (objective_->parts() > 0) accumulate(own_part());
+  const Clock::time_point before = Clock::now();
+  objective_->begin_step(1);
+  double gathering = seconds_since(before);
+  if (options_.mode == "grpo") gathering /= static_cast<double>(options_.policy.updates);
   if (objective_->parts() == 0) return observer_.on_start(report_);  // a rollout with nothing to learn from
-  const int64_t part = ranks_.first_share() * (objective_->parts() / ranks_.shares());
-  parameters_->begin_gradient(0);
-  accumulate(part);
-  if (options_.profile) backend_->set_watch(&profile_);
+  if (options_.profile) model_->backend->set_watch(&profile_);
   const Clock::time_point begin = Clock::now();
-  accumulate(part);
+  accumulate(own_part());
   const double part_seconds = seconds_since(begin);
   gradient_norm();
-  optimizer_->update(0, 0, 1.0, 1);
-  ranks_.publish(*backend_, *parameters_);
+  model_->optimizer->update(0, 0, 1.0, 1);
+  ranks_.publish(*model_->backend, *model_->parameters);
   const double all = seconds_since(begin);
-  backend_->set_watch(nullptr);
-  const double seconds = part_seconds * static_cast<double>(own_parts()) + (all - part_seconds);
+  model_->backend->set_watch(nullptr);
+  const double seconds = gathering + part_seconds * static_cast<double>(own_parts()) + (all - part_seconds);
   report_.tokens_per_second = static_cast<double>(objective_->tokens()) / seconds;
   report_.seconds = seconds * static_cast<double>(options_.steps);
   observer_.on_start(report_);
-  if (options_.profile) observer_.on_profile(profile_.table(1, all, peaks_, decoder_->work().compute));
+  if (options_.profile)
+    observer_.on_profile(profile_.table(1, all, model_->peaks, model_->decoder->work().compute));
 }
 
 void Run::tell(const StepRecord& record) {
@@ -397,39 +329,22 @@ void Run::sample(int64_t step) {
   observer_.on_sample(step, options_.sample.prompt, text);
 }
 
-// A process alone waits for the checkpoint before and for a copy; the rest is written while it trains.
-// Several, which have to talk about it, write at once; so is an adapter written, which is small.
-void Run::save(int64_t step, bool is_last) {
-  const auto tell_warning = [this](const std::string& text) { warn(text); };
-  writer_.wait(tell_warning);
-  snapshot_->take();
-  const bool is_new = step > done_;
-  const CheckpointState state = {step, options_.data.seed, objective_->state()};
-  const auto write = [this, state, is_new] {
-    if (is_new) save_checkpoint(options_.out, state, *snapshot_, ranks_, options_.keep_checkpoints);
-    if (lora_ == nullptr)
-      write_model_directory(options_.out / "model", options_.init, *files_, *parameters_, *snapshot_, ranks_);
-  };
-  if (ranks_.is_alone() && lora_ == nullptr) return writer_.start(write, tell_warning);
-  try {
-    write();
-    if (lora_ != nullptr) lora_->write(options_.out / "model", *parameters_, ranks_);
-  } catch (const Error& error) {
-    if (is_last || error.kind() == ErrorKind::kUnavailable) throw;
-    warn(error.what());
-  }
+void Run::save(int64_t step) {
+  if (step == done_) return saver_->begin_model(step);
+  saver_->begin({step, options_.data.seed, objective_->state(), model_->fixed()});
 }
 
 void Run::go() {
-  const bool is_bf16 = decoder_->work().compute == Compute::kBF16 && peaks_.bf16_flops > 0;
-  report_.peak_flops = is_bf16 ? peaks_.bf16_flops : peaks_.f32_flops;
+  const bool is_bf16 = model_->decoder->work().compute == Compute::kBF16 && model_->peaks.bf16_flops > 0;
+  report_.peak_flops = is_bf16 ? model_->peaks.bf16_flops : model_->peaks.f32_flops;
   report_.first_step = done_ + 1;
   if (options_.dry_run) return estimate();
   observer_.on_start(report_);
   if (ranks_.leads()) log_.emplace(options_.out, done_, [this](const std::string& text) { warn(text); });
   // Killed between its last checkpoint and the model.
-  if (done_ >= options_.steps) save(done_, true);
-  if (options_.profile) backend_->set_watch(&profile_);
+  if (done_ >= options_.steps) save(done_);
+  if (options_.profile) model_->backend->set_watch(&profile_);
+  Validation* const validation = made_objective_->validation();
   double seconds = 0;
   int64_t count = 0;
   bool stops = false, due = false;  // due: a checkpoint, as soon as the objective is at rest
@@ -437,22 +352,23 @@ void Run::go() {
     StepRecord record = step(number);
     seconds += record.seconds;
     ++count;
-    if (validation_ && (number % options_.validate_every == 0 || number == options_.steps))
-      record.more["validation_loss"] = validation_->loss(*passes_);
+    if (validation != nullptr && (number % options_.validate_every == 0 || number == options_.steps))
+      record.more["validation_loss"] = validation->loss(*passes_);
     if (ranks_.leads()) tell(record);
+    saver_->poll();
     if (sampler_ && number % options_.sample.every == 0) sample(number);
     stops = ranks_.any(stops || observer_.should_stop());
     due = due || stops || number == options_.steps ||
           (options_.checkpoint_every > 0 && number % options_.checkpoint_every == 0);
     if (!due || !objective_->at_rest()) continue;
-    save(number, stops || number == options_.steps);
+    save(number);
     due = false;
     if (stops) break;
   }
-  backend_->set_watch(nullptr);
+  model_->backend->set_watch(nullptr);
   if (options_.profile && count > 0)
-    observer_.on_profile(profile_.table(count, seconds, peaks_, decoder_->work().compute));
-  writer_.finish();
+    observer_.on_profile(profile_.table(count, seconds, model_->peaks, model_->decoder->work().compute));
+  saver_->finish();
 }
 
 // Of the ranks that are not the first.

@@ -164,6 +164,8 @@ class MeddledChip final : public Backend {
     law_->sum_of_squares(op);
     if (op_ == "sum_of_squares") op.sum.as<double>()[0] *= 1 + 1e-9;
   }
+  void do_token_loss(const TokenLoss& op) override { law_->token_loss(op), meddle("token_loss", op.dx); }
+  void do_dropout(const Dropout& op) override { law_->dropout(op), meddle("dropout", op.y); }
   void do_accumulate(const Accumulate& op) override { law_->accumulate(op), meddle("accumulate", op.sum); }
   void do_adamw(const AdamW& op) override {
     law_->adamw(op), meddle("adamw", op.parameters);
@@ -252,7 +254,7 @@ INSTANTIATE_TEST_SUITE_P(
                                          "attention_varlen_backward", "token_logprob",
                                          "token_logprob_backward", "adamw", "grouped_linear_backward",
                                          "moe_route_backward", "moe_permute_backward", "moe_combine_backward",
-                                         "muon", "accumulate"),
+                                         "muon", "accumulate", "dropout", "token_loss"),
                        ::testing::Range(size_t{0}, wrongs().size())),
     [](const auto& info) {
       return std::string(std::get<0>(info.param)) + "_" + wrongs()[std::get<1>(info.param)].name;

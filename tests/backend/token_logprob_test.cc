@@ -44,6 +44,28 @@ TEST_F(TokenLogprobTest, AnExampleByHand) {
                                                {1 - ln2_, 1.0f, 1 + 2 * ln2_, 1.0f, 1 - ln2_, 1.0f}));
 }
 
+TEST_F(TokenLogprobTest, BothWaysAtOnceAreTheSame) {
+  TokenLoss op;
+  op.x = x_, op.weight = weight_.get(), op.labels = labels_, op.dlogprob = dlogprob_;
+  op.logprob = logprob_, op.log_sum_exp = sums_, op.dx = dx_, op.dw = dw_;
+  EXPECT_EQ(refusal(op), "");
+  EXPECT_EQ(op.flops(), 3 * 36);
+  chip_->token_loss(op);
+  EXPECT_FLOAT_EQ(logprob_.data()[0], std::log(0.5f));
+  EXPECT_FLOAT_EQ(sums_.data()[0], std::log(4.0f));
+  EXPECT_THAT(dx_.list(),
+              ::testing::Pointwise(::testing::FloatNear(1e-6f), {2.0f, -4.0f, 0.0f, 0.0f, 0.0f, 0.0f}));
+  EXPECT_THAT(dw_.list(), ::testing::Pointwise(::testing::FloatNear(1e-6f),
+                                               {1 - ln2_, 1.0f, 1 + 2 * ln2_, 1.0f, 1 - ln2_, 1.0f}));
+  TokenLoss wrong = op;
+  wrong.dx = {};
+  EXPECT_EQ(refusal(wrong), "token_loss: dx is absent, expected F32[3, 2]");
+  wrong = op, wrong.dw = reshaped(dw_, {2, 3});
+  EXPECT_EQ(refusal(wrong), "token_loss: dw is F32[2, 3], expected F32[3, 2]");
+  wrong = op, wrong.logprob = dlogprob_;
+  EXPECT_EQ(refusal(wrong), "token_loss: logprob F32[3] overlaps dlogprob F32[3]");
+}
+
 TEST_F(TokenLogprobTest, TheCapComesBeforeTheTemperature) {
   op_.temperature = 0.5f;
   op_.soft_cap = 1;

@@ -66,6 +66,11 @@ class TrainCommandTest(unittest.TestCase):
                 ("shuffle = 3", "shuffle = 3", "on, off"),
                 ("dry-run = 1", "dry-run = 1", "true or false"),
                 ("threads = 99999999999999999", "threads = 99999999999999999", "an integer"),
+                ("threads = -2", "--threads is -2", "0 to 4096"),
+                ("lora-rank = -2", "lora-rank = -2", "0 or more"),
+                ("batch = 9223372036854775807", "--batch is 9223372036854775807", "up to 4194303"),
+                ("lora-dropout = 0.5", "--lora-dropout is 0.5", "no adapter"),
+                ("max-bad-rows = -1", "--max-bad-rows is -1", "0 or more"),
                 ("[adam]\nlr = 1", 'unknown key "adam"'),
                 ("resume = true", 'unknown key "resume"'),
                 ('mode = "dpo"', "mode = 'dpo'", '"finetune" was expected'),
@@ -79,6 +84,20 @@ class TrainCommandTest(unittest.TestCase):
                 for part in ("settings.toml", *expected):
                     self.assertIn(part, result.stderr)
         self.assertFalse((self.folder / "never").exists())
+
+    def test_wrong_flags_name_value_and_what_is_allowed(self):
+        base = ["train", "pretrain", "--init", GOLDEN / "chat", "--data", CHATS, "--out", self.folder / "never", "--steps", 1]
+        for flags, *expected in [(["--lr", "abc"], "--lr is abc", "a number was expected"),
+                                 (["--batch", "x"], "--batch is x", "an integer was expected"),
+                                 (["--seed", "9223372036854775808"], "--seed is 9223372036854775808", "below 2^63"),
+                                 (["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+                                 (["--threads", "100000"], "--threads is 100000", "0 to 4096")]:
+            with self.subTest(flags=flags):
+                result = qiao(*base, *flags)
+                self.assertIn(result.returncode, (1, 2))
+                self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+                for part in expected:
+                    self.assertIn(part, result.stderr)
 
     def test_what_is_missing_is_said(self):
         for arguments, expected in [(["--out", "x", "--data", "x"], "--init is missing"),

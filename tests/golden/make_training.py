@@ -10,7 +10,7 @@ to 1). muon.json, of llama, has the same in float64 and float32 where torch.opti
 0.01, or 0.001 as match_rms_adamw adjusts it) and AdamW the rest; its five steps of Newton and Schulz are computed in the
 dtype of the gradient rather than in bfloat16. bfloat16 is torch.autocast over float32 weights, the loss from float32 logits. No model has a padding token: PyTorch
 would keep its row of the embedding as it is. Mixtures of experts learn without the routers' auxiliary loss, as Transformers
-has it by default.
+has it by default, but for qwen3-moe-balanced, whose configuration asks for it.
 """
 import json
 import pathlib
@@ -68,9 +68,11 @@ def train(folder, data, dtype, optimizers=lambda model: [adamw(model.parameters(
     for step in range(STEPS):
         ids = torch.tensor(data[step * BATCH:(step + 1) * BATCH])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = model(ids).logits
-        logits = logits.float() if autocast else logits
+            outputs = model(ids)
+        logits = outputs.logits.float() if autocast else outputs.logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
+        if getattr(model.config, "output_router_logits", False):
+            loss = loss + model.router_aux_loss_coef * outputs.aux_loss
         model.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -92,6 +94,9 @@ MODELS = {
                                 moe_intermediate_size=24, norm_topk_prob=True),
     "qwen3-moe-unnormalised": Qwen3MoeConfig(**SHAPE, tie_word_embeddings=True, num_experts=4, num_experts_per_tok=3,
                                              moe_intermediate_size=16, norm_topk_prob=False, mlp_only_layers=[0]),
+    "qwen3-moe-balanced": Qwen3MoeConfig(**{**SHAPE, "num_hidden_layers": 3}, tie_word_embeddings=False, num_experts=6,
+                                         num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True,
+                                         mlp_only_layers=[1], output_router_logits=True, router_aux_loss_coef=0.1),
     "hunyuan-moe": HunYuanMoEV1Config(**{**SHAPE, "intermediate_size": 24}, tie_word_embeddings=False, num_experts=4,
                                       moe_topk=2),
 }

@@ -35,6 +35,26 @@ def steps_of(run):
 
 
 class KillTest(unittest.TestCase):
+    def test_a_kill_as_the_last_checkpoint_gets_its_name(self):
+        """Older ones are still there, or half: what goes on tidies up, though it has no checkpoint to write."""
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            folder = pathlib.Path(folder)
+            self.assertEqual(start(folder / "whole").wait(), 0)
+            expected = files_of(folder / "whole")
+            for number in range(8):
+                run = folder / f"run-{number}"
+                last = run / "checkpoints" / f"step-{STEPS:08}"
+                process = start(run)
+                while process.poll() is None and not last.exists():
+                    pass
+                process.kill()
+                process.communicate()
+                process = start(run, "--resume")
+                errors = process.communicate()[1]
+                self.assertEqual(process.returncode, 0, errors)
+                self.assertEqual(files_of(run), expected)
+
     def test_thirty_random_kills(self):
         seed = int(os.environ.get("QIAO_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
         print(f"seed {seed} (QIAO_TEST_SEED)", file=sys.stderr)

@@ -252,6 +252,116 @@ TEST(LoraTrainingTest, ARunThatStopsGoesOnToTheSameBytes) {
 
 // Preferences are measured against the base without the adapter: where B is 0 the two are one, and the loss
 // is log 2.
+// The loss's slope by single numbers of the adapter, with the mask of the forward pass.
+TEST(LoraTrainingTest, TheWayBackDropsWhatTheWayThereDid) {
+  const auto files = ModelFiles::open(golden() / "llama" / "init");
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const auto decoder = Decoder::load(*files, *backend, {.compute = DecoderOptions::Policy::kF32});
+  Parameters parameters(*backend);
+  LoraOptions lora;
+  lora.init = golden() / "lora" / "adapter";
+  LoraAdapter adapter(lora, 0, golden() / "llama" / "init", *files, *decoder, parameters);
+  adapter.prepare(parameters);
+  parameters.rewrite();
+  std::vector<int32_t> tokens(40), positions(40), labels(40, -1);
+  for (size_t i = 0; i < 40; ++i) {
+    tokens[i] = static_cast<int32_t>(7 * i % 96), positions[i] = static_cast<int32_t>(i);
+    if (i > 0) labels[i - 1] = tokens[i];
+  }
+  const std::vector<int32_t> starts = {0, 40};
+  PackedBatch batch{tokens, positions, labels, starts};
+  for (const Recompute recompute : {Recompute::kOff, Recompute::kOn}) {
+    DecoderTraining passes(*decoder, 40, 1, recompute, {.dropout = true});
+    const auto loss = [&](float probability) {
+      batch.dropout = {.probability = probability, .seed = 5, .first_row = 3};
+      double sum = 0;
+      for (const float logprob : passes.forward(batch)) sum += static_cast<double>(logprob);
+      return sum;
+    };
+    EXPECT_NE(loss(0.5f), loss(0));
+    EXPECT_EQ(loss(0.5f), loss(0.5f));
+    parameters.begin_gradient(0);
+    loss(0.5f);
+    passes.backward(std::vector<float>(40, 1.0f), parameters);
+    parameters.end_gradient(0);
+    for (const Parameters::Named& tensor : parameters.tensors()) {
+      std::vector<float> gradient(static_cast<size_t>(tensor.count)), values(gradient.size());
+      parameters.read(Parameters::Kind::kGradient, tensor, gradient);
+      parameters.read(Parameters::Kind::kMaster, tensor, values);
+      const auto at = static_cast<size_t>(
+          std::ranges::max_element(gradient, {}, [](float g) { return std::abs(g); }) - gradient.begin());
+      const float before = values[at], step = 0.02f;
+      const auto moved = [&](float by) {
+        values[at] = before + by;
+        parameters.write_master(tensor, values);
+        parameters.rewrite();
+        return loss(0.5f);
+      };
+      const double slope = (moved(step) - moved(-step)) / (2 * static_cast<double>(step));
+      moved(0);
+      EXPECT_NEAR(slope, gradient[at], 0.02 * std::abs(gradient[at]) + 1e-3) << tensor.name;
+    }
+  }
+}
+
+TEST(LoraTrainingTest, DropoutGoesOnToTheSameBytesAndDoesNotSeeTheParts) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions whole = as_peft(folder.path() / "whole");
+  whole.lora.dropout = 0.25;
+  whole.steps = 6;
+  const Recorder recorder = run_lora(whole);
+  TrainOptions plain = as_peft(folder.path() / "plain");
+  plain.steps = 1;
+  EXPECT_NE(run_lora(plain).steps[0].loss, recorder.steps[0].loss);
+  TrainOptions stopped = whole;
+  stopped.out = folder.path() / "stopped";
+  run_lora(stopped, 3);
+  stopped.resume = true;
+  EXPECT_EQ(run_lora(stopped).steps.front().step, 4);
+  const auto adapter_of = [](const TrainOptions& options) {
+    return read_file(options.out / "model" / "adapter_model.safetensors");
+  };
+  EXPECT_EQ(adapter_of(stopped), adapter_of(whole));
+  const Json config = parse_json(read_file(whole.out / "model" / "adapter_config.json"), "config");
+  EXPECT_EQ(config.at("lora_dropout"), 0.25);
+  TrainOptions parts = whole;
+  parts.out = folder.path() / "parts";
+  parts.micro_batch = 1;
+  EXPECT_NEAR(run_lora(parts).steps[0].loss, recorder.steps[0].loss, 1e-6 * recorder.steps[0].loss);
+  parts.out = folder.path() / "grpo";
+  parts.mode = "grpo";
+  EXPECT_QIAO_ERROR(run_lora(parts), kInvalidInput, "--lora-dropout is 0.25", "grpo");
+}
+
+TEST(LoraTrainingTest, AnotherAdapterOrBaseDoesNotGoOn) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_peft(folder.path() / "run");
+  options.lora.init.clear();
+  options.lora.rank = 4;
+  options.lora.alpha = 8;
+  options.steps = 2;
+  run_lora(options);
+  options.resume = true;
+  options.steps = 4;
+  const auto refused = [&](auto change, const char* flag, const char* then) {
+    TrainOptions other = options;
+    change(other);
+    EXPECT_QIAO_ERROR(run_lora(other), kInvalidInput, flag, "the run began with", then);
+  };
+  refused([](TrainOptions& o) { o.lora.alpha = 16; }, "--lora-alpha is 16", "8");
+  refused([](TrainOptions& o) { o.lora.rank = 2; }, "--lora-rank is 2", "4");
+  refused([](TrainOptions& o) { o.lora.rank_stabilized = true; }, "--lora-rslora is true", "false");
+  refused([](TrainOptions& o) { o.lora.targets = {"q_proj", "v_proj"}; }, "--lora-targets is", "down_proj");
+  refused([](TrainOptions& o) { o.lora.rank = 0; }, "--lora-rank is 0", "4");
+  // The same shapes with other numbers.
+  const fs::path base = folder.path() / "base";
+  std::vector<NamedValues> tensors = read_tensors(options.init / "model.safetensors");
+  tensors.back().values.front() += 1;
+  write_model(base, options.init, tensors, DType::kF32);
+  refused([&](TrainOptions& o) { o.init = base; }, "--init is", "a model of weights");
+  EXPECT_EQ(run_lora(options).steps.size(), 2u);
+}
+
 TEST(LoraTrainingTest, PreferencesAreMeasuredAgainstTheBase) {
   const testing::TemporaryDirectory folder;
   const fs::path data = folder.path() / "pairs.jsonl";

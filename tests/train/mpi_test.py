@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -18,10 +19,9 @@ ENVIRONMENT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_R
                "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
 
 
-def command(processes, out, *flags, batch="4"):
-    return ["mpirun", "-np", str(processes), QIAO, "train", "pretrain", "--init", str(GOLDEN / "llama" / "init"), "--data",
-            str(GOLDEN / "data.jsonl"), "--out", str(out), "--batch", batch, "--seq", "32", "--threads", "1",
-            "--schedule", "constant", *flags]
+def command(processes, out, *flags, batch="4", mode="pretrain", init=GOLDEN / "llama" / "init", data=GOLDEN / "data.jsonl"):
+    return ["mpirun", "-np", str(processes), QIAO, "train", mode, "--init", str(init), "--data", str(data), "--out", str(out),
+            "--batch", batch, "--seq", "32", "--threads", "1", "--schedule", "constant", *flags]
 
 
 def run(processes, out, *flags, **settings):
@@ -60,12 +60,96 @@ def same_bytes(scratch):
     expect(contents(out) == runs[1], "resumed with more processes")
 
 
+def preferences(scratch):
+    """DPO, whose reference every process has, and LoRA, whose matrices are dealt out."""
+    pairs = scratch / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"{i} and {i}?", "chosen": f"{2 * i}", "rejected": "no"}) + "\n"
+                             for i in range(12)))
+    for name, flags in (("dpo", ()), ("dpo-lora", ("--lora-rank", "4", "--lora-dropout", "0.25"))):
+        runs = {}
+        for processes in (1, 2, 4):
+            out = scratch / f"{name}-{processes}"
+            result = run(processes, out, "--steps", "3", *flags, mode="dpo", init=GOLDEN.parent / "chat", data=pairs)
+            expect(result.returncode == 0, result.stderr)
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            runs[processes] = contents(out), [{key: value for key, value in line.items() if key != "tokens_per_second"}
+                                              for line in lines]
+        expect(len(runs[1][1]) == 3 and "rewards/margins" in runs[1][1][0], runs[1][1])
+        expect(runs[2] == runs[1] and runs[4] == runs[1], name, "leaves other bytes in several processes")
+
+
+def rewards(scratch):
+    """GRPO: each process draws and rewards its own prompts."""
+    prompts = scratch / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{i} and {i}?"}) + "\n" for i in range(12)))
+    timed = {"tokens_per_second", "rollout_seconds", "reward_seconds", "rollout_tokens_per_second", "training_seconds"}
+    reward = scratch / "reward.py"
+    reward.write_text("def reward(asked):\n"
+                      "    text = asked['completion']\n"
+                      "    return {'reward': sum(map(ord, text)) % 3, 'length': len(text)}\n")
+    for name, flags in (("grpo", ("--kl", "0.1", "--updates", "2")), ("dapo", ("--loss", "dapo"))):
+        runs = {}
+        for processes in (1, 2, 4):
+            out = scratch / f"{name}-{processes}"
+            result = run(processes, out, "--steps", "4", "--group", "4", "--max-tokens", "8", "--reward-python", str(reward),
+                         "--micro-batch", "3", *flags, mode="grpo", init=GOLDEN.parent / "chat", data=prompts)
+            expect(result.returncode == 0, result.stderr)
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            runs[processes] = contents(out), [{key: value for key, value in line.items() if key not in timed} for line in lines]
+        expect(len(runs[1][1]) == 4 and runs[1][1][0]["rollout_compared"] > 0 and "reward/length" in runs[1][1][0], runs[1][1])
+        for processes in (2, 4):
+            expect(runs[processes][1] == runs[1][1], name, processes, runs[processes][1], runs[1][1])
+            expect(runs[processes][0] == runs[1][0], name, "leaves other bytes in", processes, "processes")
+
+
+def kills(scratch, whole):
+    """All processes killed at random moments: the run goes on to the bytes that it would have had."""
+    seed = int(os.environ.get("QIAO_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"seed {seed} (QIAO_TEST_SEED)", file=sys.stderr)
+    drawn = random.Random(seed)
+    flags = ("--steps", "60", "--checkpoint-every", "3")
+    began = time.monotonic()
+    expect(run(1, whole, *flags).returncode == 0, "the whole run")
+    length = time.monotonic() - began
+    out, killed = scratch / "killed", 0
+    while True:
+        resume = ["--resume"] if (out / "lock").exists() else []
+        with subprocess.Popen(command(2, out, *flags, *resume), env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
+            if killed < 6:
+                time.sleep(drawn.uniform(0, length))
+                for process in ranks_of(launcher.pid) + [launcher.pid]:
+                    try:
+                        os.kill(process, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+            _, errors = launcher.communicate(timeout=100)
+        if launcher.returncode != -signal.SIGKILL:
+            break
+        killed += 1
+    expect(launcher.returncode == 0, errors)
+    expect(contents(out) == contents(whole), "other bytes after", killed, "kills, seed", seed)
+    print(f"killed {killed} times")
+
+
 def refusals(scratch):
     result = run(2, scratch / "never", "--steps", "6", batch="6")
     expect(result.returncode == 1, result.returncode, result.stderr)
     expect(result.stderr.count("multiple of 4") == 1, result.stderr)
     result = run(3, scratch / "never", "--steps", "6")
     expect("3 processes were started; 1, 2 or 4 were expected" in result.stderr, result.stderr)
+
+
+def ranks_of(launcher):
+    """The processes of all of the launcher's ranks."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == launcher:
+                found.append(int(entry.name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
 
 
 def process_of(rank, launcher):
@@ -123,6 +207,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         same_bytes(scratch)
+        preferences(scratch)
+        rewards(scratch)
+        kills(scratch, scratch / "whole")
         refusals(scratch)
         one_that_ends(scratch, signal.SIGKILL, 2, "is lost")
         one_that_ends(scratch, signal.SIGKILL, 0, "is lost")

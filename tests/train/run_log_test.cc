@@ -65,10 +65,10 @@ TEST(ProfileTest, NamesEveryOpOfAStepAndItsSharesAddUp) {
     (line.starts_with("step ") ? step : shares) += share;
     ops.push_back(line.substr(0, line.find(' ')));
   }
-  for (const char* op : {"linear", "linear_backward", "attention_varlen", "attention_varlen_backward",
-                         "add_rms_norm", "add_rms_norm_backward", "gated_activation",
-                         "gated_activation_backward", "rope", "gather", "gather_backward", "token_logprob",
-                         "token_logprob_backward", "adamw", "sum_of_squares", "write_weight"})
+  for (const char* op :
+       {"linear", "linear_backward", "attention_varlen", "attention_varlen_backward", "add_rms_norm",
+        "add_rms_norm_backward", "gated_activation", "gated_activation_backward", "rope", "gather",
+        "gather_backward", "token_loss", "adamw", "sum_of_squares", "write_weight"})
     EXPECT_THAT(ops, ::testing::Contains(op));
   EXPECT_NEAR(step, 100, 0.05);
   EXPECT_NEAR(shares, 100, 0.05 * static_cast<double>(ops.size()));  // each is rounded to a tenth

@@ -164,6 +164,34 @@ TEST(TrainTest, BadRowsAreToldAndSkipped) {
   EXPECT_QIAO_ERROR(run(options), kInvalidInput, "rows.jsonl:3", "too many");
 }
 
+TEST(TrainTest, BadRowsCountOnAsARunGoesOn) {
+  const testing::TemporaryDirectory folder;
+  const fs::path data = folder.path() / "rows.jsonl";
+  // Eight rows a step; one that is bad in each step's.
+  std::string rows;
+  for (int i = 0; i < 32; ++i) rows += i % 8 == 3 ? "[]\n" : "{\"tokens\": [1, 2, 3, 4, 5, 6, 7, 8]}\n";
+  write_file_atomically(data, rows);
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.data.files = {data};
+  options.data.sequence = 7;
+  options.data.most_bad_rows = 2;
+  options.batch = 8;
+  options.steps = 2;
+  EXPECT_EQ(run(options).warnings.size(), 2u);
+  options.resume = true;
+  options.steps = 3;
+  EXPECT_QIAO_ERROR(run(options), kInvalidInput, "rows.jsonl:20", "3 bad rows of 32 are too many");
+  options.data.most_bad_rows = 3;
+  const Recorder recorder = run(options);
+  EXPECT_EQ(recorder.warnings.size(), 1u);
+  // Other rows are told of, and the place kept.
+  write_file_atomically(data, rows + rows);
+  options.steps = 4;
+  const Recorder other = run(options);
+  ASSERT_FALSE(other.warnings.empty());
+  EXPECT_THAT(other.warnings[0], ::testing::HasSubstr("the run began with 32"));
+}
+
 TEST(LearningRateTest, WarmsUpAndFalls) {
   TrainOptions options;
   options.steps = 110;

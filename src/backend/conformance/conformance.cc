@@ -42,6 +42,8 @@ constexpr Table kTables[] = {
     {"token_logprob", conform_token_logprob},
     {"token_logprob_backward", conform_token_logprob_backward},
     {"sum_of_squares", conform_sum_of_squares},
+    {"token_loss", conform_token_loss},
+    {"dropout", conform_dropout},
     {"accumulate", conform_accumulate},
     {"adamw", conform_adamw},
     {"muon", conform_muon},

@@ -258,6 +258,51 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
   }
 }
 
+// The very bits of the two ops that it is made of, which have cases of their own.
+void loss_case(Harness& h, size_t line, DType dtype, Compute compute, int64_t tokens) {
+  LogprobCase c(h, dtype, compute, tokens);
+  Guarded logprob(h, DType::kF32, {c.tokens}), log_sum_exp(h, DType::kF32, {c.tokens});
+  Guarded dlogprob(h, DType::kF32, {c.tokens}), dx(h, DType::kF32, {c.tokens, c.columns}, h.between(0, 5));
+  Guarded dw(h, DType::kF32, {c.vocabulary, c.columns});
+  Guarded logprob2(h, DType::kF32, {c.tokens}), log_sum_exp2(h, DType::kF32, {c.tokens});
+  Guarded dx2(h, DType::kF32, {c.tokens, c.columns}), dw2(h, DType::kF32, {c.vocabulary, c.columns});
+  dlogprob.fill([&] { return h.chance(0.1) ? 0.0f : h.normal(); });
+  dw.fill([&] { return h.normal(); });
+  for (int64_t i = 0; i < dw.elements(); ++i) dw2.host_at(i) = dw.host_at(i);
+  dw2.upload();
+  const bool with_dw = h.chance(0.7);
+  TokenLoss op, apart;
+  c.set(&op, &apart);
+  op.dlogprob = dlogprob.device(), op.logprob = logprob.device(), op.log_sum_exp = log_sum_exp.device();
+  op.dx = dx.device();
+  if (with_dw) op.dw = dw.device();
+  h.give_workspace(&op);
+  h.chip().token_loss(op);
+  c.x.download(line, "x", false);
+  apart = op;
+  apart.logprob = logprob2.device(), apart.log_sum_exp = log_sum_exp2.device(), apart.dx = dx2.device();
+  if (with_dw) apart.dw = dw2.device();
+  TokenLogprob forward = apart.forward();
+  h.give_workspace(&forward);
+  h.chip().token_logprob(forward);
+  TokenLogprobBackward backward = apart.backward();
+  h.give_workspace(&backward);
+  h.chip().token_logprob_backward(backward);
+  const auto same = [&](std::string_view name, Guarded& one, Guarded& two, bool written) {
+    one.download(line, name, written);
+    two.download(line, name, written);
+    for (int64_t i = 0; written && i < one.elements(); ++i) {
+      const float a = one.result_at(i), b = two.result_at(i);
+      // A row without a slope adds zeros, of whichever sign.
+      h.element(line, static_cast<double>(a), static_cast<double>(b), 0, i, 0);
+    }
+  };
+  same("logprob", logprob, logprob2, true);
+  same("log_sum_exp", log_sum_exp, log_sum_exp2, true);
+  same("dx", dx, dx2, true);
+  same("dw", dw, dw2, with_dw);
+}
+
 // The head of a small model.
 struct LogprobBench {
   std::unique_ptr<Weight> weight;
@@ -340,6 +385,31 @@ void conform_token_logprob_backward(Harness& h) {
       h.give_workspace(&op);
       h.bench(line, fmt::format("T={} V={} C={}", kBenchTokens, kBenchVocabulary, kBenchColumns), op.bytes(),
               op.flops(), Harness::Peak::kF32, [&] { h.chip().token_logprob_backward(op); });
+    });
+  });
+}
+
+void conform_token_loss(Harness& h) {
+  const bool quick = h.options().quick;
+  each_logprob_line(h, "token_loss", [&](size_t line, DType dtype, Compute compute) {
+    for (int i = 0; i < (quick ? 4 : 20); ++i) {
+      const int64_t tokens = i == 0 ? 70 : random_loss_rows(h);
+      h.run_case(line, [&] { loss_case(h, line, dtype, compute, tokens); });
+    }
+    h.run_case(line, [&] {
+      if (!h.benches() || dtype != DType::kF32) return;
+      const LogprobBench b(h, kBenchTokens, kBenchVocabulary, kBenchColumns);
+      Guarded dx(h, DType::kF32, {kBenchTokens, kBenchColumns}), dlogprob(h, DType::kF32, {kBenchTokens});
+      Guarded dw(h, DType::kF32, {kBenchVocabulary, kBenchColumns});
+      dw.fill([] { return 0.0f; });
+      dlogprob.fill([] { return -1.0f / kBenchTokens; });
+      TokenLoss op;
+      b.set(&op);
+      op.logprob = b.logprob.device(), op.dlogprob = dlogprob.device();
+      op.dx = dx.device(), op.dw = dw.device();
+      h.give_workspace(&op);
+      h.bench(line, fmt::format("T={} V={} C={}", kBenchTokens, kBenchVocabulary, kBenchColumns), op.bytes(),
+              op.flops(), Harness::Peak::kF32, [&] { h.chip().token_loss(op); });
     });
   });
 }

@@ -33,6 +33,7 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
+  size_t workspace_bytes(const TokenLoss& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
  protected:
@@ -72,6 +73,8 @@ class CpuBackend final : public Backend {
   void do_token_logprob(const TokenLogprob& op) override;
   void do_token_logprob_backward(const TokenLogprobBackward& op) override;
   void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_token_loss(const TokenLoss& op) override;
+  void do_dropout(const Dropout& op) override;
   void do_accumulate(const Accumulate& op) override;
   void do_adamw(const AdamW& op) override;
   void do_muon(const Muon& op) override;

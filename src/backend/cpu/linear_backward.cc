@@ -6,7 +6,6 @@
 #include "backend/cpu/linear_backward.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
@@ -97,10 +96,7 @@ void pack_rows(const Tensor& x, int64_t from, int64_t depth, const GradientConte
   context.pool.parallel_for(depth, row_grain(columns), [&](int64_t begin, int64_t end, int) {
     for (int64_t s = begin; s < end; ++s) {
       const float* row = x.as<float>() + (from + s) * x.stride[0];
-      for (int64_t k = 0; k < columns; k += panel) {
-        std::memcpy(packed + k * depth + s * panel, row + k,
-                    static_cast<size_t>(std::min(panel, columns - k)) * sizeof(float));
-      }
+      context.kernels.pack_row(row, columns, depth, packed + s * panel);
     }
   });
 }
@@ -186,12 +182,7 @@ void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const Gradien
         const int64_t rows = std::min(kDwRows, width - n), tile = kernels.tile_rows;
         // dy^T as tiles [rows / tile][depth][tile].
         float* a = place.scratch[worker].dy.data();
-        for (int64_t s = 0; s < depth; ++s) {
-          const float* from = dy.as<float>() + (t + s) * dy.stride[0] + n;
-          for (int64_t r = 0; r < rows; r += tile) {
-            std::copy_n(from + r, std::min(tile, rows - r), a + r * depth + s * tile);
-          }
-        }
+        kernels.pack_tiles(dy.as<float>() + t * dy.stride[0] + n, dy.stride[0], depth, rows, a);
         for (int64_t p = piece * panels / pieces; p < (piece + 1) * panels / pieces; ++p) {
           const int64_t column = p * kernels.panel;
           TileProduct product{};

@@ -45,6 +45,29 @@ struct LinearBackwardKernel {
     }
   }
 
+  static void pack_row(const float* from, int64_t columns, int64_t depth, float* packed) {
+    int64_t k = 0;
+    for (; k + kPanel <= columns; k += kPanel) {
+      float* to = packed + k * depth;
+      unroll<kVectors>([&](auto n) { V::store(to + n * 16, V::load(from + k + n * 16)); });
+    }
+    for (float* to = packed + k * depth; k < columns; ++k) *to++ = from[k];
+  }
+
+  static void pack_tiles(const float* from, int64_t stride, int64_t depth, int64_t rows, float* tiles) {
+    int64_t r = 0;
+    for (; r + kRows <= rows; r += kRows) {
+      float* to = tiles + r * depth;
+      for (int64_t s = 0; s < depth; ++s, to += kRows) {
+        const float* at = from + s * stride + r;
+        unroll<kRows>([&](auto i) { to[i] = at[i]; });
+      }
+    }
+    for (int64_t s = 0; r < rows && s < depth; ++s) {
+      for (int64_t i = r; i < rows; ++i) tiles[r * depth + s * kRows + i - r] = from[s * stride + i];
+    }
+  }
+
  private:
   template <int R>
   static void some_rows(const TileProduct& p) {
@@ -82,8 +105,9 @@ struct LinearBackwardKernel {
 
 template <class V>
 constexpr LinearBackwardKernels linear_backward_kernels() {
-  return {V::kTileRows, LinearBackwardKernel<V>::kPanel, LinearBackwardKernel<V>::multiply,
-          LinearBackwardKernel<V>::pack_group};
+  using Kernel = LinearBackwardKernel<V>;
+  return {V::kTileRows,       Kernel::kPanel,   Kernel::multiply,
+          Kernel::pack_group, Kernel::pack_row, Kernel::pack_tiles};
 }
 
 }  // namespace qiao::cpu

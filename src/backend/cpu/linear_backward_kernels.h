@@ -26,6 +26,10 @@ struct LinearBackwardKernels {
   // rows, to panels: packed[column / panel][depth][panel], from its row 0 on.
   void (*pack_group)(const float* from, int64_t elements, int64_t column, int64_t rows, int64_t depth,
                      float* packed);
+  // A row of `columns` numbers to panels: packed[column / panel][depth][panel], which begins at its row.
+  void (*pack_row)(const float* from, int64_t columns, int64_t depth, float* packed);
+  // `rows` columns of `depth` rows to tiles: tiles[column / tile_rows][depth][tile_rows].
+  void (*pack_tiles)(const float* from, int64_t stride, int64_t depth, int64_t rows, float* tiles);
 };
 extern const LinearBackwardKernels kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512;
 

@@ -1,6 +1,5 @@
 // What the optimizer does with a run of parameters: optimizer_inl.h has the plan; here, elements are shared
-// out over the threads. Moments of BF16 and of codes are spread out to F32 a block at a time, in the L1
-// cache.
+// out over the threads.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -12,12 +11,12 @@
 #include "backend/cpu/optimizer_inl.h"
 #include "backend/cpu/simd_generic.h"
 #include "base/error.h"
-#include "tensor/half.h"
 
 namespace qiao::cpu {
 
 const OptimizerKernels kOptimizerGeneric = {OptimizerKernel<generic::Simd>::squares,
-                                            OptimizerKernel<generic::Simd>::adamw};
+                                            OptimizerKernel<generic::Simd>::adamw,
+                                            OptimizerKernel<generic::Simd>::adamw_kept};
 
 void CpuBackend::do_sum_of_squares(const SumOfSquares& op) {
   constexpr int64_t kRun = 4096;   // the contract's
@@ -49,10 +48,10 @@ void CpuBackend::do_accumulate(const Accumulate& op) {
 
 namespace {
 
-// DynamicCodes::code_of by the upper 16 bits of a number: in each bucket of them lies one boundary at most.
+// Finds codes by the upper 16 bits of a number.
 class CodeFinder {
  public:
-  explicit CodeFinder(const DynamicCodes& codes) : codes_(codes) {
+  CodeFinder(const DynamicCodes& codes, bool is_signed) {
     std::ranges::copy(codes.boundary, boundary_.begin());
     boundary_.back() = std::numeric_limits<float>::infinity();
     for (uint32_t bucket = 0; bucket < kBuckets; ++bucket) {
@@ -62,80 +61,30 @@ class CodeFinder {
       QIAO_ASSERT(codes.code_of(high) - codes.code_of(low) <= 1 &&
                   codes.code_of(-low) - codes.code_of(-high) <= 1);
     }
+    tables_ = {codes.value.data(), boundary_.data(), first_.data(), kLeast, kMost, kBuckets, is_signed};
   }
-  const DynamicCodes& codes() const { return codes_; }
-  uint8_t find(float x) const {
-    const uint32_t bits = std::bit_cast<uint32_t>(x);
-    const uint32_t magnitude = std::clamp((bits & 0x7fffffffu) >> 16, kLeast, kMost) - kLeast;
-    const uint32_t code = first_[magnitude + (bits >> 31) * kBuckets];
-    return static_cast<uint8_t>(code + (boundary_[code] < x ? 1u : 0u));
-  }
+  CodeFinder(const CodeFinder&) = delete;
+  CodeFinder& operator=(const CodeFinder&) = delete;
+  const CodeTables& tables() const { return tables_; }
 
  private:
-  static constexpr uint32_t kLeast = 0x3300, kMost = 0x3f80;  // 2^-25, below every boundary but 0's; 1
-  static constexpr uint32_t kBuckets = kMost - kLeast + 1;
+  static constexpr int32_t kLeast = 0x3300, kMost = 0x3f80;  // 2^-25, below every boundary but 0's; 1
+  static constexpr int32_t kBuckets = kMost - kLeast + 1;
   static float edge(uint32_t bucket) { return std::bit_cast<float>((kLeast + bucket) << 16); }
-  const DynamicCodes& codes_;
-  std::array<uint8_t, 2 * size_t{kBuckets}> first_;
+  std::array<uint8_t, 2 * size_t{kBuckets}> first_{};
   std::array<float, 256> boundary_;
+  CodeTables tables_;
 };
 
-// The largest magnitude of a block: in lanes, which is the same.
-float largest(const float* x, int64_t count) {
-  constexpr int64_t kLanes = 16;
-  std::array<float, static_cast<size_t>(kLanes)> most{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      float& here = most[static_cast<size_t>(lane)];
-      const float size = std::abs(x[i + lane]);
-      here = size > here ? size : here;
-    }
-  }
-  for (; i < count; ++i) most[0] = std::max(most[0], std::abs(x[i]));
-  return std::ranges::max(most);
+KeptMoment block_of(const Tensor& values, const Tensor& scales, const CodeTables& tables, int64_t first) {
+  if (values.dtype == DType::kBF16) return {values.as<uint16_t>() + first, nullptr, nullptr};
+  return {values.as<uint8_t>() + first, scales.as<float>() + first / kCodeBlock, &tables};
 }
-
-struct Moment {
-  const Tensor& values;
-  const Tensor& scales;
-  const CodeFinder& finder;
-
-  void read(int64_t first, int64_t count, float* to) const {
-    if (values.dtype == DType::kBF16) {
-      const uint16_t* from = values.as<uint16_t>() + first;
-      for (int64_t i = 0; i < count; ++i) to[i] = bf16_to_float(from[i]);
-    } else {
-      const uint8_t* from = values.as<uint8_t>() + first;
-      const float scale = scales.as<float>()[first / kCodeBlock];
-      for (int64_t i = 0; i < count; ++i) to[i] = finder.codes().value[from[i]] * scale;
-    }
-  }
-  void write(int64_t first, int64_t count, const float* from) const {
-    if (values.dtype == DType::kBF16) {
-      uint16_t* to = values.as<uint16_t>() + first;
-      for (int64_t i = 0; i < count; ++i) to[i] = float_to_bf16(from[i]);
-      return;
-    }
-    const float scale = largest(from, count);
-    scales.as<float>()[first / kCodeBlock] = scale;
-    uint8_t* to = values.as<uint8_t>() + first;
-    const float divisor = scale > 0 ? scale : 1.0f;  // all are 0
-    std::array<float, static_cast<size_t>(kCodeBlock)> shares;
-    for (int64_t i = 0; i < count; ++i) shares[static_cast<size_t>(i)] = from[i] / divisor;
-    if (finder.codes().value[0] < 0) {
-      for (int64_t i = 0; i < count; ++i) to[i] = finder.find(shares[static_cast<size_t>(i)]);
-    } else {
-      for (int64_t i = 0; i < count; ++i)
-        to[i] = std::max<uint8_t>(finder.find(shares[static_cast<size_t>(i)]), from[i] > 0 ? 1 : 0);
-    }
-  }
-};
 
 }  // namespace
 
 void CpuBackend::do_adamw(const AdamW& op) {
-  static const CodeFinder first_finder(signed_codes()), second_finder(unsigned_codes());
+  static const CodeFinder first_codes(signed_codes(), true), second_codes(unsigned_codes(), false);
   const OptimizerKernels& kernels = choose(kOptimizerGeneric, kOptimizerAvx2, kOptimizerAvx512);
   const auto step = static_cast<double>(op.step);
   const auto rounded = [](double value) { return static_cast<float>(value); };
@@ -159,18 +108,13 @@ void CpuBackend::do_adamw(const AdamW& op) {
     });
     return;
   }
-  const Moment first{op.first_moment, op.first_scales, first_finder};
-  const Moment second{op.second_moment, op.second_scales, second_finder};
   pool_.parallel_for(
       (count + kCodeBlock - 1) / kCodeBlock, row_grain(kCodeBlock), [&](int64_t begin, int64_t end, int) {
-        std::array<float, static_cast<size_t>(kCodeBlock)> m, v;
         for (int64_t at = begin * kCodeBlock; at < std::min(end * kCodeBlock, count); at += kCodeBlock) {
-          const int64_t here = std::min(kCodeBlock, count - at);
-          first.read(at, here, m.data());
-          second.read(at, here, v.data());
-          kernels.adamw(constants, gradients + at, parameters + at, m.data(), v.data(), here);
-          first.write(at, here, m.data());
-          second.write(at, here, v.data());
+          kernels.adamw_kept(constants, gradients + at, parameters + at,
+                             block_of(op.first_moment, op.first_scales, first_codes.tables(), at),
+                             block_of(op.second_moment, op.second_scales, second_codes.tables(), at),
+                             std::min(kCodeBlock, count - at));
         }
       });
 }

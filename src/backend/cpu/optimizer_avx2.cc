@@ -4,6 +4,7 @@
 namespace qiao::cpu {
 
 const OptimizerKernels kOptimizerAvx2 = {OptimizerKernel<avx2::Simd>::squares,
-                                         OptimizerKernel<avx2::Simd>::adamw};
+                                         OptimizerKernel<avx2::Simd>::adamw,
+                                         OptimizerKernel<avx2::Simd>::adamw_kept};
 
 }  // namespace qiao::cpu

@@ -4,6 +4,7 @@
 namespace qiao::cpu {
 
 const OptimizerKernels kOptimizerAvx512 = {OptimizerKernel<avx512::Simd>::squares,
-                                           OptimizerKernel<avx512::Simd>::adamw};
+                                           OptimizerKernel<avx512::Simd>::adamw,
+                                           OptimizerKernel<avx512::Simd>::adamw_kept};
 
 }  // namespace qiao::cpu

@@ -103,13 +103,16 @@ struct Simd {
             _mm256_or_ps(magnitude.high, _mm256_and_ps(sign.high, bit))};
   }
   static void transpose(F (&x)[16]) {
-    float columns[16][16];
-    for (int i = 0; i < 16; ++i) {
-      float row[16];
-      store(row, x[i]);
-      for (int c = 0; c < 16; ++c) columns[c][i] = row[c];
+    __m256 quarter[4][8];  // of eight rows and columns
+    for (int i = 0; i < 8; ++i) {
+      quarter[0][i] = x[i].low, quarter[1][i] = x[i].high;
+      quarter[2][i] = x[8 + i].low, quarter[3][i] = x[8 + i].high;
     }
-    for (int c = 0; c < 16; ++c) x[c] = load(columns[c]);
+    for (auto& rows : quarter) transpose8(rows);
+    for (int c = 0; c < 8; ++c) {
+      x[c] = {quarter[0][c], quarter[2][c]};
+      x[8 + c] = {quarter[1][c], quarter[3][c]};
+    }
   }
   static F swap_pairs(F a) { return {_mm256_permute_ps(a.low, 0xb1), _mm256_permute_ps(a.high, 0xb1)}; }
   static F scale(F a, F n) { return {scale(a.low, n.low), scale(a.high, n.high)}; }
@@ -199,6 +202,23 @@ struct Simd {
   }
 
  private:
+  static void transpose8(__m256 (&r)[8]) {
+    __m256 pair[8], four[8];
+    for (int i = 0; i < 8; i += 2) {
+      pair[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      pair[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+      four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+      four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+      four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
+      r[i + 4] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
+    }
+  }
   static __m256 widen(__m128i bits) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }

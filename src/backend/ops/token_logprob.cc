@@ -87,4 +87,47 @@ double TokenLogprobBackward::bytes() const {
                                                             dlogprob.bytes() + dx.bytes() + 2 * dw.bytes());
 }
 
+void TokenLoss::check() const {
+  constexpr std::string_view op = "token_loss";
+  check_logits(op, *this);
+  const int64_t tokens = x.shape[0];
+  check::dense(op, "dlogprob", dlogprob, DType::kF32, {tokens});
+  check::dense(op, "logprob", logprob, DType::kF32, {tokens});
+  check::rows(op, "dx", dx, DType::kF32, {tokens, weight->columns()});
+  if (dw.present()) check::dense(op, "dw", dw, DType::kF32, {weight->rows(), weight->columns()});
+  check_apart(
+      op,
+      {{"logprob", logprob}, {"log_sum_exp", log_sum_exp}, {"dx", dx}, {"dw", dw}, {"workspace", workspace}},
+      {{"x", x}, {"labels", labels}, {"dlogprob", dlogprob}});
+}
+
+double TokenLoss::flops() const { return products(x, *weight) * (dw.present() ? 3 : 2); }
+double TokenLoss::bytes() const { return forward().bytes() + backward().bytes(); }
+
+TokenLogprob TokenLoss::forward() const {
+  return {.x = x,
+          .weight = weight,
+          .labels = labels,
+          .temperature = temperature,
+          .soft_cap = soft_cap,
+          .compute = compute,
+          .logprob = logprob,
+          .log_sum_exp = log_sum_exp,
+          .workspace = workspace};
+}
+
+TokenLogprobBackward TokenLoss::backward() const {
+  return {.x = x,
+          .weight = weight,
+          .labels = labels,
+          .temperature = temperature,
+          .soft_cap = soft_cap,
+          .compute = compute,
+          .log_sum_exp = log_sum_exp,
+          .dlogprob = dlogprob,
+          .dx = dx,
+          .dw = dw,
+          .workspace = workspace};
+}
+
 }  // namespace qiao

@@ -63,4 +63,27 @@ struct TokenLogprobBackward {
   double bytes() const;
 };
 
+// TokenLogprob and TokenLogprobBackward in one, where the loss's slopes are known beforehand, as
+// cross-entropy's are: the products need be made once. The bits of the two, one after the other, where x is
+// finite. A chip without a kernel for it runs those two.
+struct TokenLoss {
+  Tensor x;
+  const Weight* weight = nullptr;
+  Tensor labels;
+  float temperature = 1.0f;
+  float soft_cap = 0.0f;
+  Compute compute = Compute::kF32;
+  Tensor dlogprob;              // F32 [T]
+  Tensor logprob, log_sum_exp;  // F32 [T]
+  Tensor dx;                    // F32 [T, C], rows contiguous; overlaps nothing
+  Tensor dw;                    // F32 [V, C], dense, or absent
+  Tensor workspace;             // U8 [>= Backend::workspace_bytes(*this)]
+
+  void check() const;
+  double flops() const;
+  double bytes() const;
+  TokenLogprob forward() const;
+  TokenLogprobBackward backward() const;
+};
+
 }  // namespace qiao

@@ -55,6 +55,7 @@ class ReferenceBackend final : public Backend {
   void do_token_logprob(const TokenLogprob& op) override;
   void do_token_logprob_backward(const TokenLogprobBackward& op) override;
   void do_sum_of_squares(const SumOfSquares& op) override;
+  void do_dropout(const Dropout& op) override;
   void do_accumulate(const Accumulate& op) override;
   void do_adamw(const AdamW& op) override;
   void do_muon(const Muon& op) override;

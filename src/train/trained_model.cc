@@ -1,0 +1,136 @@
+#include "train/trained_model.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "hub/digest.h"
+#include "models/initial_weights.h"
+#include "models/weights.h"
+#include "train/model_directory.h"
+
+namespace qiao::train {
+namespace {
+
+// Ranks that share cores share them out.
+int threads_of(const TrainOptions& options, const Communicator& communicator) {
+  if (options.threads > 0 || communicator.size() == 1) return options.threads;
+  return std::max(1, usable_cpus() / communicator.sharing_cores());
+}
+
+bool is_gguf(const ModelFiles& files) { return files.kind() == ModelFiles::Kind::kGguf; }
+
+// Tells weights apart without reading all of them: names and shapes, and how each tensor begins and ends.
+std::string fingerprint(const ModelFiles& files) {
+  constexpr size_t kEdge = 256;  // bytes
+  Digest digest(Digest::Kind::kSha256);
+  for (const TensorInfo& tensor : files.tensors()) {
+    digest.update(fmt::format("{} {} [{}]", tensor.name, tensor.type_name(), fmt::join(tensor.shape, ", ")));
+    if (files.files().empty()) continue;  // drawn by the seed, which is fixed, too
+    const std::span<const std::byte> bytes = files.bytes(tensor);
+    const size_t edge = std::min(kEdge, bytes.size());
+    for (const std::span<const std::byte> part : {bytes.first(edge), bytes.last(edge)})
+      digest.update({reinterpret_cast<const char*>(part.data()), part.size()});
+    files.release(tensor);
+  }
+  return digest.hex().substr(0, 16);
+}
+
+}  // namespace
+
+TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicator& communicator, Ranks& ranks)
+    : options(options_of_run) {
+  files = open_or_initialize(options.init, options.data.seed);
+  const bool gguf = is_gguf(*files);
+  if (gguf && !options.lora.on()) {
+    throw_error(
+        ErrorKind::kUnsupported,
+        "{}: a Hugging Face directory was expected to train all of a model; an adapter is trained on a "
+        "GGUF file too (--lora-rank), and `qiao export --hf` makes a directory of it",
+        options.init.string());
+  }
+  backend = make_backend(options.device, {.threads = threads_of(options, communicator)});
+  if (options.profile) {
+    peaks = backend->measure_peaks();
+  } else if (options.measure_peak) {
+    peaks = backend->measure_arithmetic();
+  }
+  const bool bf16 = options.dtype == "bf16";
+  parameters = std::make_unique<Parameters>(
+      *backend, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
+  DecoderOptions load;
+  if (!options.lora.on()) {
+    load.float_weights = bf16 ? DType::kBF16 : DType::kF32;
+    load.laid_out = [&](const LaidOutTensor& tensor) { parameters->add(tensor); };
+    decoder = Decoder::load(*files, *backend, load);
+  } else {
+    // The base stays as the files have it. A quantized one computes as it is served.
+    if (bf16) load.float_weights = DType::kBF16;
+    if (!bf16 && !gguf) load.compute = DecoderOptions::Policy::kF32;
+    decoder = Decoder::load(*files, *backend, load);
+    lora = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files, *decoder,
+                                         *parameters);
+  }
+  ranks.share(*parameters);
+  std::vector<const Weight*> outer = {decoder->weights().embedding.table.get()};
+  for (const nn::WeightPiece& piece : decoder->weights().head.pieces) outer.push_back(piece.weight.get());
+  optimizer = std::make_unique<Optimizer>(*backend, *parameters, options.optimizer, outer);
+  const bool has_tokenizer =
+      gguf ? files->metadata().find("tokenizer.ggml.model") != nullptr : !files->tokenizer_json().is_null();
+  if (has_tokenizer) tokenizer = Tokenizer::from_model(*files);
+}
+
+void TrainedModel::prepare() {
+  if (lora != nullptr) {
+    lora->prepare(*parameters);
+  } else {
+    parameters->prepare(*files);
+  }
+  optimizer->prepare();
+}
+
+std::unique_ptr<Decoder> TrainedModel::load_frozen() const {
+  DecoderOptions frozen;
+  frozen.float_weights = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  return Decoder::load(*files, *backend, frozen);
+}
+
+void TrainedModel::write(const std::filesystem::path& folder, const MasterOf& master) const {
+  if (lora != nullptr) {
+    lora->write(folder, *parameters, master);
+  } else {
+    write_model_directory(folder, options.init, *files, *parameters, master);
+  }
+}
+
+Json TrainedModel::fixed() const {
+  Json fixed = {{"mode", options.mode}};
+  fixed.update(lora != nullptr ? lora->fixed() : Json{{"--lora-rank", 0}});
+  const bool measures_against_init =
+      options.mode == "dpo" || (options.mode == "grpo" && options.policy.beta > 0);
+  // Else it gives names, shapes and the tokenizer alone.
+  if (lora != nullptr || measures_against_init)
+    fixed["--init"] = fmt::format("a model of weights {}", fingerprint(*files));
+  return fixed;
+}
+
+// The way back costs twice as much as the way there: the matrix products, and attention's over the pairs that
+// are seen.
+double TrainedModel::flops(const PackedBatch& batch) const {
+  const DecoderConfig& config = decoder->config();
+  const DecoderWork work = decoder->work();
+  double pairs = 0;  // of all layers
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const bool slides = config.layer_slides[static_cast<size_t>(layer)];
+    for (size_t s = 1; s < batch.starts.size(); ++s) {
+      const auto length = static_cast<double>(batch.starts[s] - batch.starts[s - 1]);
+      const double window = slides ? std::min(static_cast<double>(config.sliding_window), length) : length;
+      pairs += length * window - window * (window - 1) / 2;
+    }
+  }
+  const double attention = 4 * static_cast<double>(config.num_attention_heads * config.head_dim) * pairs;
+  const auto tokens = static_cast<double>(batch.tokens.size());
+  return 3 * (tokens * (work.layer_flops_per_token + work.logits_flops_per_row) + attention);
+}
+
+}  // namespace qiao::train

@@ -1,0 +1,48 @@
+// The model of a run as it is loaded and trained: all of it, or an adapter beside it.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "backend/backend.h"
+#include "base/json.h"
+#include "formats/model_files.h"
+#include "models/decoder.h"
+#include "models/decoder_training.h"
+#include "text/tokenizer.h"
+#include "train/lora.h"
+#include "train/optimizer.h"
+#include "train/options.h"
+#include "train/parameters.h"
+#include "train/ranks.h"
+
+namespace qiao::train {
+
+struct TrainedModel {
+  // Loads the weights and lays out what is trained, whose memory prepare() takes. Throws Error naming the
+  // file, flag or tensor.
+  TrainedModel(const TrainOptions& options, const Communicator& communicator, Ranks& ranks);
+
+  // Masters, gradients and states as the run begins.
+  void prepare();
+  // The weights again, to measure against: nothing of them is trained.
+  std::unique_ptr<Decoder> load_frozen() const;
+  // RUN/model: a Hugging Face directory, or PEFT's of the adapter. Throws Error(kIo).
+  void write(const std::filesystem::path& folder, const MasterOf& master) const;
+  // What a run has to keep to (CheckpointState::fixed).
+  Json fixed() const;
+  // Of a forward and a backward pass.
+  double flops(const PackedBatch& batch) const;
+
+  const TrainOptions& options;
+  std::shared_ptr<ModelFiles> files;
+  std::unique_ptr<Backend> backend;
+  DevicePeaks peaks;
+  std::unique_ptr<Parameters> parameters;
+  std::shared_ptr<Decoder> decoder;
+  std::unique_ptr<LoraAdapter> lora;  // null: all of the model is trained
+  std::unique_ptr<Optimizer> optimizer;
+  std::unique_ptr<Tokenizer> tokenizer;  // null: the model has none
+};
+
+}  // namespace qiao::train
