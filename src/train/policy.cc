@@ -5,13 +5,10 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "train/clock.h"
 
 namespace qiao::train {
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
 
 double standard_deviation(std::span<const double> values) {
   double mean = 0, squares = 0;

@@ -1,7 +1,6 @@
 #include "train/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <numeric>
@@ -13,6 +12,7 @@
 #include "base/process_memory.h"
 #include "hub/digest.h"
 #include "train/checkpoint.h"
+#include "train/clock.h"
 #include "train/memory_plan.h"
 #include "train/profile.h"
 #include "train/ranks.h"
@@ -24,11 +24,6 @@
 
 namespace qiao::train {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 // Everything of a run that lives from step to step.
 class Run {

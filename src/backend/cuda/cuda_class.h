@@ -89,6 +89,9 @@ class CudaBackend final : public Backend {
   // sample.cu
   void do_sample(const Sample& op) override;
 
+  // dropout.cu
+  void do_dropout(const Dropout& op) override;
+
   // optimizer.cu, muon.cu
   void do_sum_of_squares(const SumOfSquares& op) override;
   void do_accumulate(const Accumulate& op) override;
