@@ -17,18 +17,12 @@ int selected(int device) {
   return device;
 }
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  QIAO_CUDA(cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
-
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : stream_(selected(options.device)),
-      multiprocessors_(attribute(cudaDevAttrMultiProcessorCount, options.device)),
-      block_shared_bytes_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
+      multiprocessors_(device_attribute(cudaDevAttrMultiProcessorCount, options.device)),
+      block_shared_bytes_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
       uploader_(stream_),
       tickets_(allocate(kMostTickets * sizeof(unsigned))) {
@@ -42,9 +36,10 @@ DeviceInfo CudaBackend::describe() const {
   cudaDeviceProp properties{};
   QIAO_CUDA(cudaGetDeviceProperties(&properties, stream_.device()));
   DeviceInfo info;
-  info.name = fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name,
-                          multiprocessors_, attribute(cudaDevAttrComputeCapabilityMajor, stream_.device()),
-                          attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
+  info.name =
+      fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name, multiprocessors_,
+                  device_attribute(cudaDevAttrComputeCapabilityMajor, stream_.device()),
+                  device_attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
   info.memory_bytes = properties.totalGlobalMem;
   info.free_bytes = memory_.free_bytes();
   return info;

@@ -48,12 +48,6 @@ ErrorKind kind_of(cudaError_t error) {
   }
 }
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  QIAO_CUDA(cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
-
 }  // namespace
 
 void check(cudaError_t error, const char* call) {
@@ -62,6 +56,12 @@ void check(cudaError_t error, const char* call) {
   const std::string_view text = call;
   throw_error(kind_of(error), "cuda: {}: {} ({})", text.substr(0, text.find('(')), cudaGetErrorString(error),
               cudaGetErrorName(error));
+}
+
+int device_attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  QIAO_CUDA(cudaDeviceGetAttribute(&value, which, device));
+  return value;
 }
 
 void select_device(int index) {
@@ -99,14 +99,14 @@ void select_device(int index) {
                 count == 1 ? "is" : "are", count, count == 1 ? "" : "s");
   }
   QIAO_CUDA(cudaSetDevice(index));
-  const int major = attribute(cudaDevAttrComputeCapabilityMajor, index);
-  const int minor = attribute(cudaDevAttrComputeCapabilityMinor, index);
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, index);
+  const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, index);
   if (major < 8) {
     throw_error(ErrorKind::kUnavailable,
                 "cuda:{}: its compute capability is {}.{}, expected 8.0 (Ampere) or newer; use --device cpu",
                 index, major, minor);
   }
-  if (attribute(cudaDevAttrMemoryPoolsSupported, index) == 0) {
+  if (device_attribute(cudaDevAttrMemoryPoolsSupported, index) == 0) {
     throw_error(
         ErrorKind::kUnavailable,
         "cuda:{}: its driver has no memory pools (a virtual GPU without unified memory?); use --device "

@@ -19,6 +19,8 @@ void check(cudaError_t error, const char* call);
 // a one, no device of that number, compute capability below 8.0. Makes it this thread's.
 void select_device(int index);
 
+int device_attribute(cudaDeviceAttr which, int device);
+
 // In-order work of one device.
 class Stream {
  public:
