@@ -137,6 +137,8 @@ function(qiao_tests folder)
   if(folder STREQUAL "backend")
     add_subdirectory(tests/backend/cuda_stand_in)
     target_link_libraries(backend_tests PRIVATE qiao_cuda_stand_in)
+    # Its instructions.h stands before the chip's.
+    target_include_directories(backend_tests BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/backend/cuda_stand_in)
   endif()
   target_compile_definitions(${folder}_tests PRIVATE QIAO_TEST_DATA="${CMAKE_SOURCE_DIR}/tests")
   gtest_discover_tests(${folder}_tests DISCOVERY_MODE PRE_TEST PROPERTIES LABELS ${folder} TIMEOUT 120)

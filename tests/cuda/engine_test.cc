@@ -14,6 +14,7 @@ using testing::greedy;
 using ::testing::HasSubstr;
 using testing::load_chat_model;
 using testing::Pending;
+using testing::run;
 
 std::vector<GenerationRequest> some_requests(const LanguageModel& model) {
   std::vector<GenerationRequest> list;
@@ -64,21 +65,18 @@ TEST(CudaEngineTest, LogProbabilitiesAreTheCpus) {
 }
 
 TEST(CudaEngineTest, RequestsOfALostDeviceEndWithAnErrorAndSoDoLaterOnes) {
-  {
-    const auto model = load_chat_model(1, "cuda");
-    Engine engine(model, {});
-    EXPECT_EQ(run(engine, greedy(*model, "A bridge", 2)).last.finish, FinishReason::kLength);
-    stand_in::fail_call("kernel", 40, cudaErrorIllegalAddress);
-    Pending one(engine, greedy(*model, "A bridge", 8)), two(engine, greedy(*model, "x", 8));
-    for (Pending* each : {&one, &two}) {
-      const Answer answer = each->wait();
-      EXPECT_EQ(answer.last.finish, FinishReason::kError);
-      EXPECT_THAT(answer.last.error, HasSubstr("an illegal memory access was encountered"));
-      EXPECT_EQ(answer.last_events, 1);
-    }
-    EXPECT_EQ(run(engine, greedy(*model, "later", 2)).last.finish, FinishReason::kError);
+  const auto model = load_chat_model(1, "cuda");
+  Engine engine(model, {});
+  EXPECT_EQ(run(engine, greedy(*model, "A bridge", 2)).last.finish, FinishReason::kLength);
+  stand_in::fail_call("kernel", 40, cudaErrorIllegalAddress);
+  Pending one(engine, greedy(*model, "A bridge", 8)), two(engine, greedy(*model, "x", 8));
+  for (Pending* each : {&one, &two}) {
+    const Answer answer = each->wait();
+    EXPECT_EQ(answer.last.finish, FinishReason::kError);
+    EXPECT_THAT(answer.last.error, HasSubstr("an illegal memory access was encountered"));
+    EXPECT_EQ(answer.last_events, 1);
   }
-  stand_in::reset();  // nothing is given back on a lost device
+  EXPECT_EQ(run(engine, greedy(*model, "later", 2)).last.finish, FinishReason::kError);
 }
 
 }  // namespace

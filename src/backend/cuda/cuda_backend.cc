@@ -28,6 +28,7 @@ int attribute(cudaDeviceAttr which, int device) {
 CudaBackend::CudaBackend(const BackendOptions& options)
     : stream_(selected(options.device)),
       multiprocessors_(attribute(cudaDevAttrMultiProcessorCount, options.device)),
+      block_shared_bytes_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
       uploader_(stream_),
       tickets_(allocate(kMostTickets * sizeof(unsigned))) {

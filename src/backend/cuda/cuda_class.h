@@ -19,11 +19,12 @@ class CudaBackend final : public Backend {
   DeviceInfo describe() const override;
   DevicePeaks measure_peaks() override;
   DevicePeaks measure_arithmetic() override;
-  std::span<const MissingOp> missing() const override;  // missing.cc
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
   using Backend::workspace_bytes;  // 0 for the other ops
+  size_t workspace_bytes(const AttentionPaged& op) const override;
+  size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const Linear& op) const override;
   size_t workspace_bytes(const GroupedLinear& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
@@ -49,6 +50,12 @@ class CudaBackend final : public Backend {
   std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) override;
   void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
   void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
+
+  // kv_write.cu, attention.cu, attention_varlen.cu, attention_varlen_backward.cu
+  void do_kv_write(const KvWrite& op) override;
+  void do_attention_paged(const AttentionPaged& op) override;
+  void do_attention_varlen(const AttentionVarlen& op) override;
+  void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
   // linear.cu, linear_backward.cu, token_logprob.cu
   void do_linear(const Linear& op) override;
@@ -90,7 +97,7 @@ class CudaBackend final : public Backend {
 
  private:
   Stream stream_;
-  int multiprocessors_;
+  int multiprocessors_, block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
   Buffer tickets_;  // of products whose segments have blocks of their own: zeros between launches

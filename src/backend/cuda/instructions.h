@@ -125,7 +125,8 @@ __device__ inline void load_matrices_transposed(uint32_t (&out)[4], const void* 
 }
 
 // mma.sync: D[16, 8] += A[16, K] B[K, 8] by a whole warp. With g = lane / 4, j = lane % 4 and e elements in a
-// 32-bit register (2 of 16 bits: K = 16; 4 of 8 bits: K = 32), lowest k in the lowest bits, a lane holds
+// 32-bit register (1: K = 8; 2 of 16 bits: K = 16; 4 of 8 bits: K = 32), lowest k in the lowest bits, a lane
+// holds
 //   a[0]: A[g][e j …],  a[1]: A[g + 8][e j …],  a[2]: A[g][K / 2 + e j …],  a[3]: A[g + 8][K / 2 + e j …]
 //   b[0]: B[e j …][g],  b[1]: B[K / 2 + e j …][g]
 //   d[0], d[1]: D[g][2 j], D[g][2 j + 1];  d[2], d[3]: D[g + 8][2 j], D[g + 8][2 j + 1]
@@ -165,6 +166,20 @@ __device__ inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], 
   static_cast<void>(d), static_cast<void>(a), static_cast<void>(b);
   __trap();
 #endif
+}
+
+// K = 8, one element in a register: a float of which the low 13 bits do not count. Of kTiles B and D beside
+// each other.
+template <int kTiles>
+__device__ inline void multiply_add_tf32(float (*d)[4], const uint32_t (&a)[4], const uint32_t (*b)[2]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[n][0]), "r"(b[n][1]));
+  }
 }
 
 // FP8 of four exponent and three mantissa bits, without infinities: to nearest even, larger ones become 448.

@@ -1,16 +1,103 @@
+#include "backend/cuda/kv_pages.h"
+
+#include <cstring>
+#include <vector>
+
 #include "backend/cuda/cuda_class.h"
 #include "base/error.h"
 
 namespace qiao::cuda {
+namespace {
 
-std::unique_ptr<KvPages> CudaBackend::do_make_kv_pages(const KvPagesSpec&) {
-  throw_error(ErrorKind::kUnsupported, "make_kv_pages: chip cuda keeps no pages yet");
+constexpr int64_t kQ8Numbers = 32, kQ8Bytes = 34;  // of GGUF's block: F16 scale, then the numbers
+
+// A row as GGUF and other chips have it, and as it lies here.
+void row_to_chip(const KvPagesSpec& spec, const std::byte* row, std::byte* chip) {
+  if (spec.dtype != DType::kQ8_0) {
+    std::memcpy(chip, row, static_cast<size_t>(qiao::row_bytes(spec.dtype, spec.head_dim)));
+    return;
+  }
+  for (int64_t block = 0; block < spec.head_dim / kQ8Numbers; ++block, row += kQ8Bytes) {
+    std::memcpy(chip + spec.head_dim + 2 * block, row, 2);
+    std::memcpy(chip + kQ8Numbers * block, row + 2, kQ8Numbers);
+  }
 }
-void CudaBackend::do_export_kv_page(const KvPages&, int64_t, std::byte*) {
-  throw_error(ErrorKind::kUnsupported, "export_kv_page: chip cuda keeps no pages yet");
+
+void row_from_chip(const KvPagesSpec& spec, const std::byte* chip, std::byte* row) {
+  if (spec.dtype != DType::kQ8_0) {
+    std::memcpy(row, chip, static_cast<size_t>(qiao::row_bytes(spec.dtype, spec.head_dim)));
+    return;
+  }
+  for (int64_t block = 0; block < spec.head_dim / kQ8Numbers; ++block, row += kQ8Bytes) {
+    std::memcpy(row, chip + spec.head_dim + 2 * block, 2);
+    std::memcpy(row + 2, chip + kQ8Numbers * block, kQ8Numbers);
+  }
 }
-void CudaBackend::do_import_kv_page(KvPages&, int64_t, const std::byte*) {
-  throw_error(ErrorKind::kUnsupported, "import_kv_page: chip cuda keeps no pages yet");
+
+// Calls visit(canonical offset, offset in the page here) for each row.
+template <class Visit>
+void each_row(const KvPagesSpec& spec, Visit visit) {
+  const int64_t canonical = qiao::row_bytes(spec.dtype, spec.head_dim), own = CudaKvPages::row_bytes(spec);
+  for (int64_t t = 0; t < spec.page_tokens; ++t) {
+    for (int64_t g = 0; g < spec.kv_heads; ++g) {
+      for (int64_t which = 0; which < 2; ++which) {
+        visit(((t * spec.kv_heads + g) * 2 + which) * canonical,
+              ((g * 2 + which) * spec.page_tokens + t) * own);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void refuse_wide_heads(const char* op, int64_t dim) {
+  if (dim <= kMostHeadDim) return;
+  throw_error(ErrorKind::kUnsupported, "{}: heads are of {}, chip cuda takes up to {}", op, dim,
+              kMostHeadDim);
+}
+
+int64_t CudaKvPages::row_bytes(const KvPagesSpec& spec) {
+  if (spec.dtype == DType::kQ8_0) return spec.head_dim + 16;
+  return (spec.head_dim + 7) / 8 * 8 * qiao::row_bytes(spec.dtype, 1);
+}
+
+KvLayout CudaKvPages::layout() const {
+  const int64_t row = row_bytes(spec());
+  return {static_cast<unsigned char*>(memory_.data()),
+          row,
+          2 * row * spec().kv_heads * spec().page_tokens,
+          static_cast<int>(spec().page_tokens),
+          static_cast<int>(spec().kv_heads),
+          static_cast<int>(spec().head_dim)};
+}
+
+std::unique_ptr<KvPages> CudaBackend::do_make_kv_pages(const KvPagesSpec& spec) {
+  refuse_wide_heads("make_kv_pages", spec.head_dim);
+  int64_t bytes = 0;
+  if (__builtin_mul_overflow(spec.pages * spec.page_tokens, spec.kv_heads, &bytes) ||
+      __builtin_mul_overflow(bytes, 2 * CudaKvPages::row_bytes(spec), &bytes)) {
+    throw_error(ErrorKind::kTooLarge, "make_kv_pages: {} pages of {} tokens, {} heads of {} overflow",
+                spec.pages, spec.page_tokens, spec.kv_heads, spec.head_dim);
+  }
+  return std::make_unique<CudaKvPages>(spec, allocate(static_cast<size_t>(bytes)));
+}
+
+void CudaBackend::do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) {
+  const KvLayout layout = static_cast<const CudaKvPages&>(pages).layout();
+  std::vector<std::byte> own(static_cast<size_t>(layout.page_bytes));
+  download(own.data(), layout.memory + page * layout.page_bytes, own.size());
+  each_row(pages.spec(), [&](int64_t canonical, int64_t at) {
+    row_from_chip(pages.spec(), own.data() + at, bytes + canonical);
+  });
+}
+
+void CudaBackend::do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) {
+  const KvLayout layout = static_cast<const CudaKvPages&>(pages).layout();
+  std::vector<std::byte> own(static_cast<size_t>(layout.page_bytes));  // padding is zeros
+  each_row(pages.spec(), [&](int64_t canonical, int64_t at) {
+    row_to_chip(pages.spec(), bytes + canonical, own.data() + at);
+  });
+  upload(layout.memory + page * layout.page_bytes, own.data(), own.size());
 }
 
 }  // namespace qiao::cuda

@@ -231,7 +231,9 @@ std::vector<std::string> faults() {
 
 Use use() {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
-  return state.use;
+  Use use = state.use;
+  use.lost = state.sticky != cudaSuccess;
+  return use;
 }
 
 cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes,

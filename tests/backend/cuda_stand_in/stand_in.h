@@ -40,6 +40,7 @@ struct Use {
   uint64_t device_bytes = 0;  // that they take
   int64_t host_waits = 0;     // calls that waited for a stream or event with work left
   int64_t graph_launches = 0;
+  bool lost = false;  // an error stuck: nothing is given back any more
 };
 Use use();
 

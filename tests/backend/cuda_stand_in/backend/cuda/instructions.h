@@ -101,8 +101,9 @@ struct Operands {
   void* d;
 };
 
-// `kPerWord` elements in each 32-bit register; Read gives element i of a word, Sum is the accumulator.
-template <int kPerWord, class D, class Sum, Sum (*kRead)(uint32_t, int)>
+// `kPerWord` elements in each 32-bit register; Read gives element i of a word, Sum is the accumulator. Of
+// kTiles B and D beside each other.
+template <int kPerWord, class D, class Sum, Sum (*kRead)(uint32_t, int), int kTiles = 1>
 void multiply(D* d, const uint32_t* a, const uint32_t* b, const char* what, const Caller& where) {
   Operands mine{a, b, d};
   stand_in::together(
@@ -110,26 +111,30 @@ void multiply(D* d, const uint32_t* a, const uint32_t* b, const char* what, cons
       [](void* const(&lanes)[32], uint32_t) {
         constexpr int kDepth = 8 * kPerWord;
         Sum rows[16][kDepth], columns[8][kDepth];
-        for (int lane = 0; lane < 32; ++lane) {
-          const auto* of = static_cast<Operands*>(lanes[lane]);
-          const int group = lane / 4, first = lane % 4 * kPerWord;
-          for (int i = 0; i < kPerWord; ++i) {
-            for (int half = 0; half < 2; ++half) {
-              const int k = first + half * 4 * kPerWord + i;
-              rows[group][k] = kRead(of->a[2 * half], i);
-              rows[group + 8][k] = kRead(of->a[2 * half + 1], i);
-              columns[group][k] = kRead(of->b[half], i);
+        const auto read = [&](int lane, const uint32_t* words, int step, Sum(*to)[kDepth]) {
+          for (int half = 0; half < 2; ++half) {
+            for (int i = 0; i < kPerWord; ++i) {
+              to[lane / 4][lane % 4 * kPerWord + half * 4 * kPerWord + i] = kRead(words[half * step], i);
             }
           }
-        }
+        };
         for (int lane = 0; lane < 32; ++lane) {
-          auto* out = static_cast<D*>(static_cast<Operands*>(lanes[lane])->d);
-          for (int i = 0; i < 4; ++i) {
-            const Sum* row = rows[lane / 4 + i / 2 * 8];
-            const Sum* column = columns[lane % 4 * 2 + i % 2];
-            Sum sum = 0;
-            for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
-            out[i] = static_cast<D>(static_cast<Sum>(out[i]) + sum);
+          read(lane, static_cast<Operands*>(lanes[lane])->a, 2, rows);
+          read(lane, static_cast<Operands*>(lanes[lane])->a + 1, 2, rows + 8);
+        }
+        for (int tile = 0; tile < kTiles; ++tile) {
+          for (int lane = 0; lane < 32; ++lane) {
+            read(lane, static_cast<Operands*>(lanes[lane])->b + 2 * tile, 1, columns);
+          }
+          for (int lane = 0; lane < 32; ++lane) {
+            auto* out = static_cast<D*>(static_cast<Operands*>(lanes[lane])->d) + 4 * tile;
+            for (int i = 0; i < 4; ++i) {
+              const Sum* row = rows[lane / 4 + i / 2 * 8];
+              const Sum* column = columns[lane % 4 * 2 + i % 2];
+              Sum sum = 0;
+              for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
+              out[i] = static_cast<D>(static_cast<Sum>(out[i]) + sum);
+            }
           }
         }
       },
@@ -141,6 +146,7 @@ inline double read_bf16(uint32_t word, int i) {
 }
 inline double read_f16(uint32_t word, int i) { return f16_to_float(static_cast<uint16_t>(word >> (16 * i))); }
 inline int read_s8(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
+inline double read_tf32(uint32_t word, int) { return std::bit_cast<float>(word & 0xffffe000u); }
 inline double read_e4m3(uint32_t word, int i) {
   return stand_in::e4m3_to_float(static_cast<uint8_t>(word >> (8 * i)));
 }
@@ -181,6 +187,12 @@ inline void multiply_add_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t 
 inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               Caller where = Caller::current()) {
   matrices::multiply<4, float, double, matrices::read_e4m3>(d, a, b, "mma.m16n8k32.e4m3", where);
+}
+
+template <int kTiles>
+void multiply_add_tf32(float (*d)[4], const uint32_t (&a)[4], const uint32_t (*b)[2],
+                       Caller where = Caller::current()) {
+  matrices::multiply<1, float, double, matrices::read_tf32, kTiles>(d[0], a, b[0], "mma.m16n8k8.tf32", where);
 }
 
 inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }

@@ -1,0 +1,10 @@
+// Attention over pages of F16: attention_kernel.h.
+#include "backend/cuda/attention_kernel.h"
+
+namespace qiao::cuda {
+
+void launch_attention_f16(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
+  launch_attention<F16Elements>(stream, how, op);
+}
+
+}  // namespace qiao::cuda

@@ -1,0 +1,92 @@
+// Which keys meet which queries, and when: one order for attention over pages and over packed rows, so that
+// causal results are the same bits. A query walks the keys it sees in blocks, aligned to key 0, with one
+// online softmax for each chunk of kChunkKeys; chunks are merged in ascending order.
+#pragma once
+
+#include "backend/cuda/kernel.h"
+
+namespace qiao::cuda {
+
+inline constexpr int kChunkKeys = 256;  // a multiple of every block
+inline constexpr int kWarpRows = 16;    // queries × heads: the tensor cores' rows
+inline constexpr int kMostWarps = 4;    // of a block
+
+// The first key that a query at this position sees. window 0: unlimited.
+__host__ __device__ inline int first_key(int position, int window) {
+  return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+// Chunks of keys that a sequence's queries, its last ones, see.
+struct Chunks {
+  int first, count;
+};
+__host__ __device__ inline Chunks chunks_of(int queries, int length, int window) {
+  const int first = first_key(length - queries, window) / kChunkKeys;
+  return {first, (length - 1) / kChunkKeys + 1 - first};
+}
+
+// exp(x), in base 2.
+__device__ inline float exp_of(float x) { return exp2f(x * 1.44269504f); }
+
+// What two runs of keys with these largest scores weigh in what they sum to.
+struct Merge {
+  float largest, before, after;  // the last two: factors
+};
+__device__ inline Merge merge_of(float before, float after) {
+  const float largest = fmaxf(before, after);
+  const float shift = largest == -INFINITY ? 0.0f : largest;
+  return {largest, exp_of(before - shift), exp_of(after - shift)};
+}
+
+// The sequence of tile `wanted` among the tiles of all, and which of its `count` tiles it is; false where
+// there are fewer. `tiles(s)`: how many sequence s has. Each warp looks for itself.
+struct FoundTile {
+  int sequence, tile, count;
+};
+template <class Tiles>
+__device__ inline bool find_tile(int wanted, int sequences, Tiles tiles, FoundTile* found) {
+  const int lane = threadIdx.x % 32;
+  int before = 0;
+  for (int base = 0; base < sequences; base += 32) {
+    const int count = base + lane < sequences ? tiles(base + lane) : 0;
+    int until = count;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int more = __shfl_up_sync(kAllLanes, until, step);
+      if (lane >= step) until += more;
+    }
+    const int target = wanted - before;
+    const unsigned past = __ballot_sync(kAllLanes, until > target);
+    if (past != 0) {
+      const int first = __ffs(static_cast<int>(past)) - 1;
+      found->sequence = base + first;
+      found->count = __shfl_sync(kAllLanes, count, first);
+      found->tile = target - __shfl_sync(kAllLanes, until - count, first);
+      return true;
+    }
+    before += __shfl_sync(kAllLanes, until, 31);
+  }
+  return false;
+}
+
+// Tiles of so many rows each.
+__host__ __device__ inline int tiles_of(int rows, int tile_rows) {
+  return (rows + tile_rows - 1) / tile_rows;
+}
+// At most so many tiles have `rows` rows of S sequences.
+inline unsigned most_tiles(int64_t rows, int64_t sequences, int tile_rows) {
+  return static_cast<unsigned>(rows / tile_rows + sequences);
+}
+// Warps of a block for sequences of so many rows in the mean.
+inline int warps_for(int64_t rows, int64_t sequences) {
+  const int64_t tiles = ceil_div(ceil_div(rows, sequences), kWarpRows);
+  return static_cast<int>(tiles < kMostWarps ? tiles : kMostWarps);
+}
+// As many as a block's shared memory holds: all four on Hopper. Who has how many rows shows in no result.
+template <class Shape>
+int warps_that_fit(int wanted, int most_shared_bytes) {
+  while (wanted > 1 && Shape::shared_bytes(wanted) > most_shared_bytes) --wanted;
+  return wanted;
+}
+
+}  // namespace qiao::cuda

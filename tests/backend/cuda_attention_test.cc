@@ -1,0 +1,205 @@
+// attention_paged of the CUDA chip, beyond what quick conformance asks: who takes which sequence and chunk
+// never shows in the bits, and contexts of several chunks keep the contract's bound.
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda_stand_in/stand_in.h"
+#include "backend/op_test.h"
+#include "backend/reference/exact.h"
+
+namespace qiao {
+namespace {
+
+constexpr int64_t kPageTokens = 16;
+
+// Sequences of these lengths, their pages in descending order, on a chip and on the law.
+class Cache {
+ public:
+  Cache(Backend& chip, const KvPagesSpec& heads, const std::vector<int32_t>& lengths)
+      : chip_(chip),
+        lengths_(lengths),
+        longest_(*std::max_element(lengths.begin(), lengths.end())),
+        table_({static_cast<int64_t>(lengths.size()), (longest_ + kPageTokens - 1) / kPageTokens}) {
+    KvPagesSpec spec = heads;
+    spec.page_tokens = kPageTokens;
+    for (const int32_t length : lengths) spec.pages += (length + kPageTokens - 1) / kPageTokens;
+    pages_ = chip.make_kv_pages(spec);
+    law_pages_ = law_->make_kv_pages(spec);
+    auto next = static_cast<int32_t>(spec.pages);
+    for (size_t s = 0; s < lengths.size(); ++s) {
+      for (int64_t page = 0; page * kPageTokens < lengths[s]; ++page) {
+        table_.data()[static_cast<int64_t>(s) * table_.tensor().shape[1] + page] = --next;
+      }
+      write(static_cast<int64_t>(s), spec);
+    }
+  }
+
+  // The outputs of the last queries[s] queries of each sequence; with `law` within its bound of them.
+  std::vector<float> attend(const std::vector<int32_t>& queries, const Tensor& q, int64_t window,
+                            bool law = false) {
+    const auto sequences = static_cast<int64_t>(queries.size());
+    Ints starts({sequences + 1}), lengths({sequences}, lengths_);
+    for (int64_t s = 0; s < sequences; ++s) {
+      starts.data()[s + 1] = starts.data()[s] + queries[static_cast<size_t>(s)];
+    }
+    Floats out({q.shape[0], q.shape[1], q.shape[2]});
+    AttentionPaged op;
+    op.q = q, op.pages = pages_.get(), op.page_table = table_, op.lengths = lengths;
+    op.query_starts = starts, op.out = out, op.window = window;
+    op.scale = 0.3f;
+    const Buffer workspace = chip_.allocate(chip_.workspace_bytes(op));
+    op.workspace = Tensor(workspace.data(), DType::kU8, {static_cast<int64_t>(workspace.bytes())});
+    chip_.attention_paged(op);
+    chip_.synchronize();
+    if (law) hold_bound(op, out.list());
+    return out.list();
+  }
+
+ private:
+  void write(int64_t s, const KvPagesSpec& spec) {
+    const int64_t length = lengths_[static_cast<size_t>(s)];
+    Floats k({length, spec.kv_heads, spec.head_dim}), v({length, spec.kv_heads, spec.head_dim});
+    std::mt19937_64 random(static_cast<uint64_t>(length));  // the same sequence wherever it stands
+    std::normal_distribution<float> normal;
+    for (Floats* tensor : {&k, &v}) {
+      for (int64_t i = 0; i < tensor->tensor().elements(); ++i) tensor->data()[i] = normal(random);
+    }
+    Ints slots({length});
+    for (int64_t j = 0; j < length; ++j) {
+      const int32_t page = table_.data()[s * table_.tensor().shape[1] + j / kPageTokens];
+      slots.data()[j] = page * static_cast<int32_t>(kPageTokens) + static_cast<int32_t>(j % kPageTokens);
+    }
+    chip_.kv_write({k, v, slots, pages_.get()});
+    chip_.synchronize();
+    law_->kv_write({k, v, slots, law_pages_.get()});
+  }
+
+  // ops/attention.h's.
+  void hold_bound(AttentionPaged op, const std::vector<float>& out) const {
+    const auto gamma = [](double n) { return n * 0x1p-24 / (1 - n * 0x1p-24); };
+    op.pages = law_pages_.get();
+    const reference::AttentionTerms terms = reference::exact_attention(op);
+    const int64_t heads = op.q.shape[1], width = op.q.shape[2];
+    for (size_t i = 0; i < out.size(); ++i) {
+      const size_t row = i / static_cast<size_t>(width);
+      const auto keys = static_cast<double>(terms.keys[row / static_cast<size_t>(heads)]);
+      const double exponent = 2 * gamma(static_cast<double>(width) + 16) * terms.score[row];
+      const double bound = (std::expm1(exponent) + gamma(2 * keys + 16)) * terms.magnitude[i] + 0x1p-126;
+      ASSERT_LE(std::abs(static_cast<double>(out[i]) - terms.out[i]), bound) << "row " << row;
+    }
+  }
+
+  Backend& chip_;
+  std::unique_ptr<Backend> law_ = reference_chip();
+  std::vector<int32_t> lengths_;
+  int32_t longest_;
+  Ints table_;
+  std::unique_ptr<KvPages> pages_, law_pages_;
+};
+
+class CudaAttentionTest : public ::testing::Test {
+ protected:
+  CudaAttentionTest() { stand_in::reset(); }
+  ~CudaAttentionTest() override { EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty()); }
+
+  static void fill(const Floats& q) {
+    std::mt19937_64 random(7);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < q.tensor().elements(); ++i) q.data()[i] = normal(random);
+  }
+  // Rows [row, row + count) of `all`, of `width` floats each.
+  static std::vector<float> rows_of(const std::vector<float>& all, int64_t row, int64_t count,
+                                    int64_t width) {
+    return {all.begin() + row * width, all.begin() + (row + count) * width};
+  }
+};
+
+class CudaAttentionPagesTest : public CudaAttentionTest, public ::testing::WithParamInterface<DType> {};
+
+// The last 24 queries of 700 tokens in one go, which walk three chunks a tile; some alone, whose chunks are
+// computed apart; and beside others, in batches that split them and in one that does not.
+TEST_P(CudaAttentionPagesTest, ChunksComputedApartAreTheSameBits) {
+  const std::unique_ptr<Backend> owner = make_cuda_backend({});
+  Backend& chip = *owner;
+  const KvPagesSpec heads{0, 0, 2, 32, GetParam()};
+  constexpr int32_t kLength = 700, kQueries = 24;
+  constexpr int64_t kWidth = 6 * 32;
+  for (const int64_t window : {0, 300}) {
+    Floats q({kQueries, 6, 32});
+    fill(q);
+    Cache whole(chip, heads, {kLength});
+    const std::vector<float> all = whole.attend({kQueries}, q, window, true);
+    EXPECT_EQ(whole.attend({1}, q.tensor().slice(kQueries - 1, 1), window),
+              rows_of(all, kQueries - 1, 1, kWidth));
+    EXPECT_EQ(whole.attend({5}, q.tensor().slice(kQueries - 5, 5), window),
+              rows_of(all, kQueries - 5, 5, kWidth));
+
+    Cache mixed(chip, heads, {40, kLength, 17});
+    Floats step({43, 6, 32});
+    fill(step);
+    std::memcpy(step.data() + 40 * kWidth, q.data() + (kQueries - 2) * kWidth, 2 * kWidth * sizeof(float));
+    EXPECT_EQ(rows_of(mixed.attend({40, 2, 1}, step, window, true), 40, 2, kWidth),
+              rows_of(all, kQueries - 2, 2, kWidth));
+
+    Cache idle(chip, heads, {33, kLength, 17});
+    EXPECT_EQ(idle.attend({0, 3, 0}, q.tensor().slice(kQueries - 3, 3), window),
+              rows_of(all, kQueries - 3, 3, kWidth));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaAttentionPagesTest,
+                         ::testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0),
+                         [](const auto& info) { return std::string(traits(info.param).name); });
+
+// More sequences than a warp looks through at once, with none, one or many queries.
+TEST_F(CudaAttentionTest, ManySequencesFindTheirTiles) {
+  const std::unique_ptr<Backend> chip = make_cuda_backend({});
+  const KvPagesSpec heads{0, 0, 1, 8, DType::kF16};
+  std::vector<int32_t> lengths, queries;
+  int32_t tokens = 0;
+  for (int32_t s = 0; s < 75; ++s) {
+    lengths.push_back(20 + s);
+    queries.push_back(s % 3 == 0 ? 0 : s % 3 == 1 ? 1 : 9 + s % 7);
+    tokens += queries.back();
+  }
+  Floats q({tokens, 2, 8});
+  fill(q);
+  const std::vector<float> all = Cache(*chip, heads, lengths).attend(queries, q, 0, true);
+  int32_t row = 0;
+  for (size_t s = 0; s < lengths.size(); row += queries[s], ++s) {
+    if (s % 10 > 2 || queries[s] == 0) continue;
+    EXPECT_EQ(Cache(*chip, heads, {lengths[s]}).attend({queries[s]}, q.tensor().slice(row, queries[s]), 0),
+              rows_of(all, row, queries[s], 2 * 8));
+  }
+}
+
+// One query of very many heads: tile after tile of one token; and where a batch is so large that the
+// workspace would not hold all chunks, sequences are walked whole.
+TEST_F(CudaAttentionTest, WhatTheWorkspaceDoesNotHoldIsWalkedWhole) {
+  const std::unique_ptr<Backend> chip = make_cuda_backend({});
+  const KvPagesSpec heads{0, 0, 1, 32, DType::kBF16};
+  constexpr int32_t kLength = 1300, kSequences = 400;  // six chunks, of which four have room
+  Floats q({1, 500, 32});
+  fill(q);
+  const std::vector<float> alone = Cache(*chip, heads, {kLength}).attend({1}, q, 0);
+  std::vector<int32_t> lengths(kSequences, 1), queries(kSequences, 0);
+  lengths[100] = kLength;
+  queries[100] = 1;
+  EXPECT_EQ(Cache(*chip, heads, lengths).attend(queries, q, 0), alone);
+}
+
+TEST_F(CudaAttentionTest, HeadsThatAreTooWideAreRefused) {
+  const std::unique_ptr<Backend> chip = make_cuda_backend({});
+  try {
+    chip->make_kv_pages({1, 16, 1, 288, DType::kF16});
+    FAIL() << "expected a refusal";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::kUnsupported);
+    EXPECT_STREQ(e.what(), "make_kv_pages: heads are of 288, chip cuda takes up to 256");
+  }
+}
+
+}  // namespace
+}  // namespace qiao
