@@ -2,14 +2,14 @@
 // rows by a step of K are a warp's A, from shared memory as they lie in device memory (weight_layout.h: one
 // 16-byte load a lane, no bank conflict); tokens are N, eight a tile, read by ldmatrix from rows that are
 // padded apart. Plan: warps own rows, so each brings its own part of the weight: cp.async of 16 bytes,
-// kStages stages in flight, waited for by the warp alone.
-// - Few tokens (8): a block of 4 warps has 64 rows; x is rounded or quantized by the block itself, a segment
-// at a
-//   time, while the weight's first stages are on their way. Limit: the memory's bandwidth.
-// - Many (64): a block has 128 rows; x comes prepared, staged by all threads beside the weight, a barrier a
-// stage.
-//   Limit: the tensor cores for BF16; for block formats the multiply-adds that follow each integer product.
-// A thread keeps the sums of the segment and those of the segments before. Not yet run on a device.
+// kStages stages in flight, waited for by the warp alone. With few tokens (8) a block of 4 warps has 64 rows,
+// and rounds or quantizes x itself, a segment at a time, while the weight's first stages are on their way;
+// the limit is the memory's bandwidth. With many (64) a block has 128 rows, and x comes prepared, staged by
+// all threads beside the weight, a barrier a stage; the limit is the tensor cores for BF16, and for block
+// formats the multiply-adds that follow each integer product. A thread keeps the sums of the segment and
+// those of the segments before: with many tokens 183 registers for BF16 (two blocks of 4 warps a
+// multiprocessor), about 155 for block formats (one of 8: held to 128 they spill); with few at most 80, where
+// shared memory is what limits the blocks of a multiprocessor to two (BF16) to four. Not yet run on a device.
 #pragma once
 
 #include "backend/cuda/activation_rows.h"

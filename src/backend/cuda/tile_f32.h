@@ -104,20 +104,19 @@ struct AcrossRows {
   int64_t first, width;
   float value[kEach];
 
+  static constexpr int kStep = kTileThreads / kCount;  // rows from one of a thread's values to the next
+
   __device__ void load(int64_t r) {
+    const int64_t row = r + threadIdx.x / kCount, at = first + threadIdx.x % kCount;
+    const float* from = rows + row * stride + at;
+    const int left = at >= width ? 0 : static_cast<int>(end - row < kTileDepth ? end - row : kTileDepth);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int at = static_cast<int>(threadIdx.x) + kTileThreads * i;
-      const int64_t row = r + at / kCount, column = first + at % kCount;
-      value[i] = row < end && column < width ? rows[row * stride + column] : 0.0f;
-    }
+    for (int i = 0; i < kEach; ++i, from += kStep * stride) value[i] = kStep * i < left ? *from : 0.0f;
   }
   __device__ void store(float* shared) const {
+    float* to = shared + threadIdx.x / kCount * kStride + threadIdx.x % kCount;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int at = static_cast<int>(threadIdx.x) + kTileThreads * i;
-      shared[at / kCount * kStride + at % kCount] = value[i];
-    }
+    for (int i = 0; i < kEach; ++i) to[kStep * i * kStride] = value[i];
   }
 };
 

@@ -177,8 +177,12 @@ class LossRows {
   const int32_t* active(int64_t run) const { return at<int32_t>(memory_.active_at) + run * kLossRows; }
   const int32_t* count(int64_t run) const { return at<int32_t>(memory_.counts_at) + run; }
 
-  void gather_x(int64_t run) const { move<false>(run, op_.x, memory_.x_at); }
-  void scatter(int64_t run, const Tensor& dx) const { move<true>(run, dx, memory_.dx_at); }
+  // Rows of x or dx to their place side by side in the workspace, or back.
+  template <bool kBack>
+  void move(int64_t run, const Tensor& rows, size_t packed_at) const {
+    launch("token_logprob", stream_, move_rows<kBack>, static_cast<unsigned>(most_rows(run)), kPassThreads, 0,
+           rows.as<float>(), rows.stride[0], active(run), count(run), at<float>(packed_at), rows.shape[1]);
+  }
 
   // The capped products of the run with `columns` ids from `first` on; the pass over them.
   LogitPass logits(int64_t run, int64_t first, int64_t columns) const {
@@ -201,12 +205,6 @@ class LossRows {
   }
 
  private:
-  template <bool kBack>
-  void move(int64_t run, const Tensor& rows, size_t packed_at) const {
-    launch("token_logprob", stream_, move_rows<kBack>, static_cast<unsigned>(most_rows(run)), kPassThreads, 0,
-           rows.as<float>(), rows.stride[0], active(run), count(run), at<float>(packed_at), rows.shape[1]);
-  }
-
   const Op& op_;
   LogprobMemory memory_;
   const Stream& stream_;
@@ -227,7 +225,7 @@ void CudaBackend::do_token_logprob(const TokenLogprob& op) {
   if (op.x.shape[0] == 0) return;
   rows.find(nullptr, op.logprob.as<float>(), op.log_sum_exp.as<float>());
   for (int64_t run = 0; run < rows.memory().runs; ++run) {
-    rows.gather_x(run);
+    rows.move<false>(run, op.x, rows.memory().x_at);
     for (int64_t first = 0; first < vocabulary; first += kLogitColumns) {
       LogitPass pass = rows.logits(run, first, std::min(kLogitColumns, vocabulary - first));
       pass.is_first = first == 0, pass.is_last = first + kLogitColumns >= vocabulary;
@@ -250,7 +248,7 @@ void CudaBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
   rows.find(op.dlogprob.as<float>(), nullptr, nullptr);
   for (int64_t run = 0; run < rows.memory().runs; ++run) {
     const int64_t most = rows.most_rows(run);
-    rows.gather_x(run);
+    rows.move<false>(run, op.x, rows.memory().x_at);
     bool add = false;
     for (size_t i = 0; i < weight.panels().size(); ++i) {
       const CudaWeight::Panel& panel = weight.panels()[i];
@@ -281,7 +279,7 @@ void CudaBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
         }
       }
     }
-    if (op.dx.present()) rows.scatter(run, op.dx);
+    if (op.dx.present()) rows.move<true>(run, op.dx, rows.memory().dx_at);
   }
 }
 
