@@ -12,6 +12,7 @@ namespace qiao {
 namespace {
 
 constexpr size_t kArenaAlignment = 64;
+constexpr size_t kTouchedAtOnce = size_t{1} << 20;
 
 [[noreturn]] void refuse_packed(const std::string& what) {
   throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
@@ -282,6 +283,12 @@ void DecoderTraining::State::plan(Recompute recompute, uint64_t free) {
 
 void DecoderTraining::State::take_memory() {
   arena = backend.allocate(used);
+  // At once: what a run was told it takes is taken, whether or not its batches fill it.
+  const std::vector<std::byte> zeros(std::min(used, kTouchedAtOnce));
+  for (size_t at = 0; at < used; at += zeros.size()) {
+    backend.upload(static_cast<std::byte*>(arena.data()) + at, zeros.data(),
+                   std::min(zeros.size(), used - at));
+  }
   base = static_cast<std::byte*>(arena.data());
   plan(recomputes ? Recompute::kOn : Recompute::kOff, 0);
 }

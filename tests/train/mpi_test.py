@@ -117,7 +117,7 @@ def kills(scratch, whole):
         with subprocess.Popen(command(2, out, *flags, *resume), env=ENVIRONMENT, stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
             if killed < 6:
-                time.sleep(drawn.uniform(0, length))
+                time.sleep(drawn.uniform(0, min(length, 4)))
                 for process in ranks_of(launcher.pid) + [launcher.pid]:
                     try:
                         os.kill(process, signal.SIGKILL)
