@@ -16,7 +16,9 @@ class Watch : public ::testing::EmptyTestEventListener {
   void OnTestEnd(const ::testing::TestInfo&) override {
     EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty());
     EXPECT_GT(stand_in::use().launches, 0) << "the chip was not used";
-    if (!stand_in::use().lost) EXPECT_EQ(stand_in::use().allocations, 0);
+    if (!stand_in::use().lost) {
+      EXPECT_EQ(stand_in::use().allocations, 0);
+    }
   }
 };
 
