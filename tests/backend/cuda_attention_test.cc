@@ -179,9 +179,9 @@ TEST_F(CudaAttentionTest, ManySequencesFindTheirTiles) {
 // workspace would not hold all chunks, sequences are walked whole.
 TEST_F(CudaAttentionTest, WhatTheWorkspaceDoesNotHoldIsWalkedWhole) {
   const std::unique_ptr<Backend> chip = make_cuda_backend({});
-  const KvPagesSpec heads{0, 0, 1, 32, DType::kBF16};
+  const KvPagesSpec heads{0, 0, 1, 256, DType::kBF16};
   constexpr int32_t kLength = 1300, kSequences = 400;  // six chunks, of which four have room
-  Floats q({1, 500, 32});
+  Floats q({1, 80, 256});
   fill(q);
   const std::vector<float> alone = Cache(*chip, heads, {kLength}).attend({1}, q, 0);
   std::vector<int32_t> lengths(kSequences, 1), queries(kSequences, 0);
