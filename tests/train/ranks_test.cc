@@ -1,6 +1,7 @@
 // A step shared out over ranks leaves the same bytes for any number of them.
 #include "train/ranks.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <exception>
@@ -228,7 +229,8 @@ TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
   EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
   other.join();
   options.steps = 5, options.resume = true;
-  EXPECT_EQ(run(options).steps.front().step, 5);
+  // Step 4's checkpoint was being written beside the work: whole, or not there.
+  EXPECT_THAT(run(options).steps.front().step, ::testing::AnyOf(3, 5));
 }
 
 }  // namespace
