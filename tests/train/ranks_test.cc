@@ -228,7 +228,9 @@ TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
   EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
   other.join();
   options.steps = 5, options.resume = true;
-  EXPECT_EQ(run(options).steps.front().step, 5);
+  // That of step 4 was being written beside the run, and is whole or gone; that of step 2 was waited for.
+  const int64_t next = run(options).steps.front().step;
+  EXPECT_TRUE(next == 5 || next == 3) << next;
 }
 
 }  // namespace
