@@ -131,10 +131,11 @@ void Run::take_memory() {
   warm_up(recompute);
   const uint64_t resident = resident_bytes();
   memory.process = resident - std::min(resident, memory.weights + memory.parameters);
-  if (const Decoder* reference = made_objective_->reference()) {  // it is there already, its passes are not
+  if (const Decoder* reference = made_objective_->reference()) {  // it and its passes are there already
+    const uint64_t passes = made_objective_->reference_pass_bytes();
+    memory.process -= std::min(memory.process, reference->weight_bytes() + passes);
     memory.weights += reference->weight_bytes();
-    memory.process -= std::min(memory.process, reference->weight_bytes());
-    memory.activations += made_objective_->reference_pass_bytes();
+    memory.activations += passes;
   }
   memory.activations += objective_->bytes();
   passes_ =
