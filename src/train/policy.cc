@@ -147,7 +147,6 @@ void Policy::gather_rewards() {
 }
 
 void Policy::draw(int64_t step) {
-  using Clock = std::chrono::steady_clock;
   const PolicyOptions& o = setup_.options;
   rollout_sequences_.assign(static_cast<size_t>(shares_), {});
   std::ranges::fill(sums_, 0.0);
@@ -155,7 +154,8 @@ void Policy::draw(int64_t step) {
   rollout_seconds_ = reward_seconds_ = 0;
   int64_t asked = 0;
   const int64_t rounds = loss_.kind == PolicyLossKind::kDapo ? 1 + o.resample : 1;
-  std::vector<double> missing(static_cast<size_t>(shares_), static_cast<double>(setup_.batch / shares_));
+  const int64_t wanted = setup_.batch / shares_;  // groups of each virtual rank
+  std::vector<double> missing(static_cast<size_t>(shares_), static_cast<double>(wanted));
   for (int64_t round = 0; round < rounds; ++round) {
     // Prompts are dealt out to the virtual ranks in their order, to each as many as it still wants.
     std::vector<int64_t> begin = {0};
@@ -179,16 +179,15 @@ void Policy::draw(int64_t step) {
     }
     for (int64_t s = first_share_; s < first_share_ + own_shares_; ++s) {
       const auto at = static_cast<size_t>(s);
-      missing[at] =
-          static_cast<double>(setup_.batch / shares_ - std::ssize(rollout_sequences_[at]) / o.group);
+      const int64_t made = std::ssize(rollout_sequences_[at]) / o.group;
+      missing[at] = static_cast<double>(wanted - made);
     }
     reward_seconds_ += seconds_since(drawn);
     agree(missing);
   }
   gather_rewards();
-  if (std::ranges::all_of(missing,
-                          [&](double m) { return m == static_cast<double>(setup_.batch / shares_); }) &&
-      setup_.warn) {
+  const auto misses_all = [&](double groups) { return groups == static_cast<double>(wanted); };
+  if (std::ranges::all_of(missing, misses_all) && setup_.warn) {
     setup_.warn(
         fmt::format("step {}: all rewards of each of {} groups are the same: there is nothing to learn from",
                     step, asked));
