@@ -109,7 +109,8 @@ void Harness::bench(size_t line, std::string shape, double bytes, double flops, 
 }
 
 int64_t Harness::between(int64_t low, int64_t high) {
-  return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
+  const uint64_t count = static_cast<uint64_t>(high) - static_cast<uint64_t>(low) + 1;  // beyond 63 bits too
+  return low + static_cast<int64_t>(random_() % count);
 }
 
 bool Harness::chance(double probability) {
