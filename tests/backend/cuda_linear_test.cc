@@ -162,7 +162,7 @@ TEST_P(CudaSegmentsTest, AnExpertsRowsAreThoseOfItsOwnWeight) {
   int64_t first = 0;
   for (int64_t e = 0; e < experts; ++e) {
     const int32_t own = counts[static_cast<size_t>(e)];
-    if (e < 3 || (e > 62 && e < 67) || e == 129) {
+    if (own > 0 && (e < 3 || (e > 62 && e < 67) || e == 129)) {
       const int64_t each = rows * row_bytes(GetParam().dtype, columns);
       const std::unique_ptr<Weight> alone = make(1, rows, columns, bytes.data() + e * each);
       const std::vector<float> some = linear(*alone, x.tensor.slice(first, own));
