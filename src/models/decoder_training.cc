@@ -188,20 +188,7 @@ TokenLogprob DecoderTraining::State::loss() const {
 }
 
 TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* parameters) const {
-  const TokenLogprob forward = loss();
-  TokenLogprobBackward op;
-  op.x = forward.x;
-  op.weight = forward.weight;
-  op.labels = forward.labels;
-  op.soft_cap = forward.soft_cap;
-  op.temperature = forward.temperature;
-  op.compute = forward.compute;
-  op.log_sum_exp = forward.log_sum_exp;
-  op.dlogprob = dlogprob.slice(0, tokens);
-  op.dx = hidden_gradient.slice(0, tokens);
-  if (parameters != nullptr) op.dw = parameters->of(*op.weight);
-  op.workspace = workspace;
-  return op;
+  return whole_loss(parameters).backward();
 }
 
 TokenLoss DecoderTraining::State::whole_loss(nn::ParameterGradients* parameters) const {

@@ -115,17 +115,21 @@ void Saver::poll() {
   if (!setup_.ranks.any(!writer_.is_done())) exchange();
 }
 
-// The last is written, or `warn` hears why not.
-void Saver::settle() {
+// Until nothing is under way; why not all of it was written stands in failure_.
+void Saver::wait() {
   if (shares_pending_) exchange();
   if (const std::string failure = wait_for_job(); !failure.empty()) failure_ = failure;
+}
+
+// The last is written, or `warn` hears why not.
+void Saver::settle() {
+  wait();
   if (!failure_.empty()) setup_.warn(failure_);
   failure_.clear();
 }
 
 void Saver::finish() {
-  if (shares_pending_) exchange();
-  if (const std::string failure = wait_for_job(); !failure.empty()) failure_ = failure;
+  wait();
   double has_failed = failure_.empty() ? 0 : 1;
   setup_.ranks.agree({&has_failed, 1}, {&kSaverLeader, 1});
   if (has_failed == 0) return;

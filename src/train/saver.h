@@ -47,6 +47,7 @@ class Saver {
   void start_shares();
   void publish(bool is_new);
   std::string wait_for_job();
+  void wait();
   std::string not_written(const std::string& why) const;
 
   Setup setup_;
