@@ -23,12 +23,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) layer_norm_ke
   if (row >= op.rows) return;  // of a warp for itself: no barrier follows
   constexpr int64_t kStep = 4 * 32 * kWarps;
   const int64_t first = 4 * int64_t{threadIdx.x};
-  const float* x = op.x.row(row);
-  const float* residual = op.residual.data == nullptr ? nullptr : op.residual.row(row);
-  const auto load = [&](int64_t at) {
-    const float4 v = load_four(x, at, op.width, op.x.aligned);
-    return residual == nullptr ? v : add(v, load_four(residual, at, op.width, op.residual.aligned));
-  };
+  const SummedRow h_row(op.x, op.residual, row, op.width);
   // h - mean of these elements; 0 beyond the row's end.
   const auto centred = [&](int64_t at, float4 h, float mean) {
     return make_float4(h.x - mean, at + 1 < op.width ? h.y - mean : 0.0f,
@@ -39,11 +34,11 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) layer_norm_ke
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
     const int64_t at = first + j * kStep;
-    kept[j] = at < op.width ? load(at) : make_float4(0, 0, 0, 0);
+    kept[j] = at < op.width ? h_row.four(at) : make_float4(0, 0, 0, 0);
     sum += (kept[j].x + kept[j].y) + (kept[j].z + kept[j].w);
   }
   for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) {
-    const float4 h = load(at);
+    const float4 h = h_row.four(at);
     sum += (h.x + h.y) + (h.z + h.w);
   }
   QIAO_SHARED(float, sums, 32);
@@ -59,7 +54,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) layer_norm_ke
     squares = add_squares(kept[j], squares);
   }
   for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) {
-    squares = add_squares(centred(at, load(at), mean), squares);
+    squares = add_squares(centred(at, h_row.four(at), mean), squares);
   }
   squares = block_sum<kWarps>(squares, squares_of);
   const float factor = 1.0f / sqrtf(squares / count + op.epsilon);
@@ -75,7 +70,8 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) layer_norm_ke
     const int64_t at = first + j * kStep;
     if (at < op.width) store(at, kept[j]);
   }
-  for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) store(at, centred(at, load(at), mean));
+  for (int64_t at = first + kKept * kStep; at < op.width; at += kStep)
+    store(at, centred(at, h_row.four(at), mean));
 }
 
 }  // namespace

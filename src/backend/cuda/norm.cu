@@ -30,22 +30,17 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_forward(
   if (row >= op.rows) return;  // of a warp for itself: no barrier follows
   constexpr int64_t kStep = 4 * 32 * kWarps;
   const int64_t first = 4 * int64_t{threadIdx.x};
-  const float* x = op.x.row(row);
-  const float* residual = op.residual.data == nullptr ? nullptr : op.residual.row(row);
-  const auto load = [&](int64_t at) {
-    const float4 v = load_four(x, at, op.width, op.x.aligned);
-    return residual == nullptr ? v : add(v, load_four(residual, at, op.width, op.residual.aligned));
-  };
+  const SummedRow h_row(op.x, op.residual, row, op.width);
   float4 kept[kKept];
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
     const int64_t at = first + j * kStep;
-    kept[j] = at < op.width ? load(at) : make_float4(0, 0, 0, 0);
+    kept[j] = at < op.width ? h_row.four(at) : make_float4(0, 0, 0, 0);
   }
   float sum = 0;
 #pragma unroll
   for (int j = 0; j < kKept; ++j) sum = add_squares(kept[j], sum);
-  for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) sum = add_squares(load(at), sum);
+  for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) sum = add_squares(h_row.four(at), sum);
   QIAO_SHARED(float, partial, 32);
   sum = block_sum<kWarps>(sum, partial);
   const float factor = 1.0f / sqrtf(sum / static_cast<float>(op.width) + op.epsilon);
@@ -62,7 +57,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_forward(
     const int64_t at = first + j * kStep;
     if (at < op.width) store(at, kept[j]);
   }
-  for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) store(at, load(at));
+  for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) store(at, h_row.four(at));
 }
 
 struct NormBackwardArguments {

@@ -40,6 +40,25 @@ __device__ inline float add_squares(float4 v, float sum) {
   return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
 }
 
+// A row of x + residual, or of x alone.
+struct SummedRow {
+  const float* x;
+  const float* residual;  // null: absent
+  int64_t width;
+  bool x_aligned, residual_aligned;
+
+  __device__ SummedRow(const Rows& x_rows, const Rows& residual_rows, int64_t row, int64_t row_width)
+      : x(x_rows.row(row)),
+        residual(residual_rows.data == nullptr ? nullptr : residual_rows.row(row)),
+        width(row_width),
+        x_aligned(x_rows.aligned),
+        residual_aligned(residual_rows.aligned) {}
+  __device__ float4 four(int64_t at) const {
+    const float4 v = load_four(x, at, width, x_aligned);
+    return residual == nullptr ? v : add(v, load_four(residual, at, width, residual_aligned));
+  }
+};
+
 // A grid in which each thread has four elements of one row: `tiles` blocks a row.
 struct Tiles {
   unsigned tiles;

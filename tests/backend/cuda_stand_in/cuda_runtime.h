@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "backend/cuda_stand_in/cuda_runtime_api.h"
 #include "backend/cuda_stand_in/engine.h"
@@ -214,28 +215,18 @@ inline int __all_sync(uint32_t mask, int predicate,
 // Of whole numbers alone: sums of floats depend on who comes first.
 template <class T>
 requires std::is_integral_v<T> T atomicAdd(T* at, T value) {
-  const T old = *at;
-  *at = static_cast<T>(old + value);
-  return old;
+  return std::exchange(*at, static_cast<T>(*at + value));
 }
 template <class T>
 requires std::is_integral_v<T> T atomicMax(T* at, T value) {
-  const T old = *at;
-  *at = std::max(old, value);
-  return old;
+  return std::exchange(*at, std::max(*at, value));
 }
 template <class T>
 requires std::is_integral_v<T> T atomicMin(T* at, T value) {
-  const T old = *at;
-  *at = std::min(old, value);
-  return old;
+  return std::exchange(*at, std::min(*at, value));
 }
 template <class T>
-requires std::is_integral_v<T> T atomicExch(T* at, T value) {
-  const T old = *at;
-  *at = value;
-  return old;
-}
+requires std::is_integral_v<T> T atomicExch(T* at, T value) { return std::exchange(*at, value); }
 template <class T>
 requires std::is_integral_v<T> T atomicCAS(T* at, T expected, T value) {
   const T old = *at;
