@@ -3,15 +3,11 @@
 // while it lies in a cache. Then each piece turns into gradients in place, and its two products follow while
 // it lies there. The products are the limit, three where the two ops apart take four.
 #include <algorithm>
-#include <cstring>
-#include <new>
 
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
-#include "backend/cpu/linear_backward.h"
-#include "backend/cpu/log_sum_exp.h"
 #include "backend/cpu/token_logprob_kernels.h"
-#include "base/error.h"
+#include "backend/cpu/token_rows.h"
 
 namespace qiao::cpu {
 namespace {
@@ -19,161 +15,73 @@ namespace {
 constexpr int64_t kLogitBytes = int64_t{128} << 20;  // about, of the logits that are kept
 constexpr int64_t kLeastRows = 64, kMostRows = 1024;
 
-// A row that carries a loss, and what it has so far.
-struct TaughtRow {
-  int64_t row, label;
-  LogSumExp sum;
-};
+// Floats from a row of logits to the next. No power of two: rows would meet in the same sets of a cache.
+int64_t logit_stride(const TokenLoss& op) { return op.weight->rows() / 16 * 16 + 48; }
 
-// The workspace is [logits][rows of x that carry a loss][of dx][the products' own][the rows' states][the
-// matmul's].
-struct LossPlan {
-  int64_t rows, stride;  // of the logits
-  int64_t x_at, dx_at, gradients_at, rows_at, matmul_at;
-  size_t bytes;
+TokenPlan plan_of_loss(const TokenLoss& op, int threads) {
+  const int64_t row_bytes = logit_stride(op) * static_cast<int64_t>(sizeof(float));
+  const int64_t rows =
+      std::min(op.x.shape[0], std::clamp(kLogitBytes / row_bytes / 16 * 16, kLeastRows, kMostRows));
+  return {op, rows, rows * row_bytes, true, threads};
+}
 
-  LossPlan(const TokenLoss& op, int threads) {
-    const auto up = [](int64_t size) { return (size + 63) / 64 * 64; };
-    const int64_t columns = op.x.shape[1], vocabulary = op.weight->rows();
-    stride = vocabulary / 16 * 16 + 48;  // no power of two: rows would meet in the same sets of a cache
-    const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(float));
-    rows = std::min(op.x.shape[0], std::clamp(kLogitBytes / row_bytes / 16 * 16, kLeastRows, kMostRows));
-    const int64_t own = up(rows * columns * static_cast<int64_t>(sizeof(float)));
-    const int64_t width = std::min(vocabulary, kVocabularyPiece);
-    x_at = up(rows * row_bytes);
-    dx_at = x_at + own;
-    gradients_at = dx_at + own;
-    rows_at =
-        gradients_at + up(static_cast<int64_t>(gradient_workspace_bytes(rows, width, columns, threads)));
-    matmul_at = rows_at + up(rows * static_cast<int64_t>(sizeof(TaughtRow)));
-    bytes = static_cast<size_t>(matmul_at) + matmul_workspace_bytes(rows, columns, op.compute, threads);
-  }
-};
-
-class LossBlock {
- public:
-  LossBlock(const TokenLoss& op, ThreadPool& pool)
-      : op_(op),
-        plan_(op, pool.size()),
-        pool_(pool),
-        weight_(static_cast<const CpuWeight&>(*op.weight)),
-        workspace_(op.workspace.as<std::byte>()),
-        logits_(reinterpret_cast<float*>(workspace_)),
-        rows_(reinterpret_cast<TaughtRow*>(workspace_ + plan_.rows_at)) {}
-
-  // Takes the next rows with a label, their x side by side; false where none is left.
-  bool next() {
-    count_ = 0;
-    auto* to = reinterpret_cast<float*>(workspace_ + plan_.x_at);
-    const int64_t columns = op_.x.shape[1];
-    for (; from_ < op_.x.shape[0] && count_ < plan_.rows; ++from_) {
-      const int64_t label = op_.labels.as<int32_t>()[from_];
-      if (label < 0) continue;
-      new (rows_ + count_) TaughtRow{from_, label, {}};
-      std::memcpy(to + count_++ * columns, op_.x.as<float>() + from_ * op_.x.stride[0],
-                  static_cast<size_t>(columns) * sizeof(float));
-    }
-    return count_ > 0;
-  }
-
-  void make_logits() {
-    const SampleKernels& kernels = choose(kSampleGeneric, kSampleAvx2, kSampleAvx512);
-    const LinearKernels& linear_kernels_of_isa = linear_kernels(active_isa());
-    Linear linear;
-    linear.x = x();
-    linear.weight = op_.weight;
-    linear.compute = op_.compute;
-    if (op_.soft_cap > 0) linear.activation = Activation::kSoftCap, linear.soft_cap = op_.soft_cap;
-    std::byte* own = workspace_ + plan_.matmul_at;
-    const Activations activations =
-        prepare(linear.x, weight_, op_.compute, linear_kernels_of_isa, pool_, own);
-    MatmulScratch* scratch = scratches(count_, op_.x.shape[1], op_.compute, own);
-    for (int64_t first = 0; first < weight_.rows(); first += kVocabularyPiece) {
-      const int64_t count = std::min(kVocabularyPiece, weight_.rows() - first);
-      const int64_t pair = pair_of_row(weight_, first);
-      linear.y = Tensor(logits_ + first, DType::kF32, {count_, plan_.stride});
-      multiply_pairs(linear, activations, {pair, pair_of_row(weight_, first + count - 1) + 1 - pair, first},
-                     scratch, linear_kernels_of_isa, pool_);
-      pool_.parallel_for(count_, row_grain(count), [&](int64_t begin, int64_t end, int) {
-        alignas(64) float z[kVocabularyPiece];
-        for (int64_t t = begin; t < end; ++t) {
-          kernels.divide(logits_ + t * plan_.stride + first, count, op_.temperature, z);
-          rows_[t].sum.add(kernels, z, count);
-        }
+// All logits of these rows, and their log-probabilities.
+void make_logits(const TokenLoss& op, LossRows<TokenLoss>& rows, ThreadPool& pool) {
+  const SampleKernels& kernels = choose(kSampleGeneric, kSampleAvx2, kSampleAvx512);
+  const int64_t stride = logit_stride(op);
+  rows.for_each_piece(
+      false, stride, [&](int64_t first) { return rows.logits() + first; },
+      [&](int64_t first, int64_t count) {
+        pool.parallel_for(rows.count(), row_grain(count), [&](int64_t begin, int64_t end, int) {
+          alignas(64) float z[kVocabularyPiece];
+          for (int64_t t = begin; t < end; ++t) {
+            kernels.divide(rows.logits() + t * stride + first, count, op.temperature, z);
+            rows[t].add(kernels, z, first, count);
+          }
+        });
       });
-    }
-    for (int64_t t = 0; t < count_; ++t) {
-      const double sum = rows_[t].sum.value();
-      float label_z = 0;
-      kernels.divide(logits_ + t * plan_.stride + rows_[t].label, 1, op_.temperature, &label_z);
-      op_.log_sum_exp.as<float>()[rows_[t].row] = static_cast<float>(sum);
-      op_.logprob.as<float>()[rows_[t].row] = static_cast<float>(static_cast<double>(label_z) - sum);
-    }
-  }
+  rows.give_logprobs();
+}
 
-  void walk_back() {
-    const TokenLogprobKernels& kernels = choose(kTokenLogprobGeneric, kTokenLogprobAvx2, kTokenLogprobAvx512);
-    const GradientContext context{linear_kernels(active_isa()),
-                                  choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512),
-                                  pool_, workspace_ + plan_.gradients_at};
-    const int64_t columns = op_.x.shape[1];
-    const Tensor all(logits_, DType::kF32, {count_, plan_.stride});
-    for (int64_t first = 0, end = 0; first < weight_.rows(); first = end) {
-      end = std::min(first + kVocabularyPiece, weight_.rows());
-      // Where a pair of groups ends: the products begin at one.
-      if (end < weight_.rows()) end = find_pair(weight_, pair_of_row(weight_, end)).column();
-      pool_.parallel_for(count_, row_grain(end - first), [&](int64_t begin, int64_t last, int) {
-        for (int64_t t = begin; t < last; ++t) turn(kernels, t, first, end - first);
-      });
-      const Tensor dz = all.narrow(1, first, end - first);
-      input_gradient(dz, {weight_, first}, dx(), first > 0, context);
-      if (op_.dw.present()) weight_gradient(dz, x(), op_.dw.as<float>() + first * columns, context);
-    }
-    for (int64_t t = 0; t < count_; ++t) {
-      std::copy_n(dx().as<float>() + t * columns, columns,
-                  op_.dx.as<float>() + rows_[t].row * op_.dx.stride[0]);
-    }
-  }
-
- private:
+void walk_back(const TokenLoss& op, const LossRows<TokenLoss>& rows, const GradientContext& context) {
+  const TokenLogprobKernels& kernels = choose(kTokenLogprobGeneric, kTokenLogprobAvx2, kTokenLogprobAvx512);
+  const int64_t columns = op.x.shape[1], stride = logit_stride(op);
+  const Tensor all(rows.logits(), DType::kF32, {rows.count(), stride});
   // A piece of a row: logits to gradients.
-  void turn(const TokenLogprobKernels& kernels, int64_t t, int64_t first, int64_t count) {
-    float* logits = logits_ + t * plan_.stride + first;
-    const int64_t row = rows_[t].row;
-    const float slope = op_.dlogprob.as<float>()[row];
+  const auto turn = [&](int64_t t, int64_t first, int64_t count) {
+    float* logits = rows.logits() + t * stride + first;
+    const LossRow& row = rows[t];
+    const float slope = op.dlogprob.as<float>()[row.row];
     if (slope == 0) return static_cast<void>(std::fill_n(logits, count, 0.0f));
-    kernels.gradients({logits, count, rows_[t].label - first, op_.temperature, op_.soft_cap,
-                       op_.log_sum_exp.as<float>()[row], slope / op_.temperature});
+    kernels.gradients({logits, count, row.label - first, op.temperature, op.soft_cap,
+                       op.log_sum_exp.as<float>()[row.row], slope / op.temperature});
+  };
+  for (int64_t first = 0, end = 0; first < rows.weight().rows(); first = end) {
+    end = rows.end_of_piece(first, true);
+    context.pool.parallel_for(rows.count(), row_grain(end - first), [&](int64_t begin, int64_t last, int) {
+      for (int64_t t = begin; t < last; ++t) turn(t, first, end - first);
+    });
+    const Tensor dz = all.narrow(1, first, end - first);
+    input_gradient(dz, {rows.weight(), first}, rows.dx(), first > 0, context);
+    if (op.dw.present()) weight_gradient(dz, rows.x(), op.dw.as<float>() + first * columns, context);
   }
-  Tensor matrix(int64_t at) const { return Tensor(workspace_ + at, DType::kF32, {count_, op_.x.shape[1]}); }
-  Tensor x() const { return matrix(plan_.x_at); }
-  Tensor dx() const { return matrix(plan_.dx_at); }
-
-  const TokenLoss& op_;
-  const LossPlan plan_;
-  ThreadPool& pool_;
-  const CpuWeight& weight_;
-  std::byte* workspace_;
-  float* logits_;
-  TaughtRow* rows_;
-  int64_t from_ = 0, count_ = 0;
-};
+  rows.give_dx();
+}
 
 }  // namespace
 
-size_t CpuBackend::workspace_bytes(const TokenLoss& op) const { return LossPlan(op, pool_.size()).bytes; }
+size_t CpuBackend::workspace_bytes(const TokenLoss& op) const { return plan_of_loss(op, pool_.size()).bytes; }
 
 void CpuBackend::do_token_loss(const TokenLoss& op) {
-  const int64_t tokens = op.x.shape[0];
-  std::fill_n(op.logprob.as<float>(), tokens, 0.0f);
-  std::fill_n(op.log_sum_exp.as<float>(), tokens, 0.0f);
-  for (int64_t t = 0; t < tokens; ++t) {
-    std::fill_n(op.dx.as<float>() + t * op.dx.stride[0], op.x.shape[1], 0.0f);
-  }
-  LossBlock block(op, pool_);
-  while (block.next()) {
-    block.make_logits();
-    block.walk_back();
+  const TokenPlan plan = plan_of_loss(op, pool_.size());
+  std::fill_n(op.logprob.as<float>(), op.x.shape[0], 0.0f);
+  std::fill_n(op.log_sum_exp.as<float>(), op.x.shape[0], 0.0f);
+  clear_rows(op.dx);
+  LossRows rows(op, plan, pool_);
+  const GradientContext context = head_gradients(pool_, op.workspace.as<std::byte>() + plan.gradients_at);
+  while (rows.next([](int64_t) { return true; })) {
+    make_logits(op, rows, pool_);
+    walk_back(op, rows, context);
   }
 }
 
