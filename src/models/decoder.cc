@@ -371,7 +371,7 @@ Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Worksp
   const int64_t sequences = step.step.lengths.shape[0];
   return memory.recordings.run(
       backend(), {cache.serial(), sequences, step.step.page_table.shape[1], step.outputs, want_logits},
-      run_once);
+      std::ref(run_once));
 }
 
 }  // namespace qiao
