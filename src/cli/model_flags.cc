@@ -72,7 +72,7 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       .add_option("--compute", flags.compute,
                   "Numerics of matrix products: auto (by the file's dtype), f32 (exact weights, float32 "
                   "activations), "
-                  "bf16, q8")
+                  "bf16 (attention over a cache of 16 bits too), q8")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "q8"}))
       ->capture_default_str()
       ->type_name("POLICY");
