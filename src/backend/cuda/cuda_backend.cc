@@ -32,7 +32,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
       block_shared_bytes_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
       uploader_(stream_),
-      tickets_(allocate(kMostTickets * sizeof(unsigned))) {
+      tickets_(allocate(static_cast<size_t>(kMostTickets) * sizeof(unsigned))) {
   QIAO_CUDA(cudaMemsetAsync(tickets_.data(), 0, tickets_.bytes(), stream_.handle()));
 }
 

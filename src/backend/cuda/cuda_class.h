@@ -9,7 +9,7 @@
 
 namespace qiao::cuda {
 
-inline constexpr size_t kMostTickets = 512;
+inline constexpr int64_t kMostTickets = 4096;
 
 class CudaBackend final : public Backend {
  public:
@@ -33,8 +33,10 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const Muon& op) const override;
 
   int multiprocessors() const { return multiprocessors_; }
+  int block_shared_bytes() const { return block_shared_bytes_; }
   const Stream& stream() const { return stream_; }
   Memory& memory() { return memory_; }
+  // kMostTickets zeros; kernels leave them so.
   unsigned* tickets() const { return static_cast<unsigned*>(tickets_.data()); }
 
  protected:
@@ -104,7 +106,7 @@ class CudaBackend final : public Backend {
   int multiprocessors_, block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
-  Buffer tickets_;  // of products whose segments have blocks of their own: zeros between launches
+  Buffer tickets_;  // of products whose sums meet in memory
   Buffer codes_;    // of AdamW's moments, once they are asked for
 };
 

@@ -17,8 +17,8 @@
 
 namespace qiao::cuda {
 
-inline constexpr int64_t kSegmentUnit = 256, kMostSegment = 2048;
-// Up to kFewTokens rows of x: a block is one column of mma's tiles, and reads the weight as memory gives it.
+inline constexpr int64_t kSegmentUnit = 256, kMostSegment = 1024;
+// Up to kFewTokens rows of x: they are one column of mma's tiles, and the weight is read as memory gives it.
 inline constexpr int kFewTokens = 8, kManyTokens = 64;
 inline constexpr int kFewRows = 64, kManyRows = 128;
 
@@ -48,6 +48,12 @@ struct MatmulArguments {
   float* partials = nullptr;  // [tiles, segments, sums of a block]
   unsigned* tickets = nullptr;
   int64_t token_tiles = 0, row_blocks = 0;
+  // matmul_few.h's: row tiles from first_tile on, each with its own partials [row tile][segment][token][row]
+  // and ticket; slot_tokens, panel_segments and grain are for it to set.
+  int64_t first_tile = 0, row_tiles = 0;
+  int multiprocessors = 1;
+  int64_t block_shared_bytes = 0;
+  int64_t slot_tokens = 0, panel_segments = 0, grain = 1;
   // y[t, column + row] = activation(sum + bias[column + row]) + residual[t, column + row].
   float* y = nullptr;
   int64_t y_stride = 0, column = 0;
@@ -59,7 +65,7 @@ struct MatmulArguments {
 };
 
 // Of each compute kind; `few`: kFewTokens tokens a block, else kManyTokens. matmul_f32.cu, matmul_bf16.cu and
-// matmul_q8_*.cu. The grid is (row_blocks * token_tiles, split ? segments : 1).
+// matmul_q8_*.cu. The grid is (row_blocks * token_tiles, split ? segments : 1), but for few in BF16 and Q8.
 void launch_matmul_f32(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_bf16(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_q8(const Stream& stream, const MatmulArguments& arguments, bool few);

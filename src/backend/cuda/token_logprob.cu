@@ -153,11 +153,11 @@ struct LogprobMemory {
 template <class Op>
 class LossRows {
  public:
-  LossRows(const Op& op, bool back, const Stream& stream, unsigned* tickets)
+  LossRows(const Op& op, bool back, const CudaBackend& chip)
       : op_(op),
         memory_(op, back),
-        stream_(stream),
-        tickets_(tickets),
+        chip_(chip),
+        stream_(chip.stream()),
         base_(op.workspace.template as<std::byte>()) {}
 
   const LogprobMemory& memory() const { return memory_; }
@@ -194,7 +194,7 @@ class LossRows {
     call.counts = count(run);
     call.y = at<float>(0), call.y_stride = memory_.logit_columns;
     if (op_.soft_cap > 0) call.activation = Activation::kSoftCap, call.soft_cap = op_.soft_cap;
-    run_matmul(stream_, call, base_ + memory_.products_at, tickets_);
+    run_matmul(chip_, call, base_ + memory_.products_at);
     LogitPass pass = {};
     pass.logits = call.y, pass.stride = memory_.logit_columns, pass.first = first, pass.columns = columns;
     pass.active = active(run), pass.count = count(run), pass.labels = op_.labels.template as<int32_t>();
@@ -207,8 +207,8 @@ class LossRows {
  private:
   const Op& op_;
   LogprobMemory memory_;
+  const CudaBackend& chip_;
   const Stream& stream_;
-  unsigned* tickets_;
   std::byte* base_;
 };
 
@@ -220,7 +220,7 @@ size_t CudaBackend::workspace_bytes(const TokenLogprobBackward& op) const {
 }
 
 void CudaBackend::do_token_logprob(const TokenLogprob& op) {
-  const LossRows rows(op, false, stream_, tickets());
+  const LossRows rows(op, false, *this);
   const int64_t vocabulary = op.weight->rows();
   if (op.x.shape[0] == 0) return;
   rows.find(nullptr, op.logprob.as<float>(), op.log_sum_exp.as<float>());
@@ -237,7 +237,7 @@ void CudaBackend::do_token_logprob(const TokenLogprob& op) {
 }
 
 void CudaBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
-  const LossRows rows(op, true, stream_, tickets());
+  const LossRows rows(op, true, *this);
   const auto& weight = static_cast<const CudaWeight&>(*op.weight);
   const int64_t tokens = op.x.shape[0], width = op.x.shape[1];
   if (tokens == 0) return;

@@ -184,6 +184,16 @@ inline void multiply_add_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t 
                             Caller where = Caller::current()) {
   matrices::multiply<4, int, int, matrices::read_s8>(d, a, b, "mma.m16n8k32.s8", where);
 }
+inline void multiply_add_s8(int (&d)[4], const int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            Caller where = Caller::current()) {
+  std::copy(c, c + 4, d);
+  multiply_add_s8(d, a, b, where);
+}
+inline void multiply_add_s8(int (&d)[4], const int (&c)[4], const uint32_t (&a)[2], uint32_t b,
+                            Caller where = Caller::current()) {
+  const uint32_t wide_a[4] = {a[0], a[1], 0, 0}, wide_b[2] = {b, 0};
+  multiply_add_s8(d, c, wide_a, wide_b, where);
+}
 inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               Caller where = Caller::current()) {
   matrices::multiply<4, float, double, matrices::read_e4m3>(d, a, b, "mma.m16n8k32.e4m3", where);

@@ -1,0 +1,422 @@
+// The tensor cores' products (matmul.h) with up to eight tokens a tile, as a decode step has them. The limit
+// is the memory's bandwidth: the weight is read once, x and the sums come from the L2 cache.
+// Plan: as many blocks as there are multiprocessors, one on each for the whole launch. The units of work, a
+// row tile (16 rows) in a segment of K, stand in a line: [tile of tokens][panel of K][row tile][segment]; a
+// block has an even share of the line, and of that each of its warps one. So a warp reads runs of memory of
+// many units, and its pipeline of cp.async (kStages stages of about 2 KB, waited for by the warp alone: 16
+// warps keep 100 to 150 KB in flight on a multiprocessor, where 32 B/ns at 1 us of latency need 32 KB) goes
+// on over the ends of units. x lies in shared memory as mma takes its B, rounded or quantized by the block
+// while the first stages are on their way; a panel is as much of K as has room there, mostly all of it. So a
+// block stops as a whole only where its share goes over to another panel or tile of tokens.
+// A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
+// sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
+// the rule where row tiles come out even, that takes no fence of the device.
+// Instructions for 32 columns of 16 rows (of 4 a clock, where memory gives 18 bytes a clock), those of tokens
+// beyond T included: they bound what the formats with small blocks can reach. An integer product begins with
+// the number that makes its bits a float's (kMagic), less the format's offset times the sum of x, so
+// neither is a step of its own. The share of the bandwidth is not yet measured.
+#pragma once
+
+#include "backend/cuda/matmul_mma.h"
+
+namespace qiao::cuda {
+
+inline constexpr int kMostFewWarps = 16;
+// 1.5 * 2^23: with an integer below 2^22 added to them, these bits are that float plus the integer.
+inline constexpr int kMagic = 0x4b400000;
+inline constexpr float kMagicFloat = 12582912.0f;
+
+template <class P>
+struct FewShape {
+  static constexpr int kStage = P::kFewStage;
+  static constexpr int kSteps = kStage / P::kStep;
+  static constexpr int kStageBytes = kStage / P::kUnit * P::kUnitBytes;
+  static constexpr int kFit = 11264 / kStageBytes;
+  static constexpr int kStages = kFit < 3 ? 3 : kFit > 6 ? 6 : kFit;
+  static constexpr int kWarpBytes = kStages * kStageBytes;
+  static constexpr int kTokenBytes = 32;  // of a step
+  static constexpr int kMetaBytes = !P::kQuants ? 0 : P::kHalves ? 16 : 8;
+  static constexpr int kTicketBytes = kMostFewWarps * 4;
+  static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0);
+
+  // Of x, `columns` of so many tokens.
+  static int64_t x_bytes(int64_t columns, int64_t tokens) {
+    return columns / P::kStep * kTokenBytes * tokens + columns / 32 * kFewTokens * kMetaBytes;
+  }
+};
+
+// A block's work in one tile of tokens and one panel of K; units are counted within it.
+struct FewPhase {
+  TokenTile tile;
+  int64_t first_item;     // of the launch's, of row tile 0
+  int begin, end;         // the panel's columns
+  int segments, segment;  // the panel's, and its first one's number
+  int from, to;           // the block's units
+};
+
+// Tiles of `kFewTokens` rows of the experts; by whole warps.
+__device__ inline int64_t count_token_tiles(const int32_t* counts, int experts) {
+  int tiles = 0;
+#pragma unroll 4
+  for (int e = static_cast<int>(threadIdx.x % 32); e < experts; e += 32) {
+    tiles += (counts[e] + kFewTokens - 1) / kFewTokens;
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) tiles += __shfl_xor_sync(kAllLanes, tiles, lanes);
+  return tiles;
+}
+
+template <class P>
+struct FewBlock {
+  using S = FewShape<P>;
+  const MatmulArguments& op;
+  int warps, warp, lane;
+  // In shared memory: this warp's stages; x; [group of 32][token] a scale and what add_group() takes with it;
+  // by the warp that a row tile begins in, how many of its segments are there.
+  uint8_t *stages, *x, *meta;
+  unsigned* tickets;
+
+  __device__ explicit FewBlock(const MatmulArguments& arguments)
+      : op(arguments),
+        warps(static_cast<int>(blockDim.x / 32)),
+        warp(static_cast<int>(threadIdx.x / 32)),
+        lane(static_cast<int>(threadIdx.x % 32)) {
+    auto* shared = shared_memory<uint8_t>();
+    const int columns = static_cast<int>(op.panel_segments * op.segment);
+    stages = shared + warp * S::kWarpBytes;
+    x = shared + warps * S::kWarpBytes;
+    meta = x + columns / P::kStep * S::kTokenBytes * static_cast<int>(op.slot_tokens);
+    tickets = reinterpret_cast<unsigned*>(meta + columns / 32 * kFewTokens * S::kMetaBytes);
+  }
+
+  // The panel's columns of x, [step][token][lane % 4] the two words of B.
+  __device__ void prepare(const FewPhase& phase) const {
+    constexpr int kAtOnce = 4;
+    const int quads = (phase.end - phase.begin + 127) / 128 * 32, all = phase.tile.count * quads;
+    const int step = static_cast<int>(blockDim.x);
+    const bool aligned = op.x_stride % 4 == 0 && aligned_16(op.x);
+    const float* rows = op.x + phase.tile.first * op.x_stride + phase.begin;
+    // Warps are inside or outside as a whole: a row is a multiple of 32 quads.
+    for (int base = static_cast<int>(threadIdx.x); base < all; base += kAtOnce * step) {
+      float4 four[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = base + u * step, token = i / quads;
+        if (i >= all) continue;
+        four[u] =
+            load_four(rows + token * op.x_stride, i % quads * 4, op.weight.columns - phase.begin, aligned);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = base + u * step, token = i / quads, at = i % quads * 4;
+        if (i >= all) continue;
+        const float values[4] = {four[u].x, four[u].y, four[u].z, four[u].w};
+        store_quad(values, at, token, phase.tile.count);
+      }
+    }
+  }
+
+  __device__ void store_quad(const float (&values)[4], int at, int token, int tokens) const {
+    const int inside = at % P::kStep, half = inside / (P::kStep / 2);
+    uint8_t* to = x + (at / P::kStep * tokens + token) * S::kTokenBytes + half * 4;
+    if constexpr (P::kQuants) {
+      ActivationMeta own;
+      *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four(values, own);
+      if (threadIdx.x % 8 != 0) return;
+      const int low = low_sum(own.sums), high = high_sum(own.sums);
+      uint8_t* meta_to = meta + (at / 32 * kFewTokens + token) * S::kMetaBytes;
+      using F = typename P::F;
+      const unsigned scale = __float_as_uint(own.scale);
+      if constexpr (F::kHalves) {
+        const int factor = F::kOffset == 0 ? 1 : -F::kOffset;
+        *reinterpret_cast<uint4*>(meta_to) =
+            make_uint4(scale, static_cast<unsigned>(factor * low), static_cast<unsigned>(factor * high), 0);
+      } else {
+        const unsigned second = F::kMinimum ? __float_as_uint(own.scale * static_cast<float>(low + high))
+                                            : static_cast<unsigned>(kMagic - F::kOffset * (low + high));
+        *reinterpret_cast<uint2*>(meta_to) = make_uint2(scale, second);
+      }
+    } else {
+      to += inside % 8 / 2 * 8;
+      *reinterpret_cast<uint32_t*>(to) = two_bf16(values[0], values[1]);
+      *reinterpret_cast<uint32_t*>(to + 8) = two_bf16(values[2], values[3]);
+    }
+  }
+
+  __device__ uint8_t* stage_at(int slot) const { return stages + slot * S::kStageBytes; }
+
+  // `bytes` of a stage on their way.
+  __device__ void bring(uint8_t* to, const uint8_t* from, int bytes) const {
+#pragma unroll
+    for (int at = 0; at < S::kStageBytes; at += 512) {
+      if (at + lane * 16 < bytes) copy_async<16>(to + at + lane * 16, from + at + lane * 16);
+    }
+  }
+
+  // One step: of the tile in the stage, x and its meta as this lane takes them.
+  __device__ void multiply(const uint8_t* stage, int step, const uint8_t* x_step, const uint8_t* metas,
+                           float (&sums)[4]) const {
+    const uint2 both = tile::pair(x_step);
+    const uint32_t b[2] = {both.x, both.y};
+    if constexpr (P::kQuants) {
+      add_group<typename P::F>(stage, step, b, metas, sums);
+    } else {
+      const uint4 four = tile::four(stage + step * 512 + lane * 16);
+      const uint32_t a[4] = {four.x, four.y, four.z, four.w};
+      multiply_add_bf16(sums, a, b);
+    }
+  }
+
+  // The arithmetic of matmul_mma.h's add_group.
+  template <class F>
+  __device__ void add_group(const uint8_t* stage, int step, const uint32_t (&b)[2], const uint8_t* metas,
+                            float (&sums)[4]) const {
+    const uint8_t* t = stage + step / F::kGroups * F::kTileBytes;
+    const int group = step % F::kGroups;
+    uint32_t a[4];
+    F::quants(t, lane, group, a);
+    const GroupScales scales[2] = {F::scales(t, lane / 4, group), F::scales(t, lane / 4 + 8, group)};
+    if constexpr (F::kHalves) {
+      const uint4 meta[2] = {tile::four(metas), tile::four(metas + 16)};
+      int of_x[2][2], low[4], high[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        of_x[i][0] = static_cast<int>(meta[i].y), of_x[i][1] = static_cast<int>(meta[i].z);
+      }
+      constexpr bool kLess = F::kOffset != 0;
+      const int from_low[4] = {kLess ? of_x[0][0] : 0, kLess ? of_x[1][0] : 0, kLess ? of_x[0][0] : 0,
+                               kLess ? of_x[1][0] : 0};
+      const int from_high[4] = {kLess ? of_x[0][1] : 0, kLess ? of_x[1][1] : 0, kLess ? of_x[0][1] : 0,
+                                kLess ? of_x[1][1] : 0};
+      const uint32_t first[2] = {a[0], a[1]}, rest[2] = {a[2], a[3]};
+      multiply_add_s8(low, from_low, first, b[0]);
+      multiply_add_s8(high, from_high, rest, b[1]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const GroupScales& s = scales[i / 2];
+        const float scale = __uint_as_float(meta[i % 2].x);
+        sums[i] = fmaf(scale * s.scale, static_cast<float>(s.low * low[i] + s.high * high[i]), sums[i]);
+        if constexpr (F::kMinimum) {
+          const int sum = s.minimum_low * of_x[i % 2][0] + s.minimum_high * of_x[i % 2][1];
+          sums[i] = fmaf(scale * static_cast<float>(sum), s.minimum, sums[i]);
+        }
+      }
+    } else {
+      const uint4 meta = tile::four(metas);
+      const int even = F::kMinimum ? kMagic : static_cast<int>(meta.y);
+      const int odd = F::kMinimum ? kMagic : static_cast<int>(meta.w);
+      const int from[4] = {even, odd, even, odd};
+      int products[4];
+      multiply_add_s8(products, from, a, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const GroupScales& s = scales[i / 2];
+        const float scale = __uint_as_float(i % 2 == 0 ? meta.x : meta.z);
+        sums[i] = fmaf(scale * s.scale, __int_as_float(products[i]) - kMagicFloat, sums[i]);
+        if constexpr (F::kMinimum) {
+          sums[i] = fmaf(__uint_as_float(i % 2 == 0 ? meta.y : meta.w), s.minimum, sums[i]);
+        }
+      }
+    }
+  }
+
+  __device__ void finish(const FewPhase& phase, int row_tile, const float (&sums)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t row = (op.first_tile + row_tile) * kTileRows + lane / 4 + i / 2 * 8;
+      const int token = lane % 4 * 2 + i % 2;
+      if (row >= op.first_row && row < op.end_row && token < phase.tile.count) {
+        finish_sum(op, phase.tile.first + token, row, sums[i]);
+      }
+    }
+  }
+
+  // The place of this lane's sum i in a row tile's sums of a segment, [token][row]; some are no token's.
+  __device__ int place(int i) const { return (lane % 4 * 2 + i % 2) * kTileRows + lane / 4 + i / 2 * 8; }
+
+  __device__ void leave(const FewPhase& phase, float* partial, const float (&sums)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (lane % 4 * 2 + i % 2 < phase.tile.count) partial[place(i)] = sums[i];
+    }
+  }
+
+  // After this warp has left `count` of the row tile's segments: whoever finds that all are there adds up.
+  __device__ void arrive(const FewPhase& phase, int row_tile, int count) const {
+    const int64_t item = phase.first_item + row_tile;
+    const int first = row_tile * phase.segments;
+    const bool of_block =
+        phase.segments == op.segments && first >= phase.from && first + phase.segments <= phase.to;
+    const int owner = of_block ? (warps * (first - phase.from + 1) - 1) / (phase.to - phase.from) : 0;
+    unsigned* ticket = of_block ? tickets + owner : op.tickets + item;
+    if (of_block) {
+      __threadfence_block();
+    } else {
+      __threadfence();
+    }
+    __syncwarp();
+    unsigned before = 0;
+    if (lane == 0) before = atomicAdd(ticket, static_cast<unsigned>(count));
+    before = __shfl_sync(kAllLanes, before, 0);
+    if (before + static_cast<unsigned>(count) != static_cast<unsigned>(op.segments)) return;
+    if (lane == 0) *ticket = 0;  // for the next phase or launch
+    if (of_block) {
+      __threadfence_block();
+    } else {
+      __threadfence();
+    }
+    const int64_t size = op.slot_tokens * kTileRows;
+    const float* partial = op.partials + item * op.segments * size;
+    float sums[4] = {};
+#pragma unroll 4
+    for (int64_t s = 0; s < op.segments; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (lane % 4 * 2 + i % 2 >= phase.tile.count) continue;
+        const float next = __ldcg(partial + s * size + place(i));
+        sums[i] = s == 0 ? next : sums[i] + next;
+      }
+    }
+    finish(phase, row_tile, sums);
+  }
+
+  // This warp's share of a phase. The first stages are on their way before x is asked for.
+  __device__ void run(const FewPhase& phase) const {
+    const int count = phase.to - phase.from;
+    const int from = phase.from + count * warp / warps, to = phase.from + count * (warp + 1) / warps;
+    const int segment = static_cast<int>(op.segment), per_segment = segment / S::kStage;
+    const int row_stages = (phase.end - phase.begin + S::kStage - 1) / S::kStage;
+    const auto stage_of = [&](int unit) {
+      return unit / phase.segments * row_stages + unit % phase.segments * per_segment;
+    };
+    const int stages = stage_of(to) - stage_of(from);
+    int row_tile = from / phase.segments, s = from % phase.segments;
+
+    // What is brought next: the panel's part of the row tile, and a column of it.
+    const int64_t row_bytes = op.weight.units * P::kUnitBytes;
+    const uint8_t* row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
+                         (op.first_tile + row_tile) * row_bytes + phase.begin / P::kUnit * P::kUnitBytes;
+    const int panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
+    int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0;
+    const auto bring_next = [&] {
+      if (brought < stages) {
+        bring(stage_at(slot_to), row + at, panel_bytes - at);
+        ++brought, at += S::kStageBytes;
+        if (at >= panel_bytes) row += row_bytes, at = 0;
+        slot_to = slot_to == S::kStages - 1 ? 0 : slot_to + 1;
+      }
+      copy_async_commit();
+    };
+#pragma unroll
+    for (int i = 0; i < S::kStages - 1; ++i) bring_next();
+
+    prepare(phase);
+    __syncthreads();
+
+    const int tokens = phase.tile.count, step_bytes = tokens * S::kTokenBytes;
+    const int g = lane / 4 < tokens ? lane / 4 : tokens - 1;  // columns beyond the tokens are nobody's
+    const uint8_t* x_lane = x + g * S::kTokenBytes + lane % 4 * 8;
+    const uint8_t* meta_lane = meta + lane % 4 * 2 * S::kMetaBytes;
+    float sums[4] = {}, total[4] = {};
+    int k = phase.begin + s * segment, slot = 0, left_behind = 0;
+    int stop = k + segment < phase.end ? k + segment : phase.end;  // the segment's end
+    for (int stage = 0; stage < stages; ++stage) {
+      copy_async_wait<S::kStages - 2>();
+      __syncwarp();
+      bring_next();
+      const uint8_t* w = stage_at(slot);
+      slot = slot == S::kStages - 1 ? 0 : slot + 1;
+      const int first_step = (k - phase.begin) / P::kStep;
+      const uint8_t* x_step = x_lane + first_step * step_bytes;
+      const uint8_t* metas = meta_lane + first_step * (kFewTokens * S::kMetaBytes);
+      if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
+#pragma unroll
+        for (int step = 0; step < S::kSteps; ++step) {
+          multiply(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
+        }
+      } else {
+        const int steps = (phase.end - k + P::kStep - 1) / P::kStep;
+        for (int step = 0; step < steps; ++step) {
+          multiply(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
+        }
+      }
+      k += S::kStage;
+      if (k < stop) continue;
+      const int first = row_tile * phase.segments;
+      const bool alone = phase.segments == op.segments && first >= from && first + phase.segments <= to;
+      const bool row_ends = s == phase.segments - 1;
+      if (alone) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i], sums[i] = 0;
+        if (row_ends) finish(phase, row_tile, total);
+      } else {
+        const int64_t place = (phase.first_item + row_tile) * op.segments + phase.segment + s;
+        leave(phase, op.partials + place * op.slot_tokens * kTileRows, sums);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[i] = 0;
+        ++left_behind;
+        if (row_ends || stage == stages - 1) arrive(phase, row_tile, left_behind), left_behind = 0;
+      }
+      if (row_ends) {
+        ++row_tile, s = 0, k = phase.begin;
+      } else {
+        ++s;
+      }
+      stop = k + segment < phase.end ? k + segment : phase.end;
+    }
+  }
+};
+
+template <class P>
+__global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArguments op) {
+  const FewBlock<P> block(op);
+  const int64_t tiles = op.counts == nullptr ? op.token_tiles : count_token_tiles(op.counts, op.experts);
+  const int64_t of_tile = op.row_tiles * op.segments, shares = tiles * of_tile / op.grain;
+  int64_t unit = shares * blockIdx.x / gridDim.x * op.grain;
+  const int64_t end = shares * (blockIdx.x + 1) / gridDim.x * op.grain;
+  if (static_cast<int>(threadIdx.x) < block.warps) block.tickets[threadIdx.x] = 0;
+  for (bool is_first = true; unit < end; is_first = false) {
+    const int64_t tile = unit / of_tile, panel = unit % of_tile / (op.row_tiles * op.panel_segments);
+    const int64_t segment = panel * op.panel_segments, left = op.segments - segment;
+    const int64_t segments = left < op.panel_segments ? left : op.panel_segments;
+    const int64_t columns = (segment + segments) * op.segment;
+    const int64_t base = tile * of_tile + op.row_tiles * segment, next = base + op.row_tiles * segments;
+    const int64_t stop = next < end ? next : end;
+    FewPhase phase;
+    phase.tile = token_tile(op.counts, op.experts, op.tokens, tile, kFewTokens);
+    phase.first_item = tile * op.row_tiles;
+    phase.begin = static_cast<int>(segment * op.segment);
+    phase.end = static_cast<int>(columns < op.weight.columns ? columns : op.weight.columns);
+    phase.segments = static_cast<int>(segments), phase.segment = static_cast<int>(segment);
+    phase.from = static_cast<int>(unit - base), phase.to = static_cast<int>(stop - base);
+    if (!is_first) __syncthreads();  // the last phase's x and stages are free
+    block.run(phase);
+    unit = stop;
+  }
+}
+
+template <class P>
+void launch_few(const Stream& stream, const MatmulArguments& arguments) {
+  using S = FewShape<P>;
+  MatmulArguments op = arguments;
+  op.slot_tokens = op.tokens < kFewTokens ? op.tokens : kFewTokens;
+  const int64_t of_segment = S::x_bytes(op.segment, op.slot_tokens);
+  int64_t warps = kMostFewWarps;
+  const auto room = [&] { return op.block_shared_bytes - warps * S::kWarpBytes - S::kTicketBytes; };
+  while (warps > 1 && room() < of_segment) warps /= 2;  // devices with less than Hopper's
+  const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
+  const int64_t panels = ceil_div(op.segments, fit);
+  op.panel_segments = ceil_div(op.segments, panels);
+  const int64_t row_tiles = op.row_tiles * op.token_tiles, units = row_tiles * op.segments;
+  const int64_t blocks = op.multiprocessors < units ? op.multiprocessors : units;
+  // Whole row tiles for each block where they come out even to a twentieth: their segments meet in it.
+  const bool even =
+      op.counts == nullptr && panels == 1 && ceil_div(row_tiles, blocks) * blocks * 20 <= row_tiles * 21;
+  op.grain = even ? op.segments : 1;
+  const int64_t bytes =
+      warps * S::kWarpBytes + S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
+  launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), static_cast<unsigned>(32 * warps),
+         static_cast<size_t>(bytes), op);
+}
+
+}  // namespace qiao::cuda
