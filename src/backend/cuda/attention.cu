@@ -37,6 +37,7 @@ struct PagedPlan {
 };
 
 __global__ void __launch_bounds__(128) attention_merge(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
   const int64_t row = int64_t{blockIdx.x} * 4 + threadIdx.x / 32;
   const int lane = threadIdx.x % 32, head = static_cast<int>(row % op.heads);
   const int query = static_cast<int>(row / op.heads % op.split_queries);

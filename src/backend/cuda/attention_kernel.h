@@ -33,6 +33,7 @@ __device__ inline void describe(const AttentionArguments& op, AttentionTile* til
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps)
     attention_tiles(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
   FoundTile found{};
   const int tile_rows = kWarpRows * static_cast<int>(blockDim.x / 32);
   const auto tiles = [&](int s) {
@@ -56,6 +57,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps, kD <= 128 ? 4 : 2)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
   const auto chunks_of_sequence = [&](int s) {
     const int queries = op.starts[s + 1] - op.starts[s];
     if (queries == 0) return 0;

@@ -14,9 +14,11 @@
 
 namespace qiao::cuda {
 
+// `early`: may begin before the kernel given before it has ended (programmatic dependent launch).
 template <class... P, size_t... kIndex>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, std::tuple<P...>& arguments, std::index_sequence<kIndex...>) {
+                          cudaStream_t stream, bool early, std::tuple<P...>& arguments,
+                          std::index_sequence<kIndex...>) {
   void* pointers[] = {static_cast<void*>(&std::get<kIndex>(arguments))..., nullptr};
   const auto* function = reinterpret_cast<const void*>(kernel);
   shared_bytes = (shared_bytes + 15) / 16 * 16;  // ptxas reads 16 bytes at once where it sees fewer wanted
@@ -26,12 +28,40 @@ cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t sh
                                                    static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+  if (!early) return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
+  return cudaLaunchKernelExC(&config, function, pointers);
 }
 template <class... P>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, std::tuple<P...>& arguments) {
-  return launch_kernel(kernel, grid, block, shared_bytes, stream, arguments, std::index_sequence_for<P...>());
+                          cudaStream_t stream, bool early, std::tuple<P...>& arguments) {
+  return launch_kernel(kernel, grid, block, shared_bytes, stream, early, arguments,
+                       std::index_sequence_for<P...>());
+}
+
+// A kernel that was launched early waits here until the kernel before it has ended and all that it wrote is
+// there. Every thread of every kernel calls it before it touches memory that a kernel writes; what no kernel
+// writes, such as weights, may be asked for before.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// From here on the kernel after this one may begin where there is room, to wait as above.
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// The first line of a kernel that has nothing to do before.
+__device__ inline void begin_kernel() {
+  let_next_begin();
+  wait_for_previous();
 }
 
 // The shared memory that the launch asked for, aligned to 1024 bytes; at most 227 KiB together with

@@ -57,6 +57,7 @@ __device__ void write_q8(const float (&x)[8], int run, int dim, unsigned char* r
 
 template <DType kDType>
 __global__ void __launch_bounds__(256) kv_write_kernel(KvWriteArguments op) {
+  begin_kernel();
   const int64_t item = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const bool active = item < op.items;  // all lanes meet in the search for the largest
   const int64_t from = active ? item : 0;

@@ -310,6 +310,7 @@ struct FewBlock {
 #pragma unroll
     for (int i = 0; i < S::kStages - 1; ++i) bring_next();
 
+    wait_for_previous();  // the weight does not depend on it
     prepare(phase);
     __syncthreads();
 
@@ -369,12 +370,15 @@ struct FewBlock {
 
 template <class P>
 __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArguments op) {
+  let_next_begin();
+  if (op.counts != nullptr) wait_for_previous();  // which rows are an expert's
   const FewBlock<P> block(op);
   const int64_t tiles = op.counts == nullptr ? op.token_tiles : count_token_tiles(op.counts, op.experts);
   const int64_t of_tile = op.row_tiles * op.segments, shares = tiles * of_tile / op.grain;
   int64_t unit = shares * blockIdx.x / gridDim.x * op.grain;
   const int64_t end = shares * (blockIdx.x + 1) / gridDim.x * op.grain;
   if (static_cast<int>(threadIdx.x) < block.warps) block.tickets[threadIdx.x] = 0;
+  if (unit >= end) wait_for_previous();
   for (bool is_first = true; unit < end; is_first = false) {
     const int64_t tile = unit / of_tile, panel = unit % of_tile / (op.row_tiles * op.panel_segments);
     const int64_t segment = panel * op.panel_segments, left = op.segments - segment;

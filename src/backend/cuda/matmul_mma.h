@@ -143,6 +143,7 @@ __device__ inline void add_group(const uint32_t (&a)[4], const uint32_t (&b)[2],
 template <class P>
 __global__ void __launch_bounds__(MmaShape<P>::kThreads, MmaShape<P>::kThreads > 128 ? 1 : 2)
     matmul_mma(MatmulArguments op) {
+  begin_kernel();
   using S = MmaShape<P>;
   constexpr int kSums = S::kRowTiles * S::kTiles * 4;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);

@@ -26,6 +26,7 @@ __device__ float4 gain(const float* gamma, bool aligned, float offset, int64_t a
 
 template <int kWarps, int kKept>
 __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_forward(NormArguments op) {
+  begin_kernel();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= op.rows) return;  // of a warp for itself: no barrier follows
   constexpr int64_t kStep = 4 * 32 * kWarps;
@@ -72,6 +73,7 @@ struct NormBackwardArguments {
 
 template <int kWarps, int kKept>
 __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_backward(NormBackwardArguments op) {
+  begin_kernel();
   const int64_t group = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   constexpr int64_t kStep = 4 * 32 * kWarps;
   const int64_t first = 4 * int64_t{threadIdx.x};
@@ -149,6 +151,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_backward
 
 __global__ void __launch_bounds__(256)
     norm_add_parts(const float* parts, int64_t chunks, int64_t width, float* sums) {
+  begin_kernel();
   const int64_t c = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (c >= width) return;
   float sum = sums[c];

@@ -25,6 +25,7 @@ __device__ double block_sum(double x, double* shared) {
 // sums[run]: a thread adds up every 256th of a run's elements, ascending; then the threads fold pairwise.
 __global__ void __launch_bounds__(kOptimizerThreads)
     squares_of_runs(const float* x, int64_t count, double* sums) {
+  begin_kernel();
   const int64_t begin = int64_t{blockIdx.x} * kSquaresRun;
   const int64_t end = begin + kSquaresRun < count ? begin + kSquaresRun : count;
   double sum = 0;
@@ -37,6 +38,7 @@ __global__ void __launch_bounds__(kOptimizerThreads)
 }
 
 __global__ void __launch_bounds__(kOptimizerThreads) add_runs(const double* sums, int64_t runs, double* all) {
+  begin_kernel();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < runs; i += kOptimizerThreads) sum += sums[i];
   QIAO_SHARED(double, partial, kOptimizerThreads / 32);
@@ -46,6 +48,7 @@ __global__ void __launch_bounds__(kOptimizerThreads) add_runs(const double* sums
 
 __global__ void __launch_bounds__(kOptimizerThreads)
     accumulate_kernel(const float* x, float* sum, int64_t count) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kOptimizerThreads + threadIdx.x;
   if (i < count) sum[i] += x[i];
 }
@@ -82,6 +85,7 @@ __device__ void keep_moment(float value, __nv_bfloat16* to) { *to = __float2bflo
 template <class M>
 __global__ void __launch_bounds__(kOptimizerThreads)
     adamw_kernel(Constants c, const float* gradients, float* parameters, M* first, M* second, int64_t count) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kOptimizerThreads + threadIdx.x;
   if (i >= count) return;
   float m = moment_of(first[i]), v = moment_of(second[i]);
@@ -114,6 +118,7 @@ __global__ void __launch_bounds__(kOptimizerThreads)
     adamw_codes_kernel(Constants c, const float* gradients, float* parameters, uint8_t* first,
                        float* first_scales, uint8_t* second, float* second_scales, const DynamicCodes* codes,
                        int64_t count) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kOptimizerThreads + threadIdx.x;
   const bool mine = i < count;
   float m = 0, v = 0;

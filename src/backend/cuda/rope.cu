@@ -39,6 +39,7 @@ __device__ void turn_heads(const RopeArguments& op, const RopeHeads& of, int64_t
 }
 
 __global__ void __launch_bounds__(1024) rope_kernel(RopeArguments op) {
+  begin_kernel();
   const int64_t token = blockIdx.x / op.tiles;
   const int64_t pair = int64_t{blockIdx.x % op.tiles} * blockDim.x + threadIdx.x;
   if (pair >= op.pairs) return;

@@ -115,7 +115,11 @@ void select_device(int index) {
   }
 }
 
-Stream::Stream(int device) : device_(device) {
+Stream::Stream(int device)
+    : device_(device),
+      early_(device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
+             device_attribute(cudaDevAttrComputeCapabilityMinor, device) == 0),
+      next_may_(early_) {
   QIAO_CUDA(cudaSetDevice(device_));
   QIAO_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }

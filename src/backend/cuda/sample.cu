@@ -55,6 +55,7 @@ __device__ PieceOfRow piece_of(const SampleArguments& op) {
 }
 
 __global__ void __launch_bounds__(kPieceThreads) sample_copy(SampleArguments op) {
+  begin_kernel();
   const PieceOfRow p = piece_of(op);
   const float* logits = op.logits + p.row * op.logits_stride + p.first;
   float* z = op.z + p.row * op.z_stride + p.first;
@@ -67,6 +68,7 @@ __global__ void __launch_bounds__(kPieceThreads) sample_copy(SampleArguments op)
 
 // Step 1, and the biases of step 2. The ids of a list are distinct.
 __global__ void __launch_bounds__(kPieceThreads) sample_lists(SampleArguments op) {
+  begin_kernel();
   const int64_t row = blockIdx.x;
   const SampleRow how = row_of(op, row);
   float* l = op.z + row * op.z_stride;
@@ -111,6 +113,7 @@ __device__ Best block_largest(Best best, Best* shared) {
 
 // The mask of step 2 and the division of step 3.
 __global__ void __launch_bounds__(kPieceThreads) sample_scale(SampleArguments op) {
+  begin_kernel();
   const PieceOfRow p = piece_of(op);
   const float temperature = row_of(op, p.row).temperature;
   float* z = op.z + p.row * op.z_stride;
@@ -213,6 +216,7 @@ __device__ Winner warp_winner(Winner w) {
 
 // Steps 3 and 4.
 __global__ void __launch_bounds__(kDrawThreads) sample_draw(SampleArguments op) {
+  begin_kernel();
   QIAO_SHARED(Best, bests, kDrawWarps);
   QIAO_SHARED(Histogram, histogram, 1);
   QIAO_SHARED(Winner, winners, kDrawWarps);
@@ -294,6 +298,7 @@ struct LogArguments {
 
 // Log-probabilities of the logits as given: of the token that was drawn, and of the largest.
 __global__ void __launch_bounds__(kDrawThreads) sample_logs(SampleArguments op, LogArguments logs) {
+  begin_kernel();
   QIAO_SHARED(Histogram, histogram, 1);
   QIAO_SHARED(double, shift_of, 1);
   QIAO_SHARED(unsigned, listed_count, 1);

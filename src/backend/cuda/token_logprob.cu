@@ -31,6 +31,7 @@ struct LossState {
 __global__ void __launch_bounds__(kFindThreads)
     find_loss_rows(const int32_t* labels, const float* dlogprob, int64_t tokens, int32_t* active,
                    int32_t* counts, int count_of_counts, float* logprob, float* log_sum_exp) {
+  begin_kernel();
   QIAO_SHARED(int, found, kFindThreads / 32);
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   int before = 0;
@@ -60,6 +61,7 @@ template <bool kBack>
 __global__ void __launch_bounds__(kPassThreads)
     move_rows(float* rows, int64_t stride, const int32_t* active, const int32_t* count, float* packed,
               int64_t width) {
+  begin_kernel();
   if (static_cast<int>(blockIdx.x) >= *count) return;
   float* row = rows + active[blockIdx.x] * stride;
   float* own = packed + blockIdx.x * width;
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(kPassThreads)
 }
 
 __global__ void __launch_bounds__(kPassThreads) clear_rows(float* rows, int64_t stride, int64_t width) {
+  begin_kernel();
   float* row = rows + blockIdx.x * stride;
   for (int64_t k = threadIdx.x; k < width; k += kPassThreads) row[k] = 0;
 }
@@ -89,6 +92,7 @@ struct LogitPass {
 };
 
 __global__ void __launch_bounds__(kPassThreads) add_logits(LogitPass op) {
+  begin_kernel();
   const int64_t i = blockIdx.x;
   if (i >= *op.count) return;
   const float* logits = op.logits + i * op.stride;
@@ -112,6 +116,7 @@ __global__ void __launch_bounds__(kPassThreads) add_logits(LogitPass op) {
 
 // h in the place of the logits.
 __global__ void __launch_bounds__(kPassThreads) logit_gradients(LogitPass op) {
+  begin_kernel();
   const int64_t i = blockIdx.y;
   if (i >= *op.count) return;
   const int64_t v = int64_t{blockIdx.x} * kPassThreads + threadIdx.x, row = op.active[i];

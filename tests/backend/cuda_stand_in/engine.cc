@@ -38,7 +38,7 @@ struct Thread {
   uint3 index{};
   context::fcontext_t at = nullptr;  // where it waits
   size_t stack = 0;
-  bool ended = false;
+  bool begun = false, ended = false;
   Where where;
   const char* waits_for = nullptr;
   bool predicate = false;
@@ -165,6 +165,10 @@ void run_thread(unsigned thread) {
   const auto has_copies = [](const std::vector<Copy>& group) { return !group.empty(); };
   if (has_copies(self.open_group) || std::any_of(self.groups.begin(), self.groups.end(), has_copies)) {
     fault(Where::current(), fmt::format("thread {} ends with copies that it has not waited for", thread));
+  }
+  if (!self.begun) {
+    fault(Where::current(),
+          fmt::format("thread {} ends without having waited for the kernel before (begin_kernel)", thread));
   }
   self.ended = true;
   ++block.ended;
@@ -307,6 +311,8 @@ void release(std::vector<unsigned>* waiting) {
 }
 
 }  // namespace
+
+void begin_thread() { block.threads[block.current].begun = true; }
 
 void fault(const Where& where, std::string what) {
   block.fault = fmt::format("{}: {} (block {} {} {}, thread {} {} {})", place(where), what, blockIdx.x,

@@ -30,6 +30,7 @@ std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t schedu
 
 // Called by kernels, on their fibers.
 
+void begin_thread();  // the thread has waited for the kernel before; one that ends without is a fault
 [[noreturn]] void fault(const Where& where, std::string what);
 // Waits at barrier `id` for `count` threads (0: the whole block); without `wait` only arrives.
 void barrier(int id, unsigned count, bool wait, const Where& where);

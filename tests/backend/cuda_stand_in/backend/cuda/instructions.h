@@ -23,10 +23,14 @@ namespace qiao::cuda {
 
 template <class... P>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, std::tuple<P...>& arguments) {
+                          cudaStream_t stream, bool, std::tuple<P...>& arguments) {
   return stand_in::launch([kernel, arguments] { std::apply(kernel, arguments); }, grid, block, shared_bytes,
                           stream);
 }
+
+inline void wait_for_previous() { stand_in::begin_thread(); }
+inline void let_next_begin() {}
+inline void begin_kernel() { wait_for_previous(); }
 
 template <class T>
 T* shared_memory() {
