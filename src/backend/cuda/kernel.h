@@ -64,6 +64,22 @@ __device__ inline float block_sum(float x, float* shared) {
   return x;
 }
 
+// True in all threads of the block that is the last of `blocks` to come here: it sees what the others wrote
+// before. The ticket is 0 before and after.
+__device__ inline bool last_to_come(unsigned* ticket, unsigned blocks) {
+  QIAO_SHARED(int, is_last, 1);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last[0] = atomicAdd(ticket, 1u) == blocks - 1 ? 1 : 0;
+    if (is_last[0] != 0) *ticket = 0;
+  }
+  __syncthreads();
+  if (is_last[0] == 0) return false;
+  __threadfence();
+  return true;
+}
+
 // Four elements of a row from a multiple of 4 on; zeros beyond its end. `aligned`: the row begins at a
 // multiple of 16 bytes.
 __device__ inline float4 load_four(const float* row, int64_t at, int64_t width, bool aligned) {

@@ -1,0 +1,187 @@
+// sample's cuts (sample.cu has the plan, sample_cut.h what it is made of).
+#include "backend/cuda/sample_arguments.h"
+
+namespace qiao::cuda {
+namespace {
+
+// Of cut blockIdx.y, by a block of kCutThreads.
+__device__ CutTask task_of(const SampleArguments& op, int64_t row) {
+  if (blockIdx.y == kOfDraw) return draw_task(op, row, row_of(op, row), row_largest<kCutWarps>(op, row));
+  return {CutTask::kCount, op.logits + row * op.logits_stride, op.logits_aligned, op.top, {false, 0, 0}, 1};
+}
+__device__ RowCut* cut_of(const SampleArguments& op, int64_t row) {
+  return op.cuts + blockIdx.y * op.row_count + row;
+}
+
+// A thread's logits of a piece.
+constexpr int kOwnFours = kVocabularyPiece / (4 * kCutThreads);
+struct OwnLogits {
+  float z[4 * kOwnFours];
+  int64_t first[kOwnFours];  // of four, in the piece
+
+  __device__ OwnLogits(const CutTask& task, const PieceOfRow& p) {
+#pragma unroll
+    for (int j = 0; j < kOwnFours; ++j) {
+      first[j] = 4 * (int64_t{j} * kCutThreads + threadIdx.x);
+      const float4 four = first[j] < p.count
+                              ? load_four(task.values + p.first, first[j], p.count, task.aligned)
+                              : make_float4(0, 0, 0, 0);
+      z[4 * j] = four.x, z[4 * j + 1] = four.y, z[4 * j + 2] = four.z, z[4 * j + 3] = four.w;
+    }
+  }
+  __device__ int64_t at(int i) const { return first[i / 4] + i % 4; }
+};
+
+__global__ void __launch_bounds__(kCutThreads) sample_histogram(SampleArguments op) {
+  begin_kernel();
+  QIAO_SHARED(DigitWeights, digits, 1);
+  const PieceOfRow p = piece_of(op);
+  const CutTask task = task_of(op, p.row);
+  if (task.kind == CutTask::kNothing) return;
+  RowCut* cut = cut_of(op, p.row);
+  const OwnLogits own(task, p);
+  clear(digits);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 4 * kOwnFours; ++i) {
+    const bool inside = own.at(i) < p.count;
+    const Whole key = key_of(own.z[i], p.first + own.at(i), op.vocabulary);
+    tally(digits, nullptr, static_cast<unsigned>(key >> kHighestShift), inside ? task.weight_of(key) : 0);
+  }
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < kDigits; i += kCutThreads) {
+    const Whole weight = digits[0].of(i);
+    if (weight != 0) atomicAdd(&cut->weights[i], weight);
+  }
+  if (!last_to_come(&cut->ticket, static_cast<unsigned>(op.pieces))) return;
+  const FoundPlace found = find_place<kDigits / kCutThreads>(
+      [&](unsigned place) { return __ldcg(&cut->weights[kDigits - 1 - place]); },
+      [&](Whole sum) {
+        return task.kind == CutTask::kCount ? static_cast<Whole>(task.count) : wanted_mass(task.top_p, sum);
+      });
+  if (threadIdx.x != 0) return;
+  cut->wanted = found.wanted, cut->before = found.before;
+  cut->digit = kDigits - 1 - found.place;
+  cut->candidates = task.kind == CutTask::kCount ? found.before + found.weight : 0;
+}
+
+// Appends to a row's list what this block's piece has of it, in any order.
+template <class Wants>
+__device__ void list_piece(const SampleArguments& op, const PieceOfRow& p, const OwnLogits& own, RowCut* cut,
+                           Whole* list, Wants wants) {
+  unsigned hits = 0;
+#pragma unroll
+  for (int i = 0; i < 4 * kOwnFours; ++i) {
+    const Whole key = key_of(own.z[i], p.first + own.at(i), op.vocabulary);
+    if (own.at(i) < p.count && wants(key)) hits |= 1u << i;
+  }
+  unsigned until = static_cast<unsigned>(__popc(hits));
+#pragma unroll
+  for (unsigned lanes = 1; lanes < 32; lanes *= 2) {
+    const unsigned other = __shfl_up_sync(kAllLanes, until, lanes);
+    if (threadIdx.x % 32 >= lanes) until += other;
+  }
+  unsigned at = 0;
+  if (threadIdx.x % 32 == 31 && until > 0) at = atomicAdd(&cut->listed, until);
+  at = __shfl_sync(kAllLanes, at, 31) + until - static_cast<unsigned>(__popc(hits));
+#pragma unroll
+  for (int i = 0; i < 4 * kOwnFours; ++i) {
+    if ((hits >> i & 1) == 0) continue;
+    if (at < kMostListed) list[at] = key_of(own.z[i], p.first + own.at(i), op.vocabulary);
+    ++at;
+  }
+}
+
+// The keys of the digit that holds the cut, and what they have to give of what is wanted.
+struct LeftOver {
+  DigitRange range;
+  Whole wanted;
+};
+__device__ LeftOver left_over(const RowCut& cut, int64_t vocabulary) {
+  return {keys_of_digit(all_keys(), static_cast<unsigned>(cut.digit), vocabulary), cut.wanted - cut.before};
+}
+
+// The least key that stays of a row. The first `listed` of memory->list are sorted: all keys from the cut's
+// digit on (kCount), or those of the digit (kMass); or there are more than kMostListed, and none is there.
+__device__ Whole draw_cut(const SampleArguments& op, const CutTask& task, const RowCut& cut, unsigned listed,
+                          CutMemory* memory) {
+  const LeftOver left = left_over(cut, op.vocabulary);
+  const bool is_listed = listed <= kMostListed;
+  if (task.kind == CutTask::kMass && is_listed)
+    return cut_list(memory->list, listed, task.weight_of, left.wanted, 0);
+  const Whole least =
+      is_listed ? memory->list[task.count - 1]
+                : cut_row(task.values, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
+  if (task.kind == CutTask::kMass || !(task.top_p < 1)) return least;
+  const KeyWeight mass{true, task.weight_of.largest, least};
+  if (is_listed) return cut_list(memory->list, static_cast<unsigned>(task.count), mass, 0, task.top_p);
+  __syncthreads();  // the list is read
+  return cut_row(task.values, op.vocabulary, all_keys(), memory, mass, 0, task.top_p);
+}
+
+// The largest logits in descending order; what there is in memory->list is as for draw_cut.
+__device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& task, const RowCut& cut,
+                         unsigned listed, CutMemory* memory) {
+  QIAO_SHARED(double, shift, 1);
+  Whole* sorted = memory->list;
+  if (listed > kMostListed) {
+    const LeftOver left = left_over(cut, op.vocabulary);
+    const Whole least =
+        cut_row(task.values, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
+    if (op.top > kMostListed) sorted = op.top_lists + row * op.top;
+    list_row(task.values, op.vocabulary, sorted, memory, [&](Whole key) { return key >= least; });
+  }
+  if (threadIdx.x < 32) {
+    const double sum = log_sum_exp_of(op.sums + row * op.pieces, op.pieces);
+    if (threadIdx.x == 0) shift[0] = sum;
+  }
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < op.top; i += kCutThreads) {
+    const int32_t id = id_of(sorted[i], op.vocabulary);
+    op.top_ids[row * op.top_ids_stride + i] = id;
+    op.of_top[row * op.of_top_stride + i] = log_probability(op, row, id, shift[0]);
+  }
+}
+
+__global__ void __launch_bounds__(kCutThreads) sample_cut(SampleArguments op) {
+  begin_kernel();
+  auto* memory = shared_memory<CutMemory>();
+  const PieceOfRow p = piece_of(op);
+  const CutTask task = task_of(op, p.row);
+  if (task.kind == CutTask::kNothing) return;
+  RowCut* cut = cut_of(op, p.row);
+  Whole* list = op.lists + (blockIdx.y * op.row_count + p.row) * kMostListed;
+  const bool known_long = cut->candidates > kMostListed;
+  if (!known_long) {
+    const OwnLogits own(task, p);
+    const Whole cut_digit = cut->digit;
+    list_piece(op, p, own, cut, list, [&](Whole key) {
+      const Whole digit = key >> kHighestShift;
+      return task.kind == CutTask::kCount ? digit >= cut_digit
+                                          : digit == cut_digit && task.weight_of(key) != 0;
+    });
+  }
+  if (!last_to_come(&cut->ticket, static_cast<unsigned>(op.pieces))) return;
+  const unsigned listed = known_long ? kMostListed + 1 : __ldcg(&cut->listed);
+  if (listed <= kMostListed) {
+    for (unsigned i = threadIdx.x; i < listed; i += kCutThreads) memory->list[i] = __ldcg(list + i);
+    __syncthreads();
+    sort_descending(memory->list, listed);
+  }
+  if (blockIdx.y == kOfDraw) {
+    const Whole least = draw_cut(op, task, *cut, listed, memory);
+    if (threadIdx.x == 0) cut->least = least;
+  } else {
+    list_top(op, p.row, task, *cut, listed, memory);
+  }
+}
+
+}  // namespace
+
+void launch_sample_cuts(const Stream& stream, const SampleArguments& op) {
+  const dim3 grid(static_cast<unsigned>(op.row_count * op.pieces), static_cast<unsigned>(op.cut_count));
+  launch("sample", stream, sample_histogram, grid, kCutThreads, 0, op);
+  launch("sample", stream, sample_cut, grid, kCutThreads, sizeof(CutMemory), op);
+}
+
+}  // namespace qiao::cuda
