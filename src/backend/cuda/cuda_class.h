@@ -32,7 +32,7 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
-  int multiprocessors() const { return multiprocessors_; }
+  int multiprocessors() const { return stream_.multiprocessors(); }
   const Stream& stream() const { return stream_; }
   Memory& memory() { return memory_; }
   unsigned* tickets() const { return static_cast<unsigned*>(tickets_.data()); }
@@ -100,7 +100,7 @@ class CudaBackend final : public Backend {
 
  private:
   Stream stream_;
-  int multiprocessors_, block_shared_bytes_;  // the most that a block may have
+  int block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
   Buffer tickets_;  // of products whose segments have blocks of their own: zeros between launches

@@ -33,9 +33,11 @@ class Stream {
   cudaStream_t raw() const { return stream_; }  // where nothing may be thrown
   void synchronize() const;
   int device() const { return device_; }
+  int compute_major() const { return compute_major_; }  // of the device's compute capability
+  int multiprocessors() const { return multiprocessors_; }
 
  private:
-  int device_;
+  int device_, compute_major_, multiprocessors_;
   cudaStream_t stream_ = nullptr;
 };
 
