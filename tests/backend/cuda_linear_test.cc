@@ -65,12 +65,21 @@ TEST(CudaWeightLayoutTest, ATileHasAPlaceForEachByte) {
 struct Product {
   DType dtype;
   Compute compute;
+  int major = 9;  // of the compute capability
 };
+
+stand_in::Machine machine_of(int major, int multiprocessors = 4) {
+  stand_in::Machine machine;
+  machine.major = major, machine.multiprocessors = multiprocessors;
+  return machine;
+}
 
 class CudaSegmentsTest : public ::testing::TestWithParam<Product> {
  protected:
-  void SetUp() override {
-    stand_in::reset();
+  void SetUp() override { restart(GetParam().major); }
+  void restart(int major, int multiprocessors = 4) {
+    chip_.reset();
+    stand_in::reset(machine_of(major, multiprocessors));
     chip_ = make_cuda_backend({});
   }
   void TearDown() override {
@@ -172,12 +181,14 @@ TEST_P(CudaSegmentsTest, AnExpertsRowsAreThoseOfItsOwnWeight) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CudaSegmentsTest,
-                         ::testing::Values(Product{DType::kF32, Compute::kF32},
-                                           Product{DType::kBF16, Compute::kBF16},
-                                           Product{DType::kQ4_K, Compute::kQ8},
-                                           Product{DType::kQ6_K, Compute::kQ8}),
-                         [](const auto& info) { return std::string(traits(info.param.dtype).name); });
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CudaSegmentsTest,
+    ::testing::Values(Product{DType::kF32, Compute::kF32}, Product{DType::kBF16, Compute::kBF16},
+                      Product{DType::kBF16, Compute::kBF16, 8}, Product{DType::kQ4_K, Compute::kQ8},
+                      Product{DType::kQ6_K, Compute::kQ8}),
+    [](const auto& info) {
+      return std::string(traits(info.param.dtype).name) + (info.param.major == 9 ? "" : "BeforeHopper");
+    });
 
 }  // namespace
 }  // namespace qiao::cuda

@@ -110,7 +110,7 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
   AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
   // Some more blocks than run at once, so that none waits long for the last.
-  const int64_t most = ceil_div(8 * multiprocessors_, layout.kv_heads);
+  const int64_t most = ceil_div(8 * multiprocessors(), layout.kv_heads);
   if (!one_long) how.chunks = static_cast<unsigned>(std::min(sequences * plan.slots, most));
   if (a.tiles_follow) how.tile_rows = tokens * a.share;
   switch (op.pages->spec().dtype) {

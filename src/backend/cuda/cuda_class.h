@@ -32,7 +32,7 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
-  int multiprocessors() const { return multiprocessors_; }
+  int multiprocessors() const { return stream_.multiprocessors(); }
   int block_shared_bytes() const { return block_shared_bytes_; }
   const Stream& stream() const { return stream_; }
   Memory& memory() { return memory_; }
@@ -103,7 +103,7 @@ class CudaBackend final : public Backend {
 
  private:
   Stream stream_;
-  int multiprocessors_, block_shared_bytes_;  // the most that a block may have
+  int block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
   Buffer tickets_;  // of products whose sums meet in memory

@@ -7,8 +7,8 @@
 // - The segments' sums are added in ascending order, beginning with the first.
 // Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
 // each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order). A kernel with wgmma and TMA must keep these two rules and its own step of
-// the tensor cores for every number of rows.
+// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
+// tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"
@@ -69,6 +69,12 @@ struct MatmulArguments {
 void launch_matmul_f32(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_bf16(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_q8(const Stream& stream, const MatmulArguments& arguments, bool few);
+// BF16 with tiles of 64, 128 or 256 tokens, on Hopper alone: matmul_wgmma.cu. Its tiles of tokens begin at
+// multiples of 8, and x is prepared for it alone, ceil8(tokens) * prepared_columns elements. With 256 tokens
+// and segments that are not split, partials has room for the sums of kMostParkedBlocks tiles.
+inline constexpr int kMostParkedBlocks = 132;
+void launch_matmul_wgmma(const Stream& stream, const MatmulArguments& arguments, int tokens);
+void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 // Rows of x to BF16, or to quants and meta, `columns` a row: zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 void launch_prepare_q8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,

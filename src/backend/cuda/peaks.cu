@@ -80,7 +80,7 @@ double rate(const Stream& stream, double work, Call call) {
 
 DevicePeaks CudaBackend::measure_arithmetic() {
   const Scratch sink(memory_, sizeof(float));
-  const auto blocks = static_cast<unsigned>(8 * multiprocessors_);
+  const auto blocks = static_cast<unsigned>(8 * multiprocessors());
   const double threads = static_cast<double>(blocks) * kPeakThreads, warps = threads / 32;
   DevicePeaks peaks;
   peaks.f32_flops = rate(stream_, threads * kChains * 2, [&](int iterations) {

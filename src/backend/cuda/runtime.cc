@@ -117,9 +117,9 @@ void select_device(int index) {
 
 Stream::Stream(int device)
     : device_(device),
-      early_(device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
-             device_attribute(cudaDevAttrComputeCapabilityMinor, device) == 0),
-      next_may_(early_) {
+      compute_major_(device_attribute(cudaDevAttrComputeCapabilityMajor, device)),
+      multiprocessors_(device_attribute(cudaDevAttrMultiProcessorCount, device)),
+      next_may_(compute_major_ == 9) {
   QIAO_CUDA(cudaSetDevice(device_));
   QIAO_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }

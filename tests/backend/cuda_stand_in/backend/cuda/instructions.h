@@ -212,4 +212,47 @@ void multiply_add_tf32(float (*d)[4], const uint32_t (&a)[4], const uint32_t (*b
 inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }
 inline float float_of_e4m3(uint8_t bits) { return stand_in::e4m3_to_float(bits); }
 
+inline uint32_t shared_address(const void* data) {
+  return static_cast<uint32_t>(static_cast<const std::byte*>(data) - stand_in::dynamic_shared());
+}
+
+inline void arrivals_init(uint64_t* arrivals, unsigned count, Caller where = Caller::current()) {
+  stand_in::arrivals_init(arrivals, count, where);
+}
+inline void arrivals_ready() {}
+inline void arrive(uint64_t* arrivals, Caller where = Caller::current()) {
+  stand_in::arrive(arrivals, 0, where);
+}
+inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes, Caller where = Caller::current()) {
+  stand_in::arrive(arrivals, bytes, where);
+}
+inline void wait_arrivals(uint64_t* arrivals, uint32_t parity, Caller where = Caller::current()) {
+  stand_in::wait_arrivals(arrivals, parity, where);
+}
+inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals,
+                      Caller where = Caller::current()) {
+  stand_in::copy_bulk(shared, global, bytes, arrivals, where);
+}
+
+inline uint64_t multiply_operand(const void* rows, int step) {
+  const uint64_t address = shared_address(rows) + static_cast<uint32_t>(step) * 32;
+  return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+inline void multiply_begin(Caller where = Caller::current()) { stand_in::multiply_begin(where); }
+inline void multiply_commit(Caller where = Caller::current()) { stand_in::multiply_commit(where); }
+template <int kGroupsLeft, int kCount>
+void multiply_wait(float (&)[kCount], Caller where = Caller::current()) {
+  stand_in::multiply_wait(kGroupsLeft, where);
+}
+template <int kCount>
+requires(kCount == 4 || kCount == 32 || kCount == 64 || kCount == 128) void multiply_async(float (&d)[kCount],
+                                                                          const uint32_t (&a)[4], uint64_t b,
+                                                                          Caller where = Caller::current()) {
+  stand_in::multiply_async(d, kCount, a, b, where);
+}
+template <int kRegisters, bool kMore>
+void set_registers() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+}
+
 }  // namespace qiao::cuda
