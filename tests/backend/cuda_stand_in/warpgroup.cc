@@ -53,8 +53,8 @@ std::vector<WarpgroupProducts> warpgroups;
 
 float element(uint32_t word, int i) { return bf16_to_float(static_cast<uint16_t>(word >> (16 * i))); }
 
-// B[k][n] by the descriptor: rows of 128 bytes in groups of 8, in which the address's bits 7 to 9 are added to
-// bits 4 to 6.
+// B[k][n] by the descriptor: rows of 128 bytes in groups of 8, in which the address's bits 7 to 9 are added
+// to bits 4 to 6.
 void read_b(const Product& product, std::vector<double>& b, int columns) {
   const auto field = [&](int from) { return static_cast<uint32_t>(product.b >> from & 0x3fff) << 4; };
   const uint32_t start = field(0), stride = field(32);
@@ -64,7 +64,8 @@ void read_b(const Product& product, std::vector<double>& b, int columns) {
   b.resize(static_cast<size_t>(kDepth * columns));
   for (int n = 0; n < columns; ++n) {
     for (int k = 0; k < kDepth; ++k) {
-      uint32_t address = start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8 * 128 + k * 2);
+      uint32_t address =
+          start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8 * 128 + k * 2);
       address ^= (address >> 7 & 7) << 4;
       const std::byte* at = dynamic_shared() + address;
       if (!in_shared(at, 2)) fault(product.where, "wgmma of rows beyond the shared memory");
@@ -101,7 +102,8 @@ void make(WarpProducts& warp, const Product& product) {
   }
   if (--held.products != 0) return;
   for (int lane = 0; lane < 32; ++lane) {
-    std::memcpy(held.d[lane], held.values.data() + lane * product.sums, static_cast<size_t>(product.sums) * 4);
+    std::memcpy(held.d[lane], held.values.data() + lane * product.sums,
+                static_cast<size_t>(product.sums) * 4);
   }
   warp.held.erase(warp.held.begin() + (&held - warp.held.data()));
 }
@@ -166,8 +168,8 @@ const char* unfinished_products() {
 void multiply_begin(const Where& where) {
   char nothing = 0;
   together(
-      0xffffffffu, "wgmma.fence", &nothing, [](void* const(&)[32], uint32_t) { warps[warp_index()].begun = true; },
-      where);
+      0xffffffffu, "wgmma.fence", &nothing,
+      [](void* const(&)[32], uint32_t) { warps[warp_index()].begun = true; }, where);
 }
 
 void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, const Where& where) {

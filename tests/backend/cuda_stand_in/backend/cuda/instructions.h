@@ -245,9 +245,9 @@ void multiply_wait(float (&)[kCount], Caller where = Caller::current()) {
   stand_in::multiply_wait(kGroupsLeft, where);
 }
 template <int kCount>
-requires(kCount == 4 || kCount == 32 || kCount == 64 || kCount == 128) void multiply_async(float (&d)[kCount],
-                                                                          const uint32_t (&a)[4], uint64_t b,
-                                                                          Caller where = Caller::current()) {
+requires(kCount == 4 || kCount == 32 || kCount == 64 ||
+         kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+                                            Caller where = Caller::current()) {
   stand_in::multiply_async(d, kCount, a, b, where);
 }
 template <int kRegisters, bool kMore>
