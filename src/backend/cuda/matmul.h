@@ -54,7 +54,7 @@ struct MatmulArguments {
   int multiprocessors = 1;
   int64_t block_shared_bytes = 0;
   int64_t slot_tokens = 0, panel_segments = 0, grain = 1;
-  int log_warps = 0;
+  int log_warps = 0, share = 0;
   // y[t, column + row] = activation(sum + bias[column + row]) + residual[t, column + row].
   float* y = nullptr;
   int64_t y_stride = 0, column = 0;

@@ -295,7 +295,7 @@ struct FewBlock {
       __threadfence();
     }
     float sums[L::kSums] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int s = 0; s < static_cast<int>(op.segments); ++s) {
       const float* partial = partials_of(phase, row_tile, s);
 #pragma unroll
@@ -408,7 +408,8 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
       op.counts == nullptr ? static_cast<int>(op.token_tiles) : count_token_tiles(op.counts, op.experts);
   const int of_tile = row_tiles * all_segments, shares = tiles * (grain == 1 ? of_tile : row_tiles);
   const int blocks = static_cast<int>(gridDim.x), index = static_cast<int>(blockIdx.x);
-  const int share = shares / blocks, more = shares - share * blocks;  // so many blocks have one more
+  const int share = op.counts == nullptr ? op.share : shares / blocks;
+  const int more = shares - share * blocks;  // so many blocks have one more
   int unit = (index * share + (index < more ? index : more)) * grain;
   const int end = unit + (share + (index < more ? 1 : 0)) * grain;
   for (bool is_first = true; unit < end; is_first = false) {
@@ -458,6 +459,7 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   const bool even =
       op.counts == nullptr && panels == 1 && ceil_div(row_tiles, blocks) * blocks * 20 <= row_tiles * 21;
   op.grain = even ? op.segments : 1;
+  op.share = static_cast<int>((even ? row_tiles : units) / blocks);
   const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
                         S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
   launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), 32u << op.log_warps,
