@@ -263,7 +263,8 @@ TEST_F(CudaStandInTest, ProductsOf16BitsAreThoseOfPlainLoops) {
 }
 
 // Fragments of 8-bit elements straight from global memory: A [16, 32], B^T [8, 32].
-template <bool kFloats>
+enum class Bytes { kWhole, kHalves, kFloats };
+template <Bytes kKind>
 __global__ void product_of_bytes(const uint8_t* a, const uint8_t* b, float* d) {
   begin_kernel();
   const unsigned group = threadIdx.x / 4, j = threadIdx.x % 4;
@@ -274,11 +275,20 @@ __global__ void product_of_bytes(const uint8_t* a, const uint8_t* b, float* d) {
                             word(a + group * 32 + 16 + 4 * j), word(a + (group + 8) * 32 + 16 + 4 * j)};
   const uint32_t right[2] = {word(b + group * 32 + 4 * j), word(b + group * 32 + 16 + 4 * j)};
   float sum[4] = {};
-  if constexpr (kFloats) {
+  if constexpr (kKind == Bytes::kFloats) {
     multiply_add_e4m3(sum, left, right);
   } else {
     int whole[4] = {};
-    multiply_add_s8(whole, left, right);
+    if constexpr (kKind == Bytes::kHalves) {
+      const int from[4] = {100, 200, 300, 400};
+      const uint32_t first[2] = {left[0], left[1]}, rest[2] = {left[2], left[3]};
+      int half[4];
+      multiply_add_s8(half, from, first, right[0]);
+      multiply_add_s8(whole, half, rest, right[1]);
+      for (int i = 0; i < 4; ++i) whole[i] -= from[i];
+    } else {
+      multiply_add_s8(whole, left, right);
+    }
     for (int i = 0; i < 4; ++i) sum[i] = static_cast<float>(whole[i]);
   }
   for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + j * 2 + i % 2] = sum[i];
@@ -288,7 +298,8 @@ TEST_F(CudaStandInTest, ProductsOf8BitsAreThoseOfPlainLoops) {
   std::mt19937 random(2);
   std::array<uint8_t, 512> a;
   std::array<uint8_t, 256> b;
-  for (const bool floats : {false, true}) {
+  for (const Bytes kind : {Bytes::kWhole, Bytes::kHalves, Bytes::kFloats}) {
+    const bool floats = kind == Bytes::kFloats;
     const auto value = [&](uint8_t x) {
       return floats ? float_of_e4m3(x) : static_cast<float>(static_cast<int8_t>(x));
     };
@@ -301,9 +312,10 @@ TEST_F(CudaStandInTest, ProductsOf8BitsAreThoseOfPlainLoops) {
     for (uint8_t& x : a) x = draw();
     for (uint8_t& x : b) x = draw();
     std::array<float, 128> d{};
-    EXPECT_EQ(run(floats ? product_of_bytes<true> : product_of_bytes<false>, 1, 32, 0, a.data(), b.data(),
-                  d.data()),
-              "");
+    const auto kernel = floats                   ? product_of_bytes<Bytes::kFloats>
+                        : kind == Bytes::kHalves ? product_of_bytes<Bytes::kHalves>
+                                                 : product_of_bytes<Bytes::kWhole>;
+    EXPECT_EQ(run(kernel, 1, 32, 0, a.data(), b.data(), d.data()), "");
     for (size_t row = 0; row < 16; ++row) {
       for (size_t column = 0; column < 8; ++column) {
         double sum = 0, size = 0;

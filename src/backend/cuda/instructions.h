@@ -9,10 +9,27 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <tuple>
 #include <utility>
 
 namespace qiao::cuda {
+
+// Lets a kernel have so much dynamic shared memory on this thread's device: a call of the driver, made once.
+inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> allowed;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{device, kernel}];
+  if (bytes <= most) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error == cudaSuccess) most = bytes;
+  return error;
+}
 
 // `early`: may begin before the kernel given before it has ended (programmatic dependent launch).
 template <class... P, size_t... kIndex>
@@ -24,9 +41,7 @@ cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t sh
   shared_bytes = (shared_bytes + 15) / 16 * 16;  // ptxas reads 16 bytes at once where it sees fewer wanted
   // Every device gives 48 KiB without being asked, of which static arrays take some.
   if (shared_bytes > 32 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
+    if (const cudaError_t error = allow_shared(function, shared_bytes); error != cudaSuccess) return error;
   }
   if (!early) return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
   cudaLaunchAttribute attribute{};

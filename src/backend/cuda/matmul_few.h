@@ -11,18 +11,18 @@
 // A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.
-// Instructions for 32 columns of 16 rows (of 4 a clock, where memory gives 18 bytes a clock), those of tokens
-// beyond T included: they bound what the formats with small blocks can reach. An integer product begins with
-// the number that makes its bits a float's (kMagic), less the format's offset times the sum of x, so
-// neither is a step of its own. The share of the bandwidth is not yet measured.
+// A stage's instructions bound what the formats with small blocks can reach (four a clock, where memory gives
+// 16 to 18 bytes a clock). So an integer product begins with the number that makes its bits a float's
+// (kMagic), less the format's offset times the sum of x, and neither is a step of its own; and up to four
+// tokens have columns of mma of which a lane takes one. The share of the bandwidth is not yet measured.
 #pragma once
 
 #include "backend/cuda/matmul_mma.h"
 
 namespace qiao::cuda {
 
-inline constexpr int kMostFewWarps = 16;
-// 1.5 * 2^23: with an integer below 2^22 added to them, these bits are that float plus the integer.
+inline constexpr int kLogFewWarps = 4, kMostFewWarps = 1 << kLogFewWarps;
+// 1.5 * 2^23: these bits and an integer below 2^22 added to them are that float plus the integer.
 inline constexpr int kMagic = 0x4b400000;
 inline constexpr float kMagicFloat = 12582912.0f;
 
@@ -45,6 +45,21 @@ struct FewShape {
   }
 };
 
+// Which of mma's sums a lane has, and a column's token. With all eight columns:
+struct AllColumns {
+  static constexpr int kSums = 4;
+  __device__ static int of_column(int column) { return column; }
+  __device__ static int token(int lane, int i) { return lane % 4 * 2 + i % 2; }
+  __device__ static int row(int lane, int i) { return lane / 4 + i / 2 * 8; }
+};
+// Up to four tokens have the even ones: what follows an integer product is half as much.
+struct EvenColumns {
+  static constexpr int kSums = 2;
+  __device__ static int of_column(int column) { return column / 2; }
+  __device__ static int token(int lane, int) { return lane % 4; }
+  __device__ static int row(int lane, int i) { return lane / 4 + i * 8; }
+};
+
 // A block's work in one tile of tokens and one panel of K; units are counted within it.
 struct FewPhase {
   TokenTile tile;
@@ -54,8 +69,8 @@ struct FewPhase {
   int from, to;           // the block's units
 };
 
-// Tiles of `kFewTokens` rows of the experts; by whole warps.
-__device__ inline int64_t count_token_tiles(const int32_t* counts, int experts) {
+// Tiles of kFewTokens rows of the experts; by whole warps.
+__device__ inline int count_token_tiles(const int32_t* counts, int experts) {
   int tiles = 0;
 #pragma unroll 4
   for (int e = static_cast<int>(threadIdx.x % 32); e < experts; e += 32) {
@@ -70,7 +85,7 @@ template <class P>
 struct FewBlock {
   using S = FewShape<P>;
   const MatmulArguments& op;
-  int warps, warp, lane;
+  int log_warps, warp, lane;
   // In shared memory: this warp's stages; x; [group of 32][token] a scale and what add_group() takes with it;
   // by the warp that a row tile begins in, how many of its segments are there.
   uint8_t *stages, *x, *meta;
@@ -78,40 +93,51 @@ struct FewBlock {
 
   __device__ explicit FewBlock(const MatmulArguments& arguments)
       : op(arguments),
-        warps(static_cast<int>(blockDim.x / 32)),
+        log_warps(arguments.log_warps),
         warp(static_cast<int>(threadIdx.x / 32)),
         lane(static_cast<int>(threadIdx.x % 32)) {
     auto* shared = shared_memory<uint8_t>();
     const int columns = static_cast<int>(op.panel_segments * op.segment);
     stages = shared + warp * S::kWarpBytes;
-    x = shared + warps * S::kWarpBytes;
+    x = shared + (S::kWarpBytes << log_warps);
     meta = x + columns / P::kStep * S::kTokenBytes * static_cast<int>(op.slot_tokens);
     tickets = reinterpret_cast<unsigned*>(meta + columns / 32 * kFewTokens * S::kMetaBytes);
   }
 
-  // The panel's columns of x, [step][token][lane % 4] the two words of B.
+  __device__ uint8_t* stage_at(int slot) const { return stages + slot * S::kStageBytes; }
+
+  // `bytes` of a stage on their way, all of them where there are more.
+  __device__ void bring(uint8_t* to, const uint8_t* from, int bytes) const {
+#pragma unroll
+    for (int at = 0; at < S::kStageBytes; at += 512) {
+      const int own = at + lane * 16;
+      if (own < bytes && (at + 512 <= S::kStageBytes || own < S::kStageBytes))
+        copy_async<16>(to + own, from + own);
+    }
+  }
+
+  // The panel's columns of x: [step][token][lane % 4] the two words of B.
   __device__ void prepare(const FewPhase& phase) const {
     constexpr int kAtOnce = 4;
     const int quads = (phase.end - phase.begin + 127) / 128 * 32, all = phase.tile.count * quads;
     const int step = static_cast<int>(blockDim.x);
     const bool aligned = op.x_stride % 4 == 0 && aligned_16(op.x);
     const float* rows = op.x + phase.tile.first * op.x_stride + phase.begin;
+    const int64_t width = op.weight.columns - phase.begin;
     // Warps are inside or outside as a whole: a row is a multiple of 32 quads.
     for (int base = static_cast<int>(threadIdx.x); base < all; base += kAtOnce * step) {
       float4 four[kAtOnce];
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const int i = base + u * step, token = i / quads;
-        if (i >= all) continue;
-        four[u] =
-            load_four(rows + token * op.x_stride, i % quads * 4, op.weight.columns - phase.begin, aligned);
+        if (i < all) four[u] = load_four(rows + token * op.x_stride, i % quads * 4, width, aligned);
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        const int i = base + u * step, token = i / quads, at = i % quads * 4;
+        const int i = base + u * step, token = i / quads;
         if (i >= all) continue;
         const float values[4] = {four[u].x, four[u].y, four[u].z, four[u].w};
-        store_quad(values, at, token, phase.tile.count);
+        store_quad(values, i % quads * 4, token, phase.tile.count);
       }
     }
   }
@@ -120,13 +146,13 @@ struct FewBlock {
     const int inside = at % P::kStep, half = inside / (P::kStep / 2);
     uint8_t* to = x + (at / P::kStep * tokens + token) * S::kTokenBytes + half * 4;
     if constexpr (P::kQuants) {
+      using F = typename P::F;
       ActivationMeta own;
       *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four(values, own);
       if (threadIdx.x % 8 != 0) return;
       const int low = low_sum(own.sums), high = high_sum(own.sums);
-      uint8_t* meta_to = meta + (at / 32 * kFewTokens + token) * S::kMetaBytes;
-      using F = typename P::F;
       const unsigned scale = __float_as_uint(own.scale);
+      uint8_t* meta_to = meta + (at / 32 * kFewTokens + token) * S::kMetaBytes;
       if constexpr (F::kHalves) {
         const int factor = F::kOffset == 0 ? 1 : -F::kOffset;
         *reinterpret_cast<uint4*>(meta_to) =
@@ -143,23 +169,14 @@ struct FewBlock {
     }
   }
 
-  __device__ uint8_t* stage_at(int slot) const { return stages + slot * S::kStageBytes; }
-
-  // `bytes` of a stage on their way.
-  __device__ void bring(uint8_t* to, const uint8_t* from, int bytes) const {
-#pragma unroll
-    for (int at = 0; at < S::kStageBytes; at += 512) {
-      if (at + lane * 16 < bytes) copy_async<16>(to + at + lane * 16, from + at + lane * 16);
-    }
-  }
-
   // One step: of the tile in the stage, x and its meta as this lane takes them.
+  template <class L>
   __device__ void multiply(const uint8_t* stage, int step, const uint8_t* x_step, const uint8_t* metas,
-                           float (&sums)[4]) const {
+                           float (&sums)[L::kSums]) const {
     const uint2 both = tile::pair(x_step);
     const uint32_t b[2] = {both.x, both.y};
     if constexpr (P::kQuants) {
-      add_group<typename P::F>(stage, step, b, metas, sums);
+      add_group<L, typename P::F>(stage, step, b, metas, sums);
     } else {
       const uint4 four = tile::four(stage + step * 512 + lane * 16);
       const uint32_t a[4] = {four.x, four.y, four.z, four.w};
@@ -168,88 +185,100 @@ struct FewBlock {
   }
 
   // The arithmetic of matmul_mma.h's add_group.
-  template <class F>
+  template <class L, class F>
   __device__ void add_group(const uint8_t* stage, int step, const uint32_t (&b)[2], const uint8_t* metas,
-                            float (&sums)[4]) const {
+                            float (&sums)[L::kSums]) const {
+    constexpr int kApart = 4 / L::kSums;  // a lane's sums, in mma's
     const uint8_t* t = stage + step / F::kGroups * F::kTileBytes;
     const int group = step % F::kGroups;
     uint32_t a[4];
     F::quants(t, lane, group, a);
     const GroupScales scales[2] = {F::scales(t, lane / 4, group), F::scales(t, lane / 4 + 8, group)};
+    float scale_of_x[2];
     if constexpr (F::kHalves) {
-      const uint4 meta[2] = {tile::four(metas), tile::four(metas + 16)};
-      int of_x[2][2], low[4], high[4];
+      int of_x[2][2], low[4], high[4], from_low[4], from_high[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        of_x[i][0] = static_cast<int>(meta[i].y), of_x[i][1] = static_cast<int>(meta[i].z);
+        const uint4 own = tile::four(metas + i / kApart * 16);
+        scale_of_x[i] = __uint_as_float(own.x);
+        of_x[i][0] = static_cast<int>(own.y), of_x[i][1] = static_cast<int>(own.z);
+        from_low[i] = from_low[i + 2] = F::kOffset == 0 ? 0 : of_x[i][0];
+        from_high[i] = from_high[i + 2] = F::kOffset == 0 ? 0 : of_x[i][1];
       }
-      constexpr bool kLess = F::kOffset != 0;
-      const int from_low[4] = {kLess ? of_x[0][0] : 0, kLess ? of_x[1][0] : 0, kLess ? of_x[0][0] : 0,
-                               kLess ? of_x[1][0] : 0};
-      const int from_high[4] = {kLess ? of_x[0][1] : 0, kLess ? of_x[1][1] : 0, kLess ? of_x[0][1] : 0,
-                                kLess ? of_x[1][1] : 0};
       const uint32_t first[2] = {a[0], a[1]}, rest[2] = {a[2], a[3]};
       multiply_add_s8(low, from_low, first, b[0]);
       multiply_add_s8(high, from_high, rest, b[1]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int n = 0; n < L::kSums; ++n) {
+        const int i = n * kApart;
         const GroupScales& s = scales[i / 2];
-        const float scale = __uint_as_float(meta[i % 2].x);
-        sums[i] = fmaf(scale * s.scale, static_cast<float>(s.low * low[i] + s.high * high[i]), sums[i]);
+        const float scale = scale_of_x[i % 2];
+        sums[n] = fmaf(scale * s.scale, static_cast<float>(s.low * low[i] + s.high * high[i]), sums[n]);
         if constexpr (F::kMinimum) {
           const int sum = s.minimum_low * of_x[i % 2][0] + s.minimum_high * of_x[i % 2][1];
-          sums[i] = fmaf(scale * static_cast<float>(sum), s.minimum, sums[i]);
+          sums[n] = fmaf(scale * static_cast<float>(sum), s.minimum, sums[n]);
         }
       }
     } else {
-      const uint4 meta = tile::four(metas);
-      const int even = F::kMinimum ? kMagic : static_cast<int>(meta.y);
-      const int odd = F::kMinimum ? kMagic : static_cast<int>(meta.w);
-      const int from[4] = {even, odd, even, odd};
-      int products[4];
+      uint32_t second[2];
+      if constexpr (kApart == 1) {
+        const uint4 own = tile::four(metas);
+        scale_of_x[0] = __uint_as_float(own.x), second[0] = own.y;
+        scale_of_x[1] = __uint_as_float(own.z), second[1] = own.w;
+      } else {
+        const uint2 own = tile::pair(metas);
+        scale_of_x[0] = scale_of_x[1] = __uint_as_float(own.x), second[0] = second[1] = own.y;
+      }
+      int from[4], products[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) from[i] = F::kOffset == 0 ? kMagic : static_cast<int>(second[i % 2]);
       multiply_add_s8(products, from, a, b);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int n = 0; n < L::kSums; ++n) {
+        const int i = n * kApart;
         const GroupScales& s = scales[i / 2];
-        const float scale = __uint_as_float(i % 2 == 0 ? meta.x : meta.z);
-        sums[i] = fmaf(scale * s.scale, __int_as_float(products[i]) - kMagicFloat, sums[i]);
-        if constexpr (F::kMinimum) {
-          sums[i] = fmaf(__uint_as_float(i % 2 == 0 ? meta.y : meta.w), s.minimum, sums[i]);
-        }
+        const float product = __int_as_float(products[i]) - kMagicFloat;
+        sums[n] = fmaf(scale_of_x[i % 2] * s.scale, product, sums[n]);
+        if constexpr (F::kMinimum) sums[n] = fmaf(__uint_as_float(second[i % 2]), s.minimum, sums[n]);
       }
     }
   }
 
-  __device__ void finish(const FewPhase& phase, int row_tile, const float (&sums)[4]) const {
+  template <class L>
+  __device__ void finish(const FewPhase& phase, int row_tile, const float (&sums)[L::kSums]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t row = (op.first_tile + row_tile) * kTileRows + lane / 4 + i / 2 * 8;
-      const int token = lane % 4 * 2 + i % 2;
+    for (int i = 0; i < L::kSums; ++i) {
+      const int64_t row = (op.first_tile + row_tile) * kTileRows + L::row(lane, i);
+      const int token = L::token(lane, i);
       if (row >= op.first_row && row < op.end_row && token < phase.tile.count) {
         finish_sum(op, phase.tile.first + token, row, sums[i]);
       }
     }
   }
 
-  // The place of this lane's sum i in a row tile's sums of a segment, [token][row]; some are no token's.
-  __device__ int place(int i) const { return (lane % 4 * 2 + i % 2) * kTileRows + lane / 4 + i / 2 * 8; }
+  // Of a row tile's partial sums, [segment][token][row]: of a segment.
+  __device__ float* partials_of(const FewPhase& phase, int row_tile, int segment) const {
+    const int64_t place = (phase.first_item + row_tile) * op.segments + segment;
+    return op.partials + place * (op.slot_tokens * kTileRows);
+  }
 
-  __device__ void leave(const FewPhase& phase, float* partial, const float (&sums)[4]) const {
+  template <class L>
+  __device__ void leave(const FewPhase& phase, float* partial, const float (&sums)[L::kSums]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (lane % 4 * 2 + i % 2 < phase.tile.count) partial[place(i)] = sums[i];
+    for (int i = 0; i < L::kSums; ++i) {
+      const int token = L::token(lane, i);
+      if (token < phase.tile.count) partial[token * kTileRows + L::row(lane, i)] = sums[i];
     }
   }
 
   // After this warp has left `count` of the row tile's segments: whoever finds that all are there adds up.
+  template <class L>
   __device__ void arrive(const FewPhase& phase, int row_tile, int count) const {
-    const int64_t item = phase.first_item + row_tile;
-    const int first = row_tile * phase.segments;
-    const bool of_block =
-        phase.segments == op.segments && first >= phase.from && first + phase.segments <= phase.to;
-    const int owner = of_block ? (warps * (first - phase.from + 1) - 1) / (phase.to - phase.from) : 0;
-    unsigned* ticket = of_block ? tickets + owner : op.tickets + item;
+    const int first = row_tile * phase.segments, last = first + phase.segments;
+    const bool of_block = phase.segments == op.segments && first >= phase.from && last <= phase.to;
+    unsigned* ticket = op.tickets + phase.first_item + row_tile;
     if (of_block) {
+      ticket = tickets + (((first - phase.from + 1) << log_warps) - 1) / (phase.to - phase.from);
       __threadfence_block();
     } else {
       __threadfence();
@@ -265,41 +294,40 @@ struct FewBlock {
     } else {
       __threadfence();
     }
-    const int64_t size = op.slot_tokens * kTileRows;
-    const float* partial = op.partials + item * op.segments * size;
-    float sums[4] = {};
-#pragma unroll 4
-    for (int64_t s = 0; s < op.segments; ++s) {
+    float sums[L::kSums] = {};
+#pragma unroll 8
+    for (int s = 0; s < static_cast<int>(op.segments); ++s) {
+      const float* partial = partials_of(phase, row_tile, s);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (lane % 4 * 2 + i % 2 >= phase.tile.count) continue;
-        const float next = __ldcg(partial + s * size + place(i));
+      for (int i = 0; i < L::kSums; ++i) {
+        const int token = L::token(lane, i);
+        if (token >= phase.tile.count) continue;
+        const float next = __ldcg(partial + token * kTileRows + L::row(lane, i));
         sums[i] = s == 0 ? next : sums[i] + next;
       }
     }
-    finish(phase, row_tile, sums);
+    finish<L>(phase, row_tile, sums);
   }
 
   // This warp's share of a phase. The first stages are on their way before x is asked for.
+  template <class L>
   __device__ void run(const FewPhase& phase) const {
-    const int count = phase.to - phase.from;
-    const int from = phase.from + count * warp / warps, to = phase.from + count * (warp + 1) / warps;
-    const int segment = static_cast<int>(op.segment), per_segment = segment / S::kStage;
+    const int units = phase.to - phase.from, segment = static_cast<int>(op.segment);
+    const int from = phase.from + (units * warp >> log_warps);
+    const int to = phase.from + (units * (warp + 1) >> log_warps);
     const int row_stages = (phase.end - phase.begin + S::kStage - 1) / S::kStage;
-    const auto stage_of = [&](int unit) {
-      return unit / phase.segments * row_stages + unit % phase.segments * per_segment;
-    };
-    const int stages = stage_of(to) - stage_of(from);
-    int row_tile = from / phase.segments, s = from % phase.segments;
+    int row_tile = from / phase.segments, s = from - row_tile * phase.segments;
+    const int last_row_tile = to / phase.segments, rest = to - last_row_tile * phase.segments;
+    const int stages_left = (last_row_tile - row_tile) * row_stages + (rest - s) * (segment / S::kStage);
 
-    // What is brought next: the panel's part of the row tile, and a column of it.
+    // What is brought next: the panel's part of a row tile, from a byte of it on.
     const int64_t row_bytes = op.weight.units * P::kUnitBytes;
     const uint8_t* row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
                          (op.first_tile + row_tile) * row_bytes + phase.begin / P::kUnit * P::kUnitBytes;
     const int panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
     int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0;
     const auto bring_next = [&] {
-      if (brought < stages) {
+      if (brought < stages_left) {
         bring(stage_at(slot_to), row + at, panel_bytes - at);
         ++brought, at += S::kStageBytes;
         if (at >= panel_bytes) row += row_bytes, at = 0;
@@ -315,13 +343,13 @@ struct FewBlock {
     __syncthreads();
 
     const int tokens = phase.tile.count, step_bytes = tokens * S::kTokenBytes;
-    const int g = lane / 4 < tokens ? lane / 4 : tokens - 1;  // columns beyond the tokens are nobody's
-    const uint8_t* x_lane = x + g * S::kTokenBytes + lane % 4 * 8;
-    const uint8_t* meta_lane = meta + lane % 4 * 2 * S::kMetaBytes;
-    float sums[4] = {}, total[4] = {};
+    const int own = L::of_column(lane / 4), token = own < tokens ? own : tokens - 1;  // else nobody's
+    const uint8_t* x_lane = x + token * S::kTokenBytes + lane % 4 * 8;
+    const uint8_t* meta_lane = meta + L::token(lane, 0) * S::kMetaBytes;
+    float sums[L::kSums] = {}, total[L::kSums] = {};
     int k = phase.begin + s * segment, slot = 0, left_behind = 0;
     int stop = k + segment < phase.end ? k + segment : phase.end;  // the segment's end
-    for (int stage = 0; stage < stages; ++stage) {
+    for (int stage = 0; stage < stages_left; ++stage) {
       copy_async_wait<S::kStages - 2>();
       __syncwarp();
       bring_next();
@@ -330,16 +358,16 @@ struct FewBlock {
       const int first_step = (k - phase.begin) / P::kStep;
       const uint8_t* x_step = x_lane + first_step * step_bytes;
       const uint8_t* metas = meta_lane + first_step * (kFewTokens * S::kMetaBytes);
+      const auto multiply_step = [&](int step) {
+        multiply<L>(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
+      };
       if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
 #pragma unroll
-        for (int step = 0; step < S::kSteps; ++step) {
-          multiply(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
-        }
+        for (int step = 0; step < S::kSteps; ++step) multiply_step(step);
       } else {
         const int steps = (phase.end - k + P::kStep - 1) / P::kStep;
-        for (int step = 0; step < steps; ++step) {
-          multiply(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
-        }
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) multiply_step(step);
       }
       k += S::kStage;
       if (k < stop) continue;
@@ -348,16 +376,18 @@ struct FewBlock {
       const bool row_ends = s == phase.segments - 1;
       if (alone) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i], sums[i] = 0;
-        if (row_ends) finish(phase, row_tile, total);
+        for (int i = 0; i < L::kSums; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i];
+        if (row_ends) finish<L>(phase, row_tile, total);
       } else {
-        const int64_t place = (phase.first_item + row_tile) * op.segments + phase.segment + s;
-        leave(phase, op.partials + place * op.slot_tokens * kTileRows, sums);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] = 0;
+        leave<L>(phase, partials_of(phase, row_tile, phase.segment + s), sums);
         ++left_behind;
-        if (row_ends || stage == stages - 1) arrive(phase, row_tile, left_behind), left_behind = 0;
+        if (row_ends || stage == stages_left - 1) {
+          arrive<L>(phase, row_tile, left_behind);
+          left_behind = 0;
+        }
       }
+#pragma unroll
+      for (int i = 0; i < L::kSums; ++i) sums[i] = 0;
       if (row_ends) {
         ++row_tile, s = 0, k = phase.begin;
       } else {
@@ -373,29 +403,43 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
   let_next_begin();
   if (op.counts != nullptr) wait_for_previous();  // which rows are an expert's
   const FewBlock<P> block(op);
-  const int64_t tiles = op.counts == nullptr ? op.token_tiles : count_token_tiles(op.counts, op.experts);
-  const int64_t of_tile = op.row_tiles * op.segments, shares = tiles * of_tile / op.grain;
-  int64_t unit = shares * blockIdx.x / gridDim.x * op.grain;
-  const int64_t end = shares * (blockIdx.x + 1) / gridDim.x * op.grain;
-  if (static_cast<int>(threadIdx.x) < block.warps) block.tickets[threadIdx.x] = 0;
+  if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
+  // All that is counted here is below kMostTickets * K / 256.
+  const int row_tiles = static_cast<int>(op.row_tiles), all_segments = static_cast<int>(op.segments);
+  const int panel_segments = static_cast<int>(op.panel_segments), grain = static_cast<int>(op.grain);
+  const int tiles =
+      op.counts == nullptr ? static_cast<int>(op.token_tiles) : count_token_tiles(op.counts, op.experts);
+  const int of_tile = row_tiles * all_segments, shares = tiles * (grain == 1 ? of_tile : row_tiles);
+  const int blocks = static_cast<int>(gridDim.x), index = static_cast<int>(blockIdx.x);
+  const int share = op.counts == nullptr ? op.share : shares / blocks;
+  const int more = shares - share * blocks;  // so many blocks have one more
+  int unit = (index * share + (index < more ? index : more)) * grain;
+  const int end = unit + (share + (index < more ? 1 : 0)) * grain;
   if (unit >= end) wait_for_previous();
   for (bool is_first = true; unit < end; is_first = false) {
-    const int64_t tile = unit / of_tile, panel = unit % of_tile / (op.row_tiles * op.panel_segments);
-    const int64_t segment = panel * op.panel_segments, left = op.segments - segment;
-    const int64_t segments = left < op.panel_segments ? left : op.panel_segments;
+    const int tile = tiles == 1 ? 0 : unit / of_tile, in_tile = unit - tile * of_tile;
+    const int panel = panel_segments == all_segments ? 0 : in_tile / (row_tiles * panel_segments);
+    const int segment = panel * panel_segments, left = all_segments - segment;
+    const int segments = left < panel_segments ? left : panel_segments;
+    const int base = tile * of_tile + row_tiles * segment, next = base + row_tiles * segments;
+    const int stop = next < end ? next : end;
     const int64_t columns = (segment + segments) * op.segment;
-    const int64_t base = tile * of_tile + op.row_tiles * segment, next = base + op.row_tiles * segments;
-    const int64_t stop = next < end ? next : end;
     FewPhase phase;
     phase.tile = token_tile(op.counts, op.experts, op.tokens, tile, kFewTokens);
-    phase.first_item = tile * op.row_tiles;
-    phase.begin = static_cast<int>(segment * op.segment);
+    phase.first_item = int64_t{tile} * row_tiles;
+    phase.begin = segment * static_cast<int>(op.segment);
     phase.end = static_cast<int>(columns < op.weight.columns ? columns : op.weight.columns);
-    phase.segments = static_cast<int>(segments), phase.segment = static_cast<int>(segment);
-    phase.from = static_cast<int>(unit - base), phase.to = static_cast<int>(stop - base);
-    if (!is_first) __syncthreads();  // the last phase's x and stages are free
-    block.run(phase);
+    phase.segments = segments, phase.segment = segment;
+    phase.from = unit - base, phase.to = stop - base;
     unit = stop;
+    if (!is_first) __syncthreads();  // the last phase's x and stages are free
+    if constexpr (P::kQuants) {
+      if (phase.tile.count <= kFewTokens / 2) {
+        block.template run<EvenColumns>(phase);
+        continue;
+      }
+    }
+    block.template run<AllColumns>(phase);
   }
 }
 
@@ -405,9 +449,11 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   MatmulArguments op = arguments;
   op.slot_tokens = op.tokens < kFewTokens ? op.tokens : kFewTokens;
   const int64_t of_segment = S::x_bytes(op.segment, op.slot_tokens);
-  int64_t warps = kMostFewWarps;
-  const auto room = [&] { return op.block_shared_bytes - warps * S::kWarpBytes - S::kTicketBytes; };
-  while (warps > 1 && room() < of_segment) warps /= 2;  // devices with less than Hopper's
+  op.log_warps = kLogFewWarps;
+  const auto room = [&] {
+    return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes;
+  };
+  while (op.log_warps > 0 && room() < of_segment) --op.log_warps;  // where there is less than Hopper's
   const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
   const int64_t panels = ceil_div(op.segments, fit);
   op.panel_segments = ceil_div(op.segments, panels);
@@ -417,9 +463,10 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   const bool even =
       op.counts == nullptr && panels == 1 && ceil_div(row_tiles, blocks) * blocks * 20 <= row_tiles * 21;
   op.grain = even ? op.segments : 1;
-  const int64_t bytes =
-      warps * S::kWarpBytes + S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
-  launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), static_cast<unsigned>(32 * warps),
+  op.share = static_cast<int>((even ? row_tiles : units) / blocks);
+  const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
+                        S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
+  launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), 32u << op.log_warps,
          static_cast<size_t>(bytes), op);
 }
 

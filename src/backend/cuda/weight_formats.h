@@ -39,11 +39,10 @@ __device__ inline uint32_t minus(uint32_t bytes) {
   constexpr uint32_t kOnes = 0x01010101u;
   return (bytes + (0x80 - kOffset) * kOnes) ^ (0x80 * kOnes);
 }
-// Bits 0 to 3 of `bits` to bit kTo of each byte.
+// Bits 0 to 3 of `bits` to bit kTo of each byte: four copies 7 apart, which do not meet.
 template <int kTo>
 __device__ inline uint32_t spread(uint32_t bits) {
-  const uint32_t b = bits & 15;
-  return ((b | b << 7 | b << 14 | b << 21) & 0x01010101u) << kTo;
+  return (bits & 15) * (0x00204081u << kTo) & (0x01010101u << kTo);
 }
 
 // The table's entries of the low and the high nibbles of a word; four entries a word of the table.
@@ -222,10 +221,12 @@ struct Format<DType::kQ3_K> : FormatTraits<DType::kQ3_K, false, true, 4> {
   // Scale s of 16: four bits of byte s % 8, two of byte 8 + s % 4.
   __device__ static GroupScales scales(const uint8_t* t, int row, int group) {
     const uint8_t* packed = t + 1536 + 12 * row;
-    const int s = 2 * group, shift = s < 8 ? 0 : 4, top = 2 * (s / 4);
-    const int low = (packed[s % 8] >> shift & 15) | (packed[8 + s % 4] >> top & 3) << 4;
-    const int high = (packed[s % 8 + 1] >> shift & 15) | (packed[8 + s % 4 + 1] >> top & 3) << 4;
-    return {tile::half_at(t + 1728 + 2 * row), 0, low - 32, high - 32};
+    const int four = group / 2, at = group % 2 * 16;  // of the scales 4 * four on; where in them
+    const uint32_t low = tile::word(packed + four % 2 * 4) >> (four < 2 ? 0 : 4) & 0x0f0f0f0fu;
+    const uint32_t top = tile::word(packed + 8) >> (2 * four) & 0x03030303u;
+    const uint32_t scales = tile::minus<32>(low | top << 4);
+    return {tile::half_at(t + 1728 + 2 * row), 0, static_cast<int8_t>(scales >> at),
+            static_cast<int8_t>(scales >> (at + 8))};
   }
 };
 
