@@ -59,9 +59,9 @@ __global__ void add_pieces(Pieces op) {
       if (op.wait_full) wait_arrivals(full, parity);
       sum += slots[i % 2 * 32 + threadIdx.x];
       arrive(full + 1);
-    } else if (threadIdx.x == 32) {
+    } else {
       if (op.wait_empty) wait_arrivals(full + 1, parity ^ 1);
-      arrive_expecting(full, 128);
+      if (threadIdx.x == 32) arrive_expecting(full, 128);
       copy_bulk(slots + i % 2 * 32, op.in + i * 32, 64, full);
       copy_bulk(slots + i % 2 * 32 + 16, op.in + i * 32 + 16, 64, full);
     }
@@ -84,8 +84,7 @@ TEST_F(CudaStandInHopperTest, BulkCopiesArriveWithThePhaseThatExpectsThem) {
 __global__ void askew(const float* in) {
   auto* slots = shared_memory<float>();
   auto* arrivals = reinterpret_cast<uint64_t*>(slots + 64);
-  if (threadIdx.x != 0) return;
-  arrivals_init(arrivals, 1);
+  if (threadIdx.x == 0) arrivals_init(arrivals, 1);
   copy_bulk(slots + 1, in, 16, arrivals);
 }
 __global__ void not_made() {
@@ -125,8 +124,8 @@ __global__ void product_of_warpgroups(const uint16_t* a, const uint16_t* b, floa
     arrivals_ready();
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    arrive_expecting(arrivals, kColumns * 128);
+  if (threadIdx.x == 0) arrive_expecting(arrivals, kColumns * 128);
+  if (threadIdx.x < 32) {
     for (int row = 0; row < kColumns; ++row) {
       for (int piece = 0; piece < 8; ++piece) {
         copy_bulk(rows + row * 64 + (piece ^ row % 8) * 8, b + row * 64 + piece * 8, 16, arrivals);
@@ -140,11 +139,13 @@ __global__ void product_of_warpgroups(const uint16_t* a, const uint16_t* b, floa
   float sum[kColumns / 2];
   for (float& s : sum) s = 1;
   if (mistake != Mistake::kNoFence) multiply_begin();
+  uint32_t left[2][4];
   for (int step = 0; step < 2; ++step) {
     const int k = step * 16;
-    const uint32_t left[4] = {two(0, k), two(8, k), two(0, k + 8), two(8, k + 8)};
+    left[step][0] = two(0, k), left[step][1] = two(8, k);
+    left[step][2] = two(0, k + 8), left[step][3] = two(8, k + 8);
     if (mistake != Mistake::kOneWarpLess || warp != 2) {
-      multiply_async(sum, left, multiply_operand(rows, step + 1));
+      multiply_async(sum, left[step], multiply_operand(rows, step + 1));
     }
     multiply_commit();
   }
