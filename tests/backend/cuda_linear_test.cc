@@ -181,16 +181,14 @@ TEST_P(CudaSegmentsTest, AnExpertsRowsAreThoseOfItsOwnWeight) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CudaSegmentsTest,
-                         ::testing::Values(Product{DType::kF32, Compute::kF32},
-                                           Product{DType::kBF16, Compute::kBF16},
-                                           Product{DType::kBF16, Compute::kBF16, 8},
-                                           Product{DType::kQ4_K, Compute::kQ8},
-                                           Product{DType::kQ6_K, Compute::kQ8}),
-                         [](const auto& info) {
-                           return std::string(traits(info.param.dtype).name) +
-                                  (info.param.major == 9 ? "" : "BeforeHopper");
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CudaSegmentsTest,
+    ::testing::Values(Product{DType::kF32, Compute::kF32}, Product{DType::kBF16, Compute::kBF16},
+                      Product{DType::kBF16, Compute::kBF16, 8}, Product{DType::kQ4_K, Compute::kQ8},
+                      Product{DType::kQ6_K, Compute::kQ8}),
+    [](const auto& info) {
+      return std::string(traits(info.param.dtype).name) + (info.param.major == 9 ? "" : "BeforeHopper");
+    });
 
 }  // namespace
 }  // namespace qiao::cuda

@@ -35,10 +35,9 @@ DeviceInfo CudaBackend::describe() const {
   cudaDeviceProp properties{};
   QIAO_CUDA(cudaGetDeviceProperties(&properties, stream_.device()));
   DeviceInfo info;
-  info.name =
-      fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name, multiprocessors(),
-                  stream_.compute_major(),
-                  device_attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
+  info.name = fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name,
+                          multiprocessors(), stream_.compute_major(),
+                          device_attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
   info.memory_bytes = properties.totalGlobalMem;
   info.free_bytes = memory_.free_bytes();
   return info;

@@ -203,7 +203,8 @@ __device__ inline float float_of_e4m3(uint8_t bits) {
 // first phase's parity is 0, the next one's 1, and so on. One thread makes them, then calls
 // arrivals_ready; a barrier of the block follows.
 __device__ inline void arrivals_init(uint64_t* arrivals, unsigned count) {
-  QIAO_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count) : "memory");
+  QIAO_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count)
+              : "memory");
 }
 __device__ inline void arrivals_ready() { QIAO_HOPPER("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ inline void arrive(uint64_t* arrivals) {
@@ -241,9 +242,9 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
 }
 
 // wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
-// the same instructions), N = 8, 64, 128 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's a is that
-// of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T lies in
-// shared memory: rows of 64 elements of 16 bits (128 bytes), from a multiple of 1024 bytes on, in which
+// the same instructions), N = 8, 64, 128 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's a is
+// that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T lies
+// in shared memory: rows of 64 elements of 16 bits (128 bytes), from a multiple of 1024 bytes on, in which
 // 16-byte piece p of row r lies at place p ^ (r % 8); an instruction takes 16 columns of it, those that
 // multiply_operand's `step` names. (PTX ISA, "Matrix fragments for wgmma .m64nNk16", "128-Byte swizzle".)
 //
@@ -274,8 +275,8 @@ __device__ inline void multiply_wait_and_take(float (&d)[kCount], uint32_t (&a)[
   }
 }
 
-// setmaxnreg: a warpgroup's registers a thread from here on, a multiple of 8; `more` than the launch gave, which
-// others must have given away, or fewer.
+// setmaxnreg: a warpgroup's registers a thread from here on, a multiple of 8; `more` than the launch gave,
+// which others must have given away, or fewer.
 template <int kRegisters, bool kMore>
 __device__ inline void set_registers() {
   if constexpr (kMore) {
@@ -290,7 +291,8 @@ __device__ inline void set_registers() {
 #define QIAO_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
 __device__ inline void multiply_async(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {
   QIAO_HOPPER(
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, "
+      "0;"
       : QIAO_D4(0)
       : QIAO_A);
 }

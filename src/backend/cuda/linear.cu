@@ -21,34 +21,7 @@ int64_t segment_length(int64_t rows, int64_t columns) {
   return std::min(ceil_div(units, wanted), kMostSegment / kSegmentUnit) * kSegmentUnit;
 }
 
-// As many tiles leave half of a device idle where a block walks all segments.
-constexpr int64_t kWgmmaSplitTiles = 66;
-// Shorter segments would end too often for sums that lie in memory: then a tile has 128 tokens at most.
-constexpr int64_t kParkedSegment = 1536;
-
 int64_t up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
-
-// Tiles of `size` tokens, at most; those of experts begin at multiples of 8.
-int64_t wgmma_token_tiles(int64_t tokens, int64_t experts, bool counted, int size) {
-  if (!counted) return ceil_div(tokens, size);
-  const int64_t with_rows = std::min(experts, tokens);
-  return with_rows + (tokens + 7 * with_rows) / size;
-}
-
-// Tokens of a tile: what the device is done with first. Smaller ones load operands more often, so they take
-// more than their share of the time.
-int wgmma_tile(int64_t tokens, int64_t experts, int64_t row_blocks, int64_t multiprocessors, bool parked) {
-  const int64_t with_rows = std::min(experts, tokens), each = ceil_div(tokens, with_rows);
-  int best = 0;
-  int64_t least = 0;
-  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {128, 8}, {64, 6}}) {
-    if (size == 256 && !parked) continue;
-    const int64_t tiles = row_blocks * with_rows * ceil_div(each, size);
-    const int64_t all = ceil_div(tiles, multiprocessors) * time;
-    if (best == 0 || all < least) best = size, least = all;
-  }
-  return best;
-}
 
 int64_t prepared_columns(int64_t columns, Compute compute) {
   const int64_t stage = compute == Compute::kBF16 ? 64 : 256;
@@ -60,42 +33,23 @@ int64_t rows_of_block(Compute compute, bool few) {
   return few && compute != Compute::kF32 ? kFewRows : kManyRows;
 }
 
-// Floats of the sums that wgmma's blocks leave in memory: those of tiles whose segments have blocks of their
-// own, or of the blocks where they walk segments and have too many.
-int64_t wgmma_floats(int64_t row_blocks, int64_t segments, int64_t segment, int64_t tokens, int64_t experts) {
-  if (tokens <= kManyTokens) return 0;
-  int64_t most = segment < kParkedSegment ? 0 : kMostParkedBlocks * kManyRows * 256;
-  for (const int size : {64, 128, 256}) {
-    const int64_t tiles = row_blocks * wgmma_token_tiles(tokens, experts, true, size);
-    if (row_blocks > kWgmmaSplitTiles) continue;
-    most = std::max(most, segments * std::min(tiles, kWgmmaSplitTiles) * kManyRows * size);
-  }
-  return most;
-}
-
 // Bytes of the partial sums of so many tokens, where the segments of `rows` rows may have blocks of their
 // own.
-int64_t partial_bytes(int64_t rows, int64_t columns, Compute compute, int64_t tokens, int64_t experts) {
-  const int64_t segment = segment_length(rows, columns), segments = ceil_div(columns, segment);
+int64_t partial_bytes(int64_t rows, int64_t columns, int64_t tokens, int64_t experts) {
+  const int64_t segments = ceil_div(columns, segment_length(rows, columns));
   const auto least_blocks = ceil_div(rows, kManyRows);
-  if (segments == 1) return 0;
-  int64_t floats = 0;
-  if (least_blocks < kFewBlocks) {
-    // The sums of a tile: few tokens and many alike are at most this for each token tile.
-    const int64_t counted = std::min(tokens, kMostSplitTokens);
-    const int64_t in_few = std::min(counted, kFewTokens * experts);
-    const int64_t few_tiles =
-        std::min(ceil_div(in_few, kFewTokens) + experts, ceil_div(kFewBlocks, least_blocks));
-    const int64_t many_tiles =
-        std::min(ceil_div(counted, kManyTokens) + experts, ceil_div(kManyBlocks, least_blocks));
-    const int64_t few = few_tiles * kFewTokens;
-    const int64_t many = tokens <= kFewTokens ? 0 : many_tiles * kManyTokens;
-    floats = segments * least_blocks * kManyRows * std::max(few, many);
-  }
-  if (compute == Compute::kBF16) {
-    floats = std::max(floats, wgmma_floats(least_blocks, segments, segment, tokens, experts));
-  }
-  return floats * static_cast<int64_t>(sizeof(float));
+  if (segments == 1 || least_blocks >= kFewBlocks) return 0;
+  // The sums of a tile: few tokens and many alike are at most this for each token tile.
+  const int64_t counted = std::min(tokens, kMostSplitTokens);
+  const int64_t in_few = std::min(counted, kFewTokens * experts);
+  const int64_t few_tiles =
+      std::min(ceil_div(in_few, kFewTokens) + experts, ceil_div(kFewBlocks, least_blocks));
+  const int64_t many_tiles =
+      std::min(ceil_div(counted, kManyTokens) + experts, ceil_div(kManyBlocks, least_blocks));
+  const int64_t padded_rows = least_blocks * kManyRows;
+  const int64_t few = few_tiles * kFewTokens;
+  const int64_t many = tokens <= kFewTokens ? 0 : many_tiles * kManyTokens;
+  return segments * padded_rows * std::max(few, many) * static_cast<int64_t>(sizeof(float));
 }
 
 struct Prepared {
@@ -119,7 +73,10 @@ size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tok
   const auto& of_chip = static_cast<const CudaWeight&>(weight);
   int64_t partial = 0;
   for (const CudaWeight::Panel& panel : of_chip.panels()) {
-    partial = std::max(partial, partial_bytes(panel.rows, weight.columns(), compute, tokens, weight.experts()));
+    partial = std::max(partial, partial_bytes(panel.rows, weight.columns(), tokens, weight.experts()));
+    if (compute != Compute::kBF16) continue;
+    const int64_t segments = ceil_div(weight.columns(), segment_length(panel.rows, weight.columns()));
+    partial = std::max(partial, wgmma_partial_bytes(panel.rows, segments, tokens, weight.experts()));
   }
   const int64_t prepared = tokens <= kFewTokens ? 0 : prepared_of(of_chip, compute, tokens).all;
   return static_cast<size_t>(prepared + partial);
@@ -131,8 +88,8 @@ void run_matmul(const Stream& stream, const MatmulCall& call, std::byte* workspa
   const int64_t experts = call.counts == nullptr ? 1 : weight.experts();
   // Experts with few rows each are a column of tiles each.
   const bool few = call.tokens <= kFewTokens * experts;
-  const bool wgmma = call.compute == Compute::kBF16 && stream.compute_major() == 9 && !few &&
-                     call.tokens > kManyTokens;
+  const bool wgmma =
+      call.compute == Compute::kBF16 && stream.compute_major() == 9 && !few && call.tokens > kManyTokens;
   MatmulArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
   a.x = call.x, a.x_stride = call.x_stride, a.tokens = call.tokens;
@@ -176,11 +133,7 @@ void run_matmul(const Stream& stream, const MatmulCall& call, std::byte* workspa
     a.segments = ceil_div(weight.columns(), a.segment);
     const bool whole = a.first_row == 0 && a.end_row == panel.rows;
     if (wgmma) {
-      const bool parked = a.segments == 1 || a.segment >= kParkedSegment;
-      const int tile = wgmma_tile(call.tokens, experts, a.row_blocks, stream.multiprocessors(), parked);
-      a.token_tiles = wgmma_token_tiles(call.tokens, experts, call.counts != nullptr, tile);
-      a.split = whole && a.segments > 1 && a.row_blocks * a.token_tiles <= kWgmmaSplitTiles;
-      launch_matmul_wgmma(stream, a, tile);
+      launch_matmul_wgmma(stream, a, whole);
       continue;
     }
     a.split = whole && a.segments > 1 && call.tokens <= kMostSplitTokens &&

@@ -536,7 +536,8 @@ void wait_arrivals(const void* at, unsigned parity, const Where& where) {
 void copy_bulk(void* shared, const void* global, size_t bytes, const void* at, const Where& where) {
   Arrivals& a = arrivals_at(at, where);
   if (!in_shared(shared, bytes)) fault(where, "a bulk copy to what is not shared memory");
-  if (bytes == 0 || (bytes | reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
+  if (bytes == 0 ||
+      (bytes | reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
     fault(where, fmt::format("a bulk copy of {} bytes, expected multiples of 16 on both sides", bytes));
   }
   if (a.can_end()) end_phase(a);

@@ -250,9 +250,9 @@ void multiply_wait_and_take(float (&)[kCount], uint32_t (&a)[kSteps][4], const u
   std::memcpy(a, next, sizeof a);
 }
 template <int kCount>
-requires(kCount == 4 || kCount == 32 || kCount == 64 || kCount == 128) void multiply_async(float (&d)[kCount],
-                                                                          const uint32_t (&a)[4], uint64_t b,
-                                                                          Caller where = Caller::current()) {
+requires(kCount == 4 || kCount == 32 || kCount == 64 ||
+         kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+                                            Caller where = Caller::current()) {
   stand_in::multiply_async(d, kCount, a, b, where);
 }
 template <int kRegisters, bool kMore>
