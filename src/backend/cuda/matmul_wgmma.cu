@@ -23,7 +23,8 @@ int64_t tiles_of_tokens(int64_t tokens, int64_t experts, bool counted, int size)
 // Tokens of a tile: what the device is done with first. Smaller ones load operands more often, so they take
 // more than their share of the time.
 int best_tile(const MatmulArguments& op, int64_t multiprocessors) {
-  const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens), each = ceil_div(op.tokens, with_rows);
+  const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens);
+  const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
   int best = 0;
   int64_t least = 0;
   for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {128, 8}, {64, 6}}) {
