@@ -292,13 +292,17 @@ __device__ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity) {
       : "memory");
 }
 
-// cp.async.bulk: a multiple of 16 bytes, both sides aligned to 16, from global to shared memory, by one
-// thread; they are there, for loads and for wgmma, once the phase of `arrivals` that expects them has ended.
+// cp.async.bulk: a multiple of 16 bytes, both sides aligned to 16, from global to shared memory, by a whole
+// warp; they are there, for loads and for wgmma, once the phase of `arrivals` that expects them has ended.
 __device__ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals) {
-  QIAO_HOPPER("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                  shared_address(shared)),
-              "l"(global), "r"(bytes), "r"(shared_address(arrivals))
-              : "memory");
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
+      "}" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(arrivals))
+      : "memory");
 }
 
 // wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
@@ -323,6 +327,16 @@ __device__ inline void multiply_wait(float (&d)[kCount]) {
   QIAO_HOPPER("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");  // not read before
+}
+// Then a = next. By the compiler's own rules that could be done before: it knows nothing of a's late readers.
+template <int kCount, int kSteps>
+__device__ inline void multiply_wait_and_take(float (&d)[kCount], uint32_t (&a)[kSteps][4],
+                                              const uint32_t (&next)[kSteps][4]) {
+  multiply_wait<0>(d);
+#pragma unroll
+  for (int i = 0; i < kSteps * 4; ++i) {
+    asm volatile("mov.b32 %0, %1;" : "+r"(a[i / 4][i % 4]) : "r"(next[i / 4][i % 4]) : "memory");
+  }
 }
 
 // setmaxnreg: a warpgroup's registers a thread from here on, a multiple of 8; `more` than the launch gave,

@@ -21,34 +21,7 @@ int64_t segment_length(int64_t rows, int64_t columns) {
   return std::min(ceil_div(units, wanted), kMostSegment / kSegmentUnit) * kSegmentUnit;
 }
 
-// As many tiles leave half of a device idle where a block walks all segments.
-constexpr int64_t kWgmmaSplitTiles = 66;
-// Shorter segments would end too often for sums that lie in memory: then a tile has 128 tokens at most.
-constexpr int64_t kParkedSegment = 1536;
-
 int64_t up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
-
-// Tiles of `size` tokens, at most; those of experts begin at multiples of 8.
-int64_t wgmma_token_tiles(int64_t tokens, int64_t experts, bool counted, int size) {
-  if (!counted) return ceil_div(tokens, size);
-  const int64_t with_rows = std::min(experts, tokens);
-  return with_rows + (tokens + 7 * with_rows) / size;
-}
-
-// Tokens of a tile: what the device is done with first. Smaller ones load operands more often, so they take
-// more than their share of the time.
-int wgmma_tile(int64_t tokens, int64_t experts, int64_t row_blocks, int64_t multiprocessors, bool parked) {
-  const int64_t with_rows = std::min(experts, tokens), each = ceil_div(tokens, with_rows);
-  int best = 0;
-  int64_t least = 0;
-  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {128, 8}, {64, 6}}) {
-    if (size == 256 && !parked) continue;
-    const int64_t tiles = row_blocks * with_rows * ceil_div(each, size);
-    const int64_t all = ceil_div(tiles, multiprocessors) * time;
-    if (best == 0 || all < least) best = size, least = all;
-  }
-  return best;
-}
 
 int64_t prepared_columns(int64_t columns, Compute compute) {
   const int64_t stage = compute == Compute::kBF16 ? 64 : 256;
@@ -58,21 +31,6 @@ int64_t prepared_columns(int64_t columns, Compute compute) {
 // Tiles of so many tokens at most, of kFewTokens each; 0 experts: all rows are of one.
 int64_t few_tiles(int64_t tokens, int64_t experts) {
   return experts == 0 ? ceil_div(tokens, kFewTokens) : std::min(experts, tokens) + tokens / kFewTokens;
-}
-
-// Bytes of the sums that wgmma's blocks leave in memory: those of tiles whose segments have blocks of their
-// own, or of the blocks where they walk segments and have too many.
-int64_t wgmma_partial_bytes(int64_t rows, int64_t columns, int64_t tokens, int64_t experts) {
-  const int64_t segment = segment_length(rows, columns), segments = ceil_div(columns, segment);
-  const int64_t row_blocks = ceil_div(rows, kManyRows);
-  if (tokens <= kFewTokens || segments == 1) return 0;
-  int64_t most = segment < kParkedSegment ? 0 : kMostParkedBlocks * kManyRows * 256;
-  for (const int size : {64, 128, 256}) {
-    const int64_t tiles = row_blocks * wgmma_token_tiles(tokens, experts, true, size);
-    if (row_blocks > kWgmmaSplitTiles) continue;
-    most = std::max(most, segments * std::min(tiles, kWgmmaSplitTiles) * kManyRows * size);
-  }
-  return most * static_cast<int64_t>(sizeof(float));
 }
 
 // Bytes of the partial sums of so many tokens or fewer. matmul_few.h: a place for each row tile of a launch.
@@ -125,8 +83,9 @@ size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tok
     const int64_t rows = panel.rows, columns = weight.columns(), experts = weight.experts();
     partial = std::max(partial, split_partial_bytes(rows, columns, tokens, experts, f32));
     if (!f32) partial = std::max(partial, few_partial_bytes(rows, columns, tokens, experts));
-    if (compute == Compute::kBF16)
-      partial = std::max(partial, wgmma_partial_bytes(rows, columns, tokens, experts));
+    if (compute != Compute::kBF16) continue;
+    const int64_t segments = ceil_div(columns, segment_length(rows, columns));
+    partial = std::max(partial, wgmma_partial_bytes(rows, segments, tokens, experts));
   }
   const int64_t prepared = tokens <= kFewTokens ? 0 : prepared_of(of_chip, compute, tokens).all;
   return static_cast<size_t>(prepared + partial);
@@ -184,11 +143,7 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
     a.segments = ceil_div(weight.columns(), a.segment);
     const bool whole = a.first_row == 0 && a.end_row == panel.rows;
     if (wgmma) {
-      const bool parked = a.segments == 1 || a.segment >= kParkedSegment;
-      const int tile = wgmma_tile(call.tokens, experts, a.row_blocks, stream.multiprocessors(), parked);
-      a.token_tiles = wgmma_token_tiles(call.tokens, experts, call.counts != nullptr, tile);
-      a.split = whole && a.segments > 1 && a.row_blocks * a.token_tiles <= kWgmmaSplitTiles;
-      launch_matmul_wgmma(stream, a, tile);
+      launch_matmul_wgmma(stream, a, whole);
       continue;
     }
     a.split = whole && a.segments > 1 && call.tokens <= kMostSplitTokens &&

@@ -70,12 +70,12 @@ struct MatmulArguments {
 void launch_matmul_f32(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_bf16(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_q8(const Stream& stream, const MatmulArguments& arguments, bool few);
-// BF16 with tiles of 64, 128 or 256 tokens, on Hopper alone: matmul_wgmma.cu. Its tiles of tokens begin at
-// multiples of 8, and x is prepared for it alone, ceil8(tokens) * prepared_columns elements. With 256 tokens
-// and segments that are not split, partials has room for the sums of kMostParkedBlocks tiles.
-inline constexpr int kMostParkedBlocks = 132;
-void launch_matmul_wgmma(const Stream& stream, const MatmulArguments& arguments, int tokens);
+// BF16 on Hopper alone, matmul_wgmma.cu: token_tiles and split are its own. x is prepared for it alone,
+// ceil8(tokens) * prepared_columns elements. partials has wgmma_partial_bytes, of a call with all of a
+// panel's rows (`whole`; of part of them no segment has a block of its own).
+void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments, bool whole);
 void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
+int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);
 // Rows of x to BF16, or to quants and meta, `columns` a row: zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 void launch_prepare_q8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,

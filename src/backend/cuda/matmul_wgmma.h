@@ -1,13 +1,13 @@
 // The products of many tokens with BF16 weights on Hopper (matmul.h), by wgmma. The weight is the M operand
 // and comes from registers: its tiles are wgmma's A as they lie in device memory (weight_layout.h). Tokens
 // are N, from shared memory: matmul_wgmma.cu prepares them as the image of it, by stages of K, so that a
-// stage of a block is one bulk copy of tokens and one for each 16 rows of the weight. Plan: a block a
-// multiprocessor, which walks tiles of 128 rows by 256 tokens (or 128 or 64, where those fill the device
-// better). One warp brings stages, as far ahead as shared memory has room, across the ends of tiles; two
-// warpgroups of 64 rows each load a stage's A while the products of the stage before are made. A thread keeps
-// the segment's sums in 32, 64 or 128 registers, and those of the segments before in as many; but where they
-// are 128, in memory, which its block has for itself and L2 keeps. A tile's sums leave through shared memory,
-// in rows of 64.
+// stage of a block is one run of tokens and one for each 16 rows of the weight, for bulk copies. Plan: a
+// block a multiprocessor, which walks tiles of 128 rows by 256 tokens (or 128 or 64, where those fill the
+// device better). One warpgroup brings stages, as far ahead as shared memory has room, across the ends of
+// tiles; two warpgroups of 64 rows each load a stage's A while the products of the stage before are made. A
+// thread keeps the segment's sums and those of the segments before, 64 registers each; with 256 tokens they
+// have 128, so there all of K is one segment, or each has a block of its own. A tile's sums leave through
+// shared memory, in rows of 64.
 //
 // The limit is the tensor cores: a step of 16 takes 128 cycles of them, in which shared memory gives 12 KB
 // and takes 8 KB of 16. A row's chain of steps is that of mma.sync's kernel: an instruction of 16 k for each.
@@ -29,8 +29,8 @@ struct WgmmaShape {
   static constexpr int kTileBytes = kTileRows * kStage * 2;
   static constexpr int kTokenBytes = kTokens * kStage * 2;
   static constexpr int kStageBytes = kTokenBytes + kConsumerWarps * kTileBytes;
-  static constexpr int kSums = kTokens / 2;    // of a thread
-  static constexpr bool kParked = kSums > 64;  // the sums of the segments before lie in memory
+  static constexpr int kSums = kTokens / 2;        // of a thread
+  static constexpr bool kOneSegment = kSums > 64;  // is all that a block walks
   // A warpgroup's sums of some tokens: rows of 64, padded apart.
   static constexpr int kChunk = kTokens < 32 ? kTokens : 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
@@ -141,36 +141,45 @@ struct WgmmaRing {
   }
 };
 
+// By each of four warps: a quarter of a stage's tokens and two of its tiles of 16 rows (one warp would take
+// as long to ask for all as the tensor cores to use them).
 template <int kTokens>
 __device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) {
   using S = WgmmaShape<kTokens>;
+  constexpr int kQuarter = kTokens / 4;
   WgmmaRing<S> ring{shared};
   ring.parity = 1;  // at first each slot is empty
-  const int items = wgmma_items(op);
-  const int64_t row_tiles = ceil_div(op.end_row, kTileRows);
-  const int64_t padded_tokens = ceil_div(op.tokens, 8) * 8, tile_row_bytes = op.weight.units * 512;
+  const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps, items = wgmma_items(op);
+  const int64_t row_tiles = ceil_div(op.end_row, kTileRows), tile_row_bytes = op.weight.units * 512;
+  const int64_t padded_tokens = ceil_div(op.tokens, 8) * 8;
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
     const WgmmaWork work = wgmma_work<kTokens>(op, item);
-    if (work.tokens.count == 0 || threadIdx.x % 32 != 0) continue;
-    const auto token_bytes = static_cast<uint32_t>((work.tokens.count + 7) / 8 * 1024);
-    const uint8_t* tokens = op.prepared + (work.begin / S::kStage * padded_tokens + work.tokens.first) * 128;
+    if (work.tokens.count == 0) continue;
+    const int rows_left = (work.tokens.count + 7) / 8 * 8 - warp * kQuarter;
+    const int rows = rows_left < 0 ? 0 : rows_left < kQuarter ? rows_left : kQuarter;
+    const uint8_t* tokens =
+        op.prepared +
+        (work.begin / S::kStage * padded_tokens + work.tokens.first + warp * kQuarter) * (S::kStage * 2);
+    const int64_t tiles_left = row_tiles - (work.row_tile + 2 * warp);
+    const int tiles = tiles_left < 0 ? 0 : tiles_left < 2 ? static_cast<int>(tiles_left) : 2;
     const uint8_t* weight = op.weight.tiles + work.tokens.expert * op.expert_bytes +
-                            work.row_tile * tile_row_bytes + work.begin / 16 * 512;
-    const int64_t rows_left = row_tiles - work.row_tile;
-    const int tiles = static_cast<int>(rows_left < S::kConsumerWarps ? rows_left : S::kConsumerWarps);
-    for (int64_t k = work.begin; k < work.end; k += S::kStage) {
-      const int64_t steps = ceil_div(work.end - k, 16);
-      const auto tile_bytes = static_cast<uint32_t>((steps < S::kSteps ? steps : S::kSteps) * 512);
+                            (work.row_tile + 2 * warp) * tile_row_bytes + work.begin / 16 * 512;
+    for (auto left = static_cast<int>(work.end - work.begin); left > 0; left -= S::kStage) {
+      const auto token_bytes = static_cast<uint32_t>(rows * S::kStage * 2);
+      const auto tile_bytes =
+          static_cast<uint32_t>(left < S::kStage ? (left + 15) / 16 * 512 : S::kTileBytes);
       wait_arrivals(ring.empty(), ring.parity);
-      arrive_expecting(ring.full(), token_bytes + static_cast<uint32_t>(tiles) * tile_bytes);
-      copy_bulk(ring.tokens(), tokens, token_bytes, ring.full());
-#pragma unroll
-      for (int i = 0; i < S::kConsumerWarps; ++i) {
-        if (i < tiles) {
-          copy_bulk(ring.weight() + i * S::kTileBytes, weight + i * tile_row_bytes, tile_bytes, ring.full());
-        }
+      if (threadIdx.x % 32 == 0) {
+        arrive_expecting(ring.full(), token_bytes + static_cast<uint32_t>(tiles) * tile_bytes);
       }
-      tokens += padded_tokens * 128, weight += S::kTileBytes;
+      __syncwarp();
+      uint8_t* tiles_to = ring.weight() + 2 * warp * S::kTileBytes;
+      if (rows > 0) {
+        copy_bulk(ring.tokens() + warp * kQuarter * (S::kStage * 2), tokens, token_bytes, ring.full());
+      }
+      if (tiles > 0) copy_bulk(tiles_to, weight, tile_bytes, ring.full());
+      if (tiles > 1) copy_bulk(tiles_to + S::kTileBytes, weight + tile_row_bytes, tile_bytes, ring.full());
+      tokens += padded_tokens * (S::kStage * 2), weight += S::kTileBytes;
       ring.advance();
     }
   }
@@ -282,9 +291,7 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
   using S = WgmmaShape<kTokens>;
   const bool first_lane = threadIdx.x % 32 == 0;
   WgmmaRing<S> ring{shared};
-  float sums[S::kSums], before[S::kParked ? 1 : S::kSums] = {};
-  auto* parked = reinterpret_cast<float4*>(op.partials) +
-                 int64_t{blockIdx.x} * (S::kConsumers * S::kSums / 4) + threadIdx.x;
+  float sums[S::kSums], before[S::kOneSegment ? 1 : S::kSums];
   const int items = wgmma_items(op);
   const auto per_segment = static_cast<int>(op.segment / S::kStage);
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
@@ -295,21 +302,7 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
     bool is_first = true;
     // Leaves all sums in `sums` where the segment is the last one, else zeros.
     const auto end_segment = [&](bool is_last) {
-      if constexpr (S::kParked) {
-        if (!is_first || !is_last) {
-#pragma unroll
-          for (int i = 0; i < S::kSums; i += 4) {
-            float4* at = parked + i / 4 * S::kConsumers;
-            float4 own = make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
-            if (!is_first) {
-              const float4 more = __ldcg(at);
-              own = make_float4(more.x + own.x, more.y + own.y, more.z + own.z, more.w + own.w);
-            }
-            if (!is_last) *at = own, own = make_float4(0, 0, 0, 0);
-            sums[i] = own.x, sums[i + 1] = own.y, sums[i + 2] = own.z, sums[i + 3] = own.w;
-          }
-        }
-      } else {
+      if constexpr (!S::kOneSegment) {
 #pragma unroll
         for (int i = 0; i < S::kSums; ++i) {
           const float own = is_first ? sums[i] : before[i] + sums[i];
@@ -337,13 +330,8 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
         wait_arrivals(ring.full(), ring.parity);
         load_weight(ring, next);
       }
-      multiply_wait<0>(sums);
+      multiply_wait_and_take(sums, a, next);
       if (first_lane) arrive(used);
-#pragma unroll
-      for (int step = 0; step < S::kSteps; ++step) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[step][i] = next[step][i];
-      }
       const bool is_last = stage + 1 == whole && last_steps == 0;
       if (--left == 0 || is_last) end_segment(is_last), left = per_segment;
     }
@@ -376,7 +364,7 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
   if (threadIdx.x == 0) {
     WgmmaRing<S> ring{shared};
     for (; ring.parity == 0; ring.advance()) {
-      arrivals_init(ring.full(), 1);
+      arrivals_init(ring.full(), 4);
       arrivals_init(ring.empty(), S::kConsumerWarps);
     }
     arrivals_ready();
@@ -385,7 +373,7 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
   // Of the 512 registers that a quarter of a multiprocessor has for a lane of each of its three warps.
   if (threadIdx.x >= S::kConsumers) {
     set_registers<72, false>();
-    if (threadIdx.x < S::kConsumers + 32) bring_stages<kTokens>(op, shared);
+    bring_stages<kTokens>(op, shared);
   } else {
     set_registers<216, true>();
     use_stages<kTokens>(op, shared);
@@ -394,8 +382,7 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
 
 template <int kTokens>
 void launch_wgmma(const Stream& stream, const MatmulArguments& op) {
-  int blocks = std::min(wgmma_items(op), stream.multiprocessors());
-  if (WgmmaShape<kTokens>::kParked) blocks = std::min(blocks, kMostParkedBlocks);
+  const int blocks = std::min(wgmma_items(op), stream.multiprocessors());
   launch("linear", stream, matmul_wgmma<kTokens>, static_cast<unsigned>(blocks),
          WgmmaShape<kTokens>::kThreads, WgmmaShape<kTokens>::kSharedBytes, op);
 }

@@ -63,15 +63,17 @@ void read_b(const Product& product, std::vector<double>& b, int columns) {
   }
   b.resize(static_cast<size_t>(kDepth * columns));
   for (int n = 0; n < columns; ++n) {
-    for (int k = 0; k < kDepth; ++k) {
+    for (int k = 0; k < kDepth; k += 8) {  // a piece of 16 bytes
       uint32_t address =
           start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8 * 128 + k * 2);
       address ^= (address >> 7 & 7) << 4;
       const std::byte* at = dynamic_shared() + address;
-      if (!in_shared(at, 2)) fault(product.where, "wgmma of rows beyond the shared memory");
-      uint16_t bits;
-      std::memcpy(&bits, at, sizeof bits);
-      b[static_cast<size_t>(k * columns + n)] = static_cast<double>(bf16_to_float(bits));
+      if (!in_shared(at, 16)) fault(product.where, "wgmma of rows beyond the shared memory");
+      uint16_t bits[8];
+      std::memcpy(bits, at, sizeof bits);
+      for (int i = 0; i < 8; ++i) {
+        b[static_cast<size_t>((k + i) * columns + n)] = static_cast<double>(bf16_to_float(bits[i]));
+      }
     }
   }
 }
@@ -83,21 +85,25 @@ Held& held_of(WarpProducts& warp, float* const (&d)[32]) {
 // One rounding, after the product's sum in float64, as mma.sync's stand-in.
 void make(WarpProducts& warp, const Product& product) {
   const int columns = 2 * product.sums;
-  static std::vector<double> b, sums;
+  static std::vector<double> b;
   read_b(product, b, columns);
   Held& held = held_of(warp, product.d);
   for (int row = 0; row < 16; ++row) {
-    sums.assign(static_cast<size_t>(columns), 0.0);
+    double a[kDepth];
     for (int k = 0; k < kDepth; ++k) {
       const uint32_t word = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      const auto a = static_cast<double>(element(word, k % 2));
-      const double* of_k = b.data() + k * columns;
-      for (int n = 0; n < columns; ++n) sums[static_cast<size_t>(n)] += a * of_k[n];
+      a[k] = static_cast<double>(element(word, k % 2));
     }
-    for (int n = 0; n < columns; ++n) {
-      const int lane = row % 8 * 4 + n % 8 / 2, i = n / 8 * 4 + row / 8 * 2 + n % 2;
-      float& value = held.values[static_cast<size_t>(lane * product.sums + i)];
-      value = static_cast<float>(static_cast<double>(value) + sums[static_cast<size_t>(n)]);
+    for (int tile = 0; tile < columns; tile += 8) {
+      double sums[8] = {};
+      for (int k = 0; k < kDepth; ++k) {
+        for (int n = 0; n < 8; ++n) sums[n] += a[k] * b[static_cast<size_t>(k * columns + tile + n)];
+      }
+      for (int n = 0; n < 8; ++n) {
+        const int lane = row % 8 * 4 + n / 2, i = tile / 2 + row / 8 * 2 + n % 2;
+        float& value = held.values[static_cast<size_t>(lane * product.sums + i)];
+        value = static_cast<float>(static_cast<double>(value) + sums[n]);
+      }
     }
   }
   if (--held.products != 0) return;

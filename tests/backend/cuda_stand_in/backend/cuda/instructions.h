@@ -231,7 +231,20 @@ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity, Caller where = Ca
 }
 inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals,
                       Caller where = Caller::current()) {
-  stand_in::copy_bulk(shared, global, bytes, arrivals, where);
+  struct Bulk {
+    void* shared;
+    const void* global;
+    uint32_t bytes;
+    uint64_t* arrivals;
+    Caller where;
+  } mine{shared, global, bytes, arrivals, where};
+  stand_in::together(
+      0xffffffffu, "cp.async.bulk", &mine,
+      [](void* const(&lanes)[32], uint32_t) {
+        const auto* one = static_cast<Bulk*>(lanes[0]);
+        stand_in::copy_bulk(one->shared, one->global, one->bytes, one->arrivals, one->where);
+      },
+      where);
 }
 
 inline uint64_t multiply_operand(const void* rows, int step) {
@@ -243,6 +256,12 @@ inline void multiply_commit(Caller where = Caller::current()) { stand_in::multip
 template <int kGroupsLeft, int kCount>
 void multiply_wait(float (&)[kCount], Caller where = Caller::current()) {
   stand_in::multiply_wait(kGroupsLeft, where);
+}
+template <int kCount, int kSteps>
+void multiply_wait_and_take(float (&)[kCount], uint32_t (&a)[kSteps][4], const uint32_t (&next)[kSteps][4],
+                            Caller where = Caller::current()) {
+  stand_in::multiply_wait(0, where);
+  std::memcpy(a, next, sizeof a);
 }
 template <int kCount>
 requires(kCount == 4 || kCount == 32 || kCount == 64 ||
