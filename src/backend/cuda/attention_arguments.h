@@ -34,6 +34,7 @@ struct AttentionArguments {
   int slots, split_queries;
   bool tiles_follow;                             // a launch of tiles takes the sequences that are not split
   float *split_out, *split_largest, *split_sum;  // [S split_queries H, slots, D to 8s], [.., slots]
+  unsigned* tickets;                             // [S, key/value heads], zeros between launches
 };
 
 __device__ inline bool is_split(const AttentionArguments& op, int queries, int length) {
@@ -44,7 +45,7 @@ __device__ inline bool is_split(const AttentionArguments& op, int queries, int l
 struct AttentionLaunch {
   const char* name;
   unsigned chunks;    // blocks that take chunks, for one key/value head; 0: none
-  int64_t tile_rows;  // of one key/value head, which tiles of so many warps take; 0: none
+  int64_t tile_rows;  // of one key/value head, which tiles of so many warps take
   int tile_warps;
   int block_shared_bytes;  // the most that the device has
 };

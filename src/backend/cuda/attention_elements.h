@@ -57,20 +57,99 @@ __device__ inline void load_parts(const float* rows, int k, bool lower, uint32_t
   a[0] = upper.x, a[1] = below.x, a[2] = upper.y, a[3] = below.y;
 }
 // An accumulator, times the 8 rows of the next product.
-__device__ inline void split_accumulator(const float (&d)[4], uint32_t (&a)[2][4]) {
+__device__ inline void split_accumulator(const float (&d)[4], uint32_t (&a)[2][4], bool lower = true) {
   split(d[0], &a[0][0], &a[1][0]);
-  split(d[2], &a[0][1], &a[1][1]);
   split(d[1], &a[0][2], &a[1][2]);
+  a[0][1] = a[1][1] = a[0][3] = a[1][3] = 0;
+  if (!lower) return;
+  split(d[2], &a[0][1], &a[1][1]);
   split(d[3], &a[0][3], &a[1][3]);
 }
 
-// A kind of element: kParts, kVectors = vectors of 16 bytes of a row of kD, kBytes of an element; pitches of
-// a row in shared memory, in bytes; and for each warp
+// Scores of 16 rows of split queries, parts of 16 rows of Elements::kQueryPitch floats, towards kTiles × 8
+// keys.
+template <class Elements, int kTiles>
+__device__ inline void multiply_split_keys(const float* queries, const unsigned char* keys, int dim,
+                                           bool lower, float (&scores)[kTiles][4]) {
+  float low[kTiles][4];
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] = low[n][i] = 0;
+  }
+  const int steps = (dim + 7) / 8;
+#pragma unroll 2
+  for (int k = 0; k < steps; ++k) {
+    uint32_t a[2][4], b[Elements::kParts][kTiles][2];
+    load_parts<Elements::kQueryPitch>(queries, k, lower, a[0]);
+    load_parts<Elements::kQueryPitch>(queries + 16 * Elements::kQueryPitch, k, lower, a[1]);
+    Elements::template keys<kTiles>(keys, k, b);
+    multiply_parts<kTiles>(scores, low, a, b);
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] += low[n][i];
+  }
+}
+// Adds values, rows [8 k, 8 k + 8), times weights to kTiles tiles of the result from `first` on.
+template <class Elements, int kTiles>
+__device__ inline void add_split_values(const unsigned char* values, int k, int first, int dim, bool lower,
+                                        const float (&weights)[4], float (*out)[4]) {
+  constexpr int kGroup = kTiles < 4 ? kTiles : 4;  // are read together
+  uint32_t a[2][4];
+  split_accumulator(weights, a, lower);
+#pragma unroll
+  for (int n = 0; n < kTiles; n += kGroup) {
+    if (8 * (first + n) >= dim) break;
+    uint32_t b[Elements::kParts][kGroup][2];
+    Elements::template values<kGroup>(values, k, first + n, b);
+    multiply_parts<kGroup>(out + n, out + n, a, b);
+  }
+}
+
+// What is the same for all kinds of F32 products: queries in both parts, weights as floats.
+template <int kPitch>
+struct SplitOperands {
+  static constexpr int kDepth = 8;  // keys of a step
+  static constexpr int kQueryPitch = kPitch;
+  static constexpr int kQueryBytes = 2 * 16 * kPitch * 4;  // of 16 rows
+  static constexpr int kWeightBytes = 4;                   // of one
+  using Weights = float[4];                                // of a step: a lane's
+
+  static __device__ void store_query(unsigned char* queries, int row, int d, float x) {
+    uint32_t high, low;
+    split(x, &high, &low);
+    float* at = reinterpret_cast<float*>(queries) + row * kPitch + d;
+    at[0] = __uint_as_float(high);
+    at[16 * kPitch] = __uint_as_float(low);
+  }
+  // Rows of `pitch` weights in shared memory; two neighbours from `key` on.
+  static __device__ void store_weights(unsigned char* weights, int pitch, int row, int key, float2 pair) {
+    *reinterpret_cast<float2*>(reinterpret_cast<float*>(weights) + row * pitch + key) = pair;
+  }
+  static __device__ void load_weights(const unsigned char* weights, int pitch, int key, bool lower,
+                                      Weights& out) {
+    const int lane = threadIdx.x % 32;
+    const float* at = reinterpret_cast<const float*>(weights) + lane / 4 * pitch + key + 2 * (lane % 4);
+    const float2 upper = *reinterpret_cast<const float2*>(at);
+    float2 below = make_float2(0, 0);
+    if (lower) below = *reinterpret_cast<const float2*>(at + 8 * pitch);
+    out[0] = upper.x, out[1] = upper.y, out[2] = below.x, out[3] = below.y;
+  }
+};
+
+// A kind of element: kVectors = vectors of 16 bytes of a row of kD, kBytes of an element; pitches of a row in
+// shared memory, in bytes; how queries and weights are kept (SplitOperands); and for each warp
+//   multiply_keys   scores of 16 queries towards kTiles × 8 keys
+//   add_values      kDepth values times their weights, added to kTiles tiles of 8 columns
+//   column          of a lane's result c of tile n of kTiles, tile 0 being the first
+// which are made of
 //   keys     of kTiles × 8 rows, columns [8 k, 8 k + 8)      as b[part][tile]
 //   values   of rows [8 k, 8 k + 8), columns of kTiles tiles of 8, from tile n on, as b[part][tile]
 
 template <class Half, int kD>
-struct HalfElements {
+struct HalfElements : SplitOperands<kD + 8> {
   static constexpr int kParts = 1, kBytes = 2, kVectors = kD / 8;
   static constexpr int kKeyPitch = 2 * kD + 16, kValuePitch = kKeyPitch;
 
@@ -93,6 +172,21 @@ struct HalfElements {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) widen(words[i], b[0][i]);
   }
+
+  template <int kTiles>
+  static __device__ void multiply_keys(const unsigned char* queries, const unsigned char* rows, int dim,
+                                       bool lower, float (&scores)[kTiles][4]) {
+    multiply_split_keys<HalfElements>(reinterpret_cast<const float*>(queries), rows, dim, lower, scores);
+  }
+  template <int kTiles>
+  static __device__ void add_values(const unsigned char* rows, int k, int first, int dim, bool lower,
+                                    const float (&weights)[4], float (*out)[4]) {
+    add_split_values<HalfElements, kTiles>(rows, k, first, dim, lower, weights, out);
+  }
+  template <int kTiles>
+  static __device__ int column(int n, int c) {
+    return 8 * n + 2 * static_cast<int>(threadIdx.x % 4) + c;
+  }
 };
 struct F16Half {
   static __device__ float low(uint32_t word) {
@@ -113,7 +207,7 @@ using Bf16Elements = HalfElements<Bf16Half, kD>;
 
 // Pitches: keys are read in pairs, values singly; each warp's reads lie in 32 banks.
 template <int kD>
-struct F32Elements {
+struct F32Elements : SplitOperands<kD + 8> {
   static constexpr int kParts = 2, kBytes = 4, kVectors = kD / 4;
   static constexpr int kKeyPitch = 4 * kD + 32, kValuePitch = 4 * kD + 16;
 
@@ -141,41 +235,139 @@ struct F32Elements {
       }
     }
   }
-};
 
-// Numbers, and from byte kD on the scales.
-template <int kD>
-struct Q8Elements {
-  static constexpr int kParts = 2, kBytes = 1, kVectors = kD / 16 + 1;
-  static constexpr int kKeyPitch = kD + 16, kValuePitch = kKeyPitch;
-
-  static __device__ float number(const unsigned char* row, int column) {
-    const auto scale = *reinterpret_cast<const unsigned short*>(row + kD + 2 * (column / 32));
-    return __half2float(__ushort_as_half(scale)) * static_cast<float>(static_cast<signed char>(row[column]));
+  template <int kTiles>
+  static __device__ void multiply_keys(const unsigned char* queries, const unsigned char* rows, int dim,
+                                       bool lower, float (&scores)[kTiles][4]) {
+    multiply_split_keys<F32Elements>(reinterpret_cast<const float*>(queries), rows, dim, lower, scores);
   }
   template <int kTiles>
-  static __device__ void keys(const unsigned char* rows, int k, uint32_t (&b)[2][kTiles][2]) {
+  static __device__ void add_values(const unsigned char* rows, int k, int first, int dim, bool lower,
+                                    const float (&weights)[4], float (*out)[4]) {
+    add_split_values<F32Elements, kTiles>(rows, k, first, dim, lower, weights, out);
+  }
+  template <int kTiles>
+  static __device__ int column(int n, int c) {
+    return 8 * n + 2 * static_cast<int>(threadIdx.x % 4) + c;
+  }
+};
+
+// Numbers, and from byte kD on the scales. A number is exact in TF32 by itself, so both products are of
+// numbers, two for each one: a block's part of a score is multiplied by its scale, and a weight by its
+// value's before it is split. (A q of 2^120 and more may overflow where the scale would have brought it
+// back.) A lane reads four numbers at once: of a key, those of two steps of the sum over d; of a value, its
+// four tiles' columns, which so are neighbours.
+template <int kD>
+struct Q8Elements : SplitOperands<kD + 16> {
+  using Operands = SplitOperands<kD + 16>;
+  static constexpr int kBytes = 1, kVectors = kD / 16 + 1;
+  static constexpr int kKeyPitch = kD + 16, kValuePitch = kKeyPitch;
+
+  static __device__ float scale(const unsigned char* row, int column) {
+    return __half2float(
+        __ushort_as_half(*reinterpret_cast<const unsigned short*>(row + kD + 2 * (column / 32))));
+  }
+  // 2^23 + 128 + n in a float's bits, less what is not n.
+  static __device__ uint32_t number(uint32_t word, int i) {
+    const uint32_t bits = __byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7440u + static_cast<unsigned>(i));
+    return __float_as_uint(__uint_as_float(bits) - 8388736.0f);
+  }
+  static __device__ void load_query(const float* rows, int d, bool lower, uint32_t (&a)[2][4]) {
+    const int lane = threadIdx.x % 32;
+    const float* at = rows + lane / 4 * Operands::kQueryPitch + d + 4 * (lane % 4);
+    const uint4 upper = *reinterpret_cast<const uint4*>(at);
+    uint4 below = make_uint4(0, 0, 0, 0);
+    if (lower) below = *reinterpret_cast<const uint4*>(at + 8 * Operands::kQueryPitch);
+    a[0][0] = upper.x, a[0][1] = below.x, a[0][2] = upper.y, a[0][3] = below.y;
+    a[1][0] = upper.z, a[1][1] = below.z, a[1][2] = upper.w, a[1][3] = below.w;
+  }
+
+  template <int kTiles>
+  static __device__ void multiply_keys(const unsigned char* query_bytes, const unsigned char* rows, int dim,
+                                       bool lower, float (&scores)[kTiles][4]) {
+    const auto* queries = reinterpret_cast<const float*>(query_bytes);
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const unsigned char* row = rows + (8 * n + lane / 4) * kKeyPitch;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        split(number(row, 8 * k + 2 * (lane % 4) + i), &b[0][n][i], &b[1][n][i]);
+      for (int i = 0; i < 4; ++i) scores[n][i] = 0;
+    }
+    for (int block = 0; block < dim; block += 32) {
+      float high[kTiles][4], low[kTiles][4];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) high[n][i] = low[n][i] = 0;
+      }
+#pragma unroll
+      for (int d = block; d < block + 32; d += 16) {
+        uint32_t a[2][2][4], b[2][kTiles][2];  // of step [0] and [1]
+        load_query(queries, d, lower, a[0]);
+        load_query(queries + 16 * Operands::kQueryPitch, d, lower, a[1]);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const uint32_t word =
+              *reinterpret_cast<const uint32_t*>(rows + (8 * n + lane / 4) * kKeyPitch + d + 4 * (lane % 4));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) b[i / 2][n][i % 2] = number(word, i);
+        }
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          multiply_add_tf32<kTiles>(high, a[0][step], b[step]);
+          multiply_add_tf32<kTiles>(low, a[1][step], b[step]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float by = scale(rows + (8 * n + 2 * (lane % 4) + c) * kKeyPitch, block);
+          scores[n][c] = fmaf(high[n][c] + low[n][c], by, scores[n][c]);
+          scores[n][2 + c] = fmaf(high[n][2 + c] + low[n][2 + c], by, scores[n][2 + c]);
+        }
       }
     }
   }
+
   template <int kTiles>
-  static __device__ void values(const unsigned char* rows, int k, int n, uint32_t (&b)[2][kTiles][2]) {
+  static constexpr int kGroup = kTiles < 4 ? kTiles : 4;  // tiles, all of one block's scale
+
+  template <int kTiles>
+  static __device__ void add_values(const unsigned char* rows, int k, int first, int dim, bool lower,
+                                    const float (&weights)[4], float (*out)[4]) {
     const int lane = threadIdx.x % 32;
+    const unsigned char* row = rows + (8 * k + 2 * (lane % 4)) * kValuePitch;
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
+    for (int n = 0; n < kTiles; n += kGroup<kTiles>) {
+      const int from = 8 * (first + n);
+      if (from >= dim) break;
+      uint32_t a[2][4], b[kGroup<kTiles>][2];
+      float scaled[4];
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const float x = number(rows + (8 * k + 2 * (lane % 4) + row) * kValuePitch, 8 * (n + i) + lane / 4);
-        split(x, &b[0][i][row], &b[1][i][row]);
+      for (int i = 0; i < 2; ++i) {
+        const unsigned char* value = row + i * kValuePitch;
+        const float by = scale(value, from);
+        scaled[i] = weights[i] * by, scaled[2 + i] = weights[2 + i] * by;
+        uint32_t word;
+        if constexpr (kGroup<kTiles> == 4) {
+          word = *reinterpret_cast<const uint32_t*>(value + from + 4 * (lane / 4));
+        } else {
+          static_assert(kGroup<kTiles> == 2);
+          word = *reinterpret_cast<const unsigned short*>(value + from + 2 * (lane / 4));
+        }
+#pragma unroll
+        for (int tile = 0; tile < kGroup<kTiles>; ++tile) b[tile][i] = number(word, tile);
       }
+      split_accumulator(scaled, a, lower);
+      multiply_add_tf32<kGroup<kTiles>>(out + n, a[0], b);
+      multiply_add_tf32<kGroup<kTiles>>(out + n, a[1], b);
     }
+  }
+  template <int kTiles>
+  static __device__ int column(int n, int c) {
+    constexpr int kTogether = kGroup<kTiles>;
+    return n / kTogether * kTogether * 8 + kTogether * (2 * static_cast<int>(threadIdx.x % 4) + c) +
+           n % kTogether;
   }
 };
 

@@ -25,8 +25,8 @@ __host__ __device__ inline Chunks chunks_of(int queries, int length, int window)
   return {first, (length - 1) / kChunkKeys + 1 - first};
 }
 
-// exp(x), in base 2.
-__device__ inline float exp_of(float x) { return exp2f(x * 1.44269504f); }
+// exp(x), in base 2; 0 where it would be no normal number.
+__device__ inline float exp_of(float x) { return exp2_flushed(x * 1.44269504f); }
 
 // What two runs of keys with these largest scores weigh in what they sum to.
 struct Merge {
@@ -45,11 +45,19 @@ struct FoundTile {
 };
 template <class Tiles>
 __device__ inline bool find_tile(int wanted, int sequences, Tiles tiles, FoundTile* found) {
+  constexpr int kEach = 4;  // sequences of a lane: their indices are read at once
   const int lane = threadIdx.x % 32;
   int before = 0;
-  for (int base = 0; base < sequences; base += 32) {
-    const int count = base + lane < sequences ? tiles(base + lane) : 0;
-    int until = count;
+  for (int base = 0; base < sequences; base += 32 * kEach) {
+    int count[kEach], own = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int s = base + kEach * lane + i;
+      count[i] = s < sequences ? tiles(s) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) own += count[i];
+    int until = own;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int more = __shfl_up_sync(kAllLanes, until, step);
@@ -58,10 +66,17 @@ __device__ inline bool find_tile(int wanted, int sequences, Tiles tiles, FoundTi
     const int target = wanted - before;
     const unsigned past = __ballot_sync(kAllLanes, until > target);
     if (past != 0) {
+      FoundTile mine{base + kEach * lane, target - (until - own), 0};
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        mine.count = count[i];
+        if (mine.tile < count[i]) break;
+        ++mine.sequence, mine.tile -= count[i];
+      }
       const int first = __ffs(static_cast<int>(past)) - 1;
-      found->sequence = base + first;
-      found->count = __shfl_sync(kAllLanes, count, first);
-      found->tile = target - __shfl_sync(kAllLanes, until - count, first);
+      found->sequence = __shfl_sync(kAllLanes, mine.sequence, first);
+      found->count = __shfl_sync(kAllLanes, mine.count, first);
+      found->tile = __shfl_sync(kAllLanes, mine.tile, first);
       return true;
     }
     before += __shfl_sync(kAllLanes, until, 31);

@@ -9,7 +9,7 @@
 
 namespace qiao::cuda {
 
-inline constexpr int64_t kMostTickets = 4096;
+inline constexpr int64_t kMostTickets = 16384;
 
 class CudaBackend final : public Backend {
  public:
@@ -106,7 +106,7 @@ class CudaBackend final : public Backend {
   int block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
-  Buffer tickets_;  // of products whose sums meet in memory
+  Buffer tickets_;  // of results whose parts meet in memory: zeros between launches
   Buffer codes_;    // of AdamW's moments, once they are asked for
 };
 

@@ -246,6 +246,13 @@ __device__ inline void multiply_add_tf32(float (*d)[4], const uint32_t (&a)[4], 
   }
 }
 
+// 2^x to two units in the last place; 0 where that is below 2^-126.
+__device__ inline float exp2_flushed(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // FP8 of four exponent and three mantissa bits, without infinities: to nearest even, larger ones become 448.
 __device__ inline uint8_t e4m3_of(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);

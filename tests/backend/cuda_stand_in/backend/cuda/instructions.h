@@ -209,6 +209,11 @@ void multiply_add_tf32(float (*d)[4], const uint32_t (&a)[4], const uint32_t (*b
   matrices::multiply<1, float, double, matrices::read_tf32, kTiles>(d[0], a, b[0], "mma.m16n8k8.tf32", where);
 }
 
+inline float exp2_flushed(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+
 inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }
 inline float float_of_e4m3(uint8_t bits) { return stand_in::e4m3_to_float(bits); }
 

@@ -1,0 +1,202 @@
+// A warp's 16 rows of attention, whoever walks their keys: what they see, their scores' rules, what they have
+// summed up so far, and where it goes.
+#pragma once
+
+#include "backend/cuda/attention_arguments.h"
+#include "backend/cuda/attention_elements.h"
+
+namespace qiao::cuda {
+
+// The rows of a block and what of the sequence they meet.
+struct AttentionTile {
+  int sequence, kv_head, first_query_row, queries, length;
+  int tile;                 // rows [tile * 16 * groups, …) of queries × share
+  int first_chunk, chunks;  // that it walks
+  int slot;                 // in the workspace, or -1: the result is whole
+};
+
+// kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
+template <class Elements, int kOutTiles>
+class AttentionRows {
+ protected:
+  // `group` of the block's `groups` of 16 rows.
+  __device__ AttentionRows(const AttentionArguments& op, const AttentionTile& tile, int group, int groups,
+                           int first_tile)
+      : op_(op), tile_(tile), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32), first_tile_(first_tile) {
+    const int rows = tile.queries * op.share, block_row = tile.tile * groups * kWarpRows;
+    first_row_ = block_row + group * kWarpRows;
+    const int block_end = min(block_row + groups * kWarpRows, rows);
+    const int warp_end = min(first_row_ + kWarpRows, rows);
+    lower_rows_ = warp_end - first_row_ > 8;
+    block_ = seen(block_row, block_end);
+    warp_seen_ = seen(first_row_, warp_end);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = first_row_ + lane_ / 4 + 8 * i;
+      valid_[i] = row < rows;
+      rows_[i] = seen(row, row < rows ? row + 1 : row);
+    }
+  }
+
+  // Keys [first, end) that some rows see; none: first >= end.
+  struct Seen {
+    int first, end;
+  };
+  __device__ Seen seen(int row, int end) const {
+    if (row >= end) return {0x7fffffff, 0};
+    if (!op_.causal) return {0, tile_.length};
+    const int before = tile_.length - tile_.queries;
+    return {first_key(before + row / op_.share, op_.window), before + (end - 1) / op_.share + 1};
+  }
+  __device__ int token(int row) const { return tile_.first_query_row + row / op_.share; }
+  __device__ int head(int row) const { return tile_.kv_head * op_.share + row % op_.share; }
+  __device__ const float* query(int row) const {
+    return op_.q + token(row) * op_.q_token + head(row) * op_.q_head;
+  }
+
+  // A key's row in its page; null: no row of the block sees it, or it is not of [.., end).
+  __device__ const unsigned char* key_row(int key, int end) const {
+    if (key < block_.first || key >= end) return nullptr;
+    const int page = op_.table[tile_.sequence * op_.table_row + key / op_.page_tokens];
+    return op_.pages + page * op_.page_bytes +
+           (int64_t{2} * tile_.kv_head * op_.page_tokens + key % op_.page_tokens) * op_.row_bytes;
+  }
+
+  __device__ void start_chunk() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) largest_[i] = -INFINITY, sum_[i] = 0;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out_[n][i] = 0;
+    }
+  }
+
+  // Scales, biases and caps of keys from `key` on; -infinity where a row does not see one.
+  template <int kCount>
+  __device__ void shape_scores(int key, float (&scores)[kCount][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (i == 1 && !lower_rows_) {
+#pragma unroll
+        for (int n = 0; n < kCount; ++n) scores[n][2] = scores[n][3] = -INFINITY;
+        continue;
+      }
+      const int row = first_row_ + lane_ / 4 + 8 * i;
+      const bool whole = rows_[i].first <= key && rows_[i].end >= key + 8 * kCount;
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        scores[n][2 * i] *= op_.scale, scores[n][2 * i + 1] *= op_.scale;
+      }
+      if (op_.bias != nullptr) {
+        const float* bias = op_.bias + head(row) * (2 * op_.reach - 1) + op_.reach - 1 - row / op_.share;
+#pragma unroll
+        for (int n = 0; n < kCount; ++n) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const int j = key + 8 * n + 2 * (lane_ % 4) + c;
+            if (rows_[i].first <= j && j < rows_[i].end) scores[n][2 * i + c] += bias[j];
+          }
+        }
+      }
+      if (op_.soft_cap > 0) {
+#pragma unroll
+        for (int n = 0; n < kCount; ++n) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            scores[n][2 * i + c] = op_.soft_cap * tanhf(scores[n][2 * i + c] / op_.soft_cap);
+          }
+        }
+      }
+      if (whole) continue;
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int j = key + 8 * n + 2 * (lane_ % 4) + c;
+          if (j < rows_[i].first || j >= rows_[i].end) scores[n][2 * i + c] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // The chunk's results join those of the ones before it, or are kept; `last`: none follows.
+  __device__ void finish_chunk(int chunk, bool last) {
+    float factor_before[2], factor_after[2];
+    bool had[2], has[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = sum_[i];
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      has[i] = rows_[i].first < (chunk + 1) * kChunkKeys && rows_[i].end > chunk * kChunkKeys;
+      had[i] = had_[i];
+      factor_before[i] = factor_after[i] = 1;
+      if (tile_.slot >= 0) {
+        if (has[i]) keep(i, sum);
+      } else if (has[i] && !had[i]) {
+        total_largest_[i] = largest_[i], total_sum_[i] = sum;
+      } else if (has[i]) {
+        const Merge merge = merge_of(total_largest_[i], largest_[i]);
+        factor_before[i] = merge.before, factor_after[i] = merge.after;
+        total_largest_[i] = merge.largest;
+        total_sum_[i] = fmaf(sum, merge.after, total_sum_[i] * merge.before);
+      }
+      had_[i] = had[i] || has[i];
+    }
+    if (tile_.slot >= 0) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (!valid_[i] || !(has[i] || last)) continue;
+      const int row = first_row_ + lane_ / 4 + 8 * i;
+      float* to = op_.out + token(row) * op_.out_token + head(row) * op_.out_head;
+#pragma unroll
+      for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int d = 8 * first_tile_ + Elements::template column<kOutTiles>(n, c);
+          if (d >= op_.dim) continue;
+          float x = out_[n][2 * i + c];
+          if (had[i]) x = has[i] ? fmaf(x, factor_after[i], to[d] * factor_before[i]) : to[d];
+          to[d] = last ? x / total_sum_[i] : x;
+        }
+      }
+      if (last && op_.log_sum_exp != nullptr && lane_ % 4 == 0 && first_tile_ == 0) {
+        op_.log_sum_exp[int64_t{token(row)} * op_.heads + head(row)] =
+            total_largest_[i] + logf(total_sum_[i]);
+      }
+    }
+    start_chunk();
+  }
+
+  // A chunk's result, for another kernel to merge.
+  __device__ void keep(int i, float sum) {
+    const int row = first_row_ + lane_ / 4 + 8 * i, width = (op_.dim + 7) / 8 * 8;
+    const int64_t at =
+        ((int64_t{tile_.sequence} * op_.split_queries + row / op_.share) * op_.heads + head(row)) *
+            op_.slots +
+        tile_.slot;
+    if (lane_ % 4 == 0 && first_tile_ == 0) op_.split_largest[at] = largest_[i], op_.split_sum[at] = sum;
+    float* to = op_.split_out + at * width;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int d = 8 * first_tile_ + Elements::template column<kOutTiles>(n, c);
+        if (d < width) to[d] = out_[n][2 * i + c];
+      }
+    }
+  }
+
+  const AttentionArguments& op_;
+  const AttentionTile& tile_;
+  int lane_, warp_, first_row_;
+  int first_tile_;
+  bool lower_rows_;  // whether there are any of the last eight
+  Seen block_, warp_seen_, rows_[2];
+  bool valid_[2], had_[2] = {false, false};
+  float out_[kOutTiles][4];
+  float largest_[2], sum_[2], total_largest_[2] = {0, 0}, total_sum_[2] = {0, 0};
+};
+
+}  // namespace qiao::cuda
