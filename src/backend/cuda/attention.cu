@@ -1,8 +1,7 @@
-// attention_paged: who takes which sequence (attention_kernel.h has the plan of the rest), and the merging of
-// chunks that were computed apart: a warp a row, a lane every 32nd dimension, chunks in ascending order.
-// Lengths are the device's, so what the host chooses follows from shapes alone: how many chunks of a
-// sequence may be computed apart is bounded by what the workspace holds, and longer sequences are walked
-// whole, which leaves the same bits.
+// attention_paged: who takes which sequence (attention_kernel.h has the plan of the rest). Lengths are the
+// device's, so what the host chooses follows from shapes alone: how many chunks of a sequence may be computed
+// apart is bounded by what the workspace holds, and longer sequences are walked whole, which leaves the same
+// bits.
 #include "backend/ops/attention.h"
 
 #include <algorithm>
@@ -32,47 +31,10 @@ struct PagedPlan {
     if (op.window > 0) chunks = std::min(chunks, ceil_div(op.window + split_queries, kChunkKeys) + 1);
     slots = static_cast<int>(
         std::clamp<int64_t>(kSplitBytes / (rows * (width + 2) * 4), 1, std::max<int64_t>(1, chunks)));
+    if (sequences * spec.kv_heads > static_cast<int64_t>(kMostTickets)) slots = 1;  // they fill a device
   }
   int64_t floats() const { return slots > 1 ? rows * slots * (width + 2) : 0; }
 };
-
-__global__ void __launch_bounds__(128) attention_merge(const __grid_constant__ AttentionArguments op) {
-  const int64_t row = int64_t{blockIdx.x} * 4 + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32, head = static_cast<int>(row % op.heads);
-  const int query = static_cast<int>(row / op.heads % op.split_queries);
-  const int64_t sequence = row / op.heads / op.split_queries;
-  if (sequence >= op.sequences) return;
-  const int begin = op.starts[sequence], queries = op.starts[sequence + 1] - begin;
-  if (query >= queries) return;
-  const int length = op.lengths[sequence];
-  const Chunks chunks = chunks_of(queries, length, op.window);
-  if (chunks.count < 2 || !is_split(op, queries, length)) return;
-  const int position = length - queries + query, width = (op.dim + 7) / 8 * 8;
-  const int first = first_key(position, op.window) / kChunkKeys - chunks.first;
-  const int last = position / kChunkKeys - chunks.first;
-  constexpr int kKept = static_cast<int>(kMostHeadDim / 32);
-  float out[kKept], largest = 0, sum = 0;
-  for (int slot = first; slot <= last; ++slot) {
-    const int64_t at = row * op.slots + slot;
-    const float here = op.split_largest[at];
-    const Merge merge = merge_of(slot == first ? here : largest, here);
-    const bool begins = slot == first;
-    sum = begins ? op.split_sum[at] : fmaf(op.split_sum[at], merge.after, sum * merge.before);
-    largest = begins ? here : merge.largest;
-#pragma unroll
-    for (int i = 0; i < kKept; ++i) {
-      const int d = lane + 32 * i;
-      if (d >= op.dim) break;
-      const float x = op.split_out[at * width + d];
-      out[i] = begins ? x : fmaf(x, merge.after, out[i] * merge.before);
-    }
-  }
-  float* to = op.out + (begin + query) * op.out_token + head * op.out_head;
-#pragma unroll
-  for (int i = 0; i < kKept; ++i) {
-    if (lane + 32 * i < op.dim) to[lane + 32 * i] = out[i] / sum;
-  }
-}
 
 }  // namespace
 
@@ -105,6 +67,7 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
     a.split_out = op.workspace.as<float>();
     a.split_largest = a.split_out + plan.rows * plan.slots * plan.width;
     a.split_sum = a.split_largest + plan.rows * plan.slots;
+    a.tickets = tickets();
   }
   AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
@@ -124,10 +87,6 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
       break;
     default:
       launch_attention_q8(stream_, how, a);
-  }
-  if (plan.slots > 1 && !one_long) {
-    launch("attention_paged", stream_, attention_merge,
-           static_cast<unsigned>(ceil_div(sequences * plan.split_queries * a.heads, 4)), 128, 0, a);
   }
 }
 

@@ -34,6 +34,7 @@ struct AttentionArguments {
   int slots, split_queries;
   bool tiles_follow;                             // a launch of tiles takes the sequences that are not split
   float *split_out, *split_largest, *split_sum;  // [S split_queries H, slots, D to 8s], [.., slots]
+  unsigned* tickets;                             // [S, G] zeros, left so
 };
 
 __device__ inline bool is_split(const AttentionArguments& op, int queries, int length) {

@@ -8,7 +8,7 @@
 //            device. Its four warps share the 16 rows: each makes the scores of some keys, reads all of them
 //            from shared memory, and adds to its quarter of D. D 128 of 16 bits takes 54 KB: four blocks an
 //            SM, 68 KB on their way. Limit: the memory's bandwidth (Q8_0: maybe its arithmetic). Chunks'
-//            results go to the workspace; attention.cu merges them.
+//            results go to the workspace; the last block of a sequence's head to come merges them.
 //   prefill  a block is four warps of 16 rows each, which share the loads, and walks all its chunks; between
 //            two, the rows of `out` hold what was merged so far. Limit: the tensor cores, two products of
 //            TF32 for each one of 16-bit pages.
@@ -51,6 +51,67 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   AttentionWarp<Kind, kD, false>(op, tile).run();
 }
 
+// The chunks of a sequence, for the rows of this block's key/value head: a warp a row, a lane every 32nd four
+// dimensions, chunks in ascending order, some of them on their way at once. Copies: a reference would keep
+// the tile out of registers.
+QIAO_NO_INLINE __device__ inline void merge_chunks(const AttentionArguments& op, AttentionTile tile,
+                                                   Chunks chunks) {
+  constexpr int kAtOnce = 4, kFours = 256 / (4 * 32);  // of heads of up to 256
+  const int lane = threadIdx.x % 32, width = (op.dim + 7) / 8 * 8;
+  for (int r = threadIdx.x / 32; r < tile.queries * op.share; r += kMostWarps) {
+    const int query = r / op.share, head = static_cast<int>(blockIdx.y) * op.share + r % op.share;
+    const int position = tile.length - tile.queries + query;
+    const int first = first_key(position, op.window) / kChunkKeys - chunks.first;
+    const int last = position / kChunkKeys - chunks.first;
+    const int64_t row = (int64_t{tile.sequence} * op.split_queries + query) * op.heads + head;
+    const float *largest_of = op.split_largest + row * op.slots, *sum_of = op.split_sum + row * op.slots;
+    const float* out_of = op.split_out + row * op.slots * width;
+    float4 out[kFours];
+    float largest = 0, sum = 0;
+    for (int slot = first; slot <= last; slot += kAtOnce) {
+      float heres[kAtOnce], sums[kAtOnce];
+      float4 x[kAtOnce][kFours];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int at = min(slot + i, last);
+        heres[i] = __ldcg(largest_of + at), sums[i] = __ldcg(sum_of + at);
+#pragma unroll
+        for (int n = 0; n < kFours; ++n) {
+          const int d = 4 * (lane + 32 * n);
+          x[i][n] = d < width ? __ldcg(reinterpret_cast<const float4*>(out_of + int64_t{at} * width + d))
+                              : make_float4(0, 0, 0, 0);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (slot + i > last) break;
+        const bool begins = slot + i == first;
+        const Merge merge = merge_of(begins ? heres[i] : largest, heres[i]);
+        sum = begins ? sums[i] : fmaf(sums[i], merge.after, sum * merge.before);
+        largest = begins ? heres[i] : merge.largest;
+        const auto fold = [&](float before, float after) {
+          return begins ? after : fmaf(after, merge.after, before * merge.before);
+        };
+#pragma unroll
+        for (int n = 0; n < kFours; ++n) {
+          out[n] = make_float4(fold(out[n].x, x[i][n].x), fold(out[n].y, x[i][n].y),
+                               fold(out[n].z, x[i][n].z), fold(out[n].w, x[i][n].w));
+        }
+      }
+    }
+    float* to = op.out + (tile.first_query_row + query) * op.out_token + head * op.out_head;
+#pragma unroll
+    for (int n = 0; n < kFours; ++n) {
+      const float values[4] = {out[n].x / sum, out[n].y / sum, out[n].z / sum, out[n].w / sum};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int d = 4 * (lane + 32 * n) + i;
+        if (d < op.dim) to[d] = values[i];
+      }
+    }
+  }
+}
+
 // Blocks of kMostWarps × key/value heads; each takes chunk after chunk of all sequences, whose number only
 // the device knows. As many of them have registers as shared memory holds (heads of 256: two).
 template <template <int> class Kind, int kD>
@@ -78,6 +139,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, kD <= 128 ? 4 : 2)
       AttentionWarp<Kind, kD, true>(op, tile).run();
       __syncthreads();  // shared memory is read
     }
+    if (tile.slot < 0) continue;
+    unsigned* ticket = op.tickets + tile.sequence * static_cast<int>(gridDim.y) + blockIdx.y;
+    if (last_to_come(ticket, static_cast<unsigned>(chunks.count))) merge_chunks(op, tile, chunks);
   }
 }
 

@@ -9,7 +9,7 @@
 
 namespace qiao::cuda {
 
-inline constexpr size_t kMostTickets = 512;
+inline constexpr size_t kMostTickets = 16384;
 
 class CudaBackend final : public Backend {
  public:
@@ -103,7 +103,7 @@ class CudaBackend final : public Backend {
   int multiprocessors_, block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
-  Buffer tickets_;  // of products whose segments have blocks of their own: zeros between launches
+  Buffer tickets_;  // of blocks whose last to come finishes for all: zeros between launches
   Buffer codes_;    // of AdamW's moments, once they are asked for
 };
 

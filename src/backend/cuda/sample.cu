@@ -51,7 +51,7 @@ __device__ void apply_lists(const SampleArguments& op, const PieceOfRow& p, cons
 __global__ void __launch_bounds__(kPieceThreads) sample_prepare(SampleArguments op) {
   QIAO_SHARED(float, l, kVocabularyPiece);
   const PieceOfRow p = piece_of(op);
-  const SampleRow how = row_of(op, p.row);
+  const SampleRow& how = op.rows[p.row];
   const float* logits = op.logits + p.row * op.logits_stride + p.first;
   constexpr int kFours = kVocabularyPiece / (4 * kPieceThreads);
   float4 kept[kFours];
@@ -134,7 +134,7 @@ __device__ void give_token(const SampleArguments& op, int64_t row, int32_t id) {
 __global__ void __launch_bounds__(kPieceThreads) sample_draw(SampleArguments op) {
   QIAO_SHARED(Winner, winners, kPieceWarps);
   const PieceOfRow p = piece_of(op);
-  const SampleRow how = row_of(op, p.row);
+  const SampleRow& how = op.rows[p.row];
   const float* z = op.z + p.row * op.z_stride + p.first;
   const Best best = row_largest<kPieceWarps>(op, p.row);
   if (!is_drawn(how, best)) {
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPieceThreads) sample_draw(SampleArguments op)
     return;
   }
   RowCut* cut = op.cuts + p.row;
-  const bool is_cut = draw_task(op, p.row, how, best).kind != CutTask::kNothing;
+  const bool is_cut = draw_task(op, how, best).kind != CutTask::kNothing;
   const Whole least = is_cut ? cut->least : 0;
   // The likeliest token's score to begin with: most others cannot reach it.
   if (threadIdx.x == 0) {
@@ -230,7 +230,7 @@ void CudaBackend::do_sample(const Sample& op) {
   a.logits_aligned = aligned_16(a.logits) && a.logits_stride % 4 == 0;
   a.vocabulary = memory.vocabulary, a.pieces = memory.pieces, a.z_stride = memory.z_stride;
   a.row_count = memory.rows;
-  a.rows = op.rows.as<uint8_t>(), a.rows_stride = op.rows.stride[0];
+  a.rows = reinterpret_cast<const SampleRow*>(op.rows.as<uint8_t>());
   if (op.mask.present()) a.mask = op.mask.as<int32_t>(), a.mask_stride = op.mask.stride[0];
   if (op.history_ids.present()) {
     a.history_ids = op.history_ids.as<int32_t>(), a.history_counts = op.history_counts.as<int32_t>();

@@ -4,10 +4,19 @@
 namespace qiao::cuda {
 namespace {
 
-// Of cut blockIdx.y, by a block of kCutThreads.
+// The logits that cut blockIdx.y is of.
+struct CutValues {
+  const float* row;  // null: greedy, uncut
+  bool aligned;
+};
+__device__ CutValues values_of(const SampleArguments& op, int64_t row) {
+  if (blockIdx.y != kOfDraw) return {op.logits + row * op.logits_stride, op.logits_aligned};
+  return {op.rows[row].temperature > 0 ? op.z + row * op.z_stride : nullptr, true};
+}
+// By a block of kCutThreads.
 __device__ CutTask task_of(const SampleArguments& op, int64_t row) {
-  if (blockIdx.y == kOfDraw) return draw_task(op, row, row_of(op, row), row_largest<kCutWarps>(op, row));
-  return {CutTask::kCount, op.logits + row * op.logits_stride, op.logits_aligned, op.top, {false, 0, 0}, 1};
+  if (blockIdx.y == kOfDraw) return draw_task(op, op.rows[row], row_largest<kCutWarps>(op, row));
+  return {CutTask::kCount, op.top, {false, 0, 0}, 1};
 }
 __device__ RowCut* cut_of(const SampleArguments& op, int64_t row) {
   return op.cuts + blockIdx.y * op.row_count + row;
@@ -19,12 +28,12 @@ struct OwnLogits {
   float z[4 * kOwnFours];
   int64_t first[kOwnFours];  // of four, in the piece
 
-  __device__ OwnLogits(const CutTask& task, const PieceOfRow& p) {
+  __device__ OwnLogits(const CutValues& values, const PieceOfRow& p) {
 #pragma unroll
     for (int j = 0; j < kOwnFours; ++j) {
       first[j] = 4 * (int64_t{j} * kCutThreads + threadIdx.x);
       const float4 four = first[j] < p.count
-                              ? load_four(task.values + p.first, first[j], p.count, task.aligned)
+                              ? load_four(values.row + p.first, first[j], p.count, values.aligned)
                               : make_float4(0, 0, 0, 0);
       z[4 * j] = four.x, z[4 * j + 1] = four.y, z[4 * j + 2] = four.z, z[4 * j + 3] = four.w;
     }
@@ -35,10 +44,12 @@ struct OwnLogits {
 __global__ void __launch_bounds__(kCutThreads) sample_histogram(SampleArguments op) {
   QIAO_SHARED(DigitWeights, digits, 1);
   const PieceOfRow p = piece_of(op);
+  const CutValues values = values_of(op, p.row);
+  if (values.row == nullptr) return;
+  const OwnLogits own(values, p);  // on their way while the rest is found out
   const CutTask task = task_of(op, p.row);
   if (task.kind == CutTask::kNothing) return;
   RowCut* cut = cut_of(op, p.row);
-  const OwnLogits own(task, p);
   clear(digits);
   __syncthreads();
 #pragma unroll
@@ -102,20 +113,20 @@ __device__ LeftOver left_over(const RowCut& cut, int64_t vocabulary) {
 
 // The least key that stays of a row. The first `listed` of memory->list are sorted: all keys from the cut's
 // digit on (kCount), or those of the digit (kMass); or there are more than kMostListed, and none is there.
-__device__ Whole draw_cut(const SampleArguments& op, const CutTask& task, const RowCut& cut, unsigned listed,
-                          CutMemory* memory) {
+__device__ Whole draw_cut(const SampleArguments& op, const float* row, const CutTask& task, const RowCut& cut,
+                          unsigned listed, CutMemory* memory) {
   const LeftOver left = left_over(cut, op.vocabulary);
   const bool is_listed = listed <= kMostListed;
   if (task.kind == CutTask::kMass && is_listed)
     return cut_list(memory->list, listed, task.weight_of, left.wanted, 0);
-  const Whole least =
-      is_listed ? memory->list[task.count - 1]
-                : cut_row(task.values, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
+  const Whole least = is_listed
+                          ? memory->list[task.count - 1]
+                          : cut_row(row, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
   if (task.kind == CutTask::kMass || !(task.top_p < 1)) return least;
   const KeyWeight mass{true, task.weight_of.largest, least};
   if (is_listed) return cut_list(memory->list, static_cast<unsigned>(task.count), mass, 0, task.top_p);
   __syncthreads();  // the list is read
-  return cut_row(task.values, op.vocabulary, all_keys(), memory, mass, 0, task.top_p);
+  return cut_row(row, op.vocabulary, all_keys(), memory, mass, 0, task.top_p);
 }
 
 // The largest logits in descending order; what there is in memory->list is as for draw_cut.
@@ -124,11 +135,11 @@ __device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& 
   QIAO_SHARED(double, shift, 1);
   Whole* sorted = memory->list;
   if (listed > kMostListed) {
+    const float* logits = op.logits + row * op.logits_stride;
     const LeftOver left = left_over(cut, op.vocabulary);
-    const Whole least =
-        cut_row(task.values, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
+    const Whole least = cut_row(logits, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
     if (op.top > kMostListed) sorted = op.top_lists + row * op.top;
-    list_row(task.values, op.vocabulary, sorted, memory, [&](Whole key) { return key >= least; });
+    list_row(logits, op.vocabulary, sorted, memory, [&](Whole key) { return key >= least; });
   }
   if (threadIdx.x < 32) {
     const double sum = log_sum_exp_of(op.sums + row * op.pieces, op.pieces);
@@ -145,14 +156,16 @@ __device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& 
 __global__ void __launch_bounds__(kCutThreads) sample_cut(SampleArguments op) {
   auto* memory = shared_memory<CutMemory>();
   const PieceOfRow p = piece_of(op);
+  const CutValues values = values_of(op, p.row);
+  if (values.row == nullptr) return;
+  const OwnLogits own(values, p);  // on their way while the rest is found out
+  RowCut* cut = cut_of(op, p.row);
+  const Whole cut_digit = cut->digit;
+  const bool known_long = cut->candidates > kMostListed;
   const CutTask task = task_of(op, p.row);
   if (task.kind == CutTask::kNothing) return;
-  RowCut* cut = cut_of(op, p.row);
   Whole* list = op.lists + (blockIdx.y * op.row_count + p.row) * kMostListed;
-  const bool known_long = cut->candidates > kMostListed;
   if (!known_long) {
-    const OwnLogits own(task, p);
-    const Whole cut_digit = cut->digit;
     list_piece(op, p, own, cut, list, [&](Whole key) {
       const Whole digit = key >> kHighestShift;
       return task.kind == CutTask::kCount ? digit >= cut_digit
@@ -167,7 +180,7 @@ __global__ void __launch_bounds__(kCutThreads) sample_cut(SampleArguments op) {
     sort_descending(memory->list, listed);
   }
   if (blockIdx.y == kOfDraw) {
-    const Whole least = draw_cut(op, task, *cut, listed, memory);
+    const Whole least = draw_cut(op, values.row, task, *cut, listed, memory);
     if (threadIdx.x == 0) cut->least = least;
   } else {
     list_top(op, p.row, task, *cut, listed, memory);

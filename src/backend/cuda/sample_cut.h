@@ -155,8 +155,9 @@ __device__ void for_row(const float* row, int64_t vocabulary, Body body) {
 struct CutMemory {
   Whole list[kMostListed];
   DigitWeights digits;
-  unsigned counts[kDigits];
   unsigned listed;
+
+  __device__ unsigned* counts() { return reinterpret_cast<unsigned*>(list); }  // until something is listed
 };
 
 // Puts the keys of a row for which wants(key) is true, of which there are at most as many as fit, into
@@ -219,13 +220,13 @@ QIAO_NO_INLINE __device__ inline Whole cut_row(const float* row, int64_t vocabul
                                                float top_p) {
   for (;;) {
     clear(&memory->digits);
-    for (unsigned i = threadIdx.x; i < kDigits; i += kCutThreads) memory->counts[i] = 0;
+    for (unsigned i = threadIdx.x; i < kDigits; i += kCutThreads) memory->counts()[i] = 0;
     __syncthreads();
     const Whole digits = Whole{1} << min(kDigitBits, range.end - range.shift);
     for_row(row, vocabulary, [&](int64_t id, float z) {
       const Whole key = key_of(z, id, vocabulary), digit = (key - range.least) >> range.shift;
       const bool inside = id < vocabulary && digit < digits;
-      tally(&memory->digits, memory->counts, inside ? static_cast<unsigned>(digit) : 0,
+      tally(&memory->digits, memory->counts(), inside ? static_cast<unsigned>(digit) : 0,
             inside ? weight_of(key) : 0);
     });
     __syncthreads();
@@ -233,7 +234,7 @@ QIAO_NO_INLINE __device__ inline Whole cut_row(const float* row, int64_t vocabul
         [&](unsigned place) { return memory->digits.of(kDigits - 1 - place); },
         [&](Whole sum) { return wanted > 0 ? wanted : wanted_mass(top_p, sum); });
     const unsigned digit = kDigits - 1 - found.place;
-    const bool few = memory->counts[digit] <= kMostListed, is_last = range.shift == 0;
+    const bool few = memory->counts()[digit] <= kMostListed, is_last = range.shift == 0;
     range = keys_of_digit(range, digit, vocabulary);
     wanted = found.wanted - found.before;
     if (is_last) return range.least;
