@@ -5,7 +5,8 @@
 //   histogram  counts (top-k and the list of the largest) or exp(z - largest) in fixed point (top-p) by the
 //              keys' highest 11 bits; the last block of a row to come finds the digit that holds the cut
 //   cut        what can lie at the cut is listed; the last block of a row sorts it and reads the cut off, or
-//              where too many logits are alike walks the row (sample_cut.h)
+//              finds further digits first, where there is much of it, in the list or in the whole row
+//              (sample_cut.h)
 //   draw       Gumbel-max of what stays; the last block of a row takes the best of all pieces
 // Rows that are greedy or uncut end at once in the middle two. All is counted in whole numbers, so no order
 // matters. Small batches are limited by launches and by the chains of a row's last block, large ones by
@@ -214,7 +215,7 @@ struct SampleMemory {
     cuts_at = winners_at + up(rows * pieces, sizeof(Winner));
     lists_at = cuts_at + up(cut_count * rows, sizeof(RowCut));
     top_lists_at = lists_at + up(cut_count * rows * kMostListed, sizeof(Whole));
-    bytes = top_lists_at + (top > kMostListed ? up(rows * top, sizeof(Whole)) : 0);
+    bytes = top_lists_at + (top > kMostSorted ? up(rows * top, sizeof(Whole)) : 0);
   }
 };
 

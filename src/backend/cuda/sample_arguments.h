@@ -10,6 +10,8 @@ namespace qiao::cuda {
 
 inline constexpr int kOfDraw = 0;  // a row's cuts: of z, and of the logits where the largest are listed
 
+inline constexpr unsigned kMostListed = 8192;
+
 struct Best {
   float z;
   int32_t id;  // -1: none above -infinity
@@ -53,7 +55,7 @@ struct SampleArguments {
   int32_t* top_ids;  // [S, top], or null
   float* of_top;
   int64_t top_ids_stride, of_top_stride, top;
-  Whole* top_lists;  // [S, top], where that is more than kMostListed
+  Whole* top_lists;  // [S, top], where that is more than kMostSorted
 };
 
 struct PieceOfRow {
