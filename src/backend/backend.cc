@@ -113,6 +113,11 @@ void Backend::watched(std::string_view name, const Op& op, Run run) {
   watch_->on_op(name, seconds.count(), flops_of(*this, op), bytes_of(op));
 }
 
+// What is timed op by op is given op by op.
+void Backend::repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) {
+  watch_ == nullptr ? do_repeat(recording, work) : work();
+}
+
 namespace {
 
 bool may_be_weight(DType dtype) {

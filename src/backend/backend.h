@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -59,6 +60,12 @@ struct MissingOp {
   std::string_view op;       // "attention_paged"
   std::string_view profile;  // "serve" or "train"
   std::string_view reason;
+};
+
+// Ops that a chip keeps to give them to its device again at once (Backend::repeat); gone before its chip.
+class Recording {
+ public:
+  virtual ~Recording() = default;
 };
 
 class Backend;
@@ -117,6 +124,11 @@ class Backend {
   // A page's contents as pages.page_bytes() bytes, and back: the same bits on any chip.
   void export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes);
   void import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes);
+
+  // Calls `work`, whose ops of this chip are always the same, with the same shapes, numbers and addresses;
+  // what the tensors hold may differ. A chip may leave in `recording` (null the first time) what it gave its
+  // device, and give that again another time in place of calling. `work` calls nothing but ops.
+  void repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work);
 
   // Each op is waited for, timed and told from now on; null: no more. `watch` outlives that.
   void set_watch(OpWatch* watch) { watch_ = watch; }
@@ -181,6 +193,7 @@ class Backend {
   virtual std::unique_ptr<KvPages> do_make_kv_pages(const KvPagesSpec& spec) = 0;
   virtual void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) = 0;
   virtual void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) = 0;
+  virtual void do_repeat(std::unique_ptr<Recording>&, const std::function<void()>& work) { work(); }
 
   virtual void do_gather(const Gather& op);
   virtual void do_gather_rows(const GatherRows& op);

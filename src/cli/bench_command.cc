@@ -18,7 +18,8 @@ struct BenchFlags {
   ModelFlags model;
   int64_t prompt_tokens = 512;
   int64_t decode_tokens = 128;
-  int64_t depth = 0;
+  std::vector<int64_t> depths = {0};
+  std::vector<int64_t> sequences = {1};
   int repetitions = 5;
   bool json = false;
 };
@@ -34,61 +35,99 @@ Rates summarize(std::vector<double> values) {
   return {values.front(), (values[(n - 1) / 2] + values[n / 2]) / 2, values.back()};
 }
 
-// One sequence on a decoder, without an engine: what is timed is the model alone.
+// Sequences on a decoder, without an engine: what is timed is the model alone.
 class Runner {
  public:
-  Runner(const LanguageModel& model, int64_t context, int64_t batch, DType kv_dtype)
+  Runner(const LanguageModel& model, int64_t sequences, int64_t context, int64_t batch, DType kv_dtype)
       : decoder_(model.decoder()),
+        sequences_(sequences),
         pages_((context + kPageTokens - 1) / kPageTokens),
-        batch_(batch),
-        cache_(decoder_.backend(), decoder_.config(), pages_, kPageTokens, kv_dtype),
-        workspace_(decoder_.make_workspace(
-            {.tokens = batch, .sequences = 1, .pages_per_sequence = pages_, .outputs = 1, .logits = 1},
-            cache_)) {
-    page_table_.resize(static_cast<size_t>(pages_));
+        batch_(std::max(batch, sequences)),
+        cache_(decoder_.backend(), decoder_.config(), sequences * pages_, kPageTokens, kv_dtype),
+        workspace_(decoder_.make_workspace({.tokens = batch_,
+                                            .sequences = sequences,
+                                            .pages_per_sequence = pages_,
+                                            .outputs = sequences,
+                                            .logits = sequences},
+                                           cache_)) {
+    page_table_.resize(static_cast<size_t>(sequences * pages_));
     std::iota(page_table_.begin(), page_table_.end(), 0);
   }
 
   void reset() { length_ = 0; }
+  void keep(int64_t length) { length_ = length; }  // of what was computed before
 
-  void feed(int64_t count) {
-    while (count > 0) {
-      const int64_t step = std::min(count, batch_);
-      tokens_.clear();
-      positions_.clear();
-      for (int64_t i = 0; i < step; ++i) {
-        tokens_.push_back(
-            static_cast<int32_t>(random_() % static_cast<uint64_t>(decoder_.config().vocabulary_size)));
-        positions_.push_back(static_cast<int32_t>(length_ + i));
+  // `count` tokens of each sequence, one sequence after the other.
+  void prefill(int64_t count) {
+    for (int64_t sequence = 0; sequence < sequences_; ++sequence) {
+      for (int64_t done = 0; done < count; done += batch_) {
+        begin_step();
+        add(sequence, length_ + done, std::min(batch_, count - done));
+        run(std::span(page_table_)
+                .subspan(static_cast<size_t>(sequence * pages_), static_cast<size_t>(pages_)));
       }
-      length_ += step;
-      const int32_t length = static_cast<int32_t>(length_);
-      const int32_t starts[] = {0, static_cast<int32_t>(step)};
-      const int32_t last = static_cast<int32_t>(step) - 1;
-      const Decoder::Outputs out =
-          decoder_.forward({.tokens = tokens_,
-                            .positions = positions_,
-                            .slots = positions_,  // page i is the i-th: slot = position
-                            .page_table = page_table_,
-                            .lengths = {&length, 1},
-                            .query_starts = starts,
-                            .output_rows = {&last, 1}},
-                           cache_, *workspace_);
-      float first = 0;  // waits for the step
-      decoder_.backend().download(&first, out.logits.data, sizeof first);
-      count -= step;
     }
+    length_ += count;
+  }
+
+  // A token of each sequence, in one step.
+  void decode() {
+    begin_step();
+    for (int64_t sequence = 0; sequence < sequences_; ++sequence) add(sequence, length_, 1);
+    run(page_table_);
+    ++length_;
   }
 
  private:
   static constexpr int64_t kPageTokens = 32;
+
+  void begin_step() {
+    for (auto* list : {&tokens_, &positions_, &slots_, &lengths_, &last_rows_}) list->clear();
+    starts_.assign(1, 0);
+  }
+  void add(int64_t sequence, int64_t begin, int64_t count) {
+    for (int64_t position = begin; position < begin + count; ++position) {
+      tokens_.push_back(
+          static_cast<int32_t>(random_() % static_cast<uint64_t>(decoder_.config().vocabulary_size)));
+      positions_.push_back(static_cast<int32_t>(position));
+      // Its pages lie one after the other.
+      slots_.push_back(static_cast<int32_t>(sequence * pages_ * kPageTokens + position));
+    }
+    lengths_.push_back(static_cast<int32_t>(begin + count));
+    starts_.push_back(static_cast<int32_t>(tokens_.size()));
+    last_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
+  }
+  void run(std::span<const int32_t> page_table) {
+    const Decoder::Outputs out = decoder_.forward({.tokens = tokens_,
+                                                   .positions = positions_,
+                                                   .slots = slots_,
+                                                   .page_table = page_table,
+                                                   .lengths = lengths_,
+                                                   .query_starts = starts_,
+                                                   .output_rows = last_rows_},
+                                                  cache_, *workspace_);
+    float first = 0;  // waits for the step
+    decoder_.backend().download(&first, out.logits.data, sizeof first);
+  }
+
   const Decoder& decoder_;
-  int64_t pages_, batch_, length_ = 0;
+  int64_t sequences_, pages_, batch_, length_ = 0;
   KvCache cache_;
   std::unique_ptr<Decoder::Workspace> workspace_;
-  std::vector<int32_t> page_table_, tokens_, positions_;
+  std::vector<int32_t> page_table_, tokens_, positions_, slots_, lengths_, starts_, last_rows_;
   std::mt19937_64 random_{1};
 };
+
+// Of keys and values that a step of decoding reads, with `length` tokens of each sequence: a window's layers
+// read no more than that.
+double cache_bytes(const DecoderConfig& config, DType dtype, int64_t sequences, double length) {
+  const double row = 2.0 * static_cast<double>(config.num_key_value_heads) *
+                     static_cast<double>(row_bytes(dtype, config.head_dim));
+  double rows = 0;
+  for (const bool slides : config.layer_slides)
+    rows += slides ? std::min(length, static_cast<double>(config.sliding_window)) : length;
+  return static_cast<double>(sequences) * row * rows;
+}
 
 double seconds_of(const std::function<void()>& work) {
   const auto begin = std::chrono::steady_clock::now();
@@ -116,6 +155,40 @@ Json to_json(const Rates& rates) {
   return {{"min", rates.min}, {"median", rates.median}, {"max", rates.max}};
 }
 
+struct Case {
+  int64_t sequences, depth;
+};
+
+struct Measured {
+  Rates prefill, decode;
+};
+
+Measured measure(const LanguageModel& model, const BenchFlags& flags, const Case& which) {
+  const int64_t context = which.depth + std::max(flags.prompt_tokens, flags.decode_tokens);
+  Runner runner(model, which.sequences, context, std::min(flags.model.batch, context), kv_dtype(flags.model));
+  model.backend().settle();
+  std::vector<double> prefill, decode;
+  for (int round = -1; round < flags.repetitions; ++round) {  // the first is a warm-up
+    if (flags.prompt_tokens > 0) {
+      runner.reset();
+      runner.prefill(which.depth);
+      const double took = seconds_of([&] { runner.prefill(flags.prompt_tokens); });
+      if (round >= 0) prefill.push_back(static_cast<double>(which.sequences * flags.prompt_tokens) / took);
+    }
+    if (flags.decode_tokens > 0) {
+      runner.reset();
+      // Rounds of decoding alone take what the first has computed.
+      flags.prompt_tokens > 0 || round < 0 ? runner.prefill(which.depth) : runner.keep(which.depth);
+      const int64_t count = round < 0 ? std::min<int64_t>(flags.decode_tokens, 4) : flags.decode_tokens;
+      const double took = seconds_of([&] {
+        for (int64_t i = 0; i < count; ++i) runner.decode();
+      });
+      if (round >= 0) decode.push_back(static_cast<double>(which.sequences * count) / took);
+    }
+  }
+  return {summarize(prefill), summarize(decode)};
+}
+
 void bench(const BenchFlags& flags) {
   if (flags.model.lookup > 0 || !flags.model.draft.empty()) {
     throw_error(
@@ -127,70 +200,66 @@ void bench(const BenchFlags& flags) {
   if (flags.prompt_tokens == 0 && flags.decode_tokens == 0)
     throw CLI::ValidationError("-p and -n are both 0: nothing to measure");
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
-  const Decoder& decoder = model->decoder();
-  const int64_t context = flags.depth + std::max(flags.prompt_tokens, flags.decode_tokens);
-  Runner runner(*model, context, std::min(flags.model.batch, context), kv_dtype(flags.model));
-  model->backend().settle();
-  std::vector<double> prefill, decode;
-  for (int round = -1; round < flags.repetitions; ++round) {  // the first is a warm-up
-    if (flags.prompt_tokens > 0) {
-      runner.reset();
-      runner.feed(flags.depth);
-      const double took = seconds_of([&] { runner.feed(flags.prompt_tokens); });
-      if (round >= 0) prefill.push_back(static_cast<double>(flags.prompt_tokens) / took);
-    }
-    if (flags.decode_tokens > 0) {
-      runner.reset();
-      runner.feed(flags.depth);
-      const int64_t count = round < 0 ? std::min<int64_t>(flags.decode_tokens, 4) : flags.decode_tokens;
-      const double took = seconds_of([&] {
-        for (int64_t i = 0; i < count; ++i) runner.feed(1);
-      });
-      if (round >= 0) decode.push_back(static_cast<double>(count) / took);
-    }
-  }
+  std::vector<Case> cases;
+  for (const int64_t depth : flags.depths)
+    for (const int64_t sequences : flags.sequences) cases.push_back({sequences, depth});
+  std::vector<Measured> all;
+  all.reserve(cases.size());
+  for (const Case& each : cases) all.push_back(measure(*model, flags, each));
+
   const DevicePeaks peaks = model->backend().measure_peaks();
-  const DecoderWork work = decoder.work();
-  const Rates p = summarize(prefill), d = summarize(decode);
-  const double peak = peak_of(work.compute, peaks);
-  // Prefill: the layers' products for each token; the logits of one row are lost in it.
-  const double prefill_share = peak > 0 ? p.median * work.layer_flops_per_token / peak : 0;
-  const double decode_share =
-      peaks.read_bytes_per_second > 0 ? d.median * work.bytes_per_step / peaks.read_bytes_per_second : 0;
-  if (flags.json) {
-    const DeviceInfo device = model->backend().describe();
-    Json json = {{"model", model->name()},
-                 {"device", device.name},
-                 {"threads", device.threads},
-                 {"prompt_tokens", flags.prompt_tokens},
-                 {"decode_tokens", flags.decode_tokens},
-                 {"depth", flags.depth},
-                 {"repetitions", flags.repetitions}};
+  const DeviceInfo device = model->backend().describe();
+  const DecoderWork work = model->decoder().work();
+  const double peak = peak_of(work.compute, peaks), bandwidth = peaks.read_bytes_per_second;
+  if (!flags.json) {
+    std::printf("%s on %s\n\n", model->name().c_str(), device.name.c_str());
+    std::printf("%-24s %10s %10s %10s   %s\n", "tokens/s", "min", "median", "max", "share of the machine");
+  }
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const auto& [sequences, depth] = cases[i];
+    const auto& [p, d] = all[i];
+    // Prefill: the layers' products for each token; the logits of one row are lost in it.
+    const double prefill_share = peak > 0 ? p.median * work.layer_flops_per_token / peak : 0;
+    const double mean_length = static_cast<double>(depth) + static_cast<double>(flags.decode_tokens) / 2;
+    const double step_bytes =
+        work.bytes_per_step +
+        cache_bytes(model->decoder().config(), kv_dtype(flags.model), sequences, mean_length);
+    const double steps = d.median / static_cast<double>(sequences);
+    const double decode_share = bandwidth > 0 ? steps * step_bytes / bandwidth : 0;
+    if (flags.json) {
+      Json json = {{"model", model->name()},
+                   {"device", device.name},
+                   {"threads", device.threads},
+                   {"prompt_tokens", flags.prompt_tokens},
+                   {"decode_tokens", flags.decode_tokens},
+                   {"depth", depth},
+                   {"sequences", sequences},
+                   {"repetitions", flags.repetitions}};
+      if (flags.prompt_tokens > 0) {
+        json["prefill_tokens_per_second"] = to_json(p);
+        json["prefill_share_of_peak"] = prefill_share;
+        json["peak"] = {{"kind", peak_name(work.compute)}, {"operations_per_second", peak}};
+      }
+      if (flags.decode_tokens > 0) {
+        json["decode_tokens_per_second"] = to_json(d);
+        json["decode_share_of_bandwidth"] = decode_share;
+        json["read_bytes_per_second"] = bandwidth;
+      }
+      std::printf("%s\n", dump_json(json, cases.size() == 1 ? 2 : -1).c_str());
+      continue;
+    }
+    std::string where = sequences > 1 ? fmt::format(" x {}", sequences) : "";
+    if (depth > 0) where += fmt::format(" at {}", depth);
     if (flags.prompt_tokens > 0) {
-      json["prefill_tokens_per_second"] = to_json(p);
-      json["prefill_share_of_peak"] = prefill_share;
-      json["peak"] = {{"kind", peak_name(work.compute)}, {"operations_per_second", peak}};
+      std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the %s peak (%.0f G/s)\n",
+                  fmt::format("prefill {}{}", flags.prompt_tokens, where).c_str(), p.min, p.median, p.max,
+                  prefill_share * 100, peak_name(work.compute), peak / 1e9);
     }
     if (flags.decode_tokens > 0) {
-      json["decode_tokens_per_second"] = to_json(d);
-      json["decode_share_of_bandwidth"] = decode_share;
-      json["read_bytes_per_second"] = peaks.read_bytes_per_second;
+      std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the read bandwidth (%.1f GB/s)\n",
+                  fmt::format("decode {}{}", flags.decode_tokens, where).c_str(), d.min, d.median, d.max,
+                  decode_share * 100, bandwidth / 1e9);
     }
-    std::printf("%s\n", dump_json(json, 2).c_str());
-    return;
-  }
-  const DeviceInfo device = model->backend().describe();
-  std::printf("%s on %s\n\n", model->name().c_str(), device.name.c_str());
-  std::printf("%-14s %10s %10s %10s   %s\n", "tokens/s", "min", "median", "max", "share of the machine");
-  if (flags.prompt_tokens > 0) {
-    std::printf("%-14s %10.1f %10.1f %10.1f   %.1f%% of the %s peak (%.0f G/s)\n",
-                fmt::format("prefill {}", flags.prompt_tokens).c_str(), p.min, p.median, p.max,
-                prefill_share * 100, peak_name(work.compute), peak / 1e9);
-  }
-  if (flags.decode_tokens > 0) {
-    std::printf("%-14s %10.1f %10.1f %10.1f   %.1f%% of the read bandwidth (%.1f GB/s)\n",
-                fmt::format("decode {}", flags.decode_tokens).c_str(), d.min, d.median, d.max,
-                decode_share * 100, peaks.read_bytes_per_second / 1e9);
   }
 }
 
@@ -209,20 +278,30 @@ void add_bench_command(CLI::App& app) {
       ->check(tokens)
       ->capture_default_str()
       ->type_name("N");
-  command->add_option("-d,--n-depth", flags->depth, "Tokens already in the cache before either")
+  command->add_option("-d,--n-depth", flags->depths, "Tokens already in the cache before either")
       ->check(tokens)
+      ->delimiter(',')
       ->capture_default_str()
-      ->type_name("N");
+      ->type_name("N,…");
+  command
+      ->add_option("-s,--sequences", flags->sequences,
+                   "Sequences side by side, each with its own tokens; rates are of all together")
+      ->check(CLI::Range(1, 4096))
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,…");
   command->add_option("-r,--repetitions", flags->repetitions, "How often each is measured, after a warm-up")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str()
       ->type_name("N");
-  command->add_flag("--json", flags->json, "Print one JSON object");
+  command->add_flag("--json", flags->json, "Print a JSON object; of several -s and -d, one a line");
   command->footer(
-      "Prefill's share is of the arithmetic peak, decode's of the read bandwidth, both measured in the same "
-      "run.\n"
+      "Prefill's share is of the arithmetic peak; decode's of the read bandwidth, for the weights that a "
+      "token "
+      "reads and the keys and values of all sequences; both measured in the same run.\n"
       "Examples:\n"
       "  qiao bench -m smollm2 -p 512 -n 128 -r 5\n"
+      "  qiao bench -m smollm2 -p 0 -s 1,4,16 -d 1000   decoding 1, 4 and 16 sequences of 1000 tokens each\n"
       "  qiao bench -m qwen2.5-coder-1.5b -t 1 --json");
   command->callback([flags] { bench(*flags); });
 }

@@ -1,19 +1,29 @@
 #include "models/decoder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/error.h"
 #include "models/decoder_layers.h"
 #include "models/decoder_work.h"
 #include "models/lora.h"
+#include "models/step_recordings.h"
 #include "models/weights.h"
 
 namespace qiao {
+namespace {
+
+uint64_t next_serial() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
 
 KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, int64_t page_tokens,
                  DType dtype, int64_t sliding_pages)
-    : pages_(pages), page_tokens_(page_tokens), sliding_pages_(sliding_pages) {
+    : pages_(pages), page_tokens_(page_tokens), sliding_pages_(sliding_pages), serial_(next_serial()) {
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     slides_.push_back(sliding_pages > 0 && config.layer_slides[static_cast<size_t>(layer)]);
     layers_.push_back(backend.make_kv_pages({slides_.back() ? sliding_pages : pages, page_tokens,
@@ -85,6 +95,7 @@ class StepMemory final : public Decoder::Workspace {
   Decoder::Limits limits;
   IndexBlock indices;
   Buffer scratch;
+  StepRecordings recordings;
   std::vector<nn::AdapterRows> token_adapters, output_adapters;  // of the step
 };
 
@@ -350,8 +361,17 @@ Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Worksp
   check_adapters(batch, adapters());
   const StepTensors step = place_step(batch, memory);
   memory.indices.upload(backend());
-  nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
-  return run(context, parts_->weights, config(), step, cache, want_logits);
+  const auto run_once = [&] {
+    nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
+    return run(context, parts_->weights, config(), step, cache, want_logits);
+  };
+  // Decoding alone comes again and again in the same shapes; and whose rows an adapter changes is no shape.
+  const bool decodes = batch.tokens.size() == batch.lengths.size() && step.token_adapters.empty();
+  if (!decodes) return run_once();
+  const int64_t sequences = step.step.lengths.shape[0];
+  return memory.recordings.run(
+      backend(), {cache.serial(), sequences, step.step.page_table.shape[1], step.outputs, want_logits},
+      std::ref(run_once));
 }
 
 }  // namespace qiao

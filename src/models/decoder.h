@@ -55,6 +55,7 @@ class KvCache {
   int64_t sliding_pages() const { return sliding_pages_; }                          // 0: one group
   bool slides(int64_t layer) const { return slides_[static_cast<size_t>(layer)]; }  // is of the sliding group
   int64_t page_tokens() const { return page_tokens_; }
+  uint64_t serial() const { return serial_; }  // no other cache of this process has had it
   // Bytes that one page takes over all layers of a group: to plan by before making a cache. With one group a
   // page takes both. Throws Error(kInvalidInput) where the model's heads do not divide into the dtype's
   // blocks.
@@ -65,6 +66,7 @@ class KvCache {
 
  private:
   int64_t pages_, page_tokens_, sliding_pages_;
+  uint64_t serial_;
   std::vector<bool> slides_;
   std::vector<std::unique_ptr<KvPages>> layers_;
 };

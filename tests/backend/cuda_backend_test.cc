@@ -266,6 +266,60 @@ TEST_F(CudaBackendTest, AGraphIsNotMadeOfWaiting) {
   Graph::end(chip_->stream());
 }
 
+// Called once, then recorded, then given again; what was recorded reads what its tensors hold by then.
+TEST_F(CudaBackendTest, RepeatedWorkIsRecordedOnceAndGivenAgain) {
+  const Buffer x = chip_->allocate(4096), sum = chip_->allocate(4096);
+  const std::vector<float> ones(1024, 1.0f), zeros(1024), tens(1024, 10.0f);
+  chip_->upload(x.data(), ones.data(), 4096);
+  chip_->upload(sum.data(), zeros.data(), 4096);
+  Accumulate op;
+  op.x = Tensor(x.data(), DType::kF32, {1024}), op.sum = Tensor(sum.data(), DType::kF32, {1024});
+  int calls = 0;
+  std::unique_ptr<Recording> recording;
+  const auto repeat = [&] {
+    chip_->repeat(recording, [&] {
+      ++calls;
+      chip_->accumulate(op);
+      chip_->accumulate(op);
+    });
+  };
+  const int launched = stand_in::use().graph_launches;
+  for (int i = 0; i < 3; ++i) repeat();
+  chip_->upload(x.data(), tens.data(), 4096);
+  repeat();
+  std::vector<float> got(1024);
+  chip_->download(got.data(), sum.data(), 4096);
+  EXPECT_EQ(got, std::vector<float>(1024, 26.0f));
+  EXPECT_EQ(calls, 2);
+  EXPECT_EQ(stand_in::use().graph_launches - launched, 3);
+}
+
+TEST_F(CudaBackendTest, WorkThatFailsWhileItIsRecordedLeavesTheChipAsItWas) {
+  const Buffer x = chip_->allocate(4096), sum = chip_->allocate(4096);
+  const std::vector<float> ones(1024, 1.0f), zeros(1024);
+  chip_->upload(x.data(), ones.data(), 4096);
+  chip_->upload(sum.data(), zeros.data(), 4096);
+  Accumulate op;
+  op.x = Tensor(x.data(), DType::kF32, {1024}), op.sum = Tensor(sum.data(), DType::kF32, {1024});
+  bool fails = false;
+  std::unique_ptr<Recording> recording;
+  const auto repeat = [&] {
+    chip_->repeat(recording, [&] {
+      chip_->accumulate(op);
+      if (fails) throw_error(ErrorKind::kTooLarge, "no more");
+    });
+  };
+  repeat();
+  fails = true;
+  EXPECT_EQ(failure_of(repeat).kind, ErrorKind::kTooLarge);
+  fails = false;
+  repeat();
+  repeat();
+  std::vector<float> got(1024);
+  chip_->download(got.data(), sum.data(), 4096);
+  EXPECT_EQ(got, std::vector<float>(1024, 3.0f));
+}
+
 class GuardedCudaTest : public CudaBackendTest {
  protected:
   static stand_in::Machine guarded() {

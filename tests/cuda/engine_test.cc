@@ -53,6 +53,16 @@ TEST(CudaEngineTest, AnswersAreTheSameBytesAloneAndInCompany) {
   }
 }
 
+// Seven steps of decoding after the first token: called once, then one launch each.
+TEST(CudaEngineTest, DecodingIsOneLaunchAStep) {
+  const auto model = load_chat_model(1, "cuda");
+  Engine engine(model, {});
+  const int before = stand_in::use().graph_launches;
+  const Answer answer = run(engine, greedy(*model, "A bridge", 8));
+  EXPECT_EQ(answer.tokens.size(), 8u);
+  EXPECT_EQ(stand_in::use().graph_launches - before, 6);
+}
+
 // The first token's log-probability is the CPU's to a few units: the same model runs.
 TEST(CudaEngineTest, LogProbabilitiesAreTheCpus) {
   const auto on_cuda = load_chat_model(1, "cuda"), on_cpu = load_chat_model(1, "cpu");

@@ -1,5 +1,7 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <optional>
+
 #include "backend/cuda/cuda_class.h"
 #include "base/error.h"
 
@@ -16,6 +18,11 @@ int selected(int device) {
   select_device(device);
   return device;
 }
+
+// Empty after the first time, which loads the kernels; a graph after the second.
+struct GraphRecording final : Recording {
+  std::optional<Graph> graph;
+};
 
 }  // namespace
 
@@ -55,6 +62,26 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
 }
 
 void CudaBackend::synchronize() { stream_.synchronize(); }
+
+void CudaBackend::do_repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) {
+  if (recording == nullptr) {
+    work();
+    recording = std::make_unique<GraphRecording>();
+    return;
+  }
+  std::optional<Graph>& graph = static_cast<GraphRecording&>(*recording).graph;
+  if (!graph) {
+    Graph::begin(stream_);
+    try {
+      work();
+    } catch (...) {
+      Graph::abandon(stream_);
+      throw;
+    }
+    graph = Graph::end(stream_);
+  }
+  graph->launch(stream_);
+}
 
 void* CudaBackend::do_allocate(size_t bytes) { return memory_.allocate(bytes); }
 void CudaBackend::do_free(void* data, size_t bytes) { memory_.free(data, bytes); }

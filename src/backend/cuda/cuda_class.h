@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
  protected:
   void* do_allocate(size_t bytes) override;
   void do_free(void* data, size_t bytes) override;
+  void do_repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) override;
 
   // weight.cu
   std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;

@@ -29,20 +29,16 @@ struct RouteArguments {
   float scale;
 };
 
-// The scores of a token's experts into `scores`, by the lanes of a warp.
-__device__ void score(const RouteArguments& op, const float* logits, float* scores) {
-  const unsigned lane = threadIdx.x % 32;
+// A logit's part of the softmax before it is divided, or its sigmoid. In float64: picks that lie far below
+// the largest logit would all be 0 in float32, and their sum with them.
+__device__ double score(const RouteArguments& op, float logit, float largest) {
+  const auto x = static_cast<double>(logit);
+  return op.sigmoid ? 1.0 / (1.0 + exp(-x)) : exp(x - static_cast<double>(largest));
+}
+__device__ float largest_of(const RouteArguments& op, const float* logits) {
   float largest = -INFINITY;
-  for (int64_t e = lane; e < op.experts; e += 32) largest = fmaxf(largest, logits[e]);
-  largest = warp_max(largest);
-  float sum = 0;
-  for (int64_t e = lane; e < op.experts; e += 32) {
-    scores[e] = op.sigmoid ? 1.0f / (1.0f + expf(-logits[e])) : expf(logits[e] - largest);
-    sum += scores[e];
-  }
-  if (op.sigmoid) return;
-  sum = warp_sum(sum);
-  for (int64_t e = lane; e < op.experts; e += 32) scores[e] /= sum;
+  for (int64_t e = threadIdx.x % 32; e < op.experts; e += 32) largest = fmaxf(largest, logits[e]);
+  return warp_max(largest);
 }
 
 // The lane of the largest logit that is not picked yet gets it; equals: the smaller expert.
@@ -64,18 +60,14 @@ __global__ void __launch_bounds__(32 * kRouteWarps)
   if (token >= op.tokens) return;  // a warp for itself
   const float* logits = op.logits + token * op.logits_stride;
   float* left = shared_memory<float>() + warp * op.experts;  // logits; NaN: picked
-  float largest = -INFINITY, sum = 0;
+  const float largest = largest_of(op, logits);
+  double divisor = op.sigmoid ? 1 : 0, of_picks = 0;
   for (int64_t e = lane; e < op.experts; e += 32) {
     left[e] = logits[e];
-    largest = fmaxf(largest, logits[e]);
+    if (!op.sigmoid && !op.normalize) divisor += score(op, logits[e], largest);
   }
-  largest = warp_max(largest);
-  if (!op.sigmoid) {
-    for (int64_t e = lane; e < op.experts; e += 32) sum += expf(left[e] - largest);
-    sum = warp_sum(sum);
-  }
+  if (!op.sigmoid && !op.normalize) divisor = warp_sum(divisor);
   __syncwarp();
-  float of_picks = 0;
   for (int64_t j = 0; j < op.picks; ++j) {
     BestExpert best{0, -1};
     for (int64_t e = lane; e < op.experts; e += 32) {
@@ -89,20 +81,18 @@ __global__ void __launch_bounds__(32 * kRouteWarps)
     // Logits that are NaN are picked last, in no order that means anything.
     const int expert = best.expert < 0 ? static_cast<int>(j) : best.expert;
     const float logit = best.expert < 0 ? NAN : best.logit;
-    const float s = op.sigmoid ? 1.0f / (1.0f + expf(-logit)) : expf(logit - largest) / sum;
-    of_picks += s;
+    of_picks += score(op, logit, largest);
     if (lane == 0) {
       ids[token * ids_stride + j] = expert;
-      weights[token * weights_stride + j] = op.normalize ? s : s * op.scale;
+      weights[token * weights_stride + j] = logit;
       left[expert] = NAN;
     }
     __syncwarp();
   }
-  if (!op.normalize) return;
-  __syncwarp();
+  if (op.normalize) divisor = of_picks;
   for (int64_t j = lane; j < op.picks; j += 32) {
     float& weight = weights[token * weights_stride + j];
-    weight = weight / of_picks * op.scale;
+    weight = static_cast<float>(score(op, weight, largest) / divisor * static_cast<double>(op.scale));
   }
 }
 
@@ -113,29 +103,35 @@ __global__ void __launch_bounds__(32 * kRouteWarps)
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = int64_t{blockIdx.x} * (blockDim.x / 32) + warp;
   if (token >= op.tokens) return;  // a warp for itself
-  float* scores = shared_memory<float>() + warp * op.experts;
-  score(op, op.logits + token * op.logits_stride, scores);
-  __syncwarp();
+  const float* logits = op.logits + token * op.logits_stride;
   const int32_t* picked = ids + token * ids_stride;
   const float* gradients = dweights + token * dweights_stride;
   float* out = dlogits + token * dlogits_stride;
-  float of_picks = 1, sum = 0;
+  const float largest = largest_of(op, logits);
+  const auto of_pick = [&](int64_t j) { return score(op, logits[picked[j]], largest); };
+  const auto gradient = [&](int64_t j) {
+    return static_cast<double>(op.scale) * static_cast<double>(gradients[j]);
+  };
+  double divisor = 1, mean = 0;
   if (op.normalize) {
-    of_picks = 0;
-    for (int64_t j = 0; j < op.picks; ++j) of_picks += scores[picked[j]];
+    divisor = 0;
+    for (int64_t j = 0; j < op.picks; ++j) divisor += of_pick(j);
+  } else if (!op.sigmoid) {
+    divisor = 0;
+    for (int64_t e = lane; e < op.experts; e += 32) divisor += score(op, logits[e], largest);
+    divisor = warp_sum(divisor);
   }
   if (!op.sigmoid || op.normalize) {
-    for (int64_t j = 0; j < op.picks; ++j) {
-      sum = fmaf(scores[picked[j]] / of_picks, op.scale * gradients[j], sum);
-    }
+    for (int64_t j = 0; j < op.picks; ++j) mean += of_pick(j) / divisor * gradient(j);
   }
   const bool all = !op.sigmoid && !op.normalize;  // experts that are not picked get a gradient too
-  for (int64_t e = lane; e < op.experts; e += 32) out[e] = all ? scores[e] * -sum : 0.0f;
+  for (int64_t e = lane; e < op.experts; e += 32) {
+    out[e] = all ? static_cast<float>(score(op, logits[e], largest) / divisor * -mean) : 0.0f;
+  }
   __syncwarp();
   for (int64_t j = lane; j < op.picks; j += 32) {
-    const float q = scores[picked[j]] / of_picks;
-    const float f = op.sigmoid ? 1.0f - scores[picked[j]] : 1.0f;
-    out[picked[j]] = q * f * (op.scale * gradients[j] - sum);
+    const double s = of_pick(j), factor = op.sigmoid ? 1.0 - s : 1.0;
+    out[picked[j]] = static_cast<float>(s / divisor * factor * (gradient(j) - mean));
   }
 }
 
@@ -282,10 +278,9 @@ void CudaBackend::do_moe_route(const MoeRoute& op) {
 
 void CudaBackend::do_moe_route_backward(const MoeRouteBackward& op) {
   const RouteArguments a = route_of(op);
-  const RouteShape shape(a.experts);
-  launch("moe_route_backward", stream_, moe_route_backward_kernel, blocks_for(a.tokens, shape.warps),
-         32 * shape.warps, shape.shared_bytes, a, op.ids.as<int32_t>(), op.ids.stride[0],
-         op.dweights.as<float>(), op.dweights.stride[0], op.dlogits.as<float>(), op.dlogits.stride[0]);
+  launch("moe_route_backward", stream_, moe_route_backward_kernel, blocks_for(a.tokens, kRouteWarps),
+         32 * kRouteWarps, 0, a, op.ids.as<int32_t>(), op.ids.stride[0], op.dweights.as<float>(),
+         op.dweights.stride[0], op.dlogits.as<float>(), op.dlogits.stride[0]);
 }
 
 void CudaBackend::do_moe_permute(const MoePermute& op) {

@@ -236,6 +236,12 @@ Graph Graph::end(const Stream& stream) {
   check(error, "cudaGraphInstantiate");
   return made;
 }
+void Graph::abandon(const Stream& stream) noexcept {
+  cudaGraph_t graph = nullptr;
+  static_cast<void>(cudaStreamEndCapture(stream.raw(), &graph));
+  if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+  static_cast<void>(cudaGetLastError());
+}
 void Graph::launch(const Stream& stream) const { QIAO_CUDA(cudaGraphLaunch(executable_, stream.handle())); }
 
 }  // namespace qiao::cuda

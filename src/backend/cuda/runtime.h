@@ -118,6 +118,7 @@ class Graph {
   Graph& operator=(Graph&& other) noexcept;
   static void begin(const Stream& stream);
   static Graph end(const Stream& stream);
+  static void abandon(const Stream& stream) noexcept;  // of a begin, where something failed
   void launch(const Stream& stream) const;
 
  private:

@@ -1,0 +1,39 @@
+// Steps of a decoder that come again with the same shapes and addresses, kept as the chip keeps them
+// (Backend::repeat): what a chip with launch graphs is then given is one launch in place of some hundred.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "models/decoder.h"
+
+namespace qiao {
+
+class StepRecordings {
+ public:
+  // All that a step's ops follow from, beside what the workspace that owns this fixes.
+  struct Key {
+    uint64_t cache = 0;                             // KvCache::serial
+    int64_t sequences = 0, pages = 0, outputs = 0;  // a token of each sequence, M of its page table, O
+    bool want_logits = false;
+    auto operator<=>(const Key&) const = default;
+  };
+  static constexpr size_t kMost =
+      64;  // some hundred KiB of a device each; the one not used longest makes way
+
+  Decoder::Outputs run(Backend& backend, const Key& key, const std::function<Decoder::Outputs()>& step);
+  size_t count() const { return kept_.size(); }
+
+ private:
+  struct Kept {
+    std::unique_ptr<Recording> recording;
+    Decoder::Outputs outputs;
+    uint64_t used = 0;
+  };
+  std::map<Key, Kept> kept_;
+  uint64_t uses_ = 0;
+};
+
+}  // namespace qiao
