@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(kPieceThreads) sample_prepare(SampleArguments 
   if (threadIdx.x == 0) op.bests[p.row * op.pieces + p.piece] = best;
 }
 
-__device__ double gumbel_score(float z, uint32_t word) {
+// Not inlined: few are asked for, of many places.
+QIAO_NO_INLINE __device__ double gumbel_score(float z, uint32_t word) {
   const double v = (static_cast<double>(word) + 0.5) * 0x1p-32;
   return static_cast<double>(z) - log(-log(v));
 }
@@ -136,7 +137,16 @@ __global__ void __launch_bounds__(kPieceThreads) sample_draw(SampleArguments op)
   QIAO_SHARED(Winner, winners, kPieceWarps);
   const PieceOfRow p = piece_of(op);
   const SampleRow& how = op.rows[p.row];
-  const float* z = op.z + p.row * op.z_stride + p.first;
+  constexpr int kFours = kVocabularyPiece / (4 * kPieceThreads);
+  float4 kept[kFours];
+  if (how.temperature > 0) {  // on their way while the rest is found out
+#pragma unroll
+    for (int j = 0; j < kFours; ++j) {
+      const int64_t at = 4 * (int64_t{j} * kPieceThreads + threadIdx.x);
+      kept[j] = at < p.count ? load_four(op.z + p.row * op.z_stride + p.first, at, p.count, true)
+                             : make_float4(0, 0, 0, 0);
+    }
+  }
   const Best best = row_largest<kPieceWarps>(op, p.row);
   if (!is_drawn(how, best)) {
     if (p.piece == 0) give_token(op, p.row, best.id);
@@ -153,13 +163,11 @@ __global__ void __launch_bounds__(kPieceThreads) sample_draw(SampleArguments op)
   __syncthreads();
   Winner winner = winners[0];
   __syncthreads();
-  constexpr int kFours = kVocabularyPiece / (4 * kPieceThreads);
-#pragma unroll 1
+#pragma unroll
   for (int j = 0; j < kFours; ++j) {
     const int64_t at = 4 * (int64_t{j} * kPieceThreads + threadIdx.x);
     if (at >= p.count) break;
-    const float4 four = load_four(z, at, p.count, true);
-    const float values[4] = {four.x, four.y, four.z, four.w};
+    const float values[4] = {kept[j].x, kept[j].y, kept[j].z, kept[j].w};
     bool open[4], any = false;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
