@@ -158,15 +158,11 @@ __global__ void __launch_bounds__(kOptimizerThreads) adamw_codes_kernel(CodesArg
   begin_kernel();
   QIAO_SHARED(uint32_t, words, 2 * sizeof(CodeTable) / 4);
   static_assert(sizeof(CodeTable) % 4 == 0);
-  for (unsigned i = threadIdx.x; i < 2 * sizeof(CodeTable) / 4; i += kOptimizerThreads)
-    words[i] = reinterpret_cast<const uint32_t*>(op.tables)[i];
-  __syncthreads();
-  const auto* tables = reinterpret_cast<const CodeTable*>(words);
   const int64_t block = int64_t{blockIdx.x} * (kOptimizerThreads / 32) + threadIdx.x / 32;
-  const int64_t begin = block * kCodeBlock;
-  if (begin >= op.count) return;  // of a warp for itself: no barrier follows
-  const float first_scale = op.first_scales[block], second_scale = op.second_scales[block];
-  const int64_t own = begin + 4 * (threadIdx.x % 32);
+  const int64_t begin = block * kCodeBlock, own = begin + 4 * (threadIdx.x % 32);
+  const bool mine = begin < op.count;
+  const float first_scale = mine ? op.first_scales[block] : 0,
+              second_scale = mine ? op.second_scales[block] : 0;
   float m[8], v[8], p[8], g[8];
   uint32_t first[2], second[2];
 #pragma unroll
@@ -179,6 +175,11 @@ __global__ void __launch_bounds__(kOptimizerThreads) adamw_codes_kernel(CodesArg
     g[4 * j] = four_g.x, g[4 * j + 1] = four_g.y, g[4 * j + 2] = four_g.z, g[4 * j + 3] = four_g.w;
     p[4 * j] = four_p.x, p[4 * j + 1] = four_p.y, p[4 * j + 2] = four_p.z, p[4 * j + 3] = four_p.w;
   }
+  for (unsigned i = threadIdx.x; i < 2 * sizeof(CodeTable) / 4; i += kOptimizerThreads)
+    words[i] = reinterpret_cast<const uint32_t*>(op.tables)[i];
+  __syncthreads();
+  if (!mine) return;  // of a warp for itself: no barrier follows
+  const auto* tables = reinterpret_cast<const CodeTable*>(words);
   float most_first = 0, most_second = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {

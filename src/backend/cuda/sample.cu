@@ -5,7 +5,8 @@
 //   histogram  counts (top-k and the list of the largest) or exp(z - largest) in fixed point (top-p) by the
 //              keys' highest 11 bits; the last block of a row to come finds the digit that holds the cut
 //   cut        what can lie at the cut is listed; the last block of a row sorts it and reads the cut off, or
-//              where too many logits are alike walks the row (sample_cut.h)
+//              finds further digits first, where there is much of it, in the list or in the whole row
+//              (sample_cut.h)
 //   draw       Gumbel-max of what stays; the last block of a row takes the best of all pieces
 // Rows that are greedy or uncut end at once in the middle two. All is counted in whole numbers, so no order
 // matters. Small batches are limited by launches and by the chains of a row's last block, large ones by
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kPieceThreads) sample_prepare(SampleArguments 
   begin_kernel();
   QIAO_SHARED(float, l, kVocabularyPiece);
   const PieceOfRow p = piece_of(op);
-  const SampleRow how = row_of(op, p.row);
+  const SampleRow& how = op.rows[p.row];
   const float* logits = op.logits + p.row * op.logits_stride + p.first;
   constexpr int kFours = kVocabularyPiece / (4 * kPieceThreads);
   float4 kept[kFours];
@@ -102,7 +103,8 @@ __global__ void __launch_bounds__(kPieceThreads) sample_prepare(SampleArguments 
   if (threadIdx.x == 0) op.bests[p.row * op.pieces + p.piece] = best;
 }
 
-__device__ double gumbel_score(float z, uint32_t word) {
+// Not inlined: few are asked for, of many places.
+QIAO_NO_INLINE __device__ double gumbel_score(float z, uint32_t word) {
   const double v = (static_cast<double>(word) + 0.5) * 0x1p-32;
   return static_cast<double>(z) - log(-log(v));
 }
@@ -136,15 +138,24 @@ __global__ void __launch_bounds__(kPieceThreads) sample_draw(SampleArguments op)
   begin_kernel();
   QIAO_SHARED(Winner, winners, kPieceWarps);
   const PieceOfRow p = piece_of(op);
-  const SampleRow how = row_of(op, p.row);
-  const float* z = op.z + p.row * op.z_stride + p.first;
+  const SampleRow& how = op.rows[p.row];
+  constexpr int kFours = kVocabularyPiece / (4 * kPieceThreads);
+  float4 kept[kFours];
+  if (how.temperature > 0) {  // on their way while the rest is found out
+#pragma unroll
+    for (int j = 0; j < kFours; ++j) {
+      const int64_t at = 4 * (int64_t{j} * kPieceThreads + threadIdx.x);
+      kept[j] = at < p.count ? load_four(op.z + p.row * op.z_stride + p.first, at, p.count, true)
+                             : make_float4(0, 0, 0, 0);
+    }
+  }
   const Best best = row_largest<kPieceWarps>(op, p.row);
   if (!is_drawn(how, best)) {
     if (p.piece == 0) give_token(op, p.row, best.id);
     return;
   }
   RowCut* cut = op.cuts + p.row;
-  const bool is_cut = draw_task(op, p.row, how, best).kind != CutTask::kNothing;
+  const bool is_cut = draw_task(op, how, best).kind != CutTask::kNothing;
   const Whole least = is_cut ? cut->least : 0;
   // The likeliest token's score to begin with: most others cannot reach it.
   if (threadIdx.x == 0) {
@@ -154,13 +165,11 @@ __global__ void __launch_bounds__(kPieceThreads) sample_draw(SampleArguments op)
   __syncthreads();
   Winner winner = winners[0];
   __syncthreads();
-  constexpr int kFours = kVocabularyPiece / (4 * kPieceThreads);
-#pragma unroll 1
+#pragma unroll
   for (int j = 0; j < kFours; ++j) {
     const int64_t at = 4 * (int64_t{j} * kPieceThreads + threadIdx.x);
     if (at >= p.count) break;
-    const float4 four = load_four(z, at, p.count, true);
-    const float values[4] = {four.x, four.y, four.z, four.w};
+    const float values[4] = {kept[j].x, kept[j].y, kept[j].z, kept[j].w};
     bool open[4], any = false;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -216,7 +225,7 @@ struct SampleMemory {
     cuts_at = winners_at + up(rows * pieces, sizeof(Winner));
     lists_at = cuts_at + up(cut_count * rows, sizeof(RowCut));
     top_lists_at = lists_at + up(cut_count * rows * kMostListed, sizeof(Whole));
-    bytes = top_lists_at + (top > kMostListed ? up(rows * top, sizeof(Whole)) : 0);
+    bytes = top_lists_at + (top > kMostSorted ? up(rows * top, sizeof(Whole)) : 0);
   }
 };
 
@@ -232,7 +241,7 @@ void CudaBackend::do_sample(const Sample& op) {
   a.logits_aligned = aligned_16(a.logits) && a.logits_stride % 4 == 0;
   a.vocabulary = memory.vocabulary, a.pieces = memory.pieces, a.z_stride = memory.z_stride;
   a.row_count = memory.rows;
-  a.rows = op.rows.as<uint8_t>(), a.rows_stride = op.rows.stride[0];
+  a.rows = reinterpret_cast<const SampleRow*>(op.rows.as<uint8_t>());
   if (op.mask.present()) a.mask = op.mask.as<int32_t>(), a.mask_stride = op.mask.stride[0];
   if (op.history_ids.present()) {
     a.history_ids = op.history_ids.as<int32_t>(), a.history_counts = op.history_counts.as<int32_t>();

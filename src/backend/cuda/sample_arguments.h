@@ -10,6 +10,8 @@ namespace qiao::cuda {
 
 inline constexpr int kOfDraw = 0;  // a row's cuts: of z, and of the logits where the largest are listed
 
+inline constexpr unsigned kMostListed = 8192;
+
 struct Best {
   float z;
   int32_t id;  // -1: none above -infinity
@@ -34,8 +36,7 @@ struct SampleArguments {
   const float* logits;
   int64_t logits_stride, vocabulary, pieces, z_stride, row_count;
   bool logits_aligned;  // rows begin at multiples of 16 bytes, as z's do
-  const uint8_t* rows;
-  int64_t rows_stride;
+  const SampleRow* rows;
   const int32_t* mask;  // null: absent, like the lists
   int64_t mask_stride;
   const int32_t *history_ids, *history_counts, *history_offsets;
@@ -54,14 +55,8 @@ struct SampleArguments {
   int32_t* top_ids;  // [S, top], or null
   float* of_top;
   int64_t top_ids_stride, of_top_stride, top;
-  Whole* top_lists;  // [S, top], where that is more than kMostListed
+  Whole* top_lists;  // [S, top], where that is more than kMostSorted
 };
-
-__device__ inline SampleRow row_of(const SampleArguments& op, int64_t row) {
-  SampleRow how;
-  memcpy(&how, op.rows + row * op.rows_stride, sizeof how);  // of any alignment
-  return how;
-}
 
 struct PieceOfRow {
   int64_t row, piece, first, count;
@@ -109,14 +104,12 @@ __device__ inline bool is_drawn(const SampleRow& how, Best best) {
 // A row's first cut, by counts or by mass, for the draw; or the one that its largest logits are listed by.
 struct CutTask {
   enum Kind { kNothing, kCount, kMass } kind;
-  const float* values;
-  bool aligned;
   int64_t count;  // kCount: keys that stay
   KeyWeight weight_of;
   float top_p;
 };
-__device__ inline CutTask draw_task(const SampleArguments& op, int64_t row, const SampleRow& how, Best best) {
-  CutTask task{CutTask::kNothing, op.z + row * op.z_stride, true, how.top_k, {false, best.z, 0}, how.top_p};
+__device__ inline CutTask draw_task(const SampleArguments& op, const SampleRow& how, Best best) {
+  CutTask task{CutTask::kNothing, how.top_k, {false, best.z, 0}, how.top_p};
   if (!is_drawn(how, best)) return task;
   if (how.top_k > 0 && how.top_k < op.vocabulary) {
     task.kind = CutTask::kCount;
@@ -131,7 +124,7 @@ __device__ inline float log_probability(const SampleArguments& op, int64_t row, 
                                         double log_sum_exp) {
   const float* logits = op.logits + row * op.logits_stride;
   if (id < 0 || logits[id] == -INFINITY) return -INFINITY;
-  const float temperature = row_of(op, row).logprob_temperature;
+  const float temperature = op.rows[row].logprob_temperature;
   return static_cast<float>(static_cast<double>(logits[id] / temperature) - log_sum_exp);
 }
 

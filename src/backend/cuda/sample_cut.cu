@@ -4,10 +4,19 @@
 namespace qiao::cuda {
 namespace {
 
-// Of cut blockIdx.y, by a block of kCutThreads.
+// The logits that cut blockIdx.y is of.
+struct CutValues {
+  const float* row;  // null: greedy, uncut
+  bool aligned;
+};
+__device__ CutValues values_of(const SampleArguments& op, int64_t row) {
+  if (blockIdx.y != kOfDraw) return {op.logits + row * op.logits_stride, op.logits_aligned};
+  return {op.rows[row].temperature > 0 ? op.z + row * op.z_stride : nullptr, true};
+}
+// By a block of kCutThreads.
 __device__ CutTask task_of(const SampleArguments& op, int64_t row) {
-  if (blockIdx.y == kOfDraw) return draw_task(op, row, row_of(op, row), row_largest<kCutWarps>(op, row));
-  return {CutTask::kCount, op.logits + row * op.logits_stride, op.logits_aligned, op.top, {false, 0, 0}, 1};
+  if (blockIdx.y == kOfDraw) return draw_task(op, op.rows[row], row_largest<kCutWarps>(op, row));
+  return {CutTask::kCount, op.top, {false, 0, 0}, 1};
 }
 __device__ RowCut* cut_of(const SampleArguments& op, int64_t row) {
   return op.cuts + blockIdx.y * op.row_count + row;
@@ -19,12 +28,12 @@ struct OwnLogits {
   float z[4 * kOwnFours];
   int64_t first[kOwnFours];  // of four, in the piece
 
-  __device__ OwnLogits(const CutTask& task, const PieceOfRow& p) {
+  __device__ OwnLogits(const CutValues& values, const PieceOfRow& p) {
 #pragma unroll
     for (int j = 0; j < kOwnFours; ++j) {
       first[j] = 4 * (int64_t{j} * kCutThreads + threadIdx.x);
       const float4 four = first[j] < p.count
-                              ? load_four(task.values + p.first, first[j], p.count, task.aligned)
+                              ? load_four(values.row + p.first, first[j], p.count, values.aligned)
                               : make_float4(0, 0, 0, 0);
       z[4 * j] = four.x, z[4 * j + 1] = four.y, z[4 * j + 2] = four.z, z[4 * j + 3] = four.w;
     }
@@ -36,10 +45,12 @@ __global__ void __launch_bounds__(kCutThreads) sample_histogram(SampleArguments 
   begin_kernel();
   QIAO_SHARED(DigitWeights, digits, 1);
   const PieceOfRow p = piece_of(op);
+  const CutValues values = values_of(op, p.row);
+  if (values.row == nullptr) return;
+  const OwnLogits own(values, p);  // on their way while the rest is found out
   const CutTask task = task_of(op, p.row);
   if (task.kind == CutTask::kNothing) return;
   RowCut* cut = cut_of(op, p.row);
-  const OwnLogits own(task, p);
   clear(digits);
   __syncthreads();
 #pragma unroll
@@ -92,44 +103,47 @@ __device__ void list_piece(const SampleArguments& op, const PieceOfRow& p, const
   }
 }
 
-// The keys of the digit that holds the cut, and what they have to give of what is wanted.
-struct LeftOver {
-  DigitRange range;
-  Whole wanted;
-};
-__device__ LeftOver left_over(const RowCut& cut, int64_t vocabulary) {
-  return {keys_of_digit(all_keys(), static_cast<unsigned>(cut.digit), vocabulary), cut.wanted - cut.before};
-}
+// What a row's pieces leave its last block: `listed` keys from the cut's digit on (kCount) or in it (kMass);
+// up to kMostSorted of them are sorted, in memory->list; more than kMostListed are not all in the list.
+struct FoundCut {
+  RowKeys row;
+  ListKeys listed;
+  DigitRange range;  // of the digit
+  Whole wanted;      // of the weights in it
+  CutMemory* memory;
 
-// The least key that stays of a row. The first `listed` of memory->list are sorted: all keys from the cut's
-// digit on (kCount), or those of the digit (kMass); or there are more than kMostListed, and none is there.
-__device__ Whole draw_cut(const SampleArguments& op, const CutTask& task, const RowCut& cut, unsigned listed,
-                          CutMemory* memory) {
-  const LeftOver left = left_over(cut, op.vocabulary);
-  const bool is_listed = listed <= kMostListed;
-  if (task.kind == CutTask::kMass && is_listed)
-    return cut_list(memory->list, listed, task.weight_of, left.wanted, 0);
+  __device__ bool is_sorted() const { return listed.count <= kMostSorted; }
+  __device__ bool is_listed() const { return listed.count <= kMostListed; }
+  // Where they are not sorted.
+  __device__ Whole find(DigitRange in, KeyWeight weight_of, Whole of_wanted, float top_p) const {
+    return is_listed() ? cut_keys(listed, row.count, in, memory, weight_of, of_wanted, top_p)
+                       : cut_keys(row, row.count, in, memory, weight_of, of_wanted, top_p);
+  }
+};
+
+// The least key that stays of a row.
+__device__ Whole draw_cut(const CutTask& task, const FoundCut& found) {
+  const Whole* list = found.memory->list;
+  if (found.is_sorted() && task.kind == CutTask::kMass)
+    return cut_list(list, static_cast<unsigned>(found.listed.count), task.weight_of, found.wanted, 0);
   const Whole least =
-      is_listed ? memory->list[task.count - 1]
-                : cut_row(task.values, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
+      found.is_sorted() ? list[task.count - 1] : found.find(found.range, task.weight_of, found.wanted, 0);
   if (task.kind == CutTask::kMass || !(task.top_p < 1)) return least;
   const KeyWeight mass{true, task.weight_of.largest, least};
-  if (is_listed) return cut_list(memory->list, static_cast<unsigned>(task.count), mass, 0, task.top_p);
+  if (found.is_sorted()) return cut_list(list, static_cast<unsigned>(task.count), mass, 0, task.top_p);
   __syncthreads();  // the list is read
-  return cut_row(task.values, op.vocabulary, all_keys(), memory, mass, 0, task.top_p);
+  return found.find(all_keys(), mass, 0, task.top_p);
 }
 
-// The largest logits in descending order; what there is in memory->list is as for draw_cut.
-__device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& task, const RowCut& cut,
-                         unsigned listed, CutMemory* memory) {
+// The largest logits in descending order.
+__device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& task, const FoundCut& found) {
   QIAO_SHARED(double, shift, 1);
-  Whole* sorted = memory->list;
-  if (listed > kMostListed) {
-    const LeftOver left = left_over(cut, op.vocabulary);
-    const Whole least =
-        cut_row(task.values, op.vocabulary, left.range, memory, task.weight_of, left.wanted, 0);
-    if (op.top > kMostListed) sorted = op.top_lists + row * op.top;
-    list_row(task.values, op.vocabulary, sorted, memory, [&](Whole key) { return key >= least; });
+  Whole* sorted = op.top > kMostSorted ? op.top_lists + row * op.top : found.memory->list;
+  if (!found.is_sorted()) {
+    const Whole least = found.find(found.range, task.weight_of, found.wanted, 0);
+    const auto wants = [&](Whole key) { return key >= least; };
+    found.is_listed() ? list_keys(found.listed, sorted, found.memory, wants)
+                      : list_keys(found.row, sorted, found.memory, wants);
   }
   if (threadIdx.x < 32) {
     const double sum = log_sum_exp_of(op.sums + row * op.pieces, op.pieces);
@@ -143,18 +157,20 @@ __device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& 
   }
 }
 
-__global__ void __launch_bounds__(kCutThreads) sample_cut(SampleArguments op) {
+__global__ void __launch_bounds__(kCutThreads, 3) sample_cut(SampleArguments op) {
   begin_kernel();
   auto* memory = shared_memory<CutMemory>();
   const PieceOfRow p = piece_of(op);
+  const CutValues values = values_of(op, p.row);
+  if (values.row == nullptr) return;
+  const OwnLogits own(values, p);  // on their way while the rest is found out
+  RowCut* cut = cut_of(op, p.row);
+  const Whole cut_digit = cut->digit;
+  const bool known_long = cut->candidates > kMostListed;
   const CutTask task = task_of(op, p.row);
   if (task.kind == CutTask::kNothing) return;
-  RowCut* cut = cut_of(op, p.row);
   Whole* list = op.lists + (blockIdx.y * op.row_count + p.row) * kMostListed;
-  const bool known_long = cut->candidates > kMostListed;
   if (!known_long) {
-    const OwnLogits own(task, p);
-    const Whole cut_digit = cut->digit;
     list_piece(op, p, own, cut, list, [&](Whole key) {
       const Whole digit = key >> kHighestShift;
       return task.kind == CutTask::kCount ? digit >= cut_digit
@@ -163,16 +179,21 @@ __global__ void __launch_bounds__(kCutThreads) sample_cut(SampleArguments op) {
   }
   if (!last_to_come(&cut->ticket, static_cast<unsigned>(op.pieces))) return;
   const unsigned listed = known_long ? kMostListed + 1 : __ldcg(&cut->listed);
-  if (listed <= kMostListed) {
+  if (listed <= kMostSorted) {
     for (unsigned i = threadIdx.x; i < listed; i += kCutThreads) memory->list[i] = __ldcg(list + i);
     __syncthreads();
     sort_descending(memory->list, listed);
   }
+  const FoundCut found{{values.row, op.vocabulary},
+                       {list, listed},
+                       keys_of_digit(all_keys(), static_cast<unsigned>(cut_digit), op.vocabulary),
+                       cut->wanted - cut->before,
+                       memory};
   if (blockIdx.y == kOfDraw) {
-    const Whole least = draw_cut(op, task, *cut, listed, memory);
+    const Whole least = draw_cut(task, found);
     if (threadIdx.x == 0) cut->least = least;
   } else {
-    list_top(op, p.row, task, *cut, listed, memory);
+    list_top(op, p.row, task, found);
   }
 }
 

@@ -1,6 +1,6 @@
 // What sample cuts with: keys that order a row's logits, histograms of their digits from the highest on, and
-// lists of keys that are few enough to be sorted in shared memory. Weights are whole numbers (one a logit, or
-// exp in fixed point), keys are distinct, so nothing depends on which thread comes first. Blocks of
+// lists of keys, which are sorted in shared memory where they are few. Weights are whole numbers (one a
+// logit, or exp in fixed point), keys are distinct, so nothing depends on which thread comes first. Blocks of
 // kCutThreads.
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace qiao::cuda {
 
 inline constexpr int kCutThreads = 512, kCutWarps = kCutThreads / 32;
-inline constexpr unsigned kDigits = 2048, kMostListed = 4096;
+inline constexpr unsigned kDigits = 2048, kMostSorted = 1024;
 inline constexpr int kDigitBits = 11, kHighestShift = 53;
 inline constexpr float kMassOne = 0x1p40f;  // 1 in fixed point: a vocabulary's sum fits 64 bits
 
@@ -136,39 +136,60 @@ __device__ inline void sort_descending(Whole* keys, int64_t count) {
   }
 }
 
-// Calls body(id, logit) for every logit of a row and, so that warps are whole, for ids beyond its end.
-template <class Body>
-__device__ void for_row(const float* row, int64_t vocabulary, Body body) {
+// Where keys come from: a row's logits, or a list.
+struct RowKeys {
+  const float* row;
+  int64_t count;  // the vocabulary
+
+  using Raw = float;
+  __device__ float load(int64_t i) const { return row[i]; }
+  __device__ Whole key(float raw, int64_t i) const { return key_of(raw, i, count); }
+};
+struct ListKeys {
+  const Whole* list;
+  int64_t count;
+
+  using Raw = Whole;
+  __device__ Whole load(int64_t i) const { return __ldcg(list + i); }
+  __device__ Whole key(Whole raw, int64_t) const { return raw; }
+};
+
+// Calls body(true, key) for every key and, so that warps are whole, body(false, ..) beyond the last.
+template <class Keys, class Body>
+__device__ void for_keys(const Keys& keys, Body body) {
   constexpr int kAtOnce = 8;  // loads on their way
-  for (int64_t base = threadIdx.x; base - threadIdx.x < vocabulary; base += kAtOnce * kCutThreads) {
-    float z[kAtOnce];
+  for (int64_t base = threadIdx.x; base - threadIdx.x < keys.count; base += kAtOnce * kCutThreads) {
+    typename Keys::Raw raw[kAtOnce];
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
-      const int64_t id = base + j * kCutThreads;
-      z[j] = id < vocabulary ? row[id] : 0.0f;
+      const int64_t i = base + j * kCutThreads;
+      raw[j] = i < keys.count ? keys.load(i) : typename Keys::Raw{};
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) body(base + j * kCutThreads, z[j]);
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t i = base + j * kCutThreads;
+      body(i < keys.count, keys.key(raw[j], i));
+    }
   }
 }
 
 struct CutMemory {
-  Whole list[kMostListed];
+  Whole list[kMostSorted];
   DigitWeights digits;
-  unsigned counts[kDigits];
   unsigned listed;
+
+  static_assert(sizeof(Whole) * kMostSorted >= sizeof(unsigned) * kDigits);
+  __device__ unsigned* counts() { return reinterpret_cast<unsigned*>(list); }  // until something is listed
 };
 
-// Puts the keys of a row for which wants(key) is true, of which there are at most as many as fit, into
-// `list`, sorted; returns how many there are.
-template <class Wants>
-__device__ unsigned list_row(const float* row, int64_t vocabulary, Whole* list, CutMemory* memory,
-                             Wants wants) {
+// Puts the keys for which wants(key) is true, of which there are at most as many as fit, into `list`, sorted;
+// returns how many there are.
+template <class Keys, class Wants>
+__device__ unsigned list_keys(const Keys& keys, Whole* list, CutMemory* memory, Wants wants) {
   if (threadIdx.x == 0) memory->listed = 0;
   __syncthreads();
-  for_row(row, vocabulary, [&](int64_t id, float z) {
-    const Whole key = key_of(z, id, vocabulary);
-    if (id < vocabulary && wants(key)) list[atomicAdd(&memory->listed, 1u)] = key;
+  for_keys(keys, [&](bool inside, Whole key) {
+    if (inside && wants(key)) list[atomicAdd(&memory->listed, 1u)] = key;
   });
   __syncthreads();
   sort_descending(list, memory->listed);
@@ -206,26 +227,26 @@ struct KeyWeight {
 // reach what is wanted of them: `wanted` > 0, or where that is 0 the share top_p of their sum.
 __device__ inline Whole cut_list(const Whole* list, unsigned count, KeyWeight weight_of, Whole wanted,
                                  float top_p) {
-  const FoundPlace found = find_place<kMostListed / kCutThreads>(
+  const FoundPlace found = find_place<kMostSorted / kCutThreads>(
       [&](unsigned i) { return i < count ? weight_of(list[i]) : 0; },
       [&](Whole sum) { return wanted > 0 ? wanted : wanted_mass(top_p, sum); });
   return list[found.place];
 }
 
-// The same of a row's keys in `range`: a pass over the row a digit, until the keys left can be listed. One
-// block for the whole row: it is what rows take of which too many logits are alike.
-QIAO_NO_INLINE __device__ inline Whole cut_row(const float* row, int64_t vocabulary, DigitRange range,
-                                               CutMemory* memory, KeyWeight weight_of, Whole wanted,
-                                               float top_p) {
+// The same of keys in `range`: a pass over them a digit, until those left can be sorted. One block for all of
+// them: it is what rows take of which many logits are alike.
+template <class Keys>
+QIAO_NO_INLINE __device__ Whole cut_keys(Keys keys, int64_t vocabulary, DigitRange range, CutMemory* memory,
+                                         KeyWeight weight_of, Whole wanted, float top_p) {
   for (;;) {
     clear(&memory->digits);
-    for (unsigned i = threadIdx.x; i < kDigits; i += kCutThreads) memory->counts[i] = 0;
+    for (unsigned i = threadIdx.x; i < kDigits; i += kCutThreads) memory->counts()[i] = 0;
     __syncthreads();
     const Whole digits = Whole{1} << min(kDigitBits, range.end - range.shift);
-    for_row(row, vocabulary, [&](int64_t id, float z) {
-      const Whole key = key_of(z, id, vocabulary), digit = (key - range.least) >> range.shift;
-      const bool inside = id < vocabulary && digit < digits;
-      tally(&memory->digits, memory->counts, inside ? static_cast<unsigned>(digit) : 0,
+    for_keys(keys, [&](bool inside, Whole key) {
+      const Whole digit = (key - range.least) >> range.shift;
+      inside = inside && digit < digits;
+      tally(&memory->digits, memory->counts(), inside ? static_cast<unsigned>(digit) : 0,
             inside ? weight_of(key) : 0);
     });
     __syncthreads();
@@ -233,13 +254,13 @@ QIAO_NO_INLINE __device__ inline Whole cut_row(const float* row, int64_t vocabul
         [&](unsigned place) { return memory->digits.of(kDigits - 1 - place); },
         [&](Whole sum) { return wanted > 0 ? wanted : wanted_mass(top_p, sum); });
     const unsigned digit = kDigits - 1 - found.place;
-    const bool few = memory->counts[digit] <= kMostListed, is_last = range.shift == 0;
+    const bool few = memory->counts()[digit] <= kMostSorted, is_last = range.shift == 0;
     range = keys_of_digit(range, digit, vocabulary);
     wanted = found.wanted - found.before;
     if (is_last) return range.least;
     __syncthreads();  // the counts are read
     if (!few) continue;
-    const unsigned listed = list_row(row, vocabulary, memory->list, memory, [&](Whole key) {
+    const unsigned listed = list_keys(keys, memory->list, memory, [&](Whole key) {
       return (key - range.least) >> range.end == 0 && weight_of(key) != 0;
     });
     return cut_list(memory->list, listed, weight_of, wanted, 0);
