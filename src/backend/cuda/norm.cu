@@ -38,7 +38,8 @@ __device__ float4 four_at(const float* row, int64_t at, int64_t width, bool alig
 }
 
 template <int kWarps, int kKept, bool kVectors>
-__global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_forward(NormArguments op) {
+__global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps, kWarps == 16 ? 2 : 1)
+    norm_forward(NormArguments op) {
   begin_kernel();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= op.rows) return;  // of a warp for itself: no barrier follows

@@ -157,7 +157,7 @@ __device__ void list_top(const SampleArguments& op, int64_t row, const CutTask& 
   }
 }
 
-__global__ void __launch_bounds__(kCutThreads, 3) sample_cut(SampleArguments op) {
+__global__ void __launch_bounds__(kCutThreads, 2) sample_cut(SampleArguments op) {
   begin_kernel();
   auto* memory = shared_memory<CutMemory>();
   const PieceOfRow p = piece_of(op);
