@@ -12,20 +12,16 @@
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.
 // A stage's instructions bound what the formats with small blocks can reach (four a clock, where memory gives
-// 16 to 18 bytes a clock). So an integer product begins with the number that makes its bits a float's
-// (kMagic), less the format's offset times the sum of x, and neither is a step of its own; and up to four
-// tokens have columns of mma of which a lane takes one. The share of the bandwidth is not yet measured.
+// 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth is not yet
+// measured.
 #pragma once
 
+#include "backend/cuda/matmul_few_group.h"
 #include "backend/cuda/matmul_mma.h"
 
 namespace qiao::cuda {
 
 inline constexpr int kLogFewWarps = 4, kMostFewWarps = 1 << kLogFewWarps;
-// 1.5 * 2^23: these bits and an integer below 2^22 added to them are that float plus the integer.
-inline constexpr int kMagic = 0x4b400000;
-inline constexpr float kMagicFloat = 12582912.0f;
-
 template <class P>
 struct FewShape {
   static constexpr int kStage = P::kFewStage;
@@ -34,8 +30,8 @@ struct FewShape {
   static constexpr int kFit = 11264 / kStageBytes;
   static constexpr int kStages = kFit < 3 ? 3 : kFit > 6 ? 6 : kFit;
   static constexpr int kWarpBytes = kStages * kStageBytes;
-  static constexpr int kTokenBytes = 32;  // of a step
-  static constexpr int kMetaBytes = !P::kQuants ? 0 : P::kHalves ? 16 : 8;
+  static constexpr int kTokenBytes = 32;            // of a step
+  static constexpr int kMetaBytes = P::kMetaBytes;  // of a token and a group
   static constexpr int kTicketBytes = kMostFewWarps * 4;
   static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0);
 
@@ -43,21 +39,6 @@ struct FewShape {
   static int64_t x_bytes(int64_t columns, int64_t tokens) {
     return columns / P::kStep * kTokenBytes * tokens + columns / 32 * kFewTokens * kMetaBytes;
   }
-};
-
-// Which of mma's sums a lane has, and a column's token. With all eight columns:
-struct AllColumns {
-  static constexpr int kSums = 4;
-  __device__ static int of_column(int column) { return column; }
-  __device__ static int token(int lane, int i) { return lane % 4 * 2 + i % 2; }
-  __device__ static int row(int lane, int i) { return lane / 4 + i / 2 * 8; }
-};
-// Up to four tokens have the even ones: what follows an integer product is half as much.
-struct EvenColumns {
-  static constexpr int kSums = 2;
-  __device__ static int of_column(int column) { return column / 2; }
-  __device__ static int token(int lane, int) { return lane % 4; }
-  __device__ static int row(int lane, int i) { return lane / 4 + i * 8; }
 };
 
 // A block's work in one tile of tokens and one panel of K; units are counted within it.
@@ -86,7 +67,7 @@ struct FewBlock {
   using S = FewShape<P>;
   const MatmulArguments& op;
   int log_warps, warp, lane;
-  // In shared memory: this warp's stages; x; [group of 32][token] a scale and what add_group() takes with it;
+  // In shared memory: this warp's stages; x; [group of 32][token] a scale and what add_few() takes with it;
   // by the warp that a row tile begins in, how many of its segments are there.
   uint8_t *stages, *x, *meta;
   unsigned* tickets;
@@ -146,22 +127,10 @@ struct FewBlock {
     const int inside = at % P::kStep, half = inside / (P::kStep / 2);
     uint8_t* to = x + (at / P::kStep * tokens + token) * S::kTokenBytes + half * 4;
     if constexpr (P::kQuants) {
-      using F = typename P::F;
       ActivationMeta own;
       *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four(values, own);
       if (threadIdx.x % 8 != 0) return;
-      const int low = low_sum(own.sums), high = high_sum(own.sums);
-      const unsigned scale = __float_as_uint(own.scale);
-      uint8_t* meta_to = meta + (at / 32 * kFewTokens + token) * S::kMetaBytes;
-      if constexpr (F::kHalves) {
-        const int factor = F::kOffset == 0 ? 1 : -F::kOffset;
-        *reinterpret_cast<uint4*>(meta_to) =
-            make_uint4(scale, static_cast<unsigned>(factor * low), static_cast<unsigned>(factor * high), 0);
-      } else {
-        const unsigned second = F::kMinimum ? __float_as_uint(own.scale * static_cast<float>(low + high))
-                                            : static_cast<unsigned>(kMagic - F::kOffset * (low + high));
-        *reinterpret_cast<uint2*>(meta_to) = make_uint2(scale, second);
-      }
+      store_meta<typename P::F>(own, meta + (at / 32 * kFewTokens + token) * S::kMetaBytes);
     } else {
       to += inside % 8 / 2 * 8;
       *reinterpret_cast<uint32_t*>(to) = two_bf16(values[0], values[1]);
@@ -176,71 +145,12 @@ struct FewBlock {
     const uint2 both = tile::pair(x_step);
     const uint32_t b[2] = {both.x, both.y};
     if constexpr (P::kQuants) {
-      add_group<L, typename P::F>(stage, step, b, metas, sums);
+      using F = typename P::F;
+      add_few<L, F>(stage + step / F::kGroups * F::kTileBytes, step % F::kGroups, lane, b, metas, sums);
     } else {
       const uint4 four = tile::four(stage + step * 512 + lane * 16);
       const uint32_t a[4] = {four.x, four.y, four.z, four.w};
       multiply_add_bf16(sums, a, b);
-    }
-  }
-
-  // The arithmetic of matmul_mma.h's add_group.
-  template <class L, class F>
-  __device__ void add_group(const uint8_t* stage, int step, const uint32_t (&b)[2], const uint8_t* metas,
-                            float (&sums)[L::kSums]) const {
-    constexpr int kApart = 4 / L::kSums;  // a lane's sums, in mma's
-    const uint8_t* t = stage + step / F::kGroups * F::kTileBytes;
-    const int group = step % F::kGroups;
-    uint32_t a[4];
-    F::quants(t, lane, group, a);
-    const GroupScales scales[2] = {F::scales(t, lane / 4, group), F::scales(t, lane / 4 + 8, group)};
-    float scale_of_x[2];
-    if constexpr (F::kHalves) {
-      int of_x[2][2], low[4], high[4], from_low[4], from_high[4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint4 own = tile::four(metas + i / kApart * 16);
-        scale_of_x[i] = __uint_as_float(own.x);
-        of_x[i][0] = static_cast<int>(own.y), of_x[i][1] = static_cast<int>(own.z);
-        from_low[i] = from_low[i + 2] = F::kOffset == 0 ? 0 : of_x[i][0];
-        from_high[i] = from_high[i + 2] = F::kOffset == 0 ? 0 : of_x[i][1];
-      }
-      const uint32_t first[2] = {a[0], a[1]}, rest[2] = {a[2], a[3]};
-      multiply_add_s8(low, from_low, first, b[0]);
-      multiply_add_s8(high, from_high, rest, b[1]);
-#pragma unroll
-      for (int n = 0; n < L::kSums; ++n) {
-        const int i = n * kApart;
-        const GroupScales& s = scales[i / 2];
-        const float scale = scale_of_x[i % 2];
-        sums[n] = fmaf(scale * s.scale, static_cast<float>(s.low * low[i] + s.high * high[i]), sums[n]);
-        if constexpr (F::kMinimum) {
-          const int sum = s.minimum_low * of_x[i % 2][0] + s.minimum_high * of_x[i % 2][1];
-          sums[n] = fmaf(scale * static_cast<float>(sum), s.minimum, sums[n]);
-        }
-      }
-    } else {
-      uint32_t second[2];
-      if constexpr (kApart == 1) {
-        const uint4 own = tile::four(metas);
-        scale_of_x[0] = __uint_as_float(own.x), second[0] = own.y;
-        scale_of_x[1] = __uint_as_float(own.z), second[1] = own.w;
-      } else {
-        const uint2 own = tile::pair(metas);
-        scale_of_x[0] = scale_of_x[1] = __uint_as_float(own.x), second[0] = second[1] = own.y;
-      }
-      int from[4], products[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) from[i] = F::kOffset == 0 ? kMagic : static_cast<int>(second[i % 2]);
-      multiply_add_s8(products, from, a, b);
-#pragma unroll
-      for (int n = 0; n < L::kSums; ++n) {
-        const int i = n * kApart;
-        const GroupScales& s = scales[i / 2];
-        const float product = __int_as_float(products[i]) - kMagicFloat;
-        sums[n] = fmaf(scale_of_x[i % 2] * s.scale, product, sums[n]);
-        if constexpr (F::kMinimum) sums[n] = fmaf(__uint_as_float(second[i % 2]), s.minimum, sums[n]);
-      }
     }
   }
 

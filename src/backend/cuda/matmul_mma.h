@@ -16,7 +16,8 @@ namespace qiao::cuda {
 
 // BF16: steps of 16. kStage: columns of a stage, kFewStage with few tokens.
 struct Bf16Product {
-  static constexpr bool kQuants = false, kHalves = false;
+  static constexpr bool kQuants = false;
+  static constexpr int kMetaBytes = 0;  // with few tokens
   static constexpr int kFewStage = 64, kStage = 64, kStages = 4;
   static constexpr int kWarps = 4, kRowTiles = 2;  // of a warp
   static constexpr int kStep = 16, kElementBytes = 2;
@@ -27,7 +28,8 @@ struct Bf16Product {
 template <DType kType>
 struct QuantProduct {
   using F = Format<kType>;
-  static constexpr bool kQuants = true, kHalves = F::kHalves;
+  static constexpr bool kQuants = true;
+  static constexpr int kMetaBytes = F::kHalves ? 16 : 8;
   static constexpr int kFewStage = F::kTileBytes * (256 / F::kElements) > 4096 ? 128 : 256;
   static constexpr int kStage = 256, kStages = 2;
   static constexpr int kWarps = 8, kRowTiles = 1;
