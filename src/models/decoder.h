@@ -29,7 +29,8 @@ struct LaidOutTensor {
 
 struct DecoderOptions {
   enum class Policy { kAuto, kF32, kBF16, kQ8 };
-  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8.
+  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8. Attention over the cache
+  // computes in kBF16 where kBF16 is asked for or its projections do.
   Policy compute = Policy::kAuto;
   int64_t context = 0;  // see read_decoder_config
   // Float weights are laid out in this dtype (F32 or BF16, what training computes in) rather than in the

@@ -127,6 +127,13 @@ Compute TensorLoader::compute_for(DType dtype) const {
   return Compute::kF32;
 }
 
+Compute TensorLoader::attention_compute(const nn::LinearLayer& projections) const {
+  using Policy = DecoderOptions::Policy;
+  if (options_.compute == Policy::kF32) return Compute::kF32;
+  const bool rounded = !projections.pieces.empty() && projections.pieces.front().compute == Compute::kBF16;
+  return rounded || options_.compute == Policy::kBF16 ? Compute::kBF16 : Compute::kF32;
+}
+
 std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& segments, int64_t experts,
                                                   int64_t columns) {
   const auto check_dtypes = [&](const Segment& segment) {

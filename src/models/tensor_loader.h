@@ -73,6 +73,8 @@ class TensorLoader {
   // Throws for a tensor of the first `layers` layers that nothing asked for: the family does not have it.
   void refuse_unknown(int64_t layers) const;
   uint64_t laid_out_bytes() const { return laid_out_; }
+  // What attention behind these projections computes in.
+  Compute attention_compute(const nn::LinearLayer& projections) const;
 
  private:
   const TensorInfo& need(const std::string& name, const std::vector<int64_t>& shape);

@@ -161,6 +161,7 @@ class Builder {
     made.window = slides ? config_.sliding_window : 0;
     made.scale = config_.attention_scale;
     made.soft_cap = config_.attn_logit_softcapping;
+    made.compute = loader_.attention_compute(made.qkv);
     return made;
   }
 

@@ -169,6 +169,7 @@ Tensor AttentionLayer::attend(Context& context, const Tensor& q, const StepIndic
   op.window = window;
   op.scale = scale;
   op.soft_cap = soft_cap;
+  op.compute = compute;
   op.out = out.split_last(heads);
   context.attention_paged(op);
   return out;

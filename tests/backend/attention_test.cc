@@ -144,7 +144,9 @@ TEST_F(AttentionTest, Refuses) {
   EXPECT_EQ(refusal(op), "attention_paged: soft_cap is -1, expected 0 (none) or more");
   op = op_, op.scale = INFINITY;
   EXPECT_EQ(refusal(op), "attention_paged: scale is not finite");
-  op = op_, op.out = reshaped(q_, {2, 2, 2});
+  op = op_, op.compute = Compute::kQ8;
+  EXPECT_EQ(refusal(op), "attention_paged: compute is Q8, expected F32 or BF16");
+  op = op_, op.compute = Compute::kBF16, op.out = reshaped(q_, {2, 2, 2});
   EXPECT_EQ(refusal(op), "");
   op.out = op.out.slice(1, 1), op.q = op.q.slice(0, 1);
   EXPECT_EQ(refusal(op), "");

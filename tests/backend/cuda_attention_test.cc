@@ -38,7 +38,7 @@ class Cache {
 
   // The outputs of the last queries[s] queries of each sequence; with `law` within its bound of them.
   std::vector<float> attend(const std::vector<int32_t>& queries, const Tensor& q, int64_t window,
-                            bool law = false) {
+                            bool law = false, Compute compute = Compute::kF32) {
     const auto sequences = static_cast<int64_t>(queries.size());
     Ints starts({sequences + 1}), lengths({sequences}, lengths_);
     for (int64_t s = 0; s < sequences; ++s) {
@@ -49,6 +49,7 @@ class Cache {
     op.q = q, op.pages = pages_.get(), op.page_table = table_, op.lengths = lengths;
     op.query_starts = starts, op.out = out, op.window = window;
     op.scale = 0.3f;
+    op.compute = compute;
     const Buffer workspace = chip_.allocate(chip_.workspace_bytes(op));
     op.workspace = Tensor(workspace.data(), DType::kU8, {static_cast<int64_t>(workspace.bytes())});
     chip_.attention_paged(op);
@@ -79,14 +80,21 @@ class Cache {
   // ops/attention.h's.
   void hold_bound(AttentionPaged op, const std::vector<float>& out) const {
     const auto gamma = [](double n) { return n * 0x1p-24 / (1 - n * 0x1p-24); };
+    const DType dtype = law_pages_->spec().dtype;
+    const bool f16 = op.compute == Compute::kBF16 && dtype == DType::kF16;
+    const bool bf16 = op.compute == Compute::kBF16 && dtype == DType::kBF16;
+    const double rounding = f16 ? 0x1p-11 : bf16 ? 0x1p-8 : 0, tiny = f16 ? 0x1p-24 : 0;
     op.pages = law_pages_.get();
     const reference::AttentionTerms terms = reference::exact_attention(op);
     const int64_t heads = op.q.shape[1], width = op.q.shape[2];
     for (size_t i = 0; i < out.size(); ++i) {
       const size_t row = i / static_cast<size_t>(width);
       const auto keys = static_cast<double>(terms.keys[row / static_cast<size_t>(heads)]);
-      const double exponent = 2 * gamma(static_cast<double>(width) + 16) * terms.score[row];
-      const double bound = (std::expm1(exponent) + gamma(2 * keys + 16)) * terms.magnitude[i] + 0x1p-126;
+      const double score =
+          ((1 + rounding) * (1 + gamma(static_cast<double>(width) + 16)) - 1) * terms.score[row] +
+          tiny * terms.spread[row];
+      const double relative = std::exp(2 * score) * (1 + rounding) * (1 + gamma(2 * keys + 16)) - 1;
+      const double bound = relative * terms.magnitude[i] + tiny * terms.values[i] + 0x1p-126;
       ASSERT_LE(std::abs(static_cast<double>(out[i]) - terms.out[i]), bound) << "row " << row;
     }
   }
@@ -116,42 +124,77 @@ class CudaAttentionTest : public ::testing::Test {
   }
 };
 
-class CudaAttentionPagesTest : public CudaAttentionTest, public ::testing::WithParamInterface<DType> {};
+struct Kind {
+  DType dtype;
+  Compute compute;
+};
+
+class CudaAttentionPagesTest : public CudaAttentionTest, public ::testing::WithParamInterface<Kind> {};
 
 // The last 24 queries of 700 tokens in one go, which walk three chunks a tile; some alone, whose chunks are
 // computed apart; and beside others, in batches that split them and in one that does not.
 TEST_P(CudaAttentionPagesTest, ChunksComputedApartAreTheSameBits) {
   const std::unique_ptr<Backend> owner = make_cuda_backend({});
   Backend& chip = *owner;
-  const KvPagesSpec heads{0, 0, 2, 32, GetParam()};
+  const auto [dtype, compute] = GetParam();
+  const KvPagesSpec heads{0, 0, 2, 32, dtype};
   constexpr int32_t kLength = 700, kQueries = 24;
   constexpr int64_t kWidth = 6 * 32;
   for (const int64_t window : {0, 300}) {
     Floats q({kQueries, 6, 32});
     fill(q);
     Cache whole(chip, heads, {kLength});
-    const std::vector<float> all = whole.attend({kQueries}, q, window, true);
-    EXPECT_EQ(whole.attend({1}, q.tensor().slice(kQueries - 1, 1), window),
+    const std::vector<float> all = whole.attend({kQueries}, q, window, true, compute);
+    EXPECT_EQ(whole.attend({1}, q.tensor().slice(kQueries - 1, 1), window, false, compute),
               rows_of(all, kQueries - 1, 1, kWidth));
-    EXPECT_EQ(whole.attend({5}, q.tensor().slice(kQueries - 5, 5), window),
+    EXPECT_EQ(whole.attend({5}, q.tensor().slice(kQueries - 5, 5), window, false, compute),
               rows_of(all, kQueries - 5, 5, kWidth));
 
     Cache mixed(chip, heads, {40, kLength, 17});
     Floats step({43, 6, 32});
     fill(step);
     std::memcpy(step.data() + 40 * kWidth, q.data() + (kQueries - 2) * kWidth, 2 * kWidth * sizeof(float));
-    EXPECT_EQ(rows_of(mixed.attend({40, 2, 1}, step, window, true), 40, 2, kWidth),
+    EXPECT_EQ(rows_of(mixed.attend({40, 2, 1}, step, window, true, compute), 40, 2, kWidth),
               rows_of(all, kQueries - 2, 2, kWidth));
 
     Cache idle(chip, heads, {33, kLength, 17});
-    EXPECT_EQ(idle.attend({0, 3, 0}, q.tensor().slice(kQueries - 3, 3), window),
+    EXPECT_EQ(idle.attend({0, 3, 0}, q.tensor().slice(kQueries - 3, 3), window, false, compute),
               rows_of(all, kQueries - 3, 3, kWidth));
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CudaAttentionPagesTest,
-                         ::testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0),
-                         [](const auto& info) { return std::string(traits(info.param).name); });
+                         ::testing::Values(Kind{DType::kF32, Compute::kF32}, Kind{DType::kF16, Compute::kF32},
+                                           Kind{DType::kBF16, Compute::kF32},
+                                           Kind{DType::kQ8_0, Compute::kF32},
+                                           Kind{DType::kF16, Compute::kBF16},
+                                           Kind{DType::kBF16, Compute::kBF16},
+                                           Kind{DType::kQ8_0, Compute::kBF16}),
+                         [](const auto& info) {
+                           return std::string(traits(info.param.dtype).name) +
+                                  (info.param.compute == Compute::kBF16 ? "Rounded" : "");
+                         });
+
+// Rows that F16 would not hold as they are, beside small ones, through heads of 128 and several tiles of
+// rows.
+TEST_F(CudaAttentionTest, RowsOfAnySizeAreRoundedByTheirOwn) {
+  const std::unique_ptr<Backend> chip = make_cuda_backend({});
+  const KvPagesSpec heads{0, 0, 1, 128, DType::kF16};
+  constexpr int32_t kLength = 300, kQueries = 70;
+  constexpr int64_t kHeads = 3, kWidth = kHeads * 128;
+  Floats q({kQueries, kHeads, 128});
+  fill(q);
+  for (int64_t row = 0; row < kQueries * kHeads; ++row) {
+    const float size = row % 5 == 0 ? 0x1p-30f : row % 5 == 1 ? 1e-3f : 1;
+    for (int64_t d = 0; d < 128; ++d) q.data()[row * 128 + d] *= d == 7 ? size * 0x1p-10f : size;
+  }
+  for (int64_t d = 0; d < 128; ++d) q.data()[d] *= 0x1p60f;  // 2^30: its largest score alone counts
+  Cache cache(*chip, heads, {kLength});
+  const std::vector<float> all = cache.attend({kQueries}, q, 0, true, Compute::kBF16);
+  EXPECT_TRUE(std::all_of(all.begin(), all.end(), [](float x) { return std::isfinite(x); }));
+  EXPECT_EQ(cache.attend({1}, q.tensor().slice(kQueries - 1, 1), 0, true, Compute::kBF16),
+            rows_of(all, kQueries - 1, 1, kWidth));
+}
 
 // More sequences than a warp looks through at once, with none, one or many queries.
 TEST_F(CudaAttentionTest, ManySequencesFindTheirTiles) {

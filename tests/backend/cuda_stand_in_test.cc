@@ -329,6 +329,14 @@ TEST_F(CudaStandInTest, ProductsOf8BitsAreThoseOfPlainLoops) {
   }
 }
 
+TEST_F(CudaStandInTest, PowersOfTwoAreFlushed) {
+  EXPECT_EQ(exp2_flushed(3.0f), 8.0f);
+  EXPECT_EQ(exp2_flushed(-126.0f), 0x1p-126f);
+  EXPECT_EQ(exp2_flushed(-127.0f), 0.0f);
+  EXPECT_EQ(exp2_flushed(-INFINITY), 0.0f);
+  EXPECT_TRUE(std::isnan(exp2_flushed(NAN)));
+}
+
 // E4M3 by its definition (OCP 8-bit floating point): 1.m * 2^(e - 7), no infinities, 448 the largest.
 TEST_F(CudaStandInTest, E4M3RoundsToNearestEven) {
   EXPECT_EQ(float_of_e4m3(0x7e), 448.0f);

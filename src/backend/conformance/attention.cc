@@ -120,21 +120,29 @@ struct Indices {
   }
 };
 
-// The contract's bound (ops/attention.h).
-double attention_bound(int64_t width, int64_t keys, double score, double magnitude) {
-  const double exponent = 2 * gamma(static_cast<double>(width) + 16) * score;
-  return (std::expm1(exponent) + gamma(2 * static_cast<double>(keys) + 16)) * magnitude + 0x1p-126;
+// The contract's bound (ops/attention.h) of an element, `at` of its row of heads.
+double attention_bound(const AttentionPaged& law, const reference::AttentionTerms& terms, size_t at) {
+  const auto heads = static_cast<size_t>(law.q.shape[1]), width = static_cast<size_t>(law.q.shape[2]);
+  const size_t row = at / width;
+  const double of_score = gamma(static_cast<double>(width) + 16) * terms.score[row];
+  const double of_sum = gamma(2 * static_cast<double>(terms.keys[row / heads]) + 16);
+  const DType dtype = law.pages->spec().dtype;
+  if (law.compute == Compute::kF32 || (dtype != DType::kF16 && dtype != DType::kBF16)) {
+    return (std::expm1(2 * of_score) + of_sum) * terms.magnitude[at] + 0x1p-126;
+  }
+  const bool narrow = dtype == DType::kF16;
+  const double rounding = narrow ? 0x1p-11 : 0x1p-8, tiny = narrow ? 0x1p-24 : 0;
+  const double score = of_score + rounding * (terms.score[row] + of_score) + tiny * terms.spread[row];
+  return (std::exp(2 * score) * (1 + rounding) * (1 + of_sum) - 1) * terms.magnitude[at] +
+         tiny * terms.values[at] + 0x1p-126;
 }
 
 void compare_attention(Harness& h, size_t line, const AttentionPaged& law, const Guarded& out) {
   const reference::AttentionTerms terms = reference::exact_attention(law);
-  const int64_t heads = law.q.shape[1], width = law.q.shape[2];
+  const int64_t width = law.q.shape[2];
   for (int64_t i = 0; i < out.elements(); ++i) {
     const auto at = static_cast<size_t>(i);
-    const int64_t row = i / width;
-    const double bound = attention_bound(width, terms.keys[static_cast<size_t>(row / heads)],
-                                         terms.score[static_cast<size_t>(row)], terms.magnitude[at]);
-    h.element(line, out.result_at(i), terms.out[at], bound, row, i % width);
+    h.element(line, out.result_at(i), terms.out[at], attention_bound(law, terms, at), i / width, i % width);
   }
 }
 
@@ -155,7 +163,7 @@ void random_rule(Harness& h, int64_t width, AttentionPaged* op) {
   op->scale = h.pick({1.0f / std::sqrt(static_cast<float>(width)), 1.0f, 0.0f, -0.3f});
 }
 
-void attention_case(Harness& h, size_t line, DType dtype) {
+void attention_case(Harness& h, size_t line, DType dtype, Compute compute) {
   const Heads heads = random_heads(h, dtype);
   Batch batch;
   const int64_t longest = h.options().quick ? 70 : 300;
@@ -188,6 +196,7 @@ void attention_case(Harness& h, size_t line, DType dtype) {
   Indices indices(h, batch);
   AttentionPaged op, law;
   random_rule(h, heads.width, &op);
+  op.compute = compute;
   law = op;
   if (h.chance(0.7)) indices.drop_unseen(batch, op.window, spec.page_tokens);
   indices.to(&op, &law);
@@ -247,7 +256,8 @@ std::vector<float> in_chunks(Harness& h, size_t line, const Guarded& q, const Gu
 }
 
 // Chunks of 1, 7, 16 and all, page sizes and placements, alone and among others: the same bytes.
-void attention_invariance(Harness& h, size_t line, DType dtype, const Heads& heads, int64_t length) {
+void attention_invariance(Harness& h, size_t line, DType dtype, Compute compute, const Heads& heads,
+                          int64_t length) {
   Guarded q(h, DType::kF32, {length, heads.query, heads.width});
   Guarded k(h, DType::kF32, {length, heads.kv, heads.width}),
       v(h, DType::kF32, {length, heads.kv, heads.width});
@@ -255,6 +265,7 @@ void attention_invariance(Harness& h, size_t line, DType dtype, const Heads& hea
   KvPagesSpec spec{0, 16, heads.kv, heads.width, dtype};
   AttentionPaged rule;
   random_rule(h, heads.width, &rule);
+  rule.compute = compute;
   const std::vector<float> whole = in_chunks(h, line, q, k, v, spec, rule, length, 0);
   for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{16}, length}) {
     spec.page_tokens = h.pick<int64_t>({1, 16, 32});
@@ -270,10 +281,9 @@ void attention_invariance(Harness& h, size_t line, DType dtype, const Heads& hea
   }
 }
 
-void attention_bench(Harness& h, size_t line, DType dtype, int64_t sequences, int64_t length,
-                     int64_t queries) {
+void attention_bench(Harness& h, size_t line, DType dtype, Compute compute, const Heads& heads,
+                     int64_t sequences, int64_t length, int64_t queries) {
   if (!h.benches()) return;
-  const Heads heads{12, 2, 128};
   Batch batch;
   batch.lengths.assign(static_cast<size_t>(sequences), length);
   batch.queries.assign(batch.lengths.size(), queries);
@@ -291,11 +301,15 @@ void attention_bench(Harness& h, size_t line, DType dtype, int64_t sequences, in
   AttentionPaged op, unused;
   indices.to(&op, &unused);
   op.scale = 0.088f;
+  op.compute = compute;
   op.q = q.device(), op.out = out.device(), op.pages = pages.chip.get();
   h.give_workspace(&op);
   const int64_t pairs = sequences * (queries * length - queries * (queries - 1) / 2);
-  h.bench(line, fmt::format("S={} length={} queries={} H=12 G=2 D=128", sequences, length, queries),
-          op.bytes(sequences * length), op.flops(pairs), Harness::Peak::kF32,
+  h.bench(line,
+          fmt::format("S={} length={} queries={} H={} G={} D={}", sequences, length, queries, heads.query,
+                      heads.kv, heads.width),
+          op.bytes(sequences * length), op.flops(pairs),
+          compute == Compute::kBF16 ? Harness::Peak::kBF16 : Harness::Peak::kF32,
           [&] { h.chip().attention_paged(op); });
 }
 
@@ -409,20 +423,29 @@ void conform_kv_write(Harness& h) {
 }
 
 void conform_attention_paged(Harness& h) {
-  for (const DType dtype : kPageDTypes) {
-    const size_t line = h.line("attention_paged", traits(dtype).name);
+  const auto conform = [&h](DType dtype, Compute compute) {
+    const size_t line =
+        h.line("attention_paged", compute == Compute::kF32 ? std::string(traits(dtype).name)
+                                                           : fmt::format("{} bf16", traits(dtype).name));
     const bool quick = h.options().quick;
-    for (int i = 0; i < (quick ? 12 : 80); ++i) h.run_case(line, [&] { attention_case(h, line, dtype); });
+    for (int i = 0; i < (quick ? 12 : 80); ++i) {
+      h.run_case(line, [&] { attention_case(h, line, dtype, compute); });
+    }
     for (int i = 0; i < (quick ? 2 : 8); ++i) {
       h.run_case(line, [&] {
-        attention_invariance(h, line, dtype, random_heads(h, dtype), h.between(20, quick ? 40 : 150));
+        attention_invariance(h, line, dtype, compute, random_heads(h, dtype),
+                             h.between(20, quick ? 40 : 150));
       });
     }
     h.run_case(line, [&] {
-      attention_bench(h, line, dtype, 32, 2048, 1);  // more than a last-level cache holds
-      attention_bench(h, line, dtype, 1, 512, 512);
+      const Heads small{12, 2, 128}, large{32, 8, 128};
+      attention_bench(h, line, dtype, compute, small, 32, 2048, 1);  // more than a last-level cache holds
+      attention_bench(h, line, dtype, compute, large, 1, 2048, 1);
+      attention_bench(h, line, dtype, compute, small, 1, 512, 512);
     });
-  }
+  };
+  for (const DType dtype : kPageDTypes) conform(dtype, Compute::kF32);
+  for (const DType dtype : {DType::kF16, DType::kBF16}) conform(dtype, Compute::kBF16);
 }
 
 }  // namespace qiao::conformance

@@ -69,7 +69,7 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
     a.split_sum = a.split_largest + plan.rows * plan.slots;
     a.tickets = tickets();
   }
-  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_};
+  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_, op.compute == Compute::kBF16};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
   // Some more blocks than run at once, so that none waits long for the last.
   const int64_t most = ceil_div(8 * multiprocessors(), layout.kv_heads);

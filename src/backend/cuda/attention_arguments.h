@@ -48,6 +48,7 @@ struct AttentionLaunch {
   int64_t tile_rows;  // of one key/value head, which tiles of so many warps take
   int tile_warps;
   int block_shared_bytes;  // the most that the device has
+  bool rounded;            // products of 16 bits where pages have them
 };
 
 // attention_f32.cu and so on: each compiles by itself.

@@ -18,6 +18,8 @@ struct ChunkShape {
   static constexpr int kLargestAt = kWeightsAt + kWarpRows * kWeightPitch * Elements::kWeightBytes;
   static constexpr int kSumsAt = kLargestAt + kMostWarps * kWarpRows * 4;
   static constexpr int kSharedBytes = kSumsAt + kMostWarps * kWarpRows * 4 * 4;
+  // An SM's, by Hopper's 228 KB, of which a block takes two besides; three leave each thread 168 registers.
+  static constexpr int kBlocks = kD <= 128 && 3 * (kSharedBytes + 2048) <= 228 * 1024 ? 3 : 2;
 };
 
 template <template <int> class Kind, int kD>
@@ -45,6 +47,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
     copy_values(row);
     load_queries();
     __syncthreads();
+    Rows::set_scale(shared_ + Shape::kQueriesAt);
     Rows::start_chunk();
     for (int key = begin; key < end; key += Shape::kStep) {
       const int next = key + Shape::kStep;
@@ -88,28 +91,25 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
     for (int first = 0; first < kBlock * Elements::kVectors; first += 32) {
       const int item = first + lane_, vector = item % Elements::kVectors;
       const unsigned long long from = __shfl_sync(kAllLanes, own, min(item / Elements::kVectors, kBlock - 1));
-      if (item >= kBlock * Elements::kVectors || vector >= vectors) continue;
+      constexpr int kTogether = Elements::kVectorsTogether;
+      if (item >= kBlock * Elements::kVectors || vector >= ceil_div(vectors, kTogether) * kTogether) continue;
+      const bool there = from != 0 && vector < vectors;
       const unsigned char* source = op_.pages;
-      if (from != 0) source = reinterpret_cast<const unsigned char*>(from) + offset + 16 * vector;
+      if (there) source = reinterpret_cast<const unsigned char*>(from) + offset + 16 * vector;
       // Q8_0's scales come behind the numbers.
       const int to = Elements::kBytes == 1 && vector == vectors - 1 ? kD : 16 * vector;
-      copy_async<16>(rows + item / Elements::kVectors * pitch + to, source, from != 0);
+      copy_async<16>(rows + item / Elements::kVectors * pitch + to, source, there);
     }
     copy_async_commit();
   }
 
   __device__ void load_queries() {
-    const int rows = tile_.queries * op_.share, width = (op_.dim + 7) / 8 * 8;
+    const int rows = tile_.queries * op_.share;
 #pragma unroll
     for (int i = 0; i < kWarpRows / kMostWarps; ++i) {
       const int at = warp_ + i * kMostWarps, row = first_row_ + at;
-      const float* from = Rows::query(row);
-#pragma unroll
-      for (int first = 0; first < kD; first += 32) {
-        const int d = first + lane_;
-        if (d >= width) break;
-        Elements::store_query(shared_ + Shape::kQueriesAt, at, d, row < rows && d < op_.dim ? from[d] : 0.0f);
-      }
+      Elements::store_query(shared_ + Shape::kQueriesAt, at, row < rows ? Rows::query(row) : nullptr,
+                            op_.dim);
     }
   }
 
@@ -148,7 +148,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
       for (int v = 0; v < kMostWarps; ++v) {
         const float most = fmaxf(largest_[i], largest_of_[v * kWarpRows + row]);
         const float shift = most == -INFINITY ? 0.0f : most;
-        if (most != largest_[i]) factor_[v][i] = exp_of(largest_[i] - shift);
+        if (most != largest_[i]) factor_[v][i] = exp2_flushed(largest_[i] - shift);
         largest_[i] = most;
         if (v == warp_) own_shift = shift;
       }
@@ -157,8 +157,8 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
       for (int n = 0; n < kTiles; ++n) {
         float2 pair = make_float2(0, 0);
         if (any) {
-          sum += pair.x = exp_of(scores[n][2 * i] - own_shift);
-          sum += pair.y = exp_of(scores[n][2 * i + 1] - own_shift);
+          sum += pair.x = exp2_flushed(scores[n][2 * i] - own_shift);
+          sum += pair.y = exp2_flushed(scores[n][2 * i + 1] - own_shift);
         }
         Elements::store_weights(shared_ + Shape::kWeightsAt, Shape::kWeightPitch, row,
                                 warp_ * kBlock + 8 * n + 2 * (lane_ % 4), pair);
@@ -176,13 +176,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
         if (i == 1 && !lower_rows_) break;
         sum_[i] = fmaf(sum_[i], factor_[v][i], sums_[(v * kWarpRows + lane_ / 4 + 8 * i) * 4 + lane_ % 4]);
       }
-      if (__any_sync(kAllLanes, factor_[v][0] != 1.0f || factor_[v][1] != 1.0f)) {
-#pragma unroll
-        for (int n = 0; n < kOutTiles; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) out_[n][i] *= factor_[v][i / 2];
-        }
-      }
+      Rows::rescale(factor_[v]);
 #pragma unroll
       for (int k = 0; k < kBlock / Elements::kDepth; ++k) {
         typename Elements::Weights weights;

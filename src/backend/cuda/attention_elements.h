@@ -2,10 +2,10 @@
 //
 // Products of F32 numbers are made of TF32 ones, which have 11 bits and F32's exponent: x = high + low, high
 // rounded to nearest, low cut off: together they miss x by less than 2^-23 |x|. F16 and BF16 fit in one part,
-// so q·k and p·v cost two products; F32 and Q8_0 take two parts, and three products (low × low, below 2^-22
-// of the product, is left out). A part of 16 bits each (BF16: three for F32) would cost as much or more, and
-// F16's exponents do not hold a small p. The cost beside products of BF16 that need not be split: 4 times
-// (TF32 has half their rate, and there are two).
+// so do Q8_0's numbers without their scales: q·k and p·v cost two products; F32 takes two parts, and three
+// products (low × low, below 2^-22 of the product, is left out). A part of 16 bits each (BF16: three for F32)
+// would cost as much or more, and F16's exponents do not hold a small p. The cost beside products of BF16
+// that need not be split: 4 times (TF32 has half their rate, and there are two).
 //
 // The eight k of a product are dealt to lanes in pairs: slot j is element 2 j, slot j + 4 is 2 j + 1. So what
 // ldmatrix gives, and an accumulator (as the weights p), are operands as they are.
@@ -111,19 +111,27 @@ __device__ inline void add_split_values(const unsigned char* values, int k, int 
 // What is the same for all kinds of F32 products: queries in both parts, weights as floats.
 template <int kPitch>
 struct SplitOperands {
-  static constexpr int kDepth = 8;  // keys of a step
+  static constexpr int kDepth = 8;            // keys of a step
+  static constexpr int kVectorsTogether = 1;  // of a row in shared memory, the last ones zeros
   static constexpr int kQueryPitch = kPitch;
   static constexpr int kQueryBytes = 2 * 16 * kPitch * 4;  // of 16 rows
   static constexpr int kWeightBytes = 4;                   // of one
   using Weights = float[4];                                // of a step: a lane's
 
-  static __device__ void store_query(unsigned char* queries, int row, int d, float x) {
-    uint32_t high, low;
-    split(x, &high, &low);
-    float* at = reinterpret_cast<float*>(queries) + row * kPitch + d;
-    at[0] = __uint_as_float(high);
-    at[16 * kPitch] = __uint_as_float(low);
+  // By a warp: a row of `dim` floats, or of zeros where there is none.
+  static __device__ void store_query(unsigned char* queries, int row, const float* from, int dim) {
+    const int width = (dim + 7) / 8 * 8;
+    float* at = reinterpret_cast<float*>(queries) + row * kPitch;
+#pragma unroll 4
+    for (int d = threadIdx.x % 32; d < width; d += 32) {
+      uint32_t high, low;
+      split(from != nullptr && d < dim ? from[d] : 0.0f, &high, &low);
+      at[d] = __uint_as_float(high);
+      at[16 * kPitch + d] = __uint_as_float(low);
+    }
   }
+  // What a row's scores are times yet.
+  static __device__ float score_factor(const unsigned char*, int) { return 1; }
   // Rows of `pitch` weights in shared memory; two neighbours from `key` on.
   static __device__ void store_weights(unsigned char* weights, int pitch, int row, int key, float2 pair) {
     *reinterpret_cast<float2*>(reinterpret_cast<float*>(weights) + row * pitch + key) = pair;
@@ -293,11 +301,11 @@ struct Q8Elements : SplitOperands<kD + 16> {
       for (int i = 0; i < 4; ++i) scores[n][i] = 0;
     }
     for (int block = 0; block < dim; block += 32) {
-      float high[kTiles][4], low[kTiles][4];
+      float sums[kTiles][4];
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) high[n][i] = low[n][i] = 0;
+        for (int i = 0; i < 4; ++i) sums[n][i] = 0;
       }
 #pragma unroll
       for (int d = block; d < block + 32; d += 16) {
@@ -313,8 +321,8 @@ struct Q8Elements : SplitOperands<kD + 16> {
         }
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
-          multiply_add_tf32<kTiles>(high, a[0][step], b[step]);
-          multiply_add_tf32<kTiles>(low, a[1][step], b[step]);
+          multiply_add_tf32<kTiles>(sums, a[0][step], b[step]);
+          multiply_add_tf32<kTiles>(sums, a[1][step], b[step]);
         }
       }
 #pragma unroll
@@ -322,8 +330,8 @@ struct Q8Elements : SplitOperands<kD + 16> {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float by = scale(rows + (8 * n + 2 * (lane % 4) + c) * kKeyPitch, block);
-          scores[n][c] = fmaf(high[n][c] + low[n][c], by, scores[n][c]);
-          scores[n][2 + c] = fmaf(high[n][2 + c] + low[n][2 + c], by, scores[n][2 + c]);
+          scores[n][c] = fmaf(sums[n][c], by, scores[n][c]);
+          scores[n][2 + c] = fmaf(sums[n][2 + c], by, scores[n][2 + c]);
         }
       }
     }

@@ -20,6 +20,7 @@
 #pragma once
 
 #include "backend/cuda/attention_chunk.h"
+#include "backend/cuda/attention_half_warp.h"
 #include "backend/cuda/attention_merge.h"
 #include "backend/cuda/attention_warp.h"
 
@@ -31,43 +32,66 @@ __device__ inline void describe(const AttentionArguments& op, AttentionTile* til
   tile->length = op.lengths == nullptr ? tile->queries : op.lengths[tile->sequence];
 }
 
+// Finds the tile of `wanted`, which walks all its chunks; false where there are fewer.
+__device__ inline bool find_whole(const AttentionArguments& op, int wanted, int tile_rows,
+                                  AttentionTile* tile) {
+  FoundTile found{};
+  const auto tiles = [&](int queries, int length) {
+    const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, length);
+    return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
+  };
+  if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
+  tile->sequence = found.sequence;
+  tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
+  describe(op, tile);
+  tile->first_chunk = 0;
+  tile->chunks = (tile->length - 1) / kChunkKeys + 1;
+  tile->slot = -1;
+  return true;
+}
+
 // Blocks: tiles × key/value heads. At most 128 threads, so that each may have 255 registers.
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps)
     attention_tiles(const __grid_constant__ AttentionArguments op) {
   begin_kernel();
-  FoundTile found{};
-  const int tile_rows = kWarpRows * static_cast<int>(blockDim.x / 32);
-  const auto tiles = [&](int s) {
-    const int queries = op.starts[s + 1] - op.starts[s];
-    const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, op.lengths[s]);
-    return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
-  };
-  if (!find_tile(static_cast<int>(blockIdx.x), op.sequences, tiles, &found)) return;
   AttentionTile tile{};
-  tile.sequence = found.sequence, tile.kv_head = static_cast<int>(blockIdx.y);
-  tile.tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  describe(op, &tile);
-  tile.first_chunk = 0;
-  tile.chunks = (tile.length - 1) / kChunkKeys + 1;
-  tile.slot = -1;
+  if (!find_whole(op, static_cast<int>(blockIdx.x), kWarpRows * static_cast<int>(blockDim.x / 32), &tile)) {
+    return;
+  }
+  tile.kv_head = static_cast<int>(blockIdx.y);
   AttentionWarp<Kind, kD>(op, tile).run();
+}
+
+// Blocks: of each tile all key/value heads, so that the longest begin first.
+template <template <int> class Kind, int kD>
+__global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
+    attention_rounded(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
+  const auto kv_heads = static_cast<unsigned>(op.heads / op.share);
+  AttentionTile tile{};
+  if (!find_whole(op, static_cast<int>(blockIdx.x / kv_heads), kWarpRows * RoundedShape<Kind, kD>::kWarps,
+                  &tile)) {
+    return;
+  }
+  tile.kv_head = static_cast<int>(blockIdx.x % kv_heads);
+  RoundedWarp<Kind, kD>(op, tile).run();
 }
 
 // Key/value heads × blocks of kMostWarps; each takes chunk after chunk of all sequences, whose number only
 // the device knows: those that find none come last.
 template <template <int> class Kind, int kD>
-__global__ void __launch_bounds__(32 * kMostWarps, 2)
+__global__ void __launch_bounds__(32 * kMostWarps, ChunkShape<Kind, kD>::kBlocks)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
   begin_kernel();
-  const auto chunks_of_sequence = [&](int s) {
-    const int queries = op.starts[s + 1] - op.starts[s], length = op.lengths[s];
+  const auto chunks_of_sequence = [&](int queries, int length) {
     if (queries == 0) return 0;
     if (is_split(op, queries, length)) return chunks_of(queries, length, op.window).count;
     return op.tiles_follow ? 0 : 1;
   };
   FoundTile found{};
-  for (int item = static_cast<int>(blockIdx.y); find_tile(item, op.sequences, chunks_of_sequence, &found);
+  const SequenceSizes sizes{op.starts, op.lengths, op.sequences};
+  for (int item = static_cast<int>(blockIdx.y); find_tile(item, sizes, chunks_of_sequence, &found);
        item += static_cast<int>(gridDim.y)) {
     AttentionTile tile{};
     tile.sequence = found.sequence, tile.kv_head = static_cast<int>(blockIdx.x);
@@ -89,6 +113,13 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
 }
 
 template <template <int> class Kind, int kD>
+void launch_chunks(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
+  launch(how.name, stream, attention_chunks<Kind, kD>,
+         dim3(static_cast<unsigned>(op.heads / op.share), how.chunks), 32 * kMostWarps,
+         static_cast<size_t>(ChunkShape<Kind, kD>::kSharedBytes), op);
+}
+
+template <template <int> class Kind, int kD>
 void launch_attention(const Stream& stream, AttentionLaunch how, AttentionArguments op) {
   using Shape = AttentionShape<Kind, kD>;
   using Chunks = ChunkShape<Kind, kD>;
@@ -97,8 +128,7 @@ void launch_attention(const Stream& stream, AttentionLaunch how, AttentionArgume
     how.chunks = 0, how.tile_warps = 1;
     op.slots = 0;
   }
-  launch(how.name, stream, attention_chunks<Kind, kD>, dim3(kv_heads, how.chunks), 32 * kMostWarps,
-         static_cast<size_t>(Chunks::kSharedBytes), op);
+  launch_chunks<Kind, kD>(stream, how, op);
   if (how.tile_rows == 0 || (op.slots != 0 && !op.tiles_follow)) return;
   const int warps = warps_that_fit<Shape>(how.tile_warps, how.block_shared_bytes);
   launch(how.name, stream, attention_tiles<Kind, kD>,
@@ -110,6 +140,27 @@ void launch_attention(const Stream& stream, const AttentionLaunch& how, const At
   if (op.dim <= 64) return launch_attention<Kind, 64>(stream, how, op);
   if (op.dim <= 128) return launch_attention<Kind, 128>(stream, how, op);
   launch_attention<Kind, 256>(stream, how, op);
+}
+
+// The same in products of 16 bits, for heads of up to 128 (RoundedWarp's registers); false: not on this
+// device.
+template <template <int> class Kind, int kD>
+bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
+  using Shape = RoundedShape<Kind, kD>;
+  static_assert(ChunkShape<Kind, kD>::kSharedBytes <= Shape::kSharedBytes);
+  if (Shape::kSharedBytes > how.block_shared_bytes) return false;
+  launch_chunks<Kind, kD>(stream, how, op);
+  if (!op.tiles_follow) return true;
+  const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);
+  launch(how.name, stream, attention_rounded<Kind, kD>, tiles * static_cast<unsigned>(op.heads / op.share),
+         32 * Shape::kWarps, static_cast<size_t>(Shape::kSharedBytes), op);
+  return true;
+}
+template <template <int> class Kind>
+bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
+  if (op.dim > 128) return false;
+  return op.dim <= 64 ? launch_rounded<Kind, 64>(stream, how, op)
+                      : launch_rounded<Kind, 128>(stream, how, op);
 }
 
 }  // namespace qiao::cuda

@@ -25,8 +25,11 @@ __host__ __device__ inline Chunks chunks_of(int queries, int length, int window)
   return {first, (length - 1) / kChunkKeys + 1 - first};
 }
 
+// Scores are kept times this, so that weights are powers of two.
+inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
 // exp(x), in base 2; 0 where it would be no normal number.
-__device__ inline float exp_of(float x) { return exp2_flushed(x * 1.44269504f); }
+__device__ inline float exp_of(float x) { return exp2_flushed(x * kLog2E); }
 
 // What two runs of keys with these largest scores weigh in what they sum to.
 struct Merge {
@@ -35,25 +38,37 @@ struct Merge {
 __device__ inline Merge merge_of(float before, float after) {
   const float largest = fmaxf(before, after);
   const float shift = largest == -INFINITY ? 0.0f : largest;
-  return {largest, exp_of(before - shift), exp_of(after - shift)};
+  return {largest, exp2_flushed(before - shift), exp2_flushed(after - shift)};
 }
 
+// Where sequences' queries begin, and how long they are; null: as many keys as queries.
+struct SequenceSizes {
+  const int32_t *starts, *lengths;
+  int count;
+};
 // The sequence of tile `wanted` among the tiles of all, and which of its `count` tiles it is; false where
-// there are fewer. `tiles(s)`: how many sequence s has. Each warp looks for itself.
+// there are fewer. `tiles(queries, length)`: how many a sequence has. Each warp looks for itself.
 struct FoundTile {
   int sequence, tile, count;
 };
 template <class Tiles>
-__device__ inline bool find_tile(int wanted, int sequences, Tiles tiles, FoundTile* found) {
-  constexpr int kEach = 4;  // sequences of a lane: their indices are read at once
-  const int lane = threadIdx.x % 32;
+__device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles tiles, FoundTile* found) {
+  constexpr int kEach = 4;  // sequences of a lane: their sizes are read at once
+  const int lane = threadIdx.x % 32, sequences = sizes.count;
   int before = 0;
   for (int base = 0; base < sequences; base += 32 * kEach) {
-    int count[kEach], own = 0;
+    int start[kEach + 1], length[kEach], count[kEach], own = 0;
+#pragma unroll
+    for (int i = 0; i <= kEach; ++i) start[i] = sizes.starts[min(base + kEach * lane + i, sequences)];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int s = base + kEach * lane + i;
-      count[i] = s < sequences ? tiles(s) : 0;
+      const int s = min(base + kEach * lane + i, sequences - 1);
+      length[i] = sizes.lengths == nullptr ? start[i + 1] - start[i] : sizes.lengths[s];
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const bool there = base + kEach * lane + i < sequences;
+      count[i] = there ? tiles(start[i + 1] - start[i], length[i]) : 0;
     }
 #pragma unroll
     for (int i = 0; i < kEach; ++i) own += count[i];

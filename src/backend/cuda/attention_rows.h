@@ -62,6 +62,15 @@ class AttentionRows {
            (int64_t{2} * tile_.kv_head * op_.page_tokens + key % op_.page_tokens) * op_.row_bytes;
   }
 
+  // Once the queries are in shared memory.
+  __device__ void set_scale(const unsigned char* queries) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      scale_[i] =
+          op_.scale * (op_.soft_cap > 0 ? 1.0f : kLog2E) * Elements::score_factor(queries, lane_ / 4 + 8 * i);
+    }
+  }
+
   __device__ void start_chunk() {
 #pragma unroll
     for (int i = 0; i < 2; ++i) largest_[i] = -INFINITY, sum_[i] = 0;
@@ -72,7 +81,7 @@ class AttentionRows {
     }
   }
 
-  // Scales, biases and caps of keys from `key` on; -infinity where a row does not see one.
+  // Scales (times kLog2E), biases and caps of keys from `key` on; -infinity where a row does not see one.
   template <int kCount>
   __device__ void shape_scores(int key, float (&scores)[kCount][4]) {
 #pragma unroll
@@ -86,7 +95,7 @@ class AttentionRows {
       const bool whole = rows_[i].first <= key && rows_[i].end >= key + 8 * kCount;
 #pragma unroll
       for (int n = 0; n < kCount; ++n) {
-        scores[n][2 * i] *= op_.scale, scores[n][2 * i + 1] *= op_.scale;
+        scores[n][2 * i] *= scale_[i], scores[n][2 * i + 1] *= scale_[i];
       }
       if (op_.bias != nullptr) {
         const float* bias = op_.bias + head(row) * (2 * op_.reach - 1) + op_.reach - 1 - row / op_.share;
@@ -95,7 +104,9 @@ class AttentionRows {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const int j = key + 8 * n + 2 * (lane_ % 4) + c;
-            if (rows_[i].first <= j && j < rows_[i].end) scores[n][2 * i + c] += bias[j];
+            if (rows_[i].first <= j && j < rows_[i].end) {
+              scores[n][2 * i + c] += op_.soft_cap > 0 ? bias[j] : bias[j] * kLog2E;
+            }
           }
         }
       }
@@ -104,7 +115,7 @@ class AttentionRows {
         for (int n = 0; n < kCount; ++n) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            scores[n][2 * i + c] = op_.soft_cap * tanhf(scores[n][2 * i + c] / op_.soft_cap);
+            scores[n][2 * i + c] = op_.soft_cap * kLog2E * tanhf(scores[n][2 * i + c] / op_.soft_cap);
           }
         }
       }
@@ -120,34 +131,92 @@ class AttentionRows {
     }
   }
 
-  // The chunk's results join those of the ones before it, or are kept; `last`: none follows.
-  __device__ void finish_chunk(int chunk, bool last) {
-    float factor_before[2], factor_after[2];
-    bool had[2], has[2];
+  // A block's scores to weights; `factor`: what there was is to be times that.
+  template <int kCount>
+  __device__ void weigh(float (&scores)[kCount][4], float (&factor)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float sum = sum_[i];
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      has[i] = rows_[i].first < (chunk + 1) * kChunkKeys && rows_[i].end > chunk * kChunkKeys;
-      had[i] = had_[i];
-      factor_before[i] = factor_after[i] = 1;
-      if (tile_.slot >= 0) {
-        if (has[i]) keep(i, sum);
-      } else if (has[i] && !had[i]) {
+      float most = largest_[i];
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) most = fmaxf(most, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
+      const float shift = most == -INFINITY ? 0.0f : most;
+      factor[i] = most == largest_[i] ? 1.0f : exp2_flushed(largest_[i] - shift);
+      largest_[i] = most;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          sum += scores[n][2 * i + c] = exp2_flushed(scores[n][2 * i + c] - shift);
+        }
+      }
+      sum_[i] = fmaf(sum_[i], factor[i], sum);  // this lane's keys'
+    }
+  }
+  __device__ void rescale(const float (&factor)[2]) {
+    if (!__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out_[n][i] *= factor[i / 2];
+    }
+  }
+
+  // How a chunk joins the ones before it: whether a row had any and has this one, and their factors.
+  struct Join {
+    bool had[2], has[2];
+    float before[2], after[2];
+  };
+  __device__ static float joined(const Join& join, int i, float x, float earlier) {
+    if (!join.had[i]) return x;
+    return join.has[i] ? fmaf(x, join.after[i], earlier * join.before[i]) : earlier;
+  }
+  __device__ bool has_chunk(int i, int chunk) const {
+    return rows_[i].first < (chunk + 1) * kChunkKeys && rows_[i].end > chunk * kChunkKeys;
+  }
+  __device__ float chunk_sum(int i) const {
+    float sum = sum_[i];
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    return sum + __shfl_xor_sync(kAllLanes, sum, 2);
+  }
+  // The rows' largest scores and sums join; the results are the caller's.
+  __device__ Join join_chunk(int chunk) {
+    Join join{};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float sum = chunk_sum(i);
+      join.has[i] = has_chunk(i, chunk), join.had[i] = had_[i];
+      join.before[i] = join.after[i] = 1;
+      if (join.has[i] && !had_[i]) {
         total_largest_[i] = largest_[i], total_sum_[i] = sum;
-      } else if (has[i]) {
+      } else if (join.has[i]) {
         const Merge merge = merge_of(total_largest_[i], largest_[i]);
-        factor_before[i] = merge.before, factor_after[i] = merge.after;
+        join.before[i] = merge.before, join.after[i] = merge.after;
         total_largest_[i] = merge.largest;
         total_sum_[i] = fmaf(sum, merge.after, total_sum_[i] * merge.before);
       }
-      had_[i] = had[i] || has[i];
+      had_[i] = had_[i] || join.has[i];
     }
-    if (tile_.slot >= 0) return;
+    return join;
+  }
+
+  // The chunk's results join those of the ones before it in the rows of `out`, or are kept; `last`: none
+  // follows.
+  __device__ void finish_chunk(int chunk, bool last) {
+    if (tile_.slot >= 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float sum = chunk_sum(i);
+        if (has_chunk(i, chunk)) keep(i, sum);
+      }
+      return;
+    }
+    const Join join = join_chunk(chunk);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (!valid_[i] || !(has[i] || last)) continue;
+      if (!valid_[i] || !(join.has[i] || last)) continue;
       const int row = first_row_ + lane_ / 4 + 8 * i;
       float* to = op_.out + token(row) * op_.out_token + head(row) * op_.out_head;
 #pragma unroll
@@ -156,14 +225,13 @@ class AttentionRows {
         for (int c = 0; c < 2; ++c) {
           const int d = 8 * first_tile_ + Elements::template column<kOutTiles>(n, c);
           if (d >= op_.dim) continue;
-          float x = out_[n][2 * i + c];
-          if (had[i]) x = has[i] ? fmaf(x, factor_after[i], to[d] * factor_before[i]) : to[d];
+          const float x = joined(join, i, out_[n][2 * i + c], join.had[i] ? to[d] : 0.0f);
           to[d] = last ? x / total_sum_[i] : x;
         }
       }
       if (last && op_.log_sum_exp != nullptr && lane_ % 4 == 0 && first_tile_ == 0) {
         op_.log_sum_exp[int64_t{token(row)} * op_.heads + head(row)] =
-            total_largest_[i] + logf(total_sum_[i]);
+            fmaf(total_largest_[i], kLn2, logf(total_sum_[i]));
       }
     }
     start_chunk();
@@ -195,6 +263,7 @@ class AttentionRows {
   bool lower_rows_;  // whether there are any of the last eight
   Seen block_, warp_seen_, rows_[2];
   bool valid_[2], had_[2] = {false, false};
+  float scale_[2];
   float out_[kOutTiles][4];
   float largest_[2], sum_[2], total_largest_[2] = {0, 0}, total_sum_[2] = {0, 0};
 };

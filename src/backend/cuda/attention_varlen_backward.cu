@@ -314,10 +314,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   begin_kernel();
   FoundTile found{};
   const int tile_rows = kWarpRows * static_cast<int>(blockDim.x / 32);
-  const auto tiles = [&](int s) {
-    return tiles_of((op.starts[s + 1] - op.starts[s]) * (kQueries ? op.share : 1), tile_rows);
-  };
-  if (!find_tile(static_cast<int>(blockIdx.x), op.sequences, tiles, &found)) return;
+  const auto tiles = [&](int rows, int) { return tiles_of(rows * (kQueries ? op.share : 1), tile_rows); };
+  if (!find_tile(static_cast<int>(blockIdx.x), {op.starts, nullptr, op.sequences}, tiles, &found)) return;
   GradientWarp<kD, kQueries, kFirst, kSecond>(op, found).run();
 }
 

@@ -24,7 +24,7 @@ class AttentionWarp : AttentionRows<Kind<kD>, kD / 8> {
   using Elements = typename Shape::Elements;
   using Rows = AttentionRows<Kind<kD>, kD / 8>;
   static constexpr int kBlock = Shape::kBlock, kTiles = Shape::kTiles, kOutTiles = kD / 8;
-  using Rows::block_, Rows::warp_seen_, Rows::out_, Rows::largest_, Rows::sum_;
+  using Rows::block_, Rows::warp_seen_, Rows::out_;
   using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::lower_rows_;
 
  public:
@@ -58,15 +58,13 @@ class AttentionWarp : AttentionRows<Kind<kD>, kD / 8> {
 
  private:
   __device__ void load_queries() {
-    const int rows = tile_.queries * op_.share, width = (op_.dim + 7) / 8 * 8;
+    const int rows = tile_.queries * op_.share;
     for (int i = 0; i < kWarpRows; ++i) {
       const int row = first_row_ + i;
-      const float* from = Rows::query(row);
-      for (int d = lane_; d < width; d += 32) {
-        Elements::store_query(queries_, i, d, row < rows && d < op_.dim ? from[d] : 0.0f);
-      }
+      Elements::store_query(queries_, i, row < rows ? Rows::query(row) : nullptr, op_.dim);
     }
     __syncwarp();
+    Rows::set_scale(queries_);
   }
 
   // Of packed rows, whose width may be no multiple of 8. Pages have zeros of their own.
@@ -152,40 +150,13 @@ class AttentionWarp : AttentionRows<Kind<kD>, kD / 8> {
     float scores[kTiles][4];
     Elements::template multiply_keys<kTiles>(queries_, keys, op_.dim, lower_rows_, scores);
     Rows::template shape_scores<kTiles>(key, scores);
-    weigh(scores);
+    float factor[2];
+    Rows::template weigh<kTiles>(scores, factor);
+    Rows::rescale(factor);
 #pragma unroll
     for (int k = 0; k < kTiles; ++k) {
       Elements::template add_values<kOutTiles>(keys + Shape::kKeyStage, k, 0, op_.dim, lower_rows_, scores[k],
                                                out_);
-    }
-  }
-
-  // Scores to weights; what there was is scaled to their largest.
-  __device__ void weigh(float (&scores)[kTiles][4]) {
-    float factor[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float most = largest_[i];
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) most = fmaxf(most, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
-      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-      const float shift = most == -INFINITY ? 0.0f : most;
-      factor[i] = most == largest_[i] ? 1.0f : exp_of(largest_[i] - shift);
-      largest_[i] = most;
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) sum += scores[n][2 * i + c] = exp_of(scores[n][2 * i + c] - shift);
-      }
-      sum_[i] = fmaf(sum_[i], factor[i], sum);  // this lane's keys'
-    }
-    if (!__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) return;
-#pragma unroll
-    for (int n = 0; n < kOutTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out_[n][i] *= factor[i / 2];
     }
   }
 

@@ -42,6 +42,7 @@ void AttentionPaged::check() const {
   if (!(soft_cap >= 0) || !std::isfinite(soft_cap)) {
     check::refuse(op, fmt::format("soft_cap is {}, expected 0 (none) or more", soft_cap));
   }
+  if (compute == Compute::kQ8) check::refuse(op, "compute is Q8, expected F32 or BF16");
   check::workspace(op, workspace);
   check::same_or_distinct(op, "out", out, "q", q);
   check::distinct(op, "out", out, "page_table", page_table);

@@ -33,6 +33,14 @@ struct KvWrite {
 // quotient by twice that in the exponent; summing n terms and rescaling a running sum at most each second
 // key, by factors of a few u, is gamma_2n; 16 u for exponentials and the division. At most 2^-126 more where
 // a unit flushes.
+// kBF16, over pages of F16 or BF16 (others: as kF32): q and the weights exp(score - max) may be rounded to
+// the pages' dtype before a product, by r = 2^-11 or 2^-8; keys and values are of it as they are, sums stay
+// F32. F16's subnormals miss a part of q by 2^-25 of its row's largest, where rows are brought to F16's range
+// by a power of two, and a weight by 2^-25 of the largest. Bound: (exp(2 E) (1 + r) (1 + gamma_(2n+16)) - 1)
+// * sum_j p_j |v_j| + 2^-126, with a score's error E = ((1 + r)(1 + gamma_(D+16)) - 1) * B; for F16 E is
+// 2^-24 * max_j |scale| max|q| sum_d |k_j| more and the bound 2^-24 * sum_j |v_j|. (q's rounding moves a
+// score by r B; a weight's its part of the result by r; the sum of weights is of those that were not
+// rounded.)
 struct AttentionPaged {
   Tensor q;  // F32 [T, H, D], last dimension contiguous
   const KvPages* pages = nullptr;
@@ -43,8 +51,9 @@ struct AttentionPaged {
   Tensor query_starts;  // I32 [S + 1], ascending from 0 to T
   int64_t window = 0;   // 0: unlimited
   float scale = 1.0f;
-  float soft_cap = 0.0f;  // 0: none
-  Tensor out;             // F32 [T, H, D], last dimension contiguous; may alias q exactly
+  float soft_cap = 0.0f;            // 0: none
+  Compute compute = Compute::kF32;  // or kBF16
+  Tensor out;                       // F32 [T, H, D], last dimension contiguous; may alias q exactly
   Tensor workspace;
 
   void check() const;

@@ -83,6 +83,8 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
   terms.magnitude.resize(terms.out.size());
   terms.score.resize(static_cast<size_t>(op.q.shape[0] * heads));
   terms.keys.resize(static_cast<size_t>(op.q.shape[0]));
+  terms.spread.resize(terms.score.size());
+  terms.values.resize(terms.out.size());
   std::vector<double> scores;
   std::vector<float> row(static_cast<size_t>(width));
   for (int64_t s = 0; s < op.lengths.shape[0]; ++s) {
@@ -101,12 +103,19 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
         scores.clear();
         double largest = -INFINITY;
         double& magnitude = terms.score[static_cast<size_t>(t * heads + h)];
+        double& spread = terms.spread[static_cast<size_t>(t * heads + h)];
+        double most = 0;
+        for (int64_t d = 0; d < width; ++d) {
+          most = std::max(most,
+                          std::abs(static_cast<double>(op.scale) * static_cast<double>(at(op.q, t, h, d))));
+        }
         for (int64_t j = first_key; j <= position; ++j) {
           dequantize(spec.dtype, pages.key(slot_of(j), group), width, row.data());
-          double dot = 0, absolute = 0;
+          double dot = 0, absolute = 0, key_sum = 0;
           for (int64_t d = 0; d < width; ++d) {
-            const double product =
-                static_cast<double>(at(op.q, t, h, d)) * static_cast<double>(row[static_cast<size_t>(d)]);
+            const auto key = static_cast<double>(row[static_cast<size_t>(d)]);
+            const double product = static_cast<double>(at(op.q, t, h, d)) * key;
+            key_sum += std::abs(key);
             dot += product;
             absolute += std::abs(product);
           }
@@ -115,17 +124,20 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
           scores.push_back(score);
           largest = std::max(largest, score);
           magnitude = std::max(magnitude, std::abs(static_cast<double>(op.scale)) * absolute);
+          spread = std::max(spread, most * key_sum);
         }
         double sum = 0;
         for (double& score : scores) sum += score = std::exp(score - largest);
         double* out = terms.out.data() + (t * heads + h) * width;
         double* out_magnitude = terms.magnitude.data() + (t * heads + h) * width;
+        double* values = terms.values.data() + (t * heads + h) * width;
         for (int64_t j = first_key; j <= position; ++j) {
           const double p = scores[static_cast<size_t>(j - first_key)] / sum;
           dequantize(spec.dtype, pages.value(slot_of(j), group), width, row.data());
           for (int64_t d = 0; d < width; ++d) {
             out[d] += p * static_cast<double>(row[static_cast<size_t>(d)]);
             out_magnitude[d] += p * std::abs(static_cast<double>(row[static_cast<size_t>(d)]));
+            values[d] += std::abs(static_cast<double>(row[static_cast<size_t>(d)]));
           }
         }
       }

@@ -60,6 +60,9 @@ struct AttentionTerms {
   std::vector<double> score;          // [T, H]: max_j |scale| (|q|·|k_j|)
   std::vector<int64_t> keys;          // [T]: keys seen
   std::vector<double> log_sum_exp{};  // [T, H], of attention_varlen
+  // Of attention_paged, for what is rounded to F16:
+  std::vector<double> spread{};  // [T, H]: max_j |scale| max|q| sum_d |k_j|
+  std::vector<double> values{};  // [T, H, D]: sum_j |v_j|
 };
 AttentionTerms exact_attention(const AttentionPaged& op);
 AttentionTerms exact_attention_varlen(const AttentionVarlen& op);

@@ -1,0 +1,184 @@
+// Prefill in products of 16 bits (FlashAttention-2's plan, Dao 2023, in attention_order.h's order). A block
+// is kWarps warps of 16 rows each (queries × the heads that share a key/value head), whose queries, scores
+// and results stay in registers; tiles of kKeys keys and values come by cp.async in kStages stages, one
+// barrier a tile. Scores of a tile are made at once, weighed in blocks of the online softmax. What earlier
+// chunks came to waits in shared memory, where each thread keeps its own. D 128: 135 KB, one block an SM of 8
+// warps. Limit: ldmatrix, which brings each warp all keys and values (16 rows for 512 bytes of them: three
+// quarters of what mma.sync could take, 470 TFLOP/s of an H200); wgmma, which reads them from shared memory
+// itself, would not have it.
+#pragma once
+
+#include "backend/cuda/attention_half.h"
+#include "backend/cuda/attention_warp.h"
+
+namespace qiao::cuda {
+
+template <template <int> class Kind, int kD>
+struct RoundedShape {
+  using Elements = Kind<kD>;
+  static constexpr int kWarps = 8, kStages = 2, kKeys = 64;
+  static constexpr int kBlock = AttentionShape<Kind, kD>::kBlock;  // of the online softmax
+  static constexpr int kOutTiles = kD / 8;
+  static constexpr int kKeyStage = kKeys * Elements::kKeyPitch;
+  static constexpr int kStage = kKeyStage + kKeys * Elements::kValuePitch;
+  static constexpr int kEarlier = 32 * kOutTiles * 4 * 4;  // bytes of a warp; its queries come through them
+  static constexpr int kSharedBytes = kStages * kStage + kWarps * kEarlier;
+  static_assert(Elements::kQueryBytes <= kEarlier && kKeys % kBlock == 0 && kChunkKeys % kKeys == 0);
+};
+
+template <template <int> class Kind, int kD>
+class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
+  using Shape = RoundedShape<Kind, kD>;
+  using Elements = typename Shape::Elements;
+  using Rows = AttentionRows<Kind<kD>, kD / 8>;
+  static constexpr int kBlock = Shape::kBlock, kTiles = kBlock / 8, kOutTiles = Shape::kOutTiles;
+  static constexpr int kBlocks = Shape::kKeys / kBlock;
+  using Rows::block_, Rows::warp_seen_, Rows::out_, Rows::largest_, Rows::sum_, Rows::had_;
+  using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::rows_, Rows::valid_;
+  using Rows::total_largest_, Rows::total_sum_;
+
+ public:
+  __device__ RoundedWarp(const AttentionArguments& op, const AttentionTile& tile)
+      : Rows(op, tile, threadIdx.x / 32, Shape::kWarps, 0),
+        shared_(shared_memory<unsigned char>()),
+        earlier_(shared_ + Shape::kStages * Shape::kStage + warp_ * Shape::kEarlier) {}
+
+  __device__ void run() {
+    const int begin = max(block_.first, 0) / Shape::kKeys * Shape::kKeys, end = block_.end;
+    if (begin >= end) return;
+    const unsigned char* row = own_row(begin, end);
+#pragma unroll
+    for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+      copy(stage, row);
+      row = own_row(begin + (stage + 1) * Shape::kKeys, end);
+    }
+    load_queries();
+    Rows::start_chunk();
+    int stage = 0;
+    for (int key = begin; key < end; key += Shape::kKeys) {
+      copy_async_wait<Shape::kStages - 2>();
+      __syncthreads();  // the tile is there, and the one before it is read
+      copy(stage == 0 ? Shape::kStages - 1 : stage - 1, row);
+      row = own_row(key + Shape::kStages * Shape::kKeys, end);
+      const int next = key + Shape::kKeys;
+      if (warp_seen_.first < next && warp_seen_.end > key) add_tile(shared_ + stage * Shape::kStage, key);
+      if (next % kChunkKeys == 0 || next >= end) finish(key / kChunkKeys, next >= end);
+      stage = stage == Shape::kStages - 1 ? 0 : stage + 1;
+    }
+    copy_async_wait<0>();
+  }
+
+ private:
+  // Lane l of the first few looks up the l-th row that this warp copies of the tile from `key` on.
+  static constexpr int kAtOnce = 32 / Elements::kVectors;  // rows of a warp's copy
+  static constexpr int kCopies = Shape::kKeys / (Shape::kWarps * kAtOnce);
+  __device__ static int copied_row(int index) {
+    return (index / kAtOnce * Shape::kWarps + static_cast<int>(threadIdx.x / 32)) * kAtOnce + index % kAtOnce;
+  }
+  __device__ const unsigned char* own_row(int key, int end) const {
+    return lane_ < kCopies * kAtOnce ? Rows::key_row(key + copied_row(lane_), end) : nullptr;
+  }
+  __device__ void copy(int stage, const unsigned char* row) {
+    unsigned char* keys = shared_ + stage * Shape::kStage;
+    const int vectors = static_cast<int>(op_.row_bytes / 16), vector = lane_ % Elements::kVectors;
+    const auto own = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(row));
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int index = i * kAtOnce + lane_ / Elements::kVectors;
+      const unsigned long long from = __shfl_sync(kAllLanes, own, index);
+      const bool there = from != 0 && vector < vectors;
+      const unsigned char* source = op_.pages;
+      if (there) source = reinterpret_cast<const unsigned char*>(from) + 16 * vector;
+      unsigned char* to = keys + copied_row(index) * Elements::kKeyPitch + 16 * vector;
+      copy_async<16>(to, source, there);
+      copy_async<16>(to + Shape::kKeyStage, there ? source + op_.values_offset : source, there);
+    }
+    copy_async_commit();
+  }
+
+  __device__ void load_queries() {
+    const int rows = tile_.queries * op_.share;
+    for (int i = 0; i < kWarpRows; ++i) {
+      const int row = first_row_ + i;
+      Elements::store_query(earlier_, i, row < rows ? Rows::query(row) : nullptr, op_.dim);
+    }
+    __syncwarp();
+    Rows::set_scale(earlier_);
+#pragma unroll
+    for (int k = 0; k < kD / 16; ++k) Elements::load_query(earlier_, k, queries_[k]);
+    __syncwarp();  // before what is earlier takes their place
+  }
+
+  __device__ void add_tile(const unsigned char* keys, int key) {
+    float scores[kBlocks][kTiles][4];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[block][n][i] = 0;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kD / 16; ++k) {
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        Elements::template multiply_step<kTiles>(queries_[k], keys + block * kBlock * Elements::kKeyPitch, k,
+                                                 scores[block]);
+      }
+    }
+    float factor[kBlocks][2];
+    typename Elements::Weights weights[kBlocks][kTiles / 2];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      Rows::template shape_scores<kTiles>(key + block * kBlock, scores[block]);
+      Rows::template weigh<kTiles>(scores[block], factor[block]);
+#pragma unroll
+      for (int k = 0; k < kTiles / 2; ++k) {
+        Elements::take_weights(scores[block][2 * k], scores[block][2 * k + 1], weights[block][k]);
+      }
+    }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      Rows::rescale(factor[block]);
+#pragma unroll
+      for (int k = 0; k < kTiles / 2; ++k) {
+        Elements::template add_values<kOutTiles>(
+            keys + Shape::kKeyStage + block * kBlock * Elements::kValuePitch, k, 0, op_.dim, true,
+            weights[block][k], out_);
+      }
+    }
+  }
+
+  // The chunk's results join those of the ones before it; `last`: and are all.
+  __device__ void finish(int chunk, bool last) {
+    const typename Rows::Join join = Rows::join_chunk(chunk);
+    auto* earlier = reinterpret_cast<float4*>(earlier_) + lane_;
+#pragma unroll
+    for (int n = 0; n < kOutTiles; ++n) {
+      float4 had = make_float4(0, 0, 0, 0);
+      if (join.had[0] || join.had[1]) had = earlier[32 * n];
+      const float4 all =
+          make_float4(Rows::joined(join, 0, out_[n][0], had.x), Rows::joined(join, 0, out_[n][1], had.y),
+                      Rows::joined(join, 1, out_[n][2], had.z), Rows::joined(join, 1, out_[n][3], had.w));
+      if (!last) {
+        earlier[32 * n] = all;
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = first_row_ + lane_ / 4 + 8 * i, d = 8 * n + 2 * (lane_ % 4);
+        if (!valid_[i]) continue;
+        float* to = op_.out + Rows::token(row) * op_.out_token + Rows::head(row) * op_.out_head + d;
+        if (d < op_.dim) to[0] = (i == 0 ? all.x : all.z) / total_sum_[i];
+        if (d + 1 < op_.dim) to[1] = (i == 0 ? all.y : all.w) / total_sum_[i];
+      }
+    }
+    if (!last) Rows::start_chunk();
+  }
+
+  unsigned char *shared_, *earlier_;
+  uint32_t queries_[kD / 16][4];
+};
+
+}  // namespace qiao::cuda
