@@ -29,6 +29,10 @@ def main():
         if row.get("what") == "skipped":
             print(f"| {row['model']} | skipped: its weights have {row['bytes']} bytes | | | | |")
             continue
+        if row.get("what") == "serve":
+            print(f"| {row['model']} | serving {row['clients']} clients, {row['input']} in, {row['output']} out | {row['output_tokens_per_second']:.0f} | "
+                  f"first token {row['first_token_seconds']:.2f} s, gap {row['gap_seconds'] * 1e3:.1f} ms | | |")
+            continue
         if row["decode_tokens"]:
             what, key = f"decode {row['sequences']} x at {row['depth']}", ("decode", row["sequences"], row["depth"], 0)
             rate, share = row["decode_tokens_per_second"]["median"], f"{row['decode_share_of_bandwidth']:.0%} of reads"

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# What the CUDA chip reaches on the GPU at hand, beside PyTorch in the same run: one table.
+# What the CUDA chip reaches on the GPU at hand, beside PyTorch in the same run: one table in Markdown.
 #
-#   bench/h200/run.sh [--qiao PATH] [--out FOLDER] [--shapes "llama-3.1-8b …"] [--quick]
+#   bench/h200/run.sh [--qiao PATH] [--out FOLDER] [--shapes "llama-3.1-8b qwen3-8b …"] [--quick]
 #
 # Needs no network: models have real dimensions and random weights (make_model.py), written to memory (/dev/shm) where
-# they fit. Needs python3 with torch and safetensors, and a built program (build/bin/qiao of the cuda preset). --quick
-# leaves out contexts of 8k and the op table. What does not fit in the GPU's memory is skipped, with its bytes.
+# there is one. Needs python3 with torch and safetensors, and a built program (build/bin/qiao of the cuda preset).
+# --quick leaves out contexts of 8000 and the table of ops. What does not fit in memory is skipped, with its bytes.
 set -u
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
-qiao=$here/../../build/bin/qiao out= shapes="llama-3.1-8b qwen3-8b" quick=
+qiao=$here/../../build/bin/qiao out='' shapes=llama-3.1-8b quick=''
 while (($#)); do
   case $1 in
     --qiao) qiao=$2 && shift ;;
     --out) out=$2 && shift ;;
     --shapes) shapes=$2 && shift ;;
     --quick) quick=1 ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
   esac
   shift
 done
@@ -29,8 +29,13 @@ trap 'rm -rf "$models"' EXIT
 
 "$qiao" devices --json >"$out/devices.json" || exit 1
 gpu_bytes=$(python3 -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory)') || exit 1
+if [[ ! $quick ]]; then
+  say "every op, while the first model is written"
+  "$qiao" conformance --backend cuda --json >"$out/conformance.json" 2>"$out/conformance.log" &
+fi
+bench() { timeout 120 "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 "$@" >>"$out/qiao.jsonl" || say "$shape: failed: $*"; }
 for shape in $shapes; do
-  weights=$(python3 "$here/make_model.py" "$shape" - --tokenizer - --bytes)
+  weights=$(python3 "$here/make_model.py" "$shape" - --tokenizer - --bytes) || exit 1
   room=$(df --output=avail -B1 "$models" | tail -n 1)
   if ((weights > gpu_bytes || weights > room)); then
     echo "{\"what\": \"skipped\", \"model\": \"$shape\", \"bytes\": $weights}" >>"$out/qiao.jsonl"
@@ -38,23 +43,19 @@ for shape in $shapes; do
   fi
   say "$shape: writing $((weights / 1000000)) MB"
   python3 "$here/make_model.py" "$shape" "$models/$shape" --tokenizer "$here/../../tests/golden/chat/tokenizer.json" || exit 1
+  wait
   say "$shape: decoding"
-  "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128 -d 1000 >>"$out/qiao.jsonl"
-  [[ $quick ]] || "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000 >>"$out/qiao.jsonl"
+  bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128 -d 1000
+  [[ $quick ]] || bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
   say "$shape: prefill"
-  for tokens in 512 2048 8192; do
-    "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 -b "$tokens" -p "$tokens" -n 0 -r 3 >>"$out/qiao.jsonl"
-  done
+  bench -b 8192 -p 512,2048,8192 -n 0 -r 3
+  say "$shape: serving"
+  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 >>"$out/qiao.jsonl" || say "$shape: serving failed"
   rm -rf "${models:?}/$shape"
   say "$shape: PyTorch"
-  cases="1:1000 8:1000 32:1000 128:1000"
-  [[ $quick ]] || cases+=" 1:8000 8:8000 32:8000"
-  # shellcheck disable=SC2086  # one argument a case
-  python3 "$here/pytorch_peer.py" "$shape" --decode $cases --prefill 512 2048 8192 >>"$out/pytorch.jsonl" || say "$shape: PyTorch failed"
+  timeout 200 python3 "$here/pytorch_peer.py" "$shape" --decode 1:1000 8:1000 32:1000 128:1000 --prefill 512 2048 8192 >>"$out/pytorch.jsonl" ||
+    say "$shape: PyTorch failed"
 done
-if [[ ! $quick ]]; then
-  say "every op"
-  "$qiao" conformance --backend cuda --json >"$out/conformance.json" || say "conformance is not green"
-fi
+wait
 say "done; the files are in $out"
 python3 "$here/report.py" "$out"

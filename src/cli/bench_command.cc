@@ -16,7 +16,7 @@ namespace {
 
 struct BenchFlags {
   ModelFlags model;
-  int64_t prompt_tokens = 512;
+  std::vector<int64_t> prompts = {512};
   int64_t decode_tokens = 128;
   std::vector<int64_t> depths = {0};
   std::vector<int64_t> sequences = {1};
@@ -156,7 +156,7 @@ Json to_json(const Rates& rates) {
 }
 
 struct Case {
-  int64_t sequences, depth;
+  int64_t prompt_tokens, sequences, depth;
 };
 
 struct Measured {
@@ -164,21 +164,21 @@ struct Measured {
 };
 
 Measured measure(const LanguageModel& model, const BenchFlags& flags, const Case& which) {
-  const int64_t context = which.depth + std::max(flags.prompt_tokens, flags.decode_tokens);
+  const int64_t context = which.depth + std::max(which.prompt_tokens, flags.decode_tokens);
   Runner runner(model, which.sequences, context, std::min(flags.model.batch, context), kv_dtype(flags.model));
   model.backend().settle();
   std::vector<double> prefill, decode;
   for (int round = -1; round < flags.repetitions; ++round) {  // the first is a warm-up
-    if (flags.prompt_tokens > 0) {
+    if (which.prompt_tokens > 0) {
       runner.reset();
       runner.prefill(which.depth);
-      const double took = seconds_of([&] { runner.prefill(flags.prompt_tokens); });
-      if (round >= 0) prefill.push_back(static_cast<double>(which.sequences * flags.prompt_tokens) / took);
+      const double took = seconds_of([&] { runner.prefill(which.prompt_tokens); });
+      if (round >= 0) prefill.push_back(static_cast<double>(which.sequences * which.prompt_tokens) / took);
     }
     if (flags.decode_tokens > 0) {
       runner.reset();
       // Rounds of decoding alone take what the first has computed.
-      flags.prompt_tokens > 0 || round < 0 ? runner.prefill(which.depth) : runner.keep(which.depth);
+      which.prompt_tokens > 0 || round < 0 ? runner.prefill(which.depth) : runner.keep(which.depth);
       const int64_t count = round < 0 ? std::min<int64_t>(flags.decode_tokens, 4) : flags.decode_tokens;
       const double took = seconds_of([&] {
         for (int64_t i = 0; i < count; ++i) runner.decode();
@@ -197,12 +197,14 @@ void bench(const BenchFlags& flags) {
         "bench/serve_load.py",
         flags.model.lookup > 0 ? "--lookup" : "--draft");
   }
-  if (flags.prompt_tokens == 0 && flags.decode_tokens == 0)
+  if (flags.decode_tokens == 0 &&
+      std::find(flags.prompts.begin(), flags.prompts.end(), 0) != flags.prompts.end())
     throw CLI::ValidationError("-p and -n are both 0: nothing to measure");
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
   std::vector<Case> cases;
-  for (const int64_t depth : flags.depths)
-    for (const int64_t sequences : flags.sequences) cases.push_back({sequences, depth});
+  for (const int64_t prompt : flags.prompts)
+    for (const int64_t depth : flags.depths)
+      for (const int64_t sequences : flags.sequences) cases.push_back({prompt, sequences, depth});
   std::vector<Measured> all;
   all.reserve(cases.size());
   for (const Case& each : cases) all.push_back(measure(*model, flags, each));
@@ -216,7 +218,7 @@ void bench(const BenchFlags& flags) {
     std::printf("%-24s %10s %10s %10s   %s\n", "tokens/s", "min", "median", "max", "share of the machine");
   }
   for (size_t i = 0; i < cases.size(); ++i) {
-    const auto& [sequences, depth] = cases[i];
+    const auto& [prompt_tokens, sequences, depth] = cases[i];
     const auto& [p, d] = all[i];
     // Prefill: the layers' products for each token; the logits of one row are lost in it.
     const double prefill_share = peak > 0 ? p.median * work.layer_flops_per_token / peak : 0;
@@ -230,12 +232,12 @@ void bench(const BenchFlags& flags) {
       Json json = {{"model", model->name()},
                    {"device", device.name},
                    {"threads", device.threads},
-                   {"prompt_tokens", flags.prompt_tokens},
+                   {"prompt_tokens", prompt_tokens},
                    {"decode_tokens", flags.decode_tokens},
                    {"depth", depth},
                    {"sequences", sequences},
                    {"repetitions", flags.repetitions}};
-      if (flags.prompt_tokens > 0) {
+      if (prompt_tokens > 0) {
         json["prefill_tokens_per_second"] = to_json(p);
         json["prefill_share_of_peak"] = prefill_share;
         json["peak"] = {{"kind", peak_name(work.compute)}, {"operations_per_second", peak}};
@@ -250,9 +252,9 @@ void bench(const BenchFlags& flags) {
     }
     std::string where = sequences > 1 ? fmt::format(" x {}", sequences) : "";
     if (depth > 0) where += fmt::format(" at {}", depth);
-    if (flags.prompt_tokens > 0) {
+    if (prompt_tokens > 0) {
       std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the %s peak (%.0f G/s)\n",
-                  fmt::format("prefill {}{}", flags.prompt_tokens, where).c_str(), p.min, p.median, p.max,
+                  fmt::format("prefill {}{}", prompt_tokens, where).c_str(), p.min, p.median, p.max,
                   prefill_share * 100, peak_name(work.compute), peak / 1e9);
     }
     if (flags.decode_tokens > 0) {
@@ -270,10 +272,11 @@ void add_bench_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Measure tokens/s of prefill and decode");
   add_model_flags(*command, flags->model);
   const auto tokens = CLI::Range(int64_t{0}, int64_t{1} << 20);
-  command->add_option("-p,--n-prompt", flags->prompt_tokens, "Tokens of the prompt; 0: no prefill")
+  command->add_option("-p,--n-prompt", flags->prompts, "Tokens of the prompt; 0: no prefill")
       ->check(tokens)
+      ->delimiter(',')
       ->capture_default_str()
-      ->type_name("N");
+      ->type_name("N,…");
   command->add_option("-n,--n-gen", flags->decode_tokens, "Tokens decoded one by one; 0: no decode")
       ->check(tokens)
       ->capture_default_str()
@@ -294,7 +297,7 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str()
       ->type_name("N");
-  command->add_flag("--json", flags->json, "Print a JSON object; of several -s and -d, one a line");
+  command->add_flag("--json", flags->json, "Print a JSON object; of several -p, -d and -s, one a line");
   command->footer(
       "Prefill's share is of the arithmetic peak; decode's of the read bandwidth, for the weights that a "
       "token "

@@ -92,9 +92,9 @@ std::string TrainPrinter::line(const train::StepRecord& record) const {
   const std::chrono::duration<double> spent = Clock::now() - begin_;
   const int64_t done = record.step - report_.first_step + 1;
   const double left = spent.count() / static_cast<double>(done) * static_cast<double>(steps_ - record.step);
-  std::string text =
-      fmt::format("step {}/{}  loss {:.4f}  gradient {:.3f}  lr {:.2e}  {:.0f} tokens/s", record.step, steps_,
-                  record.loss, record.gradient_norm, record.learning_rate, record.tokens_per_second);
+  std::string text = fmt::format("step {}/{}  loss {:.4f}  gradient {:.3f}  lr {:.2e}  {:.0f} tokens/s",
+                                 record.step, steps_, std::abs(record.loss) < 5e-5 ? 0.0 : record.loss,
+                                 record.gradient_norm, record.learning_rate, record.tokens_per_second);
   if (report_.peak_flops > 0)
     text += fmt::format("  {:.1f}% of peak", 100 * record.flops / record.seconds / report_.peak_flops);
   const std::string figures = grpo_figures(record.more);

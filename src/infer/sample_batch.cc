@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace qiao {
 namespace {
@@ -89,16 +90,7 @@ Tensor SampleBatch::upload(int index, DType dtype, std::span<const T> host) {
 }
 
 SampleBatch::Draws SampleBatch::draw(const Tensor& logits, const Wanted& wanted) {
-  enum {
-    kRows,
-    kMask,
-    kHistory,
-    kBias = kHistory + 3,
-    kIds = kBias + 3,
-    kLogProbability,
-    kTop,
-    kWorkspace = kTop + 2
-  };
+  enum { kRows, kMask, kHistory, kBias = kHistory + 3, kResults = kBias + 3, kWorkspace };
   const auto rows = static_cast<int64_t>(rows_.size());
   const auto count = rows_.size();
   Sample op;
@@ -119,26 +111,36 @@ SampleBatch::Draws SampleBatch::draw(const Tensor& logits, const Wanted& wanted)
     op.bias_values = upload<float>(kBias + 1, DType::kF32, bias_values_);
     op.bias_offsets = upload<int32_t>(kBias + 2, DType::kI32, bias_offsets_);
   }
-  op.ids = device(kIds, DType::kI32, {rows});
-  if (wanted.log_probabilities) op.log_probabilities = device(kLogProbability, DType::kF32, {rows});
+  // What is drawn lies side by side, so that it comes back as one copy.
   const int64_t top = std::min(wanted.top, vocabulary_);
+  int64_t bytes = 0;
+  const auto place = [&](int64_t words) {
+    constexpr int64_t kAlignment = 64;
+    return std::exchange(bytes, bytes + (words * 4 + kAlignment - 1) / kAlignment * kAlignment);
+  };
+  const int64_t ids_at = place(rows), logs_at = place(wanted.log_probabilities ? rows : 0),
+                top_ids_at = place(rows * top), top_logs_at = place(rows * top);
+  const Tensor results = device(kResults, DType::kU8, {bytes});
+  auto* memory = results.as<std::byte>();
+  op.ids = Tensor(memory + ids_at, DType::kI32, {rows});
+  if (wanted.log_probabilities) op.log_probabilities = Tensor(memory + logs_at, DType::kF32, {rows});
   if (top > 0) {
-    op.top_ids = device(kTop, DType::kI32, {rows, top});
-    op.top_log_probabilities = device(kTop + 1, DType::kF32, {rows, top});
+    op.top_ids = Tensor(memory + top_ids_at, DType::kI32, {rows, top});
+    op.top_log_probabilities = Tensor(memory + top_logs_at, DType::kF32, {rows, top});
   }
-  if (const size_t bytes = backend_.workspace_bytes(op); bytes > 0)
-    op.workspace = device(kWorkspace, DType::kU8, {static_cast<int64_t>(bytes)});
+  if (const size_t size = backend_.workspace_bytes(op); size > 0)
+    op.workspace = device(kWorkspace, DType::kU8, {static_cast<int64_t>(size)});
   backend_.sample(op);
 
-  const auto download = [&](auto& host, const Tensor& from) {
-    host.resize(from.present() ? static_cast<size_t>(from.elements()) : 0);
-    if (!host.empty()) backend_.download(host.data(), from.data, host.size() * sizeof(host[0]));
+  results_.resize(static_cast<size_t>(bytes));
+  if (bytes > 0) backend_.download(results_.data(), results.data, results_.size());
+  const auto span_of = [&]<class T>(T, const Tensor& tensor, int64_t at) {
+    const auto count = static_cast<size_t>(tensor.present() ? tensor.elements() : 0);
+    return std::span<const T>(reinterpret_cast<const T*>(results_.data() + at), count);
   };
-  download(drawn_, op.ids);
-  download(log_probabilities_, op.log_probabilities);
-  download(top_ids_, op.top_ids);
-  download(top_log_probabilities_, op.top_log_probabilities);
-  return {drawn_, log_probabilities_, top, top_ids_, top_log_probabilities_};
+  return {span_of(int32_t{}, op.ids, ids_at), span_of(float{}, op.log_probabilities, logs_at), top,
+          span_of(int32_t{}, op.top_ids, top_ids_at),
+          span_of(float{}, op.top_log_probabilities, top_logs_at)};
 }
 
 }  // namespace qiao

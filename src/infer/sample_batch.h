@@ -1,6 +1,7 @@
 // Draws the next tokens of several sequences in one op: gathers what each row of logits asks for.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
@@ -51,9 +52,8 @@ class SampleBatch {
   std::vector<SampleRow> rows_;
   std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
   std::vector<float> bias_values_;
-  std::vector<int32_t> drawn_, top_ids_;
-  std::vector<float> log_probabilities_, top_log_probabilities_;
-  Buffer device_[13];  // the same on the chip, grown when a step needs more
+  std::vector<std::byte> results_;  // of the last draw
+  Buffer device_[10];               // the same on the chip, grown when a step needs more
 };
 
 }  // namespace qiao

@@ -65,12 +65,21 @@ TEST(CudaWeightLayoutTest, ATileHasAPlaceForEachByte) {
 struct Product {
   DType dtype;
   Compute compute;
+  int major = 9;  // of the compute capability
 };
+
+stand_in::Machine machine_of(int major, int multiprocessors = 4) {
+  stand_in::Machine machine;
+  machine.major = major, machine.multiprocessors = multiprocessors;
+  return machine;
+}
 
 class CudaSegmentsTest : public ::testing::TestWithParam<Product> {
  protected:
-  void SetUp() override {
-    stand_in::reset();
+  void SetUp() override { restart(GetParam().major); }
+  void restart(int major, int multiprocessors = 4) {
+    chip_.reset();
+    stand_in::reset(machine_of(major, multiprocessors));
     chip_ = make_cuda_backend({});
   }
   void TearDown() override {
@@ -78,6 +87,12 @@ class CudaSegmentsTest : public ::testing::TestWithParam<Product> {
     EXPECT_TRUE(stand_in::faults().empty());
   }
 
+  void restart(const stand_in::Machine& machine) {
+    chip_.reset();
+    EXPECT_TRUE(stand_in::faults().empty());
+    stand_in::reset(machine);
+    chip_ = make_cuda_backend({});
+  }
   // Finite weights of `rows` rows.
   std::vector<std::byte> weights(int64_t rows, int64_t columns, uint32_t seed) const {
     const DType dtype = GetParam().dtype;
@@ -86,6 +101,7 @@ class CudaSegmentsTest : public ::testing::TestWithParam<Product> {
     const auto put = [&](std::byte* at, uint16_t bits) { std::memcpy(at, &bits, sizeof bits); };
     const auto block = static_cast<size_t>(traits(dtype).block_bytes);
     for (size_t i = 0; i < bytes.size(); i += block) {
+      if (dtype == DType::kQ4_0) put(&bytes[i], 0x2000);
       if (dtype == DType::kQ4_K) put(&bytes[i], 0x2000), put(&bytes[i + 2], 0x1c00);  // 2^-7, 2^-8
       if (dtype == DType::kQ6_K) put(&bytes[i + 208], 0x1c00);
       if (dtype == DType::kBF16) put(&bytes[i], static_cast<uint16_t>(0x3c00 + random() % 512));
@@ -172,12 +188,38 @@ TEST_P(CudaSegmentsTest, AnExpertsRowsAreThoseOfItsOwnWeight) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CudaSegmentsTest,
-                         ::testing::Values(Product{DType::kF32, Compute::kF32},
-                                           Product{DType::kBF16, Compute::kBF16},
-                                           Product{DType::kQ4_K, Compute::kQ8},
-                                           Product{DType::kQ6_K, Compute::kQ8}),
-                         [](const auto& info) { return std::string(traits(info.param.dtype).name); });
+// How many multiprocessors share the row tiles, how much of K has room in one at a time, and which columns of
+// a product few rows have, changes no bit; nor do the tickets of one launch reach into the next.
+TEST_P(CudaSegmentsTest, ARowsSumIsTheSameOnEveryDevice) {
+  const int64_t rows = 72, columns = 9216;
+  const auto bytes = weights(rows, columns, 3);
+  const std::vector<float> values = random_x(12 * columns);
+  std::vector<float> all;
+  stand_in::Machine small;
+  small.major = GetParam().major, small.multiprocessors = 7, small.block_shared_bytes = 99 * 1024;
+  for (const int multiprocessors : {4, 1, 41, 0}) {
+    stand_in::Machine machine;
+    machine.major = GetParam().major, machine.multiprocessors = multiprocessors;
+    restart(multiprocessors == 0 ? small : machine);
+    const std::unique_ptr<Weight> weight = make(1, rows, columns, bytes.data());
+    const OnChip x(*chip_, DType::kF32, {12, columns}, values);
+    if (all.empty()) all = linear(*weight, x.tensor);  // more than few
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{4, 8}, {0, 5}, {5, 3}, {11, 1}}) {
+      const std::vector<float> some = linear(*weight, x.tensor.slice(first, count));
+      EXPECT_EQ(std::memcmp(some.data(), all.data() + first * rows, some.size() * sizeof(float)), 0)
+          << count << " rows from " << first << ", " << multiprocessors << " multiprocessors";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CudaSegmentsTest,
+    ::testing::Values(Product{DType::kF32, Compute::kF32}, Product{DType::kBF16, Compute::kBF16},
+                      Product{DType::kBF16, Compute::kBF16, 8}, Product{DType::kQ4_0, Compute::kQ8},
+                      Product{DType::kQ4_K, Compute::kQ8}, Product{DType::kQ6_K, Compute::kQ8}),
+    [](const auto& info) {
+      return std::string(traits(info.param.dtype).name) + (info.param.major == 9 ? "" : "BeforeHopper");
+    });
 
 }  // namespace
 }  // namespace qiao::cuda

@@ -36,6 +36,7 @@ class CudaStandInTest : public ::testing::Test {
 };
 
 __global__ void shuffles(int* xored, int* up, int* down, int* from, int* ballots) {
+  begin_kernel();
   const int lane = static_cast<int>(threadIdx.x);
   xored[lane] = __shfl_xor_sync(kAllLanes, lane * 10, 5);
   up[lane] = __shfl_up_sync(kAllLanes, lane * 10, 3);
@@ -58,6 +59,7 @@ TEST_F(CudaStandInTest, LanesReadEachOther) {
 }
 
 __global__ void part_of_a_warp(int* out) {
+  begin_kernel();
   if (threadIdx.x < 8) out[threadIdx.x] = __shfl_xor_sync(0xffu, static_cast<int>(threadIdx.x), 1);
 }
 
@@ -68,6 +70,7 @@ TEST_F(CudaStandInTest, AMaskedShuffleNeedsThatPartAlone) {
 }
 
 __global__ void reverse(const float* in, float* out) {
+  begin_kernel();
   auto* tile = shared_memory<float>();
   tile[threadIdx.x] = in[blockIdx.x * blockDim.x + threadIdx.x];
   __syncthreads();
@@ -75,6 +78,7 @@ __global__ void reverse(const float* in, float* out) {
 }
 
 __global__ void reverse_without_barrier(const float* in, float* out) {
+  begin_kernel();
   auto* tile = shared_memory<float>();
   tile[threadIdx.x] = in[threadIdx.x];
   out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
@@ -93,10 +97,12 @@ TEST_F(CudaStandInTest, ABarrierIsWaitedForAndAMissingOneShows) {
 }
 
 __global__ void some_leave() {
+  begin_kernel();
   if (threadIdx.x >= 32) return;
   __syncthreads();
 }
 __global__ void two_barriers() {
+  begin_kernel();
   if (threadIdx.x < 32) {
     __syncthreads();
   } else {
@@ -104,9 +110,11 @@ __global__ void two_barriers() {
   }
 }
 __global__ void half_a_shuffle(int* out) {
+  begin_kernel();
   if (threadIdx.x % 2 == 0) out[threadIdx.x] = __shfl_xor_sync(kAllLanes, 1, 2);
 }
 __global__ void different_instructions(int* out) {
+  begin_kernel();
   if (threadIdx.x < 16) {
     out[threadIdx.x] = __shfl_xor_sync(kAllLanes, 1, 2);
   } else {
@@ -114,6 +122,7 @@ __global__ void different_instructions(int* out) {
   }
 }
 __global__ void foreign_mask(int* out) {
+  begin_kernel();
   if (threadIdx.x == 3) out[0] = __shfl_sync(0x7u, 1, 0);
 }
 
@@ -131,11 +140,15 @@ TEST_F(CudaStandInTest, ThreadsThatDoNotComeTogetherAreFound) {
   EXPECT_THAT(run(foreign_mask, 1, 32, 0, out.data()), HasSubstr("the mask is without its own lane"));
 }
 
-__global__ void nothing() {}
+__global__ void nothing() { begin_kernel(); }
 __global__ void overrun() {
+  begin_kernel();
   if (threadIdx.x == 0) shared_memory<int>()[16] = 1;
 }
-__global__ void read_what_nobody_wrote(float* out) { out[threadIdx.x] = shared_memory<float>()[threadIdx.x]; }
+__global__ void read_what_nobody_wrote(float* out) {
+  begin_kernel();
+  out[threadIdx.x] = shared_memory<float>()[threadIdx.x];
+}
 
 TEST_F(CudaStandInTest, SharedMemoryHasItsLimits) {
   EXPECT_THAT(run(nothing, 1, 32, 227 * 1024 + 1), HasSubstr("bytes of shared memory"));
@@ -150,6 +163,7 @@ TEST_F(CudaStandInTest, SharedMemoryHasItsLimits) {
 }
 
 __global__ void copied(const float* in, float* out, bool wait) {
+  begin_kernel();
   auto* tile = shared_memory<float>();
   copy_async<16>(tile + 4 * threadIdx.x, in + 4 * threadIdx.x);
   copy_async_commit();
@@ -162,10 +176,14 @@ __global__ void copied(const float* in, float* out, bool wait) {
   out[64 + threadIdx.x] = tile[128 + 4 * threadIdx.x + 1];
 }
 __global__ void copied_and_left(const float* in) {
+  begin_kernel();
   copy_async<16>(shared_memory<float>(), in);
   copy_async_commit();
 }
-__global__ void copied_askew(const float* in) { copy_async<16>(shared_memory<float>() + 1, in); }
+__global__ void copied_askew(const float* in) {
+  begin_kernel();
+  copy_async<16>(shared_memory<float>() + 1, in);
+}
 
 TEST_F(CudaStandInTest, AnAsynchronousCopyArrivesWhenItIsWaitedFor) {
   alignas(16) std::array<float, 128> in;
@@ -186,6 +204,7 @@ TEST_F(CudaStandInTest, AnAsynchronousCopyArrivesWhenItIsWaitedFor) {
 
 // D = A B of one warp: A [16, K] and B^T [8, K] of 16-bit elements row-major, through shared memory.
 __global__ void product_bf16(const uint16_t* a, const uint16_t* b, float* d) {
+  begin_kernel();
   QIAO_SHARED(uint16_t, of_a, 16 * 16);
   QIAO_SHARED(uint16_t, of_b, 8 * 16);
   const unsigned lane = threadIdx.x;
@@ -202,6 +221,7 @@ __global__ void product_bf16(const uint16_t* a, const uint16_t* b, float* d) {
 
 // The same with B [K, 8] row-major, transposed as it is loaded, in F16.
 __global__ void product_f16_transposed(const uint16_t* a, const uint16_t* b, float* d) {
+  begin_kernel();
   QIAO_SHARED(uint16_t, of_a, 16 * 16);
   QIAO_SHARED(uint16_t, of_b, 16 * 8);
   const unsigned lane = threadIdx.x;
@@ -243,8 +263,10 @@ TEST_F(CudaStandInTest, ProductsOf16BitsAreThoseOfPlainLoops) {
 }
 
 // Fragments of 8-bit elements straight from global memory: A [16, 32], B^T [8, 32].
-template <bool kFloats>
+enum class Bytes { kWhole, kHalves, kFloats };
+template <Bytes kKind>
 __global__ void product_of_bytes(const uint8_t* a, const uint8_t* b, float* d) {
+  begin_kernel();
   const unsigned group = threadIdx.x / 4, j = threadIdx.x % 4;
   const auto word = [](const uint8_t* at) {
     return at[0] | at[1] << 8 | at[2] << 16 | static_cast<uint32_t>(at[3]) << 24;
@@ -253,11 +275,20 @@ __global__ void product_of_bytes(const uint8_t* a, const uint8_t* b, float* d) {
                             word(a + group * 32 + 16 + 4 * j), word(a + (group + 8) * 32 + 16 + 4 * j)};
   const uint32_t right[2] = {word(b + group * 32 + 4 * j), word(b + group * 32 + 16 + 4 * j)};
   float sum[4] = {};
-  if constexpr (kFloats) {
+  if constexpr (kKind == Bytes::kFloats) {
     multiply_add_e4m3(sum, left, right);
   } else {
     int whole[4] = {};
-    multiply_add_s8(whole, left, right);
+    if constexpr (kKind == Bytes::kHalves) {
+      const int from[4] = {100, 200, 300, 400};
+      const uint32_t first[2] = {left[0], left[1]}, rest[2] = {left[2], left[3]};
+      int half[4];
+      multiply_add_s8(half, from, first, right[0]);
+      multiply_add_s8(whole, half, rest, right[1]);
+      for (int i = 0; i < 4; ++i) whole[i] -= from[i];
+    } else {
+      multiply_add_s8(whole, left, right);
+    }
     for (int i = 0; i < 4; ++i) sum[i] = static_cast<float>(whole[i]);
   }
   for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + j * 2 + i % 2] = sum[i];
@@ -267,7 +298,8 @@ TEST_F(CudaStandInTest, ProductsOf8BitsAreThoseOfPlainLoops) {
   std::mt19937 random(2);
   std::array<uint8_t, 512> a;
   std::array<uint8_t, 256> b;
-  for (const bool floats : {false, true}) {
+  for (const Bytes kind : {Bytes::kWhole, Bytes::kHalves, Bytes::kFloats}) {
+    const bool floats = kind == Bytes::kFloats;
     const auto value = [&](uint8_t x) {
       return floats ? float_of_e4m3(x) : static_cast<float>(static_cast<int8_t>(x));
     };
@@ -280,9 +312,10 @@ TEST_F(CudaStandInTest, ProductsOf8BitsAreThoseOfPlainLoops) {
     for (uint8_t& x : a) x = draw();
     for (uint8_t& x : b) x = draw();
     std::array<float, 128> d{};
-    EXPECT_EQ(run(floats ? product_of_bytes<true> : product_of_bytes<false>, 1, 32, 0, a.data(), b.data(),
-                  d.data()),
-              "");
+    const auto kernel = floats                   ? product_of_bytes<Bytes::kFloats>
+                        : kind == Bytes::kHalves ? product_of_bytes<Bytes::kHalves>
+                                                 : product_of_bytes<Bytes::kWhole>;
+    EXPECT_EQ(run(kernel, 1, 32, 0, a.data(), b.data(), d.data()), "");
     for (size_t row = 0; row < 16; ++row) {
       for (size_t column = 0; column < 8; ++column) {
         double sum = 0, size = 0;
@@ -318,6 +351,7 @@ TEST_F(CudaStandInTest, E4M3RoundsToNearestEven) {
 }
 
 __global__ void in_turns(int* order) {
+  begin_kernel();
   // Two warps that hand over to each other at named barriers.
   const bool first = threadIdx.x < 32;
   for (int turn = 0; turn < 4; ++turn) {

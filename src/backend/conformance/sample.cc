@@ -85,7 +85,8 @@ struct Case {
 
 void sample_case(Harness& h, size_t line, bool greedy) {
   const int64_t count = h.pick<int64_t>({0, 1, 1, 3, 17});
-  const int64_t vocabulary = h.pick<int64_t>({1, 2, 5, 31, 32, 33, 1000, h.options().quick ? 3001 : 30011});
+  const int64_t vocabulary =
+      h.pick<int64_t>({1, 2, 5, 31, 32, 33, 1000, 5003, h.options().quick ? 3001 : 30011});
   const int64_t top = std::min<int64_t>(vocabulary, h.pick<int64_t>({1, 5, 20}));
   Case c{{h, DType::kF32, {count, vocabulary}, h.between(0, 5)},
          {h, DType::kU8, {count, static_cast<int64_t>(sizeof(SampleRow))}},
@@ -99,9 +100,13 @@ void sample_case(Harness& h, size_t line, bool greedy) {
          random_list<float>(h, DType::kF32, count, vocabulary, [&] {
            return h.pick({h.normal(), 5.0f, -100.0f});
          })};
-  const bool coarse = h.chance(0.3);
+  // Of a model, with many equals, nearly equal, and all equal.
+  const auto kind = h.pick({0, 0, 0, 1, 1, 2, 3});
   c.logits.fill([&] {
-    const float value = (coarse ? std::round(2 * h.normal()) : 3 * h.normal());
+    const float value = kind == 0   ? 3 * h.normal()
+                        : kind == 1 ? std::round(2 * h.normal())
+                        : kind == 2 ? 100.0f + 0x1p-10f * h.normal()
+                                    : 0.0f;
     return h.chance(0.02) ? -INFINITY : value;
   });
   std::vector<SampleRow> rows;
@@ -182,21 +187,27 @@ void sample_case(Harness& h, size_t line, bool greedy) {
   }
 }
 
-void sample_bench(Harness& h, size_t line, bool greedy) {
+// `top`: log-probabilities of the drawn and of so many of the largest are asked for; -1: of none.
+void sample_bench(Harness& h, size_t line, int64_t count, const SampleRow& row, int64_t top) {
   if (!h.benches()) return;
-  Guarded logits(h, DType::kF32, {8, 151936}),
-      rows(h, DType::kU8, {8, static_cast<int64_t>(sizeof(SampleRow))});
-  Guarded ids(h, DType::kI32, {8});
+  constexpr int64_t kVocabulary = 151936;
+  Guarded logits(h, DType::kF32, {count, kVocabulary}),
+      rows(h, DType::kU8, {count, static_cast<int64_t>(sizeof(SampleRow))});
+  Guarded ids(h, DType::kI32, {count}), logs(h, DType::kF32, {count});
+  const int64_t listed = std::max<int64_t>(top, 1);
+  Guarded top_ids(h, DType::kI32, {count, listed}), top_logs(h, DType::kF32, {count, listed});
   logits.fill([&] { return 3 * h.normal(); });
-  SampleRow row;
-  if (!greedy) row.temperature = 0.8f, row.top_k = 40, row.top_p = 0.95f;
-  for (int64_t s = 0; s < 8; ++s)
+  for (int64_t s = 0; s < count; ++s)
     std::memcpy(&rows.host_at<uint8_t>(s * static_cast<int64_t>(sizeof row)), &row, sizeof row);
   rows.upload();
   Sample op;
   op.logits = logits.device(), op.rows = rows.device(), op.ids = ids.device();
+  if (top >= 0) op.log_probabilities = logs.device();
+  if (top > 0) op.top_ids = top_ids.device(), op.top_log_probabilities = top_logs.device();
   h.give_workspace(&op);
-  h.bench(line, "S=8 V=151936", op.bytes(), op.flops(), Harness::Peak::kF32, [&] { h.chip().sample(op); });
+  const std::string cuts = row.top_k > 0 ? " top-k top-p" : row.top_p < 1 ? " top-p" : "";
+  h.bench(line, fmt::format("S={} V={}{}{}", count, kVocabulary, cuts, top > 0 ? " top 20" : ""), op.bytes(),
+          op.flops(), Harness::Peak::kF32, [&] { h.chip().sample(op); });
 }
 
 }  // namespace
@@ -206,7 +217,15 @@ void conform_sample(Harness& h) {
     const size_t line = h.line("sample", greedy ? "greedy" : "drawn");
     for (int i = 0; i < (h.options().quick ? 30 : 150); ++i)
       h.run_case(line, [&] { sample_case(h, line, greedy); });
-    h.run_case(line, [&] { sample_bench(h, line, greedy); });
+    h.run_case(line, [&] {
+      if (greedy) return sample_bench(h, line, 8, {}, 0);
+      const SampleRow both{.temperature = 0.8f, .top_k = 40, .top_p = 0.95f};
+      const SampleRow flat{.temperature = 1, .top_p = 0.95f};
+      sample_bench(h, line, 8, both, 0);
+      sample_bench(h, line, 8, flat, 0);
+      sample_bench(h, line, 1, both, 20);
+      sample_bench(h, line, 64, both, 0);
+    });
   }
 }
 

@@ -54,6 +54,7 @@ __device__ inline bool find_whole(const AttentionArguments& op, int wanted, int 
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps)
     attention_tiles(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
   AttentionTile tile{};
   if (!find_whole(op, static_cast<int>(blockIdx.x), kWarpRows * static_cast<int>(blockDim.x / 32), &tile)) {
     return;
@@ -66,6 +67,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
     attention_rounded(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
   const auto kv_heads = static_cast<unsigned>(op.heads / op.share);
   AttentionTile tile{};
   if (!find_whole(op, static_cast<int>(blockIdx.x / kv_heads), kWarpRows * RoundedShape<Kind, kD>::kWarps,
@@ -81,6 +83,7 @@ __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * kMostWarps, ChunkShape<Kind, kD>::kBlocks)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
+  begin_kernel();
   const auto chunks_of_sequence = [&](int queries, int length) {
     if (queries == 0) return 0;
     if (is_split(op, queries, length)) return chunks_of(queries, length, op.window).count;

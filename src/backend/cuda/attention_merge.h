@@ -8,18 +8,8 @@ namespace qiao::cuda {
 
 // In all threads of a block: whether all `count` chunks are there, this block's being the last.
 __device__ inline bool is_last_chunk(const AttentionArguments& op, int sequence, int kv_head, int count) {
-  QIAO_SHARED(int, is_last, 1);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    unsigned* ticket = op.tickets + int64_t{sequence} * (op.heads / op.share) + kv_head;
-    is_last[0] = atomicAdd(ticket, 1u) == static_cast<unsigned>(count - 1) ? 1 : 0;
-    if (is_last[0] != 0) *ticket = 0;  // for the next launch
-  }
-  __syncthreads();
-  const bool last = is_last[0] != 0;
-  if (last) __threadfence();
-  return last;
+  return last_to_come(op.tickets + int64_t{sequence} * (op.heads / op.share) + kv_head,
+                      static_cast<unsigned>(count));
 }
 
 // The rows of a sequence's queries for one key/value head; kD: heads' most.

@@ -42,6 +42,7 @@ struct GradientArguments {
 
 // dout · out, a warp a row.
 __global__ void __launch_bounds__(128) gradient_delta(const __grid_constant__ GradientArguments op) {
+  begin_kernel();
   const int64_t item = int64_t{blockIdx.x} * 4 + threadIdx.x / 32;
   if (item >= op.tokens * op.heads) return;
   const float* dout = op.dout.row(item / op.heads, static_cast<int>(item % op.heads));
@@ -310,6 +311,7 @@ class GradientWarp {
 template <int kD, bool kQueries, bool kFirst, bool kSecond>
 __global__ void __launch_bounds__(32 * kMostWarps)
     gradient_tiles(const __grid_constant__ GradientArguments op) {
+  begin_kernel();
   FoundTile found{};
   const int tile_rows = kWarpRows * static_cast<int>(blockDim.x / 32);
   const auto tiles = [&](int rows, int) { return tiles_of(rows * (kQueries ? op.share : 1), tile_rows); };

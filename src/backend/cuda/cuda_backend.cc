@@ -28,11 +28,10 @@ struct GraphRecording final : Recording {
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : stream_(selected(options.device)),
-      multiprocessors_(device_attribute(cudaDevAttrMultiProcessorCount, options.device)),
       block_shared_bytes_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
       uploader_(stream_),
-      tickets_(allocate(kMostTickets * sizeof(unsigned))) {
+      tickets_(allocate(static_cast<size_t>(kMostTickets) * sizeof(unsigned))) {
   QIAO_CUDA(cudaMemsetAsync(tickets_.data(), 0, tickets_.bytes(), stream_.handle()));
 }
 
@@ -43,10 +42,9 @@ DeviceInfo CudaBackend::describe() const {
   cudaDeviceProp properties{};
   QIAO_CUDA(cudaGetDeviceProperties(&properties, stream_.device()));
   DeviceInfo info;
-  info.name =
-      fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name, multiprocessors_,
-                  device_attribute(cudaDevAttrComputeCapabilityMajor, stream_.device()),
-                  device_attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
+  info.name = fmt::format("{}, {} multiprocessors, compute capability {}.{}", properties.name,
+                          multiprocessors(), stream_.compute_major(),
+                          device_attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
   info.memory_bytes = properties.totalGlobalMem;
   info.free_bytes = memory_.free_bytes();
   return info;

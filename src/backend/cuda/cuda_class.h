@@ -9,7 +9,7 @@
 
 namespace qiao::cuda {
 
-inline constexpr size_t kMostTickets = 16384;
+inline constexpr int64_t kMostTickets = 16384;
 
 class CudaBackend final : public Backend {
  public:
@@ -32,9 +32,11 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
-  int multiprocessors() const { return multiprocessors_; }
+  int multiprocessors() const { return stream_.multiprocessors(); }
+  int block_shared_bytes() const { return block_shared_bytes_; }
   const Stream& stream() const { return stream_; }
   Memory& memory() { return memory_; }
+  // kMostTickets zeros; kernels leave them so.
   unsigned* tickets() const { return static_cast<unsigned*>(tickets_.data()); }
 
  protected:
@@ -101,10 +103,10 @@ class CudaBackend final : public Backend {
 
  private:
   Stream stream_;
-  int multiprocessors_, block_shared_bytes_;  // the most that a block may have
+  int block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;
-  Buffer tickets_;  // of results whose parts have blocks of their own: zeros between launches
+  Buffer tickets_;  // of results whose parts meet in memory: zeros between launches
   Buffer codes_;    // of AdamW's moments, once they are asked for
 };
 

@@ -21,6 +21,7 @@ struct DropoutArguments {
 };
 
 __global__ void dropout_kernel(DropoutArguments op) {
+  begin_kernel();
   const Place place = place_of(op.tiles);
   if (place.at >= op.width) return;
   const auto words = philox4x32(

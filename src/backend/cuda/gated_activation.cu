@@ -10,6 +10,7 @@ namespace {
 
 template <Activation kKind>
 __global__ void gated_activation_kernel(Rows x, Rows y, int64_t width, bool up_aligned, unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= width) return;
   const float* row = x.row(place.row);
@@ -23,6 +24,7 @@ __global__ void gated_activation_kernel(Rows x, Rows y, int64_t width, bool up_a
 template <Activation kKind>
 __global__ void gated_activation_backward_kernel(Rows x, Rows dy, Rows dx, int64_t width, bool x_up_aligned,
                                                  bool dx_up_aligned, unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= width) return;
   const float* row = x.row(place.row);

@@ -14,6 +14,7 @@ namespace {
 // `table`: rows of one dtype, from `first` on; ids of others are left to their own launch.
 __global__ void gather_kernel(WeightRows table, int64_t first, const int32_t* ids, float by, Rows out,
                               unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= table.columns) return;
   const int64_t id = ids[place.row] - first;
@@ -23,6 +24,7 @@ __global__ void gather_kernel(WeightRows table, int64_t first, const int32_t* id
 }
 
 __global__ void gather_rows_kernel(Rows x, const int32_t* rows, Rows out, int64_t width, unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= width) return;
   store_four(out.row(place.row), place.at, width, out.aligned,
@@ -34,6 +36,7 @@ constexpr int kSearchThreads = 256;
 __global__ void __launch_bounds__(kSearchThreads)
     gather_backward_kernel(const int32_t* ids, int64_t count, float by, Rows dout, Rows dtable, int64_t width,
                            unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   const int32_t id = ids[place.row];
   bool is_first = true;

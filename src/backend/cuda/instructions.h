@@ -9,29 +9,74 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <tuple>
 #include <utility>
 
 namespace qiao::cuda {
 
+// Lets a kernel have so much dynamic shared memory on this thread's device: a call of the driver, made once.
+inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> allowed;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{device, kernel}];
+  if (bytes <= most) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error == cudaSuccess) most = bytes;
+  return error;
+}
+
+// `early`: may begin before the kernel given before it has ended (programmatic dependent launch).
 template <class... P, size_t... kIndex>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, std::tuple<P...>& arguments, std::index_sequence<kIndex...>) {
+                          cudaStream_t stream, bool early, std::tuple<P...>& arguments,
+                          std::index_sequence<kIndex...>) {
   void* pointers[] = {static_cast<void*>(&std::get<kIndex>(arguments))..., nullptr};
   const auto* function = reinterpret_cast<const void*>(kernel);
   shared_bytes = (shared_bytes + 15) / 16 * 16;  // ptxas reads 16 bytes at once where it sees fewer wanted
   // Every device gives 48 KiB without being asked, of which static arrays take some.
   if (shared_bytes > 32 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
+    if (const cudaError_t error = allow_shared(function, shared_bytes); error != cudaSuccess) return error;
   }
-  return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+  if (!early) return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
+  return cudaLaunchKernelExC(&config, function, pointers);
 }
 template <class... P>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, std::tuple<P...>& arguments) {
-  return launch_kernel(kernel, grid, block, shared_bytes, stream, arguments, std::index_sequence_for<P...>());
+                          cudaStream_t stream, bool early, std::tuple<P...>& arguments) {
+  return launch_kernel(kernel, grid, block, shared_bytes, stream, early, arguments,
+                       std::index_sequence_for<P...>());
+}
+
+// A kernel that was launched early waits here until the kernel before it has ended and all that it wrote is
+// there. Every thread of every kernel calls it before it touches memory that a kernel writes; what no kernel
+// writes, such as weights, may be asked for before.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// From here on the kernel after this one may begin where there is room, to wait as above.
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// The first line of a kernel that has nothing to do before.
+__device__ inline void begin_kernel() {
+  let_next_begin();
+  wait_for_previous();
 }
 
 // The shared memory that the launch asked for, aligned to 1024 bytes; at most 227 KiB together with
@@ -156,6 +201,23 @@ __device__ inline void multiply_add_s8(int (&d)[4], const uint32_t (&a)[4], cons
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// The same with what it is added to in other registers.
+__device__ inline void multiply_add_s8(int (&d)[4], const int (&c)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %11, %12, %13};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]),
+        "r"(c[3]));
+}
+// K = 16: of the registers above, a[0], a[1] and b[0] are all that there is.
+__device__ inline void multiply_add_s8(int (&d)[4], const int (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
 // Of compute capability 8.9 and more; a kernel that was built for less ends with an error there.
 __device__ inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 890
@@ -198,5 +260,148 @@ __device__ inline uint8_t e4m3_of(float value) {
 __device__ inline float float_of_e4m3(uint8_t bits) {
   return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3)));
 }
+
+// What follows is of Hopper alone (sm_90a): a kernel that was built for another device ends with an error
+// there.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define QIAO_HOPPER(...) asm volatile(__VA_ARGS__)
+#else
+#define QIAO_HOPPER(...) __trap()
+#endif
+
+// mbarrier: 8 bytes of shared memory that count arrivals and bytes on their way. A phase ends when `count`
+// arrivals and all the bytes that they expect have come; then the next begins, with the same count. The
+// first phase's parity is 0, the next one's 1, and so on. One thread makes them, then calls
+// arrivals_ready; a barrier of the block follows.
+__device__ inline void arrivals_init(uint64_t* arrivals, unsigned count) {
+  QIAO_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count)
+              : "memory");
+}
+__device__ inline void arrivals_ready() { QIAO_HOPPER("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void arrive(uint64_t* arrivals) {
+  QIAO_HOPPER("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(arrivals)) : "memory");
+}
+__device__ inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes) {
+  QIAO_HOPPER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrivals)),
+              "r"(bytes)
+              : "memory");
+}
+// Until the phase of that parity has ended: at once where it is not the one that is open.
+__device__ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity) {
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred ended;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+      "@!ended bra again;\n"
+      "}" ::"r"(shared_address(arrivals)),
+      "r"(parity)
+      : "memory");
+}
+
+// cp.async.bulk: a multiple of 16 bytes, both sides aligned to 16, from global to shared memory, by a whole
+// warp; they are there, for loads and for wgmma, once the phase of `arrivals` that expects them has ended.
+__device__ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals) {
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
+      "}" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(arrivals))
+      : "memory");
+}
+
+// wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
+// the same instructions), N = 8, 64, 128 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's a is
+// that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T lies
+// in shared memory: rows of 64 elements of 16 bits (128 bytes), from a multiple of 1024 bytes on, in which
+// 16-byte piece p of row r lies at place p ^ (r % 8); an instruction takes 16 columns of it, those that
+// multiply_operand's `step` names. (PTX ISA, "Matrix fragments for wgmma .m64nNk16", "128-Byte swizzle".)
+//
+// The products are made at any time from multiply_async to multiply_wait: until then nobody writes those rows
+// of B^T, reads d or writes a. They are made in order, each added to the sum before. multiply_begin comes
+// before the first one after a register of d or a was written; multiply_commit ends a group.
+__device__ inline uint64_t multiply_operand(const void* rows, int step) {
+  const uint64_t address = shared_address(rows) + static_cast<uint32_t>(step) * 32;
+  return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+__device__ inline void multiply_begin() { QIAO_HOPPER("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void multiply_commit() { QIAO_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until no more than the last kGroupsLeft groups are being made; `d`: all that those before have added to.
+template <int kGroupsLeft, int kCount>
+__device__ inline void multiply_wait(float (&d)[kCount]) {
+  QIAO_HOPPER("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");  // not read before
+}
+// Then a = next. By the compiler's own rules that could be done before: it knows nothing of a's late readers.
+template <int kCount, int kSteps>
+__device__ inline void multiply_wait_and_take(float (&d)[kCount], uint32_t (&a)[kSteps][4],
+                                              const uint32_t (&next)[kSteps][4]) {
+  multiply_wait<0>(d);
+#pragma unroll
+  for (int i = 0; i < kSteps * 4; ++i) {
+    asm volatile("mov.b32 %0, %1;" : "+r"(a[i / 4][i % 4]) : "r"(next[i / 4][i % 4]) : "memory");
+  }
+}
+
+// setmaxnreg: a warpgroup's registers a thread from here on, a multiple of 8; `more` than the launch gave,
+// which others must have given away, or fewer.
+template <int kRegisters, bool kMore>
+__device__ inline void set_registers() {
+  if constexpr (kMore) {
+    QIAO_HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  } else {
+    QIAO_HOPPER("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  }
+}
+
+#define QIAO_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define QIAO_D16(i) QIAO_D4(i), QIAO_D4((i) + 4), QIAO_D4((i) + 8), QIAO_D4((i) + 12)
+#define QIAO_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+__device__ inline void multiply_async(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, "
+      "0;"
+      : QIAO_D4(0)
+      : QIAO_A);
+}
+__device__ inline void multiply_async(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+      : QIAO_D16(0), QIAO_D16(16)
+      : QIAO_A);
+}
+__device__ inline void multiply_async(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, "
+      "0;"
+      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
+      : QIAO_A);
+}
+__device__ inline void multiply_async(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
+      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, "
+      "%71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, "
+      "%91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, "
+      "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "
+      "%125, %126, %127}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80), QIAO_D16(96),
+        QIAO_D16(112)
+      : QIAO_A);
+}
+#undef QIAO_D4
+#undef QIAO_D16
+#undef QIAO_A
+#undef QIAO_HOPPER
 
 }  // namespace qiao::cuda

@@ -1,6 +1,7 @@
 // All that a kernel (*.cu) includes of CUDA. Each is compiled twice: by nvcc for the chip, and by g++ with
 // the stand-in of tests/backend/cuda_stand_in, which runs it on the CPU. So a kernel keeps to what both know:
 // - CUDA C++, the math functions, instructions.h and the helpers below; no <<<>>>, __shared__, asm;
+// - a kernel begins with begin_kernel(): it may be launched before the one before it has ended;
 // - blocks of whole warps; threads of a block end together where there are barriers;
 // - sums in an order of the row's own: no atomics of floats. Both compilers leave a product and an addition
 // as
@@ -25,7 +26,8 @@ void launch(const char* name, const Stream& stream, void (*kernel)(P...), dim3 g
             size_t shared_bytes, A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   std::tuple<P...> values(static_cast<P>(std::forward<A>(arguments))...);
-  check(launch_kernel(kernel, grid, block, shared_bytes, stream.handle(), values), name);
+  check(launch_kernel(kernel, grid, block, shared_bytes, stream.handle(), stream.next_begins_early(), values),
+        name);
 }
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -60,6 +62,22 @@ __device__ inline float block_sum(float x, float* shared) {
     x = warp_sum(x);
   }
   return x;
+}
+
+// True in all threads of the block that is the last of `blocks` to come here: it sees what the others wrote
+// before. The ticket is 0 before and after.
+__device__ inline bool last_to_come(unsigned* ticket, unsigned blocks) {
+  QIAO_SHARED(int, is_last, 1);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last[0] = atomicAdd(ticket, 1u) == blocks - 1 ? 1 : 0;
+    if (is_last[0] != 0) *ticket = 0;
+  }
+  __syncthreads();
+  if (is_last[0] == 0) return false;
+  __threadfence();
+  return true;
 }
 
 // Four elements of a row from a multiple of 4 on; zeros beyond its end. `aligned`: the row begins at a

@@ -15,8 +15,8 @@ struct KvWriteArguments {
   bool aligned;                              // every row begins at a multiple of 16 bytes
   const int32_t* slots;
   KvLayout pages;
-  int64_t items;  // tokens × heads × 2 × runs of eight elements
-  int runs;       // of a row: the last may lie partly or wholly in the padding
+  int items;  // of a token: heads × 2 × runs of eight elements
+  int runs;   // of a row: the last may lie partly or wholly in the padding
 };
 
 __device__ unsigned pack_f16(float low, float high) {
@@ -57,14 +57,12 @@ __device__ void write_q8(const float (&x)[8], int run, int dim, unsigned char* r
 
 template <DType kDType>
 __global__ void __launch_bounds__(256) kv_write_kernel(KvWriteArguments op) {
-  const int64_t item = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  begin_kernel();
+  const int64_t token = blockIdx.x;
+  const int item = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   const bool active = item < op.items;  // all lanes meet in the search for the largest
-  const int64_t from = active ? item : 0;
-  const int run = static_cast<int>(from % op.runs);
-  const int64_t rest = from / op.runs;
+  const int from = active ? item : 0, run = from % op.runs, rest = from / op.runs, head = rest / 2;
   const bool value = rest % 2 != 0;
-  const int head = static_cast<int>(rest / 2 % op.pages.kv_heads);
-  const int64_t token = rest / 2 / op.pages.kv_heads;
   const float* x =
       value ? op.v + token * op.v_token + head * op.v_head : op.k + token * op.k_token + head * op.k_head;
   const float4 a = load_four(x, 8 * run, op.pages.dim, op.aligned);
@@ -102,9 +100,11 @@ void CudaBackend::do_kv_write(const KvWrite& op) {
   a.slots = op.slots.as<int32_t>();
   a.pages = static_cast<const CudaKvPages&>(*op.pages).layout();
   a.runs = static_cast<int>(ceil_div(a.pages.dim, 8));
-  a.items = op.slots.shape[0] * a.pages.kv_heads * 2 * a.runs;
+  a.items = a.pages.kv_heads * 2 * a.runs;
+  const auto threads = static_cast<unsigned>(a.items > 224 ? 256 : ceil_div(a.items, 32) * 32);
   const auto run = [&](auto kernel) {
-    launch("kv_write", stream_, kernel, static_cast<unsigned>(ceil_div(a.items, 256)), 256, 0, a);
+    const dim3 grid(static_cast<unsigned>(op.slots.shape[0]), blocks_for(a.items, threads));
+    launch("kv_write", stream_, kernel, grid, threads, 0, a);
   };
   switch (op.pages->spec().dtype) {
     case DType::kF32:

@@ -19,6 +19,7 @@ struct LayerNormArguments {
 
 template <int kWarps, int kKept>
 __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) layer_norm_kernel(LayerNormArguments op) {
+  begin_kernel();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (row >= op.rows) return;  // of a warp for itself: no barrier follows
   constexpr int64_t kStep = 4 * 32 * kWarps;

@@ -20,6 +20,7 @@ using GradientTile = TileSums<kGradientRows>;
 
 template <DType kKind>
 __global__ void __launch_bounds__(kTileThreads, 2) input_gradient(GradientArguments op) {
+  begin_kernel();
   const TokenTile tile =
       token_tile(op.counts, op.experts, op.tokens, blockIdx.x % op.token_tiles, kGradientRows);
   if (tile.count == 0) return;
@@ -62,6 +63,7 @@ __device__ RowRange rows_of_expert(const int32_t* counts, int64_t tokens, int ex
 }
 
 __global__ void __launch_bounds__(kTileThreads, 2) weight_gradient(WeightGradientArguments op) {
+  begin_kernel();
   const auto expert = static_cast<int>(blockIdx.y);
   const RowRange range = rows_of_expert(op.counts, op.tokens, expert);
   if (range.begin >= range.end) return;
@@ -92,6 +94,7 @@ constexpr int kBiasWarps = 8;
 
 __global__ void __launch_bounds__(32 * kBiasWarps)
     bias_gradient(const float* dy, int64_t stride, int64_t tokens, int64_t rows, float* dbias) {
+  begin_kernel();
   QIAO_SHARED(float, parts, 32 * kBiasWarps);
   const int64_t n = int64_t{blockIdx.x} * 32 + threadIdx.x % 32;
   const int64_t each = ceil_div(tokens, kBiasWarps), begin = threadIdx.x / 32 * each;

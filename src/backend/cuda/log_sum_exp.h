@@ -66,4 +66,34 @@ class LogSumExp {
   double sum_ = 0;  // of exp(logit - largest)
 };
 
+// The value of all pieces: LogSumExp's bits, by a whole warp, which leaves a product and a sum a piece to the
+// chain.
+__device__ inline double log_sum_exp_of(const PieceSum* pieces, int64_t count) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  float before = -INFINITY;  // the largest so far
+  double sum = 0;
+  for (int64_t base = 0; base < count; base += 32) {
+    const PieceSum own = base + lane < count ? pieces[base + lane] : PieceSum{0, -INFINITY};
+    float until = own.largest;
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const float other = __shfl_up_sync(kAllLanes, until, lanes);
+      if (lane >= lanes) until = fmaxf(until, other);
+    }
+    float largest = __shfl_up_sync(kAllLanes, until, 1);  // of the pieces before the lane's
+    largest = lane == 0 ? before : fmaxf(largest, before);
+    const bool larger = own.largest > largest;
+    const double low = larger ? static_cast<double>(largest) : static_cast<double>(own.largest);
+    const double high = larger ? static_cast<double>(own.largest) : static_cast<double>(largest);
+    const double factor = own.largest > -INFINITY ? exp(low - high) : 1.0;
+    const double keep = larger ? factor : 1.0, more = larger ? own.sum : own.sum * factor;
+    const int pieces_here = static_cast<int>(count - base < 32 ? count - base : 32);
+    for (int i = 0; i < pieces_here; ++i) {
+      sum = sum * __shfl_sync(kAllLanes, keep, i) + __shfl_sync(kAllLanes, more, i);
+    }
+    before = fmaxf(before, __shfl_sync(kAllLanes, until, 31));
+  }
+  return static_cast<double>(before) + log(sum);
+}
+
 }  // namespace qiao::cuda

@@ -7,8 +7,8 @@
 // - The segments' sums are added in ascending order, beginning with the first.
 // Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
 // each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order). A kernel with wgmma and TMA must keep these two rules and its own step of
-// the tensor cores for every number of rows.
+// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
+// tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"
@@ -17,8 +17,8 @@
 
 namespace qiao::cuda {
 
-inline constexpr int64_t kSegmentUnit = 256, kMostSegment = 2048;
-// Up to kFewTokens rows of x: a block is one column of mma's tiles, and reads the weight as memory gives it.
+inline constexpr int64_t kSegmentUnit = 256, kMostSegment = 1024;
+// Up to kFewTokens rows of x: they are one column of mma's tiles, and the weight is read as memory gives it.
 inline constexpr int kFewTokens = 8, kManyTokens = 64;
 inline constexpr int kFewRows = 64, kManyRows = 128;
 
@@ -48,6 +48,13 @@ struct MatmulArguments {
   float* partials = nullptr;  // [tiles, segments, sums of a block]
   unsigned* tickets = nullptr;
   int64_t token_tiles = 0, row_blocks = 0;
+  // matmul_few.h's: row tiles from first_tile on, each with its own partials [row tile][segment][token][row]
+  // and ticket; what follows the device's numbers is for it to set.
+  int64_t first_tile = 0, row_tiles = 0;
+  int multiprocessors = 1;
+  int64_t block_shared_bytes = 0;
+  int64_t slot_tokens = 0, panel_segments = 0, grain = 1;
+  int log_warps = 0, share = 0;
   // y[t, column + row] = activation(sum + bias[column + row]) + residual[t, column + row].
   float* y = nullptr;
   int64_t y_stride = 0, column = 0;
@@ -59,10 +66,16 @@ struct MatmulArguments {
 };
 
 // Of each compute kind; `few`: kFewTokens tokens a block, else kManyTokens. matmul_f32.cu, matmul_bf16.cu and
-// matmul_q8_*.cu. The grid is (row_blocks * token_tiles, split ? segments : 1).
+// matmul_q8_*.cu. The grid is (row_blocks * token_tiles, split ? segments : 1), but for few in BF16 and Q8.
 void launch_matmul_f32(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_bf16(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_q8(const Stream& stream, const MatmulArguments& arguments, bool few);
+// BF16 on Hopper alone, matmul_wgmma.cu: token_tiles and split are its own. x is prepared for it alone,
+// ceil8(tokens) * prepared_columns elements. partials has wgmma_partial_bytes, of a call with all of a
+// panel's rows (`whole`; of part of them no segment has a block of its own).
+void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments, bool whole);
+void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
+int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);
 // Rows of x to BF16, or to quants and meta, `columns` a row: zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 void launch_prepare_q8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,

@@ -26,7 +26,6 @@ struct MatmulCall {
 
 // Of any call with as many tokens or fewer.
 size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tokens);
-// `tickets`: kMostTickets zeros, left so.
-void run_matmul(const Stream& stream, const MatmulCall& call, std::byte* workspace, unsigned* tickets);
+void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* workspace);
 
 }  // namespace qiao::cuda

@@ -11,6 +11,7 @@ namespace {
 template <int kTokens, DType kKind>
 __global__ void __launch_bounds__(kTileThreads, kTokens == kFewTokens || kKind != DType::kQ4_0 ? 2 : 1)
     matmul_f32(MatmulArguments op) {
+  begin_kernel();
   using T = TileSums<kTokens>;
   const TokenTile tile = token_tile(op.counts, op.experts, op.tokens, blockIdx.x % op.token_tiles, kTokens);
   if (tile.count == 0) return;

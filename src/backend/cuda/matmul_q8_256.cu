@@ -1,4 +1,4 @@
-#include "backend/cuda/matmul_mma.h"
+#include "backend/cuda/matmul_few.h"
 #include "backend/cuda/matmul_q8.h"
 
 namespace qiao::cuda {

@@ -55,6 +55,7 @@ __device__ BestExpert best_of(BestExpert a, BestExpert b) {
 __global__ void __launch_bounds__(32 * kRouteWarps)
     moe_route_kernel(RouteArguments op, int32_t* ids, int64_t ids_stride, float* weights,
                      int64_t weights_stride) {
+  begin_kernel();
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = int64_t{blockIdx.x} * (blockDim.x / 32) + warp;
   if (token >= op.tokens) return;  // a warp for itself
@@ -100,6 +101,7 @@ __global__ void __launch_bounds__(32 * kRouteWarps)
     moe_route_backward_kernel(RouteArguments op, const int32_t* ids, int64_t ids_stride,
                               const float* dweights, int64_t dweights_stride, float* dlogits,
                               int64_t dlogits_stride) {
+  begin_kernel();
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t token = int64_t{blockIdx.x} * (blockDim.x / 32) + warp;
   if (token >= op.tokens) return;  // a warp for itself
@@ -146,6 +148,7 @@ struct Pairs {
 
 // counts[chunk, e]: the pairs of a chunk that are expert e's.
 __global__ void __launch_bounds__(kChunkPairs) moe_count(Pairs pairs, int64_t experts, int32_t* counts) {
+  begin_kernel();
   int32_t* of_chunk = counts + blockIdx.x * experts;
   for (int64_t e = threadIdx.x; e < experts; e += kChunkPairs) of_chunk[e] = 0;
   __syncthreads();
@@ -156,6 +159,7 @@ __global__ void __launch_bounds__(kChunkPairs) moe_count(Pairs pairs, int64_t ex
 // One block: counts[chunk, e] becomes the first place of the chunk's pairs of e; totals[e] all of e's.
 __global__ void __launch_bounds__(1024)
     moe_places(int32_t* counts, int64_t chunks, int64_t experts, int32_t* totals) {
+  begin_kernel();
   for (int64_t e = threadIdx.x; e < experts; e += blockDim.x) {
     int32_t sum = 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += counts[chunk * experts + e];
@@ -176,6 +180,7 @@ __global__ void __launch_bounds__(1024)
 
 __global__ void __launch_bounds__(kChunkPairs)
     moe_rank(Pairs pairs, int64_t experts, const int32_t* firsts, int32_t* places, int64_t places_stride) {
+  begin_kernel();
   QIAO_SHARED(int32_t, of_chunk, kChunkPairs);
   const int64_t pair = int64_t{blockIdx.x} * kChunkPairs + threadIdx.x;
   const int32_t expert = pair < pairs.count ? pairs.expert(pair) : -1;
@@ -196,6 +201,7 @@ struct Picks {
 };
 
 __global__ void moe_move(Rows x, Picks picks, Rows sorted, int64_t width, unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= width) return;
   const float4 v = load_four(x.row(place.row), place.at, width, x.aligned);
@@ -206,6 +212,7 @@ __global__ void moe_move(Rows x, Picks picks, Rows sorted, int64_t width, unsign
 
 __global__ void moe_combine_kernel(Rows sorted, Picks picks, const float* weights, int64_t weights_stride,
                                    Rows residual, Rows y, int64_t width, unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= width) return;
   float4 sum = residual.data == nullptr
@@ -220,6 +227,7 @@ __global__ void moe_combine_kernel(Rows sorted, Picks picks, const float* weight
 
 __global__ void moe_permute_backward_kernel(Rows dsorted, Picks picks, bool add_dx, Rows dx, int64_t width,
                                             unsigned tiles) {
+  begin_kernel();
   const Place place = place_of(tiles);
   if (place.at >= width) return;
   float* out = dx.row(place.row);
@@ -237,6 +245,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
     moe_combine_backward_kernel(Rows dy, Rows sorted, Picks picks, const float* weights,
                                 int64_t weights_stride, Rows dsorted, float* dweights,
                                 int64_t dweights_stride, int64_t width) {
+  begin_kernel();
   const int64_t token = blockIdx.x / picks.count, j = blockIdx.x % picks.count;
   const int64_t place = picks.place(token, j);
   const float weight = weights[token * weights_stride + j];

@@ -29,6 +29,7 @@ struct MuonShape {
 __global__ void __launch_bounds__(kMuonThreads)
     muon_momentum(const float* gradients, float* momentum, float* update, int64_t rows, int64_t columns,
                   bool is_tall, float scale, float beta, float rest, bool nesterov) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kMuonThreads + threadIdx.x;
   if (i >= rows * columns) return;
   const float share = rest * (scale * gradients[i]);
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(kMuonThreads)
 
 __global__ void __launch_bounds__(kMuonThreads)
     muon_normalize(float* x, int64_t count, const double* squares) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kMuonThreads + threadIdx.x;
   const double norm = sqrt(*squares);
   const auto inverse = static_cast<float>(1 / (norm > Muon::kLeastNorm ? norm : Muon::kLeastNorm));
@@ -52,6 +54,7 @@ template <bool kTransposed>
 __global__ void __launch_bounds__(kMuonThreads)
     muon_multiply(const float* a, const float* b, int64_t rows, int64_t depth, int64_t columns, float by,
                   const float* c, float plus, float* out) {
+  begin_kernel();
   QIAO_SHARED(float, a_tile, kDepth*(kTile + 4));
   QIAO_SHARED(float, b_tile, kDepth*(kTile + 4));
   constexpr int kStride = kTile + 4;
@@ -99,6 +102,7 @@ __global__ void __launch_bounds__(kMuonThreads)
 __global__ void __launch_bounds__(kMuonThreads)
     muon_step(float* parameters, const float* x, int64_t rows, int64_t columns, bool is_tall, float decay,
               float size) {
+  begin_kernel();
   const int64_t i = int64_t{blockIdx.x} * kMuonThreads + threadIdx.x;
   if (i >= rows * columns) return;
   const int64_t from = is_tall ? i % columns * rows + i / columns : i;

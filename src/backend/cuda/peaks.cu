@@ -13,6 +13,7 @@ namespace {
 constexpr int kPeakThreads = 256, kChains = 8;
 
 __global__ void __launch_bounds__(kPeakThreads) peak_f32(int iterations, float factor, float* sink) {
+  begin_kernel();
   float sums[kChains];
 #pragma unroll
   for (int i = 0; i < kChains; ++i) sums[i] = static_cast<float>(threadIdx.x + i);
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kPeakThreads) peak_f32(int iterations, float f
 }
 
 __global__ void __launch_bounds__(kPeakThreads) peak_bf16(int iterations, uint32_t bits, float* sink) {
+  begin_kernel();
   float sums[kChains][4] = {};
   const uint32_t a[4] = {bits, bits, bits, bits}, b[2] = {bits, bits};
   for (int n = 0; n < iterations; ++n) {
@@ -40,6 +42,7 @@ __global__ void __launch_bounds__(kPeakThreads) peak_bf16(int iterations, uint32
 }
 
 __global__ void __launch_bounds__(kPeakThreads) peak_s8(int iterations, uint32_t bits, float* sink) {
+  begin_kernel();
   int sums[kChains][4] = {};
   const uint32_t a[4] = {bits, bits, bits, bits}, b[2] = {bits, bits};
   for (int n = 0; n < iterations; ++n) {
@@ -77,7 +80,7 @@ double rate(const Stream& stream, double work, Call call) {
 
 DevicePeaks CudaBackend::measure_arithmetic() {
   const Scratch sink(memory_, sizeof(float));
-  const auto blocks = static_cast<unsigned>(8 * multiprocessors_);
+  const auto blocks = static_cast<unsigned>(8 * multiprocessors());
   const double threads = static_cast<double>(blocks) * kPeakThreads, warps = threads / 32;
   DevicePeaks peaks;
   peaks.f32_flops = rate(stream_, threads * kChains * 2, [&](int iterations) {

@@ -11,6 +11,7 @@ template <bool kQuants>
 __global__ void __launch_bounds__(kPrepareThreads)
     prepare_rows(const float* x, int64_t stride, int64_t tokens, int64_t width, int64_t columns, uint8_t* out,
                  ActivationMeta* meta) {
+  begin_kernel();
   // columns is a multiple of 64: a warp has at most two rows, and all its lanes are inside or none is.
   const int64_t fours = columns / 4, count = tokens * fours, step = int64_t{gridDim.x} * kPrepareThreads;
   for (int64_t i = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x; i - threadIdx.x % 32 < count;

@@ -1,6 +1,7 @@
-// rope, in place. A block has one token and up to 128 of a head's pairs; each thread has one pair, computes
-// its cosine and sine once and turns that pair of every kHeadsAtOnce-th head. Limited by the memory's
-// bandwidth where there are many tokens.
+// rope, in place. A block has one token, up to 128 of a head's pairs and some of the heads, q's and then k's;
+// each thread has one pair of kOwn heads, whose loads are all on their way while it computes the pair's
+// cosine and sine. One head a thread where there are few tokens, which wait for memory once; four where there
+// are many, limited by the memory's bandwidth.
 #include "backend/ops/rope.h"
 
 #include "backend/cuda/cuda_class.h"
@@ -9,7 +10,8 @@
 namespace qiao::cuda {
 namespace {
 
-constexpr int kHeadsAtOnce = 8;
+constexpr int kHeadsAtOnce = 8;  // rows of threads in a block
+constexpr int64_t kFewTokens = 64;
 
 struct RopeHeads {
   float* data;  // null: absent
@@ -27,28 +29,35 @@ struct RopeArguments {
   float scale, turn;  // turn: the sine's scale
 };
 
-__device__ void turn_heads(const RopeArguments& op, const RopeHeads& of, int64_t token, int64_t pair,
-                           float cosine, float sine) {
-  const int64_t first = op.halves ? pair : 2 * pair, second = op.halves ? pair + op.pairs : 2 * pair + 1;
-  for (int64_t h = threadIdx.y; h < of.heads; h += kHeadsAtOnce) {
-    float* head = of.data + token * of.token_stride + h * of.head_stride;
-    const float a = head[first], b = head[second];
-    head[first] = fmaf(a, cosine, -(b * sine));
-    head[second] = fmaf(b, cosine, a * sine);
-  }
-}
-
-__global__ void __launch_bounds__(1024) rope_kernel(RopeArguments op) {
+template <int kOwn>
+__global__ void __launch_bounds__(128 * kHeadsAtOnce) rope_kernel(RopeArguments op) {
+  begin_kernel();
   const int64_t token = blockIdx.x / op.tiles;
   const int64_t pair = int64_t{blockIdx.x % op.tiles} * blockDim.x + threadIdx.x;
   if (pair >= op.pairs) return;
+  const int64_t first = op.halves ? pair : 2 * pair, second = op.halves ? pair + op.pairs : 2 * pair + 1;
+  float* heads[kOwn];
+  float a[kOwn], b[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int64_t h = (int64_t{blockIdx.y} * kOwn + i) * kHeadsAtOnce + threadIdx.y, of_k = h - op.q.heads;
+    heads[i] = of_k < 0            ? op.q.data + token * op.q.token_stride + h * op.q.head_stride
+               : of_k < op.k.heads ? op.k.data + token * op.k.token_stride + of_k * op.k.head_stride
+                                   : nullptr;
+    a[i] = heads[i] == nullptr ? 0.0f : heads[i][first];
+    b[i] = heads[i] == nullptr ? 0.0f : heads[i][second];
+  }
   const float angle = static_cast<float>(op.positions[token]) * op.inverse_frequencies[pair];
   float sine = 0, cosine = 0;
   sincosf(angle, &sine, &cosine);
   cosine *= op.scale;
   sine *= op.turn;
-  if (op.q.data != nullptr) turn_heads(op, op.q, token, pair, cosine, sine);
-  if (op.k.data != nullptr) turn_heads(op, op.k, token, pair, cosine, sine);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    if (heads[i] == nullptr) continue;
+    heads[i][first] = fmaf(a[i], cosine, -(b[i] * sine));
+    heads[i][second] = fmaf(b[i], cosine, a[i] * sine);
+  }
 }
 
 RopeHeads heads_of(const Tensor& t) {
@@ -67,8 +76,16 @@ void CudaBackend::do_rope(const Rope& op) {
   const auto threads = static_cast<unsigned>(a.pairs > 96 ? 128 : ceil_div(a.pairs, 32) * 32);
   if (threads == 0) return;
   a.tiles = blocks_for(a.pairs, threads);
-  launch("rope", stream_, rope_kernel, static_cast<unsigned>(op.positions.shape[0] * a.tiles),
-         dim3(threads, kHeadsAtOnce), 0, a);
+  const auto run = [&](auto own) {
+    const dim3 grid(static_cast<unsigned>(op.positions.shape[0] * a.tiles),
+                    blocks_for(a.q.heads + a.k.heads, own() * kHeadsAtOnce));
+    launch("rope", stream_, rope_kernel<own()>, grid, dim3(threads, kHeadsAtOnce), 0, a);
+  };
+  if (op.positions.shape[0] <= kFewTokens) {
+    run(std::integral_constant<int, 1>());
+  } else {
+    run(std::integral_constant<int, 4>());
+  }
 }
 
 }  // namespace qiao::cuda

@@ -84,8 +84,8 @@ template <class Run>
 void for_width(int64_t width, Run run) {
   if (width <= 512) {
     run(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
-  } else if (width <= 4096) {
-    run(std::integral_constant<int, 4>(), std::integral_constant<int, 8>());
+  } else if (width <= 2048) {
+    run(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
   } else {
     run(std::integral_constant<int, 16>(), std::integral_constant<int, 4>());
   }

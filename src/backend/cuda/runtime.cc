@@ -115,7 +115,11 @@ void select_device(int index) {
   }
 }
 
-Stream::Stream(int device) : device_(device) {
+Stream::Stream(int device)
+    : device_(device),
+      compute_major_(device_attribute(cudaDevAttrComputeCapabilityMajor, device)),
+      multiprocessors_(device_attribute(cudaDevAttrMultiProcessorCount, device)),
+      next_may_(compute_major_ == 9) {
   QIAO_CUDA(cudaSetDevice(device_));
   QIAO_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }

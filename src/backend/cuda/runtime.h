@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <string>
+#include <utility>
 
 namespace qiao::cuda {
 
@@ -33,9 +34,17 @@ class Stream {
   cudaStream_t raw() const { return stream_; }  // where nothing may be thrown
   void synchronize() const;
   int device() const { return device_; }
+  int compute_major() const { return compute_major_; }  // of the device's compute capability
+  int multiprocessors() const { return multiprocessors_; }
+  // Whether the next kernel may begin before the last has ended (instructions.h): where the device is one
+  // that the machine code was made for, 9.0. What reads weights before it waits must not follow the kernel
+  // that wrote them: that one calls hold_next().
+  bool next_begins_early() const { return std::exchange(next_may_, compute_major_ == 9); }
+  void hold_next() const { next_may_ = false; }
 
  private:
-  int device_;
+  int device_, compute_major_, multiprocessors_;
+  mutable bool next_may_;
   cudaStream_t stream_ = nullptr;
 };
 

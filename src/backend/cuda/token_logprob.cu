@@ -31,6 +31,7 @@ struct LossState {
 __global__ void __launch_bounds__(kFindThreads)
     find_loss_rows(const int32_t* labels, const float* dlogprob, int64_t tokens, int32_t* active,
                    int32_t* counts, int count_of_counts, float* logprob, float* log_sum_exp) {
+  begin_kernel();
   QIAO_SHARED(int, found, kFindThreads / 32);
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   int before = 0;
@@ -60,6 +61,7 @@ template <bool kBack>
 __global__ void __launch_bounds__(kPassThreads)
     move_rows(float* rows, int64_t stride, const int32_t* active, const int32_t* count, float* packed,
               int64_t width) {
+  begin_kernel();
   if (static_cast<int>(blockIdx.x) >= *count) return;
   float* row = rows + active[blockIdx.x] * stride;
   float* own = packed + blockIdx.x * width;
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(kPassThreads)
 }
 
 __global__ void __launch_bounds__(kPassThreads) clear_rows(float* rows, int64_t stride, int64_t width) {
+  begin_kernel();
   float* row = rows + blockIdx.x * stride;
   for (int64_t k = threadIdx.x; k < width; k += kPassThreads) row[k] = 0;
 }
@@ -89,6 +92,7 @@ struct LogitPass {
 };
 
 __global__ void __launch_bounds__(kPassThreads) add_logits(LogitPass op) {
+  begin_kernel();
   const int64_t i = blockIdx.x;
   if (i >= *op.count) return;
   const float* logits = op.logits + i * op.stride;
@@ -112,6 +116,7 @@ __global__ void __launch_bounds__(kPassThreads) add_logits(LogitPass op) {
 
 // h in the place of the logits.
 __global__ void __launch_bounds__(kPassThreads) logit_gradients(LogitPass op) {
+  begin_kernel();
   const int64_t i = blockIdx.y;
   if (i >= *op.count) return;
   const int64_t v = int64_t{blockIdx.x} * kPassThreads + threadIdx.x, row = op.active[i];
@@ -153,11 +158,11 @@ struct LogprobMemory {
 template <class Op>
 class LossRows {
  public:
-  LossRows(const Op& op, bool back, const Stream& stream, unsigned* tickets)
+  LossRows(const Op& op, bool back, const CudaBackend& chip)
       : op_(op),
         memory_(op, back),
-        stream_(stream),
-        tickets_(tickets),
+        chip_(chip),
+        stream_(chip.stream()),
         base_(op.workspace.template as<std::byte>()) {}
 
   const LogprobMemory& memory() const { return memory_; }
@@ -194,7 +199,7 @@ class LossRows {
     call.counts = count(run);
     call.y = at<float>(0), call.y_stride = memory_.logit_columns;
     if (op_.soft_cap > 0) call.activation = Activation::kSoftCap, call.soft_cap = op_.soft_cap;
-    run_matmul(stream_, call, base_ + memory_.products_at, tickets_);
+    run_matmul(chip_, call, base_ + memory_.products_at);
     LogitPass pass = {};
     pass.logits = call.y, pass.stride = memory_.logit_columns, pass.first = first, pass.columns = columns;
     pass.active = active(run), pass.count = count(run), pass.labels = op_.labels.template as<int32_t>();
@@ -207,8 +212,8 @@ class LossRows {
  private:
   const Op& op_;
   LogprobMemory memory_;
+  const CudaBackend& chip_;
   const Stream& stream_;
-  unsigned* tickets_;
   std::byte* base_;
 };
 
@@ -220,7 +225,7 @@ size_t CudaBackend::workspace_bytes(const TokenLogprobBackward& op) const {
 }
 
 void CudaBackend::do_token_logprob(const TokenLogprob& op) {
-  const LossRows rows(op, false, stream_, tickets());
+  const LossRows rows(op, false, *this);
   const int64_t vocabulary = op.weight->rows();
   if (op.x.shape[0] == 0) return;
   rows.find(nullptr, op.logprob.as<float>(), op.log_sum_exp.as<float>());
@@ -237,7 +242,7 @@ void CudaBackend::do_token_logprob(const TokenLogprob& op) {
 }
 
 void CudaBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
-  const LossRows rows(op, true, stream_, tickets());
+  const LossRows rows(op, true, *this);
   const auto& weight = static_cast<const CudaWeight&>(*op.weight);
   const int64_t tokens = op.x.shape[0], width = op.x.shape[1];
   if (tokens == 0) return;

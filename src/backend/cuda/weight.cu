@@ -35,6 +35,7 @@ __device__ uint8_t* tile_byte(const WeightRows& w, const TileLayout& layout, int
 
 template <bool kToTiles>
 __global__ void __launch_bounds__(256) weight_move(WeightRows w, TileLayout layout, FileRows file) {
+  begin_kernel();
   const int64_t count = file.rows * file.row_bytes, step = int64_t{gridDim.x} * 256;
   for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < count; i += step) {
     uint8_t* in_tile = tile_byte(w, layout, file.first + i / file.row_bytes, i % file.row_bytes);
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(256) weight_move(WeightRows w, TileLayout layo
 // values [N, K] of the weight, of which the panel's rows begin at `first`.
 __global__ void __launch_bounds__(256)
     weight_write(WeightRows w, TileLayout layout, const float* values, int64_t first) {
+  begin_kernel();
   const int64_t count = w.rows * w.columns, step = int64_t{gridDim.x} * 256;
   for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < count; i += step) {
     const int64_t row = i / w.columns, k = i % w.columns;
@@ -138,6 +140,7 @@ std::unique_ptr<Weight> CudaBackend::do_make_weight(const WeightSource& source) 
       if (source.done_with) source.done_with(from, bytes);
     }
   }
+  stream_.hold_next();
   return weight;
 }
 
@@ -167,6 +170,7 @@ void CudaBackend::do_write_weight(Weight& weight, int64_t expert, const Tensor& 
     launch("write_weight", stream_, weight_write, blocks_for(w.rows * w.columns, 256), 256, 0, w,
            tile_layout(w.dtype), values.as<float>(), of_chip.panels()[i].first_row);
   }
+  stream_.hold_next();
 }
 
 }  // namespace qiao::cuda

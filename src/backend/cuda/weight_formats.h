@@ -39,11 +39,10 @@ __device__ inline uint32_t minus(uint32_t bytes) {
   constexpr uint32_t kOnes = 0x01010101u;
   return (bytes + (0x80 - kOffset) * kOnes) ^ (0x80 * kOnes);
 }
-// Bits 0 to 3 of `bits` to bit kTo of each byte.
+// Bits 0 to 3 of `bits` to bit kTo of each byte: four copies 7 apart, which do not meet.
 template <int kTo>
 __device__ inline uint32_t spread(uint32_t bits) {
-  const uint32_t b = bits & 15;
-  return ((b | b << 7 | b << 14 | b << 21) & 0x01010101u) << kTo;
+  return (bits & 15) * (0x00204081u << kTo) & (0x01010101u << kTo);
 }
 
 // The table's entries of the low and the high nibbles of a word; four entries a word of the table.
@@ -112,19 +111,19 @@ __device__ inline GroupScales scales_k4(const uint8_t* header, int group) {
 template <DType kType>
 struct Format;
 
-// What they share. kGroups: of 32 columns in a tile.
-template <DType kType, bool kWithMinimum, bool kWithHalves>
+// What they share. kGroups: of 32 columns in a tile. kOffset: what an element is less than quants() gives.
+template <DType kType, bool kWithMinimum, bool kWithHalves, int kLess = 0>
 struct FormatTraits {
   static constexpr TileLayout kLayout = tile_layout(kType);
   static constexpr int kElements = kLayout.elements, kGroups = kElements / 32, kTileBytes = kLayout.bytes();
   static constexpr bool kMinimum = kWithMinimum, kHalves = kWithHalves;
+  static constexpr int kOffset = kLess;
 };
 
 template <>
-struct Format<DType::kQ4_0> : FormatTraits<DType::kQ4_0, false, false> {
+struct Format<DType::kQ4_0> : FormatTraits<DType::kQ4_0, false, false, 8> {
   __device__ static void quants(const uint8_t* t, int lane, int, uint32_t (&a)[4]) {
     tile::nibbles16(t, lane, a);
-    tile::minus_all<8>(a);
   }
   __device__ static GroupScales scales(const uint8_t* t, int row, int) {
     return {tile::half_at(t + 256 + 2 * row)};
@@ -143,11 +142,10 @@ struct Format<DType::kQ4_1> : FormatTraits<DType::kQ4_1, true, false> {
 };
 
 template <>
-struct Format<DType::kQ5_0> : FormatTraits<DType::kQ5_0, false, false> {
+struct Format<DType::kQ5_0> : FormatTraits<DType::kQ5_0, false, false, 16> {
   __device__ static void quants(const uint8_t* t, int lane, int, uint32_t (&a)[4]) {
     tile::nibbles16(t, lane, a);
     tile::fifth_bits(t + 256, lane, a);
-    tile::minus_all<16>(a);
   }
   __device__ static GroupScales scales(const uint8_t* t, int row, int) {
     return {tile::half_at(t + 320 + 2 * row)};
@@ -214,20 +212,21 @@ struct Format<DType::kQ2_K> : FormatTraits<DType::kQ2_K, true, true> {
 };
 
 template <>
-struct Format<DType::kQ3_K> : FormatTraits<DType::kQ3_K, false, true> {
+struct Format<DType::kQ3_K> : FormatTraits<DType::kQ3_K, false, true, 4> {
   __device__ static void quants(const uint8_t* t, int lane, int group, uint32_t (&a)[4]) {
     a[0] = a[1] = a[2] = a[3] = 0;
     tile::bits32(t + group / 4 * 512, lane, 2 * (group % 4), 0x03030303u, a);
     tile::bits32<2>(t + 1024, lane, group, 0x01010101u, a);
-    tile::minus_all<4>(a);
   }
   // Scale s of 16: four bits of byte s % 8, two of byte 8 + s % 4.
   __device__ static GroupScales scales(const uint8_t* t, int row, int group) {
     const uint8_t* packed = t + 1536 + 12 * row;
-    const int s = 2 * group, shift = s < 8 ? 0 : 4, top = 2 * (s / 4);
-    const int low = (packed[s % 8] >> shift & 15) | (packed[8 + s % 4] >> top & 3) << 4;
-    const int high = (packed[s % 8 + 1] >> shift & 15) | (packed[8 + s % 4 + 1] >> top & 3) << 4;
-    return {tile::half_at(t + 1728 + 2 * row), 0, low - 32, high - 32};
+    const int four = group / 2, at = group % 2 * 16;  // of the scales 4 * four on; where in them
+    const uint32_t low = tile::word(packed + four % 2 * 4) >> (four < 2 ? 0 : 4) & 0x0f0f0f0fu;
+    const uint32_t top = tile::word(packed + 8) >> (2 * four) & 0x03030303u;
+    const uint32_t scales = tile::minus<32>(low | top << 4);
+    return {tile::half_at(t + 1728 + 2 * row), 0, static_cast<int8_t>(scales >> at),
+            static_cast<int8_t>(scales >> (at + 8))};
   }
 };
 
@@ -255,13 +254,12 @@ struct Format<DType::kQ5_K> : FormatTraits<DType::kQ5_K, true, false> {
 };
 
 template <>
-struct Format<DType::kQ6_K> : FormatTraits<DType::kQ6_K, false, true> {
+struct Format<DType::kQ6_K> : FormatTraits<DType::kQ6_K, false, true, 32> {
   __device__ static void quants(const uint8_t* t, int lane, int group, uint32_t (&a)[4]) {
     a[0] = a[1] = a[2] = a[3] = 0;
     const int part = group / 4, quarter = group % 4;
     tile::bits32(t + (2 * part + quarter % 2) * 512, lane, 4 * (quarter / 2), 0x0f0f0f0fu, a);
     tile::bits32<4>(t + 2048 + part * 512, lane, 2 * quarter, 0x03030303u, a);
-    tile::minus_all<32>(a);
   }
   __device__ static GroupScales scales(const uint8_t* t, int row, int group) {
     const uint32_t both = *reinterpret_cast<const uint16_t*>(t + 3072 + 16 * row + 2 * group);
@@ -282,6 +280,13 @@ struct Format<DType::kIQ4_XS> : FormatTraits<DType::kIQ4_XS, false, false> {
     return {tile::half_of(header.x & 0xffff) * static_cast<float>(scale - 32)};
   }
 };
+
+// The elements themselves.
+template <class F>
+__device__ inline void signed_quants(const uint8_t* t, int lane, int group, uint32_t (&a)[4]) {
+  F::quants(t, lane, group, a);
+  if constexpr (F::kOffset != 0) tile::minus_all<F::kOffset>(a);
+}
 
 // Calls run(std::integral_constant<DType, kType>()) for a block format; false for any other dtype.
 #ifdef __CUDACC__

@@ -11,7 +11,7 @@ template <DType kType>
 __device__ inline void unpack_lane(const uint8_t* tile, int lane, int group, float (&value)[16]) {
   using F = Format<kType>;
   uint32_t quants[4];
-  F::quants(tile, lane, group, quants);
+  signed_quants<F>(tile, lane, group, quants);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const GroupScales s = F::scales(tile, lane / 4 + 8 * half, group);

@@ -38,7 +38,7 @@ struct Thread {
   uint3 index{};
   context::fcontext_t at = nullptr;  // where it waits
   size_t stack = 0;
-  bool ended = false;
+  bool begun = false, ended = false;
   Where where;
   const char* waits_for = nullptr;
   bool predicate = false;
@@ -59,6 +59,17 @@ struct Barrier {
   Where where;
 };
 
+// An mbarrier. A phase that could end does so when somebody sees it end: its copies land then.
+struct Arrivals {
+  const void* at;
+  unsigned count, left, phase = 0;
+  size_t expected = 0, coming = 0;  // bytes of the open phase
+  std::vector<Copy> copies;
+  std::vector<unsigned> waiting;
+
+  bool can_end() const { return left == 0 && expected == coming; }
+};
+
 struct SharedVariable {
   const void* key;
   std::byte* data;
@@ -71,6 +82,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
+  std::vector<Arrivals> arrivals;
   std::vector<unsigned> order;  // in which threads begin
   size_t begun = 0;
   unsigned ended = 0;
@@ -166,6 +178,10 @@ void run_thread(unsigned thread) {
   if (has_copies(self.open_group) || std::any_of(self.groups.begin(), self.groups.end(), has_copies)) {
     fault(Where::current(), fmt::format("thread {} ends with copies that it has not waited for", thread));
   }
+  if (!self.begun) {
+    fault(Where::current(),
+          fmt::format("thread {} ends without having waited for the kernel before (begin_kernel)", thread));
+  }
   self.ended = true;
   ++block.ended;
 }
@@ -254,6 +270,8 @@ void run_block(uint64_t seed, uint64_t number) {
   }
   for (Warp& warp : block.warps) warp.arrived = 0;
   for (Barrier& barrier : block.barriers) barrier.arrived = 0, barrier.waiting.clear();
+  block.arrivals.clear();
+  begin_products(block.warps.size());
   poison_shared(block.dynamic_bytes);
   order_threads(seed, number);
   block.begun = block.ended = 0;
@@ -290,6 +308,10 @@ void run_block(uint64_t seed, uint64_t number) {
     for (size_t i = 0; i < block.count; ++i) fresh_stack(i);
     return;
   }
+  for (const Arrivals& a : block.arrivals) {
+    if (!a.copies.empty()) block.fault = "a block ends with bulk copies that nobody has waited for";
+  }
+  if (const char* what = unfinished_products(); what != nullptr) block.fault = what;
   for (size_t i = 0; i < kGuardBytes; ++i) {
     if (block.shared[-1 - static_cast<int64_t>(i)] != std::byte{kPoison} ||
         block.shared[block.shared_bytes + i] != std::byte{kPoison}) {
@@ -306,7 +328,33 @@ void release(std::vector<unsigned>* waiting) {
   waiting->clear();
 }
 
+void land(const std::vector<Copy>& copies) {
+  for (const Copy& copy : copies) {
+    if (copy.from == nullptr) {
+      std::memset(copy.to, 0, copy.bytes);
+    } else {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+}
+
+Arrivals& arrivals_at(const void* at, const Where& where) {
+  for (Arrivals& a : block.arrivals) {
+    if (a.at == at) return a;
+  }
+  fault(where, "an mbarrier that nobody has made");
+}
+
+void end_phase(Arrivals& a) {
+  land(a.copies);
+  a.copies.clear();
+  a.left = a.count, a.expected = a.coming = 0;
+  ++a.phase;
+}
+
 }  // namespace
+
+void begin_thread() { block.threads[block.current].begun = true; }
 
 void fault(const Where& where, std::string what) {
   block.fault = fmt::format("{}: {} (block {} {} {}, thread {} {} {})", place(where), what, blockIdx.x,
@@ -412,6 +460,7 @@ void together(uint32_t mask, const char* what, void* mine, Combine combine, cons
 }
 
 unsigned lane() { return block.current % 32; }
+unsigned warp_index() { return block.current / 32; }
 
 std::byte* dynamic_shared() { return block.shared; }
 
@@ -453,15 +502,55 @@ void commit_copies() {
 void wait_copies(int groups_left) {
   std::vector<std::vector<Copy>>& groups = block.threads[block.current].groups;
   while (static_cast<int>(groups.size()) > groups_left) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.from == nullptr) {
-        std::memset(copy.to, 0, copy.bytes);
-      } else {
-        std::memcpy(copy.to, copy.from, copy.bytes);
-      }
-    }
+    land(groups.front());
     groups.erase(groups.begin());
   }
+}
+
+void arrivals_init(const void* at, unsigned count, const Where& where) {
+  if (!in_shared(at, 8) || reinterpret_cast<uintptr_t>(at) % 8 != 0 || count == 0) {
+    fault(where, "an mbarrier that is not 8 aligned bytes of shared memory, or of no arrivals");
+  }
+  for (const Arrivals& a : block.arrivals) {
+    if (a.at == at) fault(where, "an mbarrier that is made twice");
+  }
+  block.arrivals.push_back({at, count, count, 0, 0, 0, {}, {}});
+}
+
+void arrive(const void* at, size_t expected_bytes, const Where& where) {
+  Arrivals& a = arrivals_at(at, where);
+  if (a.can_end()) end_phase(a);
+  if (a.left == 0) fault(where, "an arrival beyond those that an mbarrier's open phase counts");
+  --a.left;
+  a.expected += expected_bytes;
+  if (a.can_end()) release(&a.waiting);
+}
+
+void wait_arrivals(const void* at, unsigned parity, const Where& where) {
+  for (;;) {
+    Arrivals& a = arrivals_at(at, where);
+    const bool ends = a.can_end();
+    if (((a.phase + (ends ? 1 : 0)) & 1) != parity) {
+      if (ends) end_phase(a);
+      return;
+    }
+    a.waiting.push_back(block.current);
+    wait_for("an mbarrier", where);
+  }
+}
+
+void copy_bulk(void* shared, const void* global, size_t bytes, const void* at, const Where& where) {
+  Arrivals& a = arrivals_at(at, where);
+  if (!in_shared(shared, bytes)) fault(where, "a bulk copy to what is not shared memory");
+  if (bytes == 0 ||
+      (bytes | reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
+    fault(where, fmt::format("a bulk copy of {} bytes, expected multiples of 16 on both sides", bytes));
+  }
+  if (a.can_end()) end_phase(a);
+  std::memset(shared, kPoison, bytes);
+  a.copies.push_back({static_cast<std::byte*>(shared), static_cast<const std::byte*>(global), bytes});
+  a.coming += bytes;
+  if (a.can_end()) release(&a.waiting);
 }
 
 }  // namespace qiao::stand_in

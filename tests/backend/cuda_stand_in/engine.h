@@ -30,6 +30,7 @@ std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t schedu
 
 // Called by kernels, on their fibers.
 
+void begin_thread();  // the thread has waited for the kernel before; one that ends without is a fault
 [[noreturn]] void fault(const Where& where, std::string what);
 // Waits at barrier `id` for `count` threads (0: the whole block); without `wait` only arrives.
 void barrier(int id, unsigned count, bool wait, const Where& where);
@@ -38,6 +39,7 @@ unsigned barrier_count(bool predicate, const Where& where);  // of a whole block
 using Combine = void (*)(void* const (&lanes)[32], uint32_t mask);
 void together(uint32_t mask, const char* what, void* mine, Combine combine, const Where& where);
 unsigned lane();
+unsigned warp_index();
 std::byte* dynamic_shared();
 // Memory of this block that `key` names.
 void* static_shared(const void* key, size_t bytes, size_t alignment, const Where& where);
@@ -46,5 +48,19 @@ bool in_shared(const void* data, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes, bool zero, const Where& where);
 void commit_copies();
 void wait_copies(int groups_left);
+
+// mbarrier, and bulk copies: the bytes arrive no sooner than a wait for the phase that expects them.
+void arrivals_init(const void* arrivals, unsigned count, const Where& where);
+void arrive(const void* arrivals, size_t expected_bytes, const Where& where);
+void wait_arrivals(const void* arrivals, unsigned parity, const Where& where);
+void copy_bulk(void* shared, const void* global, size_t bytes, const void* arrivals, const Where& where);
+
+// wgmma (warpgroup.cc), by whole warps; `sums` of a lane. A block begins and ends with no products under way.
+void begin_products(size_t warp_count);
+const char* unfinished_products();  // what is wrong as a block ends, or null
+void multiply_begin(const Where& where);
+void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, const Where& where);
+void multiply_commit(const Where& where);
+void multiply_wait(int groups_left, const Where& where);
 
 }  // namespace qiao::stand_in

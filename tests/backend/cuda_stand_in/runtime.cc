@@ -308,7 +308,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = state.machine.minor;
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(qiao::stand_in::kMaxSharedBytes);
+      *value = state.machine.block_shared_bytes;
       break;
     case cudaDevAttrMemoryPoolsSupported:
       *value = state.machine.pools ? 1 : 0;

@@ -14,6 +14,7 @@ struct Machine {
   cudaError_t no_devices = cudaSuccess;  // what cudaGetDeviceCount says instead
   int major = 9, minor = 0;
   int multiprocessors = 4;
+  int block_shared_bytes = 227 * 1024;  // what it says that a block may have
   uint64_t memory_bytes = uint64_t{4} << 30;
   bool pools = true;
   int driver_version = 13000, runtime_version = 13000;

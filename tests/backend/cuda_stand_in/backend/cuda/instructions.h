@@ -23,10 +23,14 @@ namespace qiao::cuda {
 
 template <class... P>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, std::tuple<P...>& arguments) {
+                          cudaStream_t stream, bool, std::tuple<P...>& arguments) {
   return stand_in::launch([kernel, arguments] { std::apply(kernel, arguments); }, grid, block, shared_bytes,
                           stream);
 }
+
+inline void wait_for_previous() { stand_in::begin_thread(); }
+inline void let_next_begin() {}
+inline void begin_kernel() { wait_for_previous(); }
 
 template <class T>
 T* shared_memory() {
@@ -184,6 +188,16 @@ inline void multiply_add_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t 
                             Caller where = Caller::current()) {
   matrices::multiply<4, int, int, matrices::read_s8>(d, a, b, "mma.m16n8k32.s8", where);
 }
+inline void multiply_add_s8(int (&d)[4], const int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            Caller where = Caller::current()) {
+  std::copy(c, c + 4, d);
+  multiply_add_s8(d, a, b, where);
+}
+inline void multiply_add_s8(int (&d)[4], const int (&c)[4], const uint32_t (&a)[2], uint32_t b,
+                            Caller where = Caller::current()) {
+  const uint32_t wide_a[4] = {a[0], a[1], 0, 0}, wide_b[2] = {b, 0};
+  multiply_add_s8(d, c, wide_a, wide_b, where);
+}
 inline void multiply_add_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                               Caller where = Caller::current()) {
   matrices::multiply<4, float, double, matrices::read_e4m3>(d, a, b, "mma.m16n8k32.e4m3", where);
@@ -202,5 +216,67 @@ inline float exp2_flushed(float x) {
 
 inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }
 inline float float_of_e4m3(uint8_t bits) { return stand_in::e4m3_to_float(bits); }
+
+inline uint32_t shared_address(const void* data) {
+  return static_cast<uint32_t>(static_cast<const std::byte*>(data) - stand_in::dynamic_shared());
+}
+
+inline void arrivals_init(uint64_t* arrivals, unsigned count, Caller where = Caller::current()) {
+  stand_in::arrivals_init(arrivals, count, where);
+}
+inline void arrivals_ready() {}
+inline void arrive(uint64_t* arrivals, Caller where = Caller::current()) {
+  stand_in::arrive(arrivals, 0, where);
+}
+inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes, Caller where = Caller::current()) {
+  stand_in::arrive(arrivals, bytes, where);
+}
+inline void wait_arrivals(uint64_t* arrivals, uint32_t parity, Caller where = Caller::current()) {
+  stand_in::wait_arrivals(arrivals, parity, where);
+}
+inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals,
+                      Caller where = Caller::current()) {
+  struct Bulk {
+    void* shared;
+    const void* global;
+    uint32_t bytes;
+    uint64_t* arrivals;
+    Caller where;
+  } mine{shared, global, bytes, arrivals, where};
+  stand_in::together(
+      0xffffffffu, "cp.async.bulk", &mine,
+      [](void* const(&lanes)[32], uint32_t) {
+        const auto* one = static_cast<Bulk*>(lanes[0]);
+        stand_in::copy_bulk(one->shared, one->global, one->bytes, one->arrivals, one->where);
+      },
+      where);
+}
+
+inline uint64_t multiply_operand(const void* rows, int step) {
+  const uint64_t address = shared_address(rows) + static_cast<uint32_t>(step) * 32;
+  return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+inline void multiply_begin(Caller where = Caller::current()) { stand_in::multiply_begin(where); }
+inline void multiply_commit(Caller where = Caller::current()) { stand_in::multiply_commit(where); }
+template <int kGroupsLeft, int kCount>
+void multiply_wait(float (&)[kCount], Caller where = Caller::current()) {
+  stand_in::multiply_wait(kGroupsLeft, where);
+}
+template <int kCount, int kSteps>
+void multiply_wait_and_take(float (&)[kCount], uint32_t (&a)[kSteps][4], const uint32_t (&next)[kSteps][4],
+                            Caller where = Caller::current()) {
+  stand_in::multiply_wait(0, where);
+  std::memcpy(a, next, sizeof a);
+}
+template <int kCount>
+requires(kCount == 4 || kCount == 32 || kCount == 64 ||
+         kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+                                            Caller where = Caller::current()) {
+  stand_in::multiply_async(d, kCount, a, b, where);
+}
+template <int kRegisters, bool kMore>
+void set_registers() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+}
 
 }  // namespace qiao::cuda

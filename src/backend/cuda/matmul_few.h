@@ -1,0 +1,383 @@
+// The tensor cores' products (matmul.h) with up to eight tokens a tile, as a decode step has them. The limit
+// is the memory's bandwidth: the weight is read once, x and the sums come from the L2 cache.
+// Plan: as many blocks as there are multiprocessors, one on each for the whole launch. The units of work, a
+// row tile (16 rows) in a segment of K, stand in a line: [tile of tokens][panel of K][row tile][segment]; a
+// block has an even share of the line, and of that each of its warps one. So a warp reads runs of memory of
+// many units, and its pipeline of cp.async (kStages stages of about 2 KB, waited for by the warp alone: 16
+// warps keep 100 to 150 KB in flight on a multiprocessor, where 32 B/ns at 1 us of latency need 32 KB) goes
+// on over the ends of units. x lies in shared memory as mma takes its B, rounded or quantized by the block
+// while the first stages are on their way; a panel is as much of K as has room there, mostly all of it. So a
+// block stops as a whole only where its share goes over to another panel or tile of tokens.
+// A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
+// sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
+// the rule where row tiles come out even, that takes no fence of the device.
+// A stage's instructions bound what the formats with small blocks can reach (four a clock, where memory gives
+// 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth is not yet
+// measured.
+#pragma once
+
+#include "backend/cuda/matmul_few_group.h"
+#include "backend/cuda/matmul_mma.h"
+
+namespace qiao::cuda {
+
+inline constexpr int kLogFewWarps = 4, kMostFewWarps = 1 << kLogFewWarps;
+template <class P>
+struct FewShape {
+  static constexpr int kStage = P::kFewStage;
+  static constexpr int kSteps = kStage / P::kStep;
+  static constexpr int kStageBytes = kStage / P::kUnit * P::kUnitBytes;
+  static constexpr int kFit = 11264 / kStageBytes;
+  static constexpr int kStages = kFit < 3 ? 3 : kFit > 6 ? 6 : kFit;
+  static constexpr int kWarpBytes = kStages * kStageBytes;
+  static constexpr int kTokenBytes = 32;            // of a step
+  static constexpr int kMetaBytes = P::kMetaBytes;  // of a token and a group
+  static constexpr int kTicketBytes = kMostFewWarps * 4;
+  static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0);
+
+  // Of x, `columns` of so many tokens.
+  static int64_t x_bytes(int64_t columns, int64_t tokens) {
+    return columns / P::kStep * kTokenBytes * tokens + columns / 32 * kFewTokens * kMetaBytes;
+  }
+};
+
+// A block's work in one tile of tokens and one panel of K; units are counted within it.
+struct FewPhase {
+  TokenTile tile;
+  int64_t first_item;     // of the launch's, of row tile 0
+  int begin, end;         // the panel's columns
+  int segments, segment;  // the panel's, and its first one's number
+  int from, to;           // the block's units
+};
+
+// Tiles of kFewTokens rows of the experts; by whole warps.
+__device__ inline int count_token_tiles(const int32_t* counts, int experts) {
+  int tiles = 0;
+#pragma unroll 4
+  for (int e = static_cast<int>(threadIdx.x % 32); e < experts; e += 32) {
+    tiles += (counts[e] + kFewTokens - 1) / kFewTokens;
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) tiles += __shfl_xor_sync(kAllLanes, tiles, lanes);
+  return tiles;
+}
+
+template <class P>
+struct FewBlock {
+  using S = FewShape<P>;
+  const MatmulArguments& op;
+  int log_warps, warp, lane;
+  // In shared memory: this warp's stages; x; [group of 32][token] a scale and what add_few() takes with it;
+  // by the warp that a row tile begins in, how many of its segments are there.
+  uint8_t *stages, *x, *meta;
+  unsigned* tickets;
+
+  __device__ explicit FewBlock(const MatmulArguments& arguments)
+      : op(arguments),
+        log_warps(arguments.log_warps),
+        warp(static_cast<int>(threadIdx.x / 32)),
+        lane(static_cast<int>(threadIdx.x % 32)) {
+    auto* shared = shared_memory<uint8_t>();
+    const int columns = static_cast<int>(op.panel_segments * op.segment);
+    stages = shared + warp * S::kWarpBytes;
+    x = shared + (S::kWarpBytes << log_warps);
+    meta = x + columns / P::kStep * S::kTokenBytes * static_cast<int>(op.slot_tokens);
+    tickets = reinterpret_cast<unsigned*>(meta + columns / 32 * kFewTokens * S::kMetaBytes);
+  }
+
+  __device__ uint8_t* stage_at(int slot) const { return stages + slot * S::kStageBytes; }
+
+  // `bytes` of a stage on their way, all of them where there are more.
+  __device__ void bring(uint8_t* to, const uint8_t* from, int bytes) const {
+#pragma unroll
+    for (int at = 0; at < S::kStageBytes; at += 512) {
+      const int own = at + lane * 16;
+      if (own < bytes && (at + 512 <= S::kStageBytes || own < S::kStageBytes))
+        copy_async<16>(to + own, from + own);
+    }
+  }
+
+  // The panel's columns of x: [step][token][lane % 4] the two words of B.
+  __device__ void prepare(const FewPhase& phase) const {
+    constexpr int kAtOnce = 4;
+    const int quads = (phase.end - phase.begin + 127) / 128 * 32, all = phase.tile.count * quads;
+    const int step = static_cast<int>(blockDim.x);
+    const bool aligned = op.x_stride % 4 == 0 && aligned_16(op.x);
+    const float* rows = op.x + phase.tile.first * op.x_stride + phase.begin;
+    const int64_t width = op.weight.columns - phase.begin;
+    // Warps are inside or outside as a whole: a row is a multiple of 32 quads.
+    for (int base = static_cast<int>(threadIdx.x); base < all; base += kAtOnce * step) {
+      float4 four[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = base + u * step, token = i / quads;
+        if (i < all) four[u] = load_four(rows + token * op.x_stride, i % quads * 4, width, aligned);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = base + u * step, token = i / quads;
+        if (i >= all) continue;
+        const float values[4] = {four[u].x, four[u].y, four[u].z, four[u].w};
+        store_quad(values, i % quads * 4, token, phase.tile.count);
+      }
+    }
+  }
+
+  __device__ void store_quad(const float (&values)[4], int at, int token, int tokens) const {
+    const int inside = at % P::kStep, half = inside / (P::kStep / 2);
+    uint8_t* to = x + (at / P::kStep * tokens + token) * S::kTokenBytes + half * 4;
+    if constexpr (P::kQuants) {
+      ActivationMeta own;
+      *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four(values, own);
+      if (threadIdx.x % 8 != 0) return;
+      store_meta<typename P::F>(own, meta + (at / 32 * kFewTokens + token) * S::kMetaBytes);
+    } else {
+      to += inside % 8 / 2 * 8;
+      *reinterpret_cast<uint32_t*>(to) = two_bf16(values[0], values[1]);
+      *reinterpret_cast<uint32_t*>(to + 8) = two_bf16(values[2], values[3]);
+    }
+  }
+
+  // One step: of the tile in the stage, x and its meta as this lane takes them.
+  template <class L>
+  __device__ void multiply(const uint8_t* stage, int step, const uint8_t* x_step, const uint8_t* metas,
+                           float (&sums)[L::kSums]) const {
+    const uint2 both = tile::pair(x_step);
+    const uint32_t b[2] = {both.x, both.y};
+    if constexpr (P::kQuants) {
+      using F = typename P::F;
+      add_few<L, F>(stage + step / F::kGroups * F::kTileBytes, step % F::kGroups, lane, b, metas, sums);
+    } else {
+      const uint4 four = tile::four(stage + step * 512 + lane * 16);
+      const uint32_t a[4] = {four.x, four.y, four.z, four.w};
+      multiply_add_bf16(sums, a, b);
+    }
+  }
+
+  template <class L>
+  __device__ void finish(const FewPhase& phase, int row_tile, const float (&sums)[L::kSums]) const {
+#pragma unroll
+    for (int i = 0; i < L::kSums; ++i) {
+      const int64_t row = (op.first_tile + row_tile) * kTileRows + L::row(lane, i);
+      const int token = L::token(lane, i);
+      if (row >= op.first_row && row < op.end_row && token < phase.tile.count) {
+        finish_sum(op, phase.tile.first + token, row, sums[i]);
+      }
+    }
+  }
+
+  // Of a row tile's partial sums, [segment][token][row]: of a segment.
+  __device__ float* partials_of(const FewPhase& phase, int row_tile, int segment) const {
+    const int64_t place = (phase.first_item + row_tile) * op.segments + segment;
+    return op.partials + place * (op.slot_tokens * kTileRows);
+  }
+
+  template <class L>
+  __device__ void leave(const FewPhase& phase, float* partial, const float (&sums)[L::kSums]) const {
+#pragma unroll
+    for (int i = 0; i < L::kSums; ++i) {
+      const int token = L::token(lane, i);
+      if (token < phase.tile.count) partial[token * kTileRows + L::row(lane, i)] = sums[i];
+    }
+  }
+
+  // After this warp has left `count` of the row tile's segments: whoever finds that all are there adds up.
+  template <class L>
+  __device__ void arrive(const FewPhase& phase, int row_tile, int count) const {
+    const int first = row_tile * phase.segments, last = first + phase.segments;
+    const bool of_block = phase.segments == op.segments && first >= phase.from && last <= phase.to;
+    unsigned* ticket = op.tickets + phase.first_item + row_tile;
+    if (of_block) {
+      ticket = tickets + (((first - phase.from + 1) << log_warps) - 1) / (phase.to - phase.from);
+      __threadfence_block();
+    } else {
+      __threadfence();
+    }
+    __syncwarp();
+    unsigned before = 0;
+    if (lane == 0) before = atomicAdd(ticket, static_cast<unsigned>(count));
+    before = __shfl_sync(kAllLanes, before, 0);
+    if (before + static_cast<unsigned>(count) != static_cast<unsigned>(op.segments)) return;
+    if (lane == 0) *ticket = 0;  // for the next phase or launch
+    if (of_block) {
+      __threadfence_block();
+    } else {
+      __threadfence();
+    }
+    float sums[L::kSums] = {};
+#pragma unroll 8
+    for (int s = 0; s < static_cast<int>(op.segments); ++s) {
+      const float* partial = partials_of(phase, row_tile, s);
+#pragma unroll
+      for (int i = 0; i < L::kSums; ++i) {
+        const int token = L::token(lane, i);
+        if (token >= phase.tile.count) continue;
+        const float next = __ldcg(partial + token * kTileRows + L::row(lane, i));
+        sums[i] = s == 0 ? next : sums[i] + next;
+      }
+    }
+    finish<L>(phase, row_tile, sums);
+  }
+
+  // This warp's share of a phase. The first stages are on their way before x is asked for.
+  template <class L>
+  __device__ void run(const FewPhase& phase) const {
+    const int units = phase.to - phase.from, segment = static_cast<int>(op.segment);
+    const int from = phase.from + (units * warp >> log_warps);
+    const int to = phase.from + (units * (warp + 1) >> log_warps);
+    const int row_stages = (phase.end - phase.begin + S::kStage - 1) / S::kStage;
+    int row_tile = from / phase.segments, s = from - row_tile * phase.segments;
+    const int last_row_tile = to / phase.segments, rest = to - last_row_tile * phase.segments;
+    const int stages_left = (last_row_tile - row_tile) * row_stages + (rest - s) * (segment / S::kStage);
+
+    // What is brought next: the panel's part of a row tile, from a byte of it on.
+    const int64_t row_bytes = op.weight.units * P::kUnitBytes;
+    const uint8_t* row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
+                         (op.first_tile + row_tile) * row_bytes + phase.begin / P::kUnit * P::kUnitBytes;
+    const int panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
+    int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0;
+    const auto bring_next = [&] {
+      if (brought < stages_left) {
+        bring(stage_at(slot_to), row + at, panel_bytes - at);
+        ++brought, at += S::kStageBytes;
+        if (at >= panel_bytes) row += row_bytes, at = 0;
+        slot_to = slot_to == S::kStages - 1 ? 0 : slot_to + 1;
+      }
+      copy_async_commit();
+    };
+#pragma unroll
+    for (int i = 0; i < S::kStages - 1; ++i) bring_next();
+
+    wait_for_previous();  // the weight does not depend on it
+    prepare(phase);
+    __syncthreads();
+
+    const int tokens = phase.tile.count, step_bytes = tokens * S::kTokenBytes;
+    const int own = L::of_column(lane / 4), token = own < tokens ? own : tokens - 1;  // else nobody's
+    const uint8_t* x_lane = x + token * S::kTokenBytes + lane % 4 * 8;
+    const uint8_t* meta_lane = meta + L::token(lane, 0) * S::kMetaBytes;
+    float sums[L::kSums] = {}, total[L::kSums] = {};
+    int k = phase.begin + s * segment, slot = 0, left_behind = 0;
+    int stop = k + segment < phase.end ? k + segment : phase.end;  // the segment's end
+    for (int stage = 0; stage < stages_left; ++stage) {
+      copy_async_wait<S::kStages - 2>();
+      __syncwarp();
+      bring_next();
+      const uint8_t* w = stage_at(slot);
+      slot = slot == S::kStages - 1 ? 0 : slot + 1;
+      const int first_step = (k - phase.begin) / P::kStep;
+      const uint8_t* x_step = x_lane + first_step * step_bytes;
+      const uint8_t* metas = meta_lane + first_step * (kFewTokens * S::kMetaBytes);
+      const auto multiply_step = [&](int step) {
+        multiply<L>(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
+      };
+      if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
+#pragma unroll
+        for (int step = 0; step < S::kSteps; ++step) multiply_step(step);
+      } else {
+        const int steps = (phase.end - k + P::kStep - 1) / P::kStep;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) multiply_step(step);
+      }
+      k += S::kStage;
+      if (k < stop) continue;
+      const int first = row_tile * phase.segments;
+      const bool alone = phase.segments == op.segments && first >= from && first + phase.segments <= to;
+      const bool row_ends = s == phase.segments - 1;
+      if (alone) {
+#pragma unroll
+        for (int i = 0; i < L::kSums; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i];
+        if (row_ends) finish<L>(phase, row_tile, total);
+      } else {
+        leave<L>(phase, partials_of(phase, row_tile, phase.segment + s), sums);
+        ++left_behind;
+        if (row_ends || stage == stages_left - 1) {
+          arrive<L>(phase, row_tile, left_behind);
+          left_behind = 0;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < L::kSums; ++i) sums[i] = 0;
+      if (row_ends) {
+        ++row_tile, s = 0, k = phase.begin;
+      } else {
+        ++s;
+      }
+      stop = k + segment < phase.end ? k + segment : phase.end;
+    }
+  }
+};
+
+template <class P>
+__global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArguments op) {
+  let_next_begin();
+  if (op.counts != nullptr) wait_for_previous();  // which rows are an expert's
+  const FewBlock<P> block(op);
+  if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
+  // All that is counted here is below kMostTickets * K / 256.
+  const int row_tiles = static_cast<int>(op.row_tiles), all_segments = static_cast<int>(op.segments);
+  const int panel_segments = static_cast<int>(op.panel_segments), grain = static_cast<int>(op.grain);
+  const int tiles =
+      op.counts == nullptr ? static_cast<int>(op.token_tiles) : count_token_tiles(op.counts, op.experts);
+  const int of_tile = row_tiles * all_segments, shares = tiles * (grain == 1 ? of_tile : row_tiles);
+  const int blocks = static_cast<int>(gridDim.x), index = static_cast<int>(blockIdx.x);
+  const int share = op.counts == nullptr ? op.share : shares / blocks;
+  const int more = shares - share * blocks;  // so many blocks have one more
+  int unit = (index * share + (index < more ? index : more)) * grain;
+  const int end = unit + (share + (index < more ? 1 : 0)) * grain;
+  if (unit >= end) wait_for_previous();
+  for (bool is_first = true; unit < end; is_first = false) {
+    const int tile = tiles == 1 ? 0 : unit / of_tile, in_tile = unit - tile * of_tile;
+    const int panel = panel_segments == all_segments ? 0 : in_tile / (row_tiles * panel_segments);
+    const int segment = panel * panel_segments, left = all_segments - segment;
+    const int segments = left < panel_segments ? left : panel_segments;
+    const int base = tile * of_tile + row_tiles * segment, next = base + row_tiles * segments;
+    const int stop = next < end ? next : end;
+    const int64_t columns = (segment + segments) * op.segment;
+    FewPhase phase;
+    phase.tile = token_tile(op.counts, op.experts, op.tokens, tile, kFewTokens);
+    phase.first_item = int64_t{tile} * row_tiles;
+    phase.begin = segment * static_cast<int>(op.segment);
+    phase.end = static_cast<int>(columns < op.weight.columns ? columns : op.weight.columns);
+    phase.segments = segments, phase.segment = segment;
+    phase.from = unit - base, phase.to = stop - base;
+    unit = stop;
+    if (!is_first) __syncthreads();  // the last phase's x and stages are free
+    if constexpr (P::kQuants) {
+      if (phase.tile.count <= kFewTokens / 2) {
+        block.template run<EvenColumns>(phase);
+        continue;
+      }
+    }
+    block.template run<AllColumns>(phase);
+  }
+}
+
+template <class P>
+void launch_few(const Stream& stream, const MatmulArguments& arguments) {
+  using S = FewShape<P>;
+  MatmulArguments op = arguments;
+  op.slot_tokens = op.tokens < kFewTokens ? op.tokens : kFewTokens;
+  const int64_t of_segment = S::x_bytes(op.segment, op.slot_tokens);
+  op.log_warps = kLogFewWarps;
+  const auto room = [&] {
+    return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes;
+  };
+  while (op.log_warps > 0 && room() < of_segment) --op.log_warps;  // where there is less than Hopper's
+  const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
+  const int64_t panels = ceil_div(op.segments, fit);
+  op.panel_segments = ceil_div(op.segments, panels);
+  const int64_t row_tiles = op.row_tiles * op.token_tiles, units = row_tiles * op.segments;
+  const int64_t blocks = op.multiprocessors < units ? op.multiprocessors : units;
+  // Whole row tiles for each block where they come out even to a twentieth: their segments meet in it.
+  const bool even =
+      op.counts == nullptr && panels == 1 && ceil_div(row_tiles, blocks) * blocks * 20 <= row_tiles * 21;
+  op.grain = even ? op.segments : 1;
+  op.share = static_cast<int>((even ? row_tiles : units) / blocks);
+  const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
+                        S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
+  launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), 32u << op.log_warps,
+         static_cast<size_t>(bytes), op);
+}
+
+}  // namespace qiao::cuda

@@ -1,0 +1,90 @@
+// BF16 weights with many tokens on Hopper: matmul_wgmma.h. And the tokens as its blocks take them, once for
+// all rows of the weight: [stage of 64 columns][token, rounded up to 8][128 bytes], each row's 16-byte pieces
+// where wgmma looks for them (instructions.h). A thread makes a piece of eight elements; one pass over
+// memory. Not yet run on a device.
+#include "backend/cuda/matmul_wgmma.h"
+
+#include "backend/cuda/activation_rows.h"
+
+namespace qiao::cuda {
+namespace {
+
+constexpr int kPiecesThreads = 256;
+// As many tiles leave half of a device idle where a block walks all segments.
+constexpr int64_t kSplitTiles = 66;
+
+// Tiles of `size` tokens, at most; those of experts begin at multiples of 8.
+int64_t tiles_of_tokens(int64_t tokens, int64_t experts, bool counted, int size) {
+  if (!counted) return ceil_div(tokens, size);
+  const int64_t with_rows = std::min(experts, tokens);
+  return with_rows + (tokens + 7 * with_rows) / size;
+}
+
+// Tokens of a tile: what the device is done with first. Smaller ones load operands more often, so they take
+// more than their share of the time.
+int best_tile(const MatmulArguments& op, int64_t multiprocessors) {
+  const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens);
+  const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
+  int best = 0;
+  int64_t least = 0;
+  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {128, 8}, {64, 6}}) {
+    if (size == 256 && op.segments > 1) continue;
+    const int64_t tiles = op.row_blocks * with_rows * ceil_div(each, size);
+    const int64_t all = ceil_div(tiles, multiprocessors) * time;
+    if (best == 0 || all < least) best = size, least = all;
+  }
+  return best;
+}
+
+__global__ void __launch_bounds__(kPiecesThreads)
+    prepare_pieces(const float* x, int64_t stride, int64_t tokens, int64_t width, int64_t stages,
+                   uint8_t* out) {
+  begin_kernel();
+  const int64_t padded = ceil_div(tokens, 8) * 8, count = stages * padded * 8;
+  const bool aligned = aligned_16(x) && stride % 4 == 0;
+  for (int64_t i = int64_t{blockIdx.x} * kPiecesThreads + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * kPiecesThreads) {
+    const int64_t piece = i % 8, row = i / 8, token = row % padded, k = row / padded * 64 + piece * 8;
+    float4 low = make_float4(0, 0, 0, 0), high = low;
+    if (token < tokens) {
+      low = load_four(x + token * stride, k, width, aligned);
+      high = load_four(x + token * stride, k + 4, width, aligned);
+    }
+    *reinterpret_cast<uint4*>(out + row * 128 + (piece ^ token % 8) * 16) = make_uint4(
+        two_bf16(low.x, low.y), two_bf16(low.z, low.w), two_bf16(high.x, high.y), two_bf16(high.z, high.w));
+  }
+}
+
+}  // namespace
+
+void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& op, uint8_t* prepared) {
+  const int64_t stages = op.prepared_columns / 64;
+  launch("linear", stream, prepare_pieces, blocks_for(ceil_div(op.tokens, 8) * 64 * stages, kPiecesThreads),
+         kPiecesThreads, 0, op.x, op.x_stride, op.tokens, op.weight.columns, stages, prepared);
+}
+
+int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts) {
+  const int64_t row_blocks = ceil_div(rows, kManyRows);
+  if (segments == 1 || tokens <= kFewTokens || row_blocks > kSplitTiles) return 0;
+  int64_t floats = 0;
+  for (const int size : {64, 128}) {
+    const int64_t tiles = row_blocks * tiles_of_tokens(tokens, experts, true, size);
+    floats = std::max(floats, std::min(tiles, kSplitTiles) * kManyRows * size);
+  }
+  return segments * floats * static_cast<int64_t>(sizeof(float));
+}
+
+void launch_matmul_wgmma(const Stream& stream, MatmulArguments op, bool whole) {
+  const int size = best_tile(op, stream.multiprocessors());
+  op.token_tiles = tiles_of_tokens(op.tokens, op.experts, op.counts != nullptr, size);
+  op.split = whole && op.segments > 1 && op.row_blocks * op.token_tiles <= kSplitTiles;
+  if (size == 64) {
+    launch_wgmma<64>(stream, op);
+  } else if (size == 128) {
+    launch_wgmma<128>(stream, op);
+  } else {
+    launch_wgmma<256>(stream, op);
+  }
+}
+
+}  // namespace qiao::cuda

@@ -1,0 +1,236 @@
+// The stand-in's mbarriers, bulk copies and wgmma against plain loops; and that it finds what a device leaves
+// undefined.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "backend/cuda/kernel.h"
+#include "backend/cuda_stand_in/stand_in.h"
+#include "base/error.h"
+
+namespace qiao::cuda {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CudaStandInHopperTest : public ::testing::Test {
+ protected:
+  CudaStandInHopperTest() { stand_in::reset(); }
+
+  // Runs `kernel` and gives what the waiting call threw; empty where nothing went wrong.
+  template <class... P, class... A>
+  static std::string run(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arguments) {
+    stand_in::reset();
+    const Stream stream(0);
+    try {
+      launch("test", stream, kernel, grid, block, shared, arguments...);
+      stream.synchronize();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  }
+};
+
+// Pieces of 32 floats through a ring of two slots: one warp brings them, the other adds them up.
+struct Pieces {
+  const float* in;
+  float* out;
+  int count;
+  bool wait_full, wait_empty;
+};
+__global__ void add_pieces(Pieces op) {
+  begin_kernel();
+  auto* slots = shared_memory<float>();
+  auto* arrivals = reinterpret_cast<uint64_t*>(slots + 64);  // [slot][full, empty]
+  const bool brings = threadIdx.x >= 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) arrivals_init(arrivals + 2 * i, 1), arrivals_init(arrivals + 2 * i + 1, 32);
+    arrivals_ready();
+  }
+  __syncthreads();
+  float sum = 0;
+  // Without a look at who has read a slot, all is brought before anything is read.
+  if (!op.wait_empty && !brings) barrier_sync(1, 64);
+  for (int i = 0; i < op.count; ++i) {
+    uint64_t* full = arrivals + i % 2 * 2;
+    const auto parity = static_cast<uint32_t>(i / 2 % 2);
+    if (!brings) {
+      if (op.wait_full) wait_arrivals(full, parity);
+      sum += slots[i % 2 * 32 + threadIdx.x];
+      arrive(full + 1);
+    } else {
+      if (op.wait_empty) wait_arrivals(full + 1, parity ^ 1);
+      if (threadIdx.x == 32) arrive_expecting(full, 128);
+      copy_bulk(slots + i % 2 * 32, op.in + i * 32, 64, full);
+      copy_bulk(slots + i % 2 * 32 + 16, op.in + i * 32 + 16, 64, full);
+    }
+  }
+  if (!op.wait_empty && brings) barrier_sync(1, 64);
+  if (!brings) op.out[threadIdx.x] = sum;
+}
+
+TEST_F(CudaStandInHopperTest, BulkCopiesArriveWithThePhaseThatExpectsThem) {
+  std::vector<float> in(7 * 32), out(32);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
+  EXPECT_EQ(run(add_pieces, 1, 64, 512, Pieces{in.data(), out.data(), 7, true, true}), "");
+  for (size_t lane = 0; lane < 32; ++lane) EXPECT_EQ(out[lane], static_cast<float>(7 * lane + 21 * 32));
+  EXPECT_EQ(run(add_pieces, 1, 64, 512, Pieces{in.data(), out.data(), 1, true, true}), "");
+  EXPECT_NE(run(add_pieces, 1, 64, 512, Pieces{in.data(), out.data(), 1, false, true}), "");
+  EXPECT_TRUE(std::isnan(out[0]));  // not waited for: not there
+  EXPECT_EQ(run(add_pieces, 1, 64, 512, Pieces{in.data(), out.data(), 2, true, false}), "");
+  EXPECT_EQ(out[0], 32.0f);
+  // The slot's second phase has ended before the first was looked at: as if neither had.
+  EXPECT_THAT(run(add_pieces, 1, 64, 512, Pieces{in.data(), out.data(), 3, true, false}),
+              HasSubstr("wait for ever"));
+}
+
+__global__ void askew(const float* in) {
+  begin_kernel();
+  auto* slots = shared_memory<float>();
+  auto* arrivals = reinterpret_cast<uint64_t*>(slots + 64);
+  if (threadIdx.x == 0) arrivals_init(arrivals, 1);
+  copy_bulk(slots + 1, in, 16, arrivals);
+}
+__global__ void not_made() {
+  begin_kernel();
+  if (threadIdx.x == 0) arrive(shared_memory<uint64_t>());
+}
+__global__ void one_too_many() {
+  begin_kernel();
+  if (threadIdx.x != 0) return;
+  arrivals_init(shared_memory<uint64_t>(), 1);
+  arrive_expecting(shared_memory<uint64_t>(), 16);
+  arrive(shared_memory<uint64_t>());
+}
+__global__ void never_comes() {
+  begin_kernel();
+  if (threadIdx.x != 0) return;
+  arrivals_init(shared_memory<uint64_t>(), 1);
+  arrive_expecting(shared_memory<uint64_t>(), 16);
+  wait_arrivals(shared_memory<uint64_t>(), 0);
+}
+
+TEST_F(CudaStandInHopperTest, MbarriersThatAreWronglyUsedAreFound) {
+  alignas(16) const float in[8] = {};
+  EXPECT_THAT(run(askew, 1, 32, 512, &in[0]), HasSubstr("multiples of 16"));
+  EXPECT_THAT(run(not_made, 1, 32, 512), HasSubstr("nobody has made"));
+  EXPECT_THAT(run(one_too_many, 1, 32, 512), HasSubstr("beyond those"));
+  EXPECT_THAT(run(never_comes, 1, 32, 512), HasSubstr("an mbarrier"));
+}
+
+enum class Mistake { kNone, kNoFence, kReadsEarly, kWritesEarly, kNeverWaits, kOneWarpLess };
+
+// D[64, N] of each of two warpgroups: 1 + A[64, 32] B[32, N], in two steps of a group each. A row-major from
+// device memory, B^T [N, 64] through shared memory, of which columns 16 to 47 count.
+template <int kColumns>
+__global__ void product_of_warpgroups(const uint16_t* a, const uint16_t* b, float* d, Mistake mistake) {
+  begin_kernel();
+  auto* rows = shared_memory<uint16_t>();
+  auto* arrivals = reinterpret_cast<uint64_t*>(rows + kColumns * 64);
+  if (threadIdx.x == 0) {
+    arrivals_init(arrivals, 1);
+    arrivals_ready();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) arrive_expecting(arrivals, kColumns * 128);
+  if (threadIdx.x < 32) {
+    for (int row = 0; row < kColumns; ++row) {
+      for (int piece = 0; piece < 8; ++piece) {
+        copy_bulk(rows + row * 64 + (piece ^ row % 8) * 8, b + row * 64 + piece * 8, 16, arrivals);
+      }
+    }
+  }
+  wait_arrivals(arrivals, 0);
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint16_t* own = a + (warp * 16 + lane / 4) * 32 + lane % 4 * 2;
+  const auto two = [&](int row, int k) { return own[row * 32 + k] | uint32_t{own[row * 32 + k + 1]} << 16; };
+  float sum[kColumns / 2];
+  for (float& s : sum) s = 1;
+  if (mistake != Mistake::kNoFence) multiply_begin();
+  uint32_t left[2][4];
+  for (int step = 0; step < 2; ++step) {
+    const int k = step * 16;
+    left[step][0] = two(0, k), left[step][1] = two(8, k);
+    left[step][2] = two(0, k + 8), left[step][3] = two(8, k + 8);
+    if (mistake != Mistake::kOneWarpLess || warp != 2) {
+      multiply_async(sum, left[step], multiply_operand(rows, step + 1));
+    }
+    multiply_commit();
+  }
+  if (mistake != Mistake::kNeverWaits) {
+    if (mistake == Mistake::kWritesEarly) {
+      __syncthreads();
+      rows[threadIdx.x % 64] = 0x7fc0;
+    }
+    multiply_wait<1>(sum);
+    if (mistake != Mistake::kReadsEarly) multiply_wait<0>(sum);
+  }
+  for (int i = 0; i < kColumns / 2; ++i) {
+    const unsigned row = warp * 16 + lane / 4 + static_cast<unsigned>(i % 4 / 2 * 8);
+    d[row * kColumns + static_cast<unsigned>(i / 4 * 8 + i % 2) + lane % 4 * 2] = sum[i];
+  }
+  if (mistake == Mistake::kReadsEarly) multiply_wait<0>(sum);
+}
+
+template <int kColumns>
+struct WarpgroupProduct {
+  std::vector<uint16_t> a = std::vector<uint16_t>(128 * 32), b = std::vector<uint16_t>(kColumns * 64 + 8);
+  std::vector<float> d = std::vector<float>(128 * kColumns);
+  const uint16_t* aligned_b = b.data() + (16 - reinterpret_cast<uintptr_t>(b.data()) % 16) % 16 / 2;
+
+  WarpgroupProduct() {
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (uint16_t& x : a) x = float_to_bf16(normal(random));
+    for (uint16_t& x : b) x = float_to_bf16(normal(random));
+  }
+  void expect_products() const {
+    for (size_t row = 0; row < 128; ++row) {
+      for (size_t column = 0; column < kColumns; ++column) {
+        double sum = 1, size = 1;
+        for (size_t k = 0; k < 32; ++k) {
+          const double product = static_cast<double>(bf16_to_float(a[row * 32 + k])) *
+                                 static_cast<double>(bf16_to_float(aligned_b[column * 64 + 16 + k]));
+          sum += product, size += std::abs(product);
+        }
+        ASSERT_NEAR(d[row * kColumns + column], sum, size * 0x1p-22) << row << " " << column;
+      }
+    }
+  }
+};
+
+TEST_F(CudaStandInHopperTest, ProductsOfWarpgroupsAreThoseOfPlainLoops) {
+  const auto check = [&]<int kColumns>(WarpgroupProduct<kColumns> product) {
+    EXPECT_EQ(run(product_of_warpgroups<kColumns>, 1, 256, kColumns * 128 + 8, product.a.data(),
+                  product.aligned_b, product.d.data(), Mistake::kNone),
+              "");
+    product.expect_products();
+  };
+  check(WarpgroupProduct<8>());
+  check(WarpgroupProduct<64>());
+  check(WarpgroupProduct<128>());
+  check(WarpgroupProduct<256>());
+}
+
+TEST_F(CudaStandInHopperTest, ProductsThatAreNotWaitedForShow) {
+  WarpgroupProduct<64> product;
+  const auto with = [&](Mistake mistake) {
+    return run(product_of_warpgroups<64>, 1, 128, 64 * 128 + 8, product.a.data(), product.aligned_b,
+               product.d.data(), mistake);
+  };
+  EXPECT_THAT(with(Mistake::kNoFence), HasSubstr("without a fence"));
+  EXPECT_THAT(with(Mistake::kNeverWaits), HasSubstr("not waited for"));
+  EXPECT_THAT(with(Mistake::kOneWarpLess), HasSubstr("some warps of a warpgroup alone"));
+  EXPECT_EQ(with(Mistake::kReadsEarly), "");
+  EXPECT_TRUE(std::isnan(product.d[0]));
+  EXPECT_EQ(with(Mistake::kWritesEarly), "");
+  EXPECT_TRUE(std::isnan(product.d[0]));  // row 0 of B^T was overwritten
+  EXPECT_FALSE(std::isnan(product.d[1]));
+}
+
+}  // namespace
+}  // namespace qiao::cuda

@@ -1,0 +1,205 @@
+// BF16 products of many tokens on Hopper, on the stand-in: the bits of mma.sync's kernel, which a device
+// before Hopper runs, for every shape of tiles, who adds segments up, experts and what follows a sum.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/matmul_wgmma.h"
+#include "backend/cuda/weight.h"
+#include "backend/cuda_stand_in/stand_in.h"
+
+namespace qiao::cuda {
+namespace {
+
+struct WgmmaCase {
+  int64_t tokens, rows, columns;
+  int multiprocessors = 4;
+  int64_t y_stride = 0;  // 0: rows
+  bool bias = false, residual = false;
+  Activation activation = Activation::kNone;
+  std::vector<int32_t> counts;  // of experts
+};
+
+class CudaWgmmaTest : public ::testing::Test {
+ public:
+  void TearDown() override { EXPECT_TRUE(stand_in::faults().empty()); }
+
+  std::vector<float> floats(int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& v : values) v = static_cast<float>(random_() % 2001) * 1e-3f - 1;
+    return values;
+  }
+
+  struct Operands {
+    std::vector<float> x, bias, residual;
+    std::vector<uint16_t> weight;
+  };
+  Operands operands(const WgmmaCase& of) {
+    const int64_t experts = of.counts.empty() ? 1 : static_cast<int64_t>(of.counts.size());
+    Operands o;
+    o.x = floats(of.tokens * of.columns), o.bias = floats(of.rows);
+    o.residual = floats(of.tokens * of.rows);
+    for (const float v : floats(experts * of.rows * of.columns)) o.weight.push_back(float_to_bf16(v));
+    return o;
+  }
+
+  // A chip with memory that a call's tensors live in.
+  struct Chip {
+    std::unique_ptr<Backend> backend;
+    std::vector<Buffer> buffers;
+
+    explicit Chip(int major, int multiprocessors) {
+      stand_in::Machine machine;
+      machine.major = major, machine.multiprocessors = multiprocessors;
+      stand_in::reset(machine);
+      backend = make_cuda_backend({});
+    }
+    template <class T>
+    Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, const std::vector<T>& values) {
+      buffers.push_back(backend->allocate(values.size() * sizeof(T)));
+      backend->upload(buffers.back().data(), values.data(), values.size() * sizeof(T));
+      return Tensor(buffers.back().data(), dtype, shape);
+    }
+    std::unique_ptr<Weight> weight(const Operands& o, const WgmmaCase& of) {
+      WeightSource source;
+      source.experts = of.counts.empty() ? 1 : static_cast<int64_t>(of.counts.size());
+      source.columns = of.columns;
+      const auto* bytes = reinterpret_cast<const std::byte*>(o.weight.data());
+      for (int64_t e = 0; e < source.experts; ++e) {
+        source.parts.push_back({DType::kBF16, of.rows, bytes + e * of.rows * of.columns * 2});
+      }
+      return backend->make_weight(source);
+    }
+  };
+
+  template <class Op>
+  static void with_workspace(Chip& chip, Op& op) {
+    const auto bytes = chip.backend->workspace_bytes(op);
+    if (bytes == 0) return;
+    op.workspace = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes)}, std::vector<uint8_t>(bytes, 0xff));
+  }
+
+  static std::vector<float> product(int major, const WgmmaCase& of, const Operands& o) {
+    Chip chip(major, of.multiprocessors);
+    const std::unique_ptr<Weight> weight = chip.weight(o, of);
+    const int64_t stride = of.y_stride == 0 ? of.rows : of.y_stride;
+    std::vector<float> y(static_cast<size_t>(of.tokens * stride), -7);
+    const Tensor x = chip.tensor(DType::kF32, {of.tokens, of.columns}, o.x);
+    Tensor of_y = chip.tensor(DType::kF32, {of.tokens, stride}, y);
+    of_y.shape[1] = of.rows;
+    if (of.counts.empty()) {
+      Linear op;
+      op.x = x, op.weight = weight.get(), op.compute = Compute::kBF16, op.y = of_y;
+      if (of.bias) op.bias = chip.tensor(DType::kF32, {of.rows}, o.bias);
+      if (of.residual) op.residual = chip.tensor(DType::kF32, {of.tokens, of.rows}, o.residual);
+      op.activation = of.activation, op.soft_cap = of.activation == Activation::kSoftCap ? 3.0f : 0.0f;
+      with_workspace(chip, op);
+      chip.backend->linear(op);
+    } else {
+      GroupedLinear op;
+      op.x = x, op.weight = weight.get(), op.compute = Compute::kBF16, op.y = of_y;
+      op.counts = chip.tensor(DType::kI32, {static_cast<int64_t>(of.counts.size())}, of.counts);
+      with_workspace(chip, op);
+      chip.backend->grouped_linear(op);
+    }
+    chip.backend->download(y.data(), of_y.data, y.size() * sizeof(float));
+    return y;
+  }
+
+  void expect_same(const WgmmaCase& of) {
+    const Operands o = operands(of);
+    const std::vector<float> before = product(8, of, o), hopper = product(9, of, o);
+    EXPECT_TRUE(stand_in::faults().empty()) << stand_in::faults().front();
+    EXPECT_EQ(std::memcmp(before.data(), hopper.data(), before.size() * sizeof(float)), 0)
+        << of.tokens << " " << of.rows << " " << of.columns;
+  }
+
+  std::mt19937 random_{11};
+};
+
+TEST_F(CudaWgmmaTest, EdgesOfTilesAreThoseOfTheProduct) {
+  expect_same({65, 144, 64});
+  expect_same({130, 20, 24});       // less than a stage of K, and a step that is not whole
+  expect_same({200, 260, 200});     // three row blocks, and a last stage of one step
+  expect_same({300, 7, 600});       // three segments
+  expect_same({129, 130, 320, 2});  // a block has many tiles
+  expect_same({300, 70, 128, 1});   // of 256 tokens
+}
+
+TEST_F(CudaWgmmaTest, SegmentsHaveBlocksOfTheirOwnOrNot) {
+  expect_same({100, 128, 1024, 132});
+  expect_same({67 * 64, 16, 512, 132});  // more tiles than are split
+}
+
+TEST_F(CudaWgmmaTest, WhatFollowsASumIsAligned) {
+  expect_same({70, 64, 64, 4, 0, true, true, Activation::kGeluTanh});
+  expect_same({70, 66, 64, 4, 67, true, true, Activation::kSilu});  // or not
+  expect_same({150, 68, 64, 4, 72, true, false, Activation::kSoftCap});
+}
+
+TEST_F(CudaWgmmaTest, ExpertsRowsBeginAnywhere) {
+  WgmmaCase of{0, 80, 320};
+  of.counts = {3, 0, 70, 1, 129, 0, 0, 66};
+  for (const int32_t count : of.counts) of.tokens += count;
+  expect_same(of);
+  of.counts.assign(40, 0);  // beyond a warp of experts
+  of.counts[0] = 1, of.counts[31] = 200, of.counts[32] = 3, of.counts[33] = 5, of.counts[39] = 115;
+  of.tokens = 324, of.columns = 64;
+  expect_same(of);
+}
+
+// One kernel after the other, with segments of 256 that each block walks.
+template <int kTokens>
+void expect_kernels_agree(const WgmmaCase& of, CudaWgmmaTest::Chip& chip, const CudaWgmmaTest::Operands& o) {
+  const std::unique_ptr<Weight> weight = chip.weight(o, of);
+  const auto& on_chip = static_cast<const CudaWeight&>(*weight);
+  const Tensor x = chip.tensor(DType::kF32, {of.tokens, of.columns}, o.x);
+  const int64_t columns = ceil_div(of.columns, 64) * 64;
+  const std::vector<uint8_t> bytes(static_cast<size_t>(ceil_div(of.tokens, 8) * 8 * columns * 2), 0xff);
+  const Tensor prepared = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
+  std::vector<float> expected(static_cast<size_t>(of.tokens * of.rows)), y(expected.size());
+  const Tensor of_mma = chip.tensor(DType::kF32, {of.tokens, of.rows}, y);
+  const Tensor of_wgmma = chip.tensor(DType::kF32, {of.tokens, of.rows}, y);
+  chip.backend->synchronize();
+  {
+    const Stream stream(0);
+    MatmulArguments a;
+    a.weight = on_chip.rows_of(0, 0), a.expert_bytes = static_cast<int64_t>(on_chip.expert_bytes());
+    a.end_row = of.rows, a.x = x.as<float>(), a.x_stride = of.columns, a.tokens = of.tokens;
+    a.prepared = prepared.as<uint8_t>(), a.prepared_columns = columns;
+    a.segment = 256, a.segments = ceil_div(of.columns, 256), a.row_blocks = ceil_div(of.rows, kManyRows);
+    a.y_stride = of.rows;
+    a.y = of_mma.as<float>(), a.token_tiles = ceil_div(of.tokens, kManyTokens);
+    launch_prepare_bf16(stream, a, prepared.as<uint8_t>());
+    launch_matmul_bf16(stream, a, false);
+    a.y = of_wgmma.as<float>(), a.token_tiles = ceil_div(of.tokens, kTokens);
+    launch_prepare_wgmma(stream, a, prepared.as<uint8_t>());
+    launch_wgmma<kTokens>(stream, a);
+    stream.synchronize();
+  }
+  chip.backend->download(expected.data(), of_mma.data, y.size() * sizeof(float));
+  chip.backend->download(y.data(), of_wgmma.data, y.size() * sizeof(float));
+  EXPECT_EQ(std::memcmp(expected.data(), y.data(), y.size() * sizeof(float)), 0) << kTokens;
+}
+
+// Eight: were few tokens to be wgmma's as well.
+TEST_F(CudaWgmmaTest, TilesOfAnySizeAddUpAlike) {
+  for (const int64_t columns : {200, 512, 600}) {
+    const WgmmaCase of{270, 150, columns};
+    const Operands o = operands(of);
+    Chip chip(9, 3);  // fewer blocks than tiles
+    expect_kernels_agree<64>(of, chip, o);
+    expect_kernels_agree<128>(of, chip, o);
+    if (columns <= 256) expect_kernels_agree<256>(of, chip, o);
+  }
+  const WgmmaCase of{21, 150, 600};
+  const Operands o = operands(of);
+  Chip chip(9, 3);
+  expect_kernels_agree<8>(of, chip, o);
+}
+
+}  // namespace
+}  // namespace qiao::cuda
