@@ -152,6 +152,10 @@ __device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) 
   const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps, items = wgmma_items(op);
   const int64_t row_tiles = ceil_div(op.end_row, kTileRows), tile_row_bytes = op.weight.units * 512;
   const int64_t padded_tokens = ceil_div(op.tokens, 8) * 8;
+  // The first stages' part of the weight is asked for before the kernel before has ended, the tokens after.
+  bool waited = op.counts != nullptr;  // it says whose rows they are
+  if (waited) wait_for_previous();
+  int held = 0;
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
     const WgmmaWork work = wgmma_work<kTokens>(op, item);
     if (work.tokens.count == 0) continue;
@@ -174,12 +178,20 @@ __device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) 
       }
       __syncwarp();
       uint8_t* tiles_to = ring.weight() + 2 * warp * S::kTileBytes;
-      if (rows > 0) {
-        copy_bulk(ring.tokens() + warp * kQuarter * (S::kStage * 2), tokens, token_bytes, ring.full());
-      }
       if (tiles > 0) copy_bulk(tiles_to, weight, tile_bytes, ring.full());
       if (tiles > 1) copy_bulk(tiles_to + S::kTileBytes, weight + tile_row_bytes, tile_bytes, ring.full());
-      tokens += padded_tokens * (S::kStage * 2), weight += S::kTileBytes;
+      weight += S::kTileBytes;
+      ++held;
+      if (waited || held == S::kStages || left <= S::kStage) {
+        if (!waited) wait_for_previous();
+        WgmmaRing<S> to = ring;
+        if (!waited) to.slot = 0;
+        waited = true;
+        for (; held > 0; --held, to.advance(), tokens += padded_tokens * (S::kStage * 2)) {
+          if (rows == 0) continue;
+          copy_bulk(to.tokens() + warp * kQuarter * (S::kStage * 2), tokens, token_bytes, to.full());
+        }
+      }
       ring.advance();
     }
   }
@@ -358,7 +370,7 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
 // The grid is as many blocks as run at once, or as there are items.
 template <int kTokens>
 __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma(MatmulArguments op) {
-  begin_kernel();
+  let_next_begin();
   using S = WgmmaShape<kTokens>;
   auto* shared = shared_memory<uint8_t>();
   if (threadIdx.x == 0) {
@@ -376,6 +388,7 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
     bring_stages<kTokens>(op, shared);
   } else {
     set_registers<216, true>();
+    wait_for_previous();
     use_stages<kTokens>(op, shared);
   }
 }
