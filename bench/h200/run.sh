@@ -46,15 +46,18 @@ for shape in $shapes; do
   wait
   say "$shape: decoding"
   bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128 -d 1000
-  [[ $quick ]] || bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
   say "$shape: prefill"
   bench -b 8192 -p 512,2048,8192 -n 0 -r 3
-  say "$shape: serving"
-  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 >>"$out/qiao.jsonl" || say "$shape: serving failed"
-  rm -rf "${models:?}/$shape"
   say "$shape: PyTorch"
   timeout 200 python3 "$here/pytorch_peer.py" "$shape" --decode 1:1000 8:1000 32:1000 128:1000 --prefill 512 2048 8192 >>"$out/pytorch.jsonl" ||
     say "$shape: PyTorch failed"
+  say "$shape: serving"
+  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 >>"$out/qiao.jsonl" || say "$shape: serving failed"
+  if [[ ! $quick ]]; then
+    say "$shape: decoding far into a text"
+    bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
+  fi
+  rm -rf "${models:?}/$shape"
 done
 wait
 say "done; the files are in $out"
