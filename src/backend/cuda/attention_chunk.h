@@ -7,29 +7,33 @@
 namespace qiao::cuda {
 
 // A step: each warp has one of AttentionShape's blocks of keys. In shared memory lie its keys and values, the
-// queries of these rows and of the next, the rows' weights, and of each block its largest score and its
-// lanes' sums.
+// queries, the rows' weights, and of each block its largest score and its lanes' sums.
 template <template <int> class Kind, int kD>
 struct ChunkShape {
   using Elements = Kind<kD>;
-  static constexpr int kBlock = AttentionShape<Kind, kD>::kBlock, kStep = kChunkWarps * kBlock;
+  // F32's products of small rows take more instructions than bytes: more, smaller blocks of 168 registers.
+  static constexpr bool kSmall = kD <= 64 || (Elements::kBytes == 1 && kD <= 128);
+  static constexpr int kWarps = Elements::kWeightBytes == 4 && kSmall ? 4 : 8;
+  static constexpr int kBlock = AttentionShape<Kind, kD>::kBlock, kStep = kWarps * kBlock;
   static constexpr int kWeightPitch = kStep + 8;  // weights
   static constexpr int kValuesAt = kStep * Elements::kKeyPitch;
   static constexpr int kQueriesAt = kValuesAt + kStep * Elements::kValuePitch;
-  static constexpr int kWeightsAt = kQueriesAt + 2 * Elements::kQueryBytes;
+  static constexpr int kWeightsAt = kQueriesAt + Elements::kQueryBytes;
   static constexpr int kLargestAt = kWeightsAt + kWarpRows * kWeightPitch * Elements::kWeightBytes;
-  static constexpr int kSumsAt = kLargestAt + kChunkWarps * kWarpRows * 4;
-  static constexpr int kSharedBytes = kSumsAt + kChunkWarps * kWarpRows * 4 * 4;
+  static constexpr int kSumsAt = kLargestAt + kWarps * kWarpRows * 4;
+  static constexpr int kSharedBytes = kSumsAt + kWarps * kWarpRows * 4 * 4;
   static_assert(kChunkKeys % kStep == 0);
-  // An SM's, by Hopper's 228 KB, of which a block takes two besides; two leave each thread 128 registers.
-  static constexpr int kBlocks = 2 * (kSharedBytes + 2048) <= 228 * 1024 ? 2 : 1;
+  // An SM's, by Hopper's 228 KB, of which a block takes two besides; a thread has 128 registers or more.
+  static constexpr int kFit = 228 * 1024 / (kSharedBytes + 2048), kMost = kWarps == 4 ? 3 : 2;
+  static constexpr int kBlocks = kFit < kMost ? kFit : kMost;
 };
 
 template <template <int> class Kind, int kD>
-class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
+class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kWarps> {
   using Shape = ChunkShape<Kind, kD>;
   using Elements = typename Shape::Elements;
-  static constexpr int kBlock = Shape::kBlock, kTiles = kBlock / 8, kOutTiles = kD / 8 / kChunkWarps;
+  static constexpr int kWarps = Shape::kWarps, kBlock = Shape::kBlock, kTiles = kBlock / 8;
+  static constexpr int kOutTiles = kD / 8 / kWarps;
   using Rows = AttentionRows<Kind<kD>, kOutTiles>;
   using Rows::lower_rows_, Rows::block_, Rows::out_, Rows::largest_, Rows::sum_;
   using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::first_tile_;
@@ -42,27 +46,25 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
     const unsigned char* row = own_row(walk);
     copy_keys(op, row);
     copy_values(op, row);
-    load_queries(op, walk.tile(), 0);
+    load_queries(op, walk.tile());
     __syncthreads();
   }
 
-  // `queries`: which of the two places has them.
-  __device__ AttentionChunk(const AttentionArguments& op, const AttentionTile& tile, int queries)
+  __device__ AttentionChunk(const AttentionArguments& op, const AttentionTile& tile)
       : Rows(op, tile, 0, 1, static_cast<int>(threadIdx.x / 32) * kOutTiles),
         shared_(shared_memory<unsigned char>()),
-        queries_(queries),
+        queries_(shared_ + Shape::kQueriesAt),
         largest_of_(reinterpret_cast<float*>(shared_ + Shape::kLargestAt)),
         sums_(reinterpret_cast<float*>(shared_ + Shape::kSumsAt)) {}
 
   // All steps of the tile; the walk is then at what comes after it, which is on its way.
   __device__ void run(Walk& walk) {
-    Rows::set_scale(queries_at(queries_));
+    Rows::set_scale(queries_);
     Rows::start_chunk();
     for (bool more = true; more;) {
       const int key = walk.key(), end = walk.end();
       more = walk.advance();
       const unsigned char* row = own_row(walk);
-      if (!more && walk.there()) load_queries(op_, walk.tile(), 1 - queries_);
       float scores[kTiles][4];
       copy_async_wait<1>();  // own keys
       __syncwarp();
@@ -71,7 +73,8 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
       __syncwarp();
       copy_keys(op_, row);
       weigh(scores, any);
-      copy_async_wait<1>();  // own values
+      if (!more && walk.there()) load_queries(op_, walk.tile());  // all warps have multiplied these
+      copy_async_wait<1>();                                       // own values
       __syncthreads();
       add_values(key, end);
       __syncthreads();
@@ -81,9 +84,6 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
   }
 
  private:
-  __device__ static unsigned char* queries_at(int which) {
-    return shared_memory<unsigned char>() + Shape::kQueriesAt + which * Elements::kQueryBytes;
-  }
   // Of the key of the walk's step that this lane looks up.
   __device__ static const unsigned char* own_row(const Walk& walk) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -122,24 +122,24 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
     copy_async_commit();
   }
 
-  __device__ static void load_queries(const AttentionArguments& op, const AttentionTile& tile, int which) {
+  __device__ static void load_queries(const AttentionArguments& op, const AttentionTile& tile) {
     const int rows = tile.queries * op.share;
 #pragma unroll
-    for (int i = 0; i < kWarpRows / kChunkWarps; ++i) {
-      const int at = static_cast<int>(threadIdx.x / 32) + i * kChunkWarps, row = tile.tile * kWarpRows + at;
+    for (int i = 0; i < kWarpRows / kWarps; ++i) {
+      const int at = static_cast<int>(threadIdx.x / 32) + i * kWarps, row = tile.tile * kWarpRows + at;
       const float* from = nullptr;
       if (row < rows) {
         from = op.q + (tile.first_query_row + row / op.share) * op.q_token +
                (tile.kv_head * op.share + row % op.share) * op.q_head;
       }
-      Elements::store_query(queries_at(which), at, from, op.dim);
+      Elements::store_query(shared_memory<unsigned char>() + Shape::kQueriesAt, at, from, op.dim);
     }
   }
 
   // The scores of the warp's own keys, from `key` on.
   __device__ void multiply_keys(int key, float (&scores)[kTiles][4]) {
-    Elements::template multiply_keys<kTiles>(
-        queries_at(queries_), shared_ + warp_ * kBlock * Elements::kKeyPitch, op_.dim, lower_rows_, scores);
+    Elements::template multiply_keys<kTiles>(queries_, shared_ + warp_ * kBlock * Elements::kKeyPitch,
+                                             op_.dim, lower_rows_, scores);
     Rows::template shape_scores<kTiles>(key, scores);
   }
 
@@ -162,12 +162,12 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int v = 0; v < kChunkWarps; ++v) factor_[v][i] = 1.0f;
+      for (int v = 0; v < kWarps; ++v) factor_[v][i] = 1.0f;
       if (i == 1 && !lower_rows_) break;
       const int row = lane_ / 4 + 8 * i;
       float own_shift = 0;
 #pragma unroll
-      for (int v = 0; v < kChunkWarps; ++v) {
+      for (int v = 0; v < kWarps; ++v) {
         const float most = fmaxf(largest_[i], largest_of_[v * kWarpRows + row]);
         const float shift = most == -INFINITY ? 0.0f : most;
         if (most != largest_[i]) factor_[v][i] = exp2_flushed(largest_[i] - shift);
@@ -191,7 +191,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
 
   __device__ void add_values(int key, int end) {
 #pragma unroll
-    for (int v = 0; v < kChunkWarps; ++v) {
+    for (int v = 0; v < kWarps; ++v) {
       if (key + v * kBlock >= end) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -211,10 +211,9 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kChunkWarps> {
     }
   }
 
-  unsigned char* shared_;
-  int queries_;
+  unsigned char *shared_, *queries_;
   float *largest_of_, *sums_;
-  float factor_[kChunkWarps][2];  // to each block of the step from the one before it
+  float factor_[kWarps][2];  // to each block of the step from the one before it
 };
 
 }  // namespace qiao::cuda

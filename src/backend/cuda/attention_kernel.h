@@ -78,17 +78,22 @@ __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
 // As many blocks as run at once; each takes every so manieth item (ChunkWalk) of all sequences, whose number
 // only the device knows.
 template <template <int> class Kind, int kD>
-__global__ void __launch_bounds__(32 * kChunkWarps, ChunkShape<Kind, kD>::kBlocks)
+__global__ void __launch_bounds__(32 * ChunkShape<Kind, kD>::kWarps, ChunkShape<Kind, kD>::kBlocks)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
   begin_kernel();
   using Chunk = AttentionChunk<Kind, kD>;
+  constexpr int kWarps = ChunkShape<Kind, kD>::kWarps;
   ChunkWalk<ChunkShape<Kind, kD>::kStep> walk(op);
   if (!walk.there()) return;
   Chunk::begin(op, walk);
-  for (int queries = 0; walk.there(); queries = 1 - queries) {
-    const AttentionTile tile = walk.tile();
+  QIAO_SHARED(AttentionTile, tiles, kWarps);
+  AttentionTile& tile = tiles[threadIdx.x / 32];
+  while (walk.there()) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) tile = walk.tile();
+    __syncwarp();
     const int item = walk.item();
-    Chunk(op, tile, queries).run(walk);
+    Chunk(op, tile).run(walk);
     if (tile.slot < 0 || walk.item() == item) continue;
     const int chunks = chunks_of(tile.queries, tile.length, op.window).count;
     if (is_last_chunk(op, tile.sequence, tile.kv_head, chunks)) {
@@ -102,7 +107,7 @@ template <template <int> class Kind, int kD>
 void launch_chunks(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = ChunkShape<Kind, kD>;
   const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(Shape::kBlocks * how.multiprocessors));
-  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, 32 * kChunkWarps,
+  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, 32 * Shape::kWarps,
          static_cast<size_t>(Shape::kSharedBytes), op);
 }
 

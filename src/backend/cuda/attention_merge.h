@@ -19,7 +19,7 @@ __device__ inline void merge_chunks(const AttentionArguments& op, int sequence, 
   constexpr int kKept = kD / 32, kTogether = kD <= 128 ? 8 : 4;  // chunks whose results are asked for at once
   const int lane = threadIdx.x % 32, width = (op.dim + 7) / 8 * 8;
   const int first_chunk = chunks_of(queries, length, op.window).first;
-  for (int row = static_cast<int>(threadIdx.x / 32); row < queries * op.share; row += kChunkWarps) {
+  for (int row = static_cast<int>(threadIdx.x / 32); row < queries * op.share; row += blockDim.x / 32) {
     const int query = row / op.share, head = kv_head * op.share + row % op.share;
     const int position = length - queries + query;
     const int first = first_key(position, op.window) / kChunkKeys - first_chunk;

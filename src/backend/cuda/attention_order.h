@@ -10,7 +10,6 @@ namespace qiao::cuda {
 inline constexpr int kChunkKeys = 256;  // a multiple of every block
 inline constexpr int kWarpRows = 16;    // queries × heads: the tensor cores' rows
 inline constexpr int kMostWarps = 4;    // of a block of attention_tiles
-inline constexpr int kChunkWarps = 8;   // of a block of attention_chunks
 
 // The first key that a query at this position sees. window 0: unlimited.
 __host__ __device__ inline int first_key(int position, int window) {
