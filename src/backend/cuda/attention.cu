@@ -69,11 +69,11 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
     a.split_sum = a.split_largest + plan.rows * plan.slots;
     a.tickets = tickets();
   }
-  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_, op.compute == Compute::kBF16};
+  AttentionLaunch how{"attention_paged", 0, 0, kMostWarps, block_shared_bytes_, op.compute == Compute::kBF16,
+                      multiprocessors()};
   const bool one_long = sequences == 1 && tokens > plan.split_queries;  // none is split
-  // Some more blocks than run at once, so that none waits long for the last.
-  const int64_t most = ceil_div(8 * multiprocessors(), layout.kv_heads);
-  if (!one_long) how.chunks = static_cast<unsigned>(std::min(sequences * plan.slots, most));
+  const int64_t chunks = sequences * plan.slots * layout.kv_heads;
+  if (!one_long) how.chunks = static_cast<unsigned>(std::min<int64_t>(chunks, INT32_MAX));
   how.tile_rows = tokens * a.share;
   switch (op.pages->spec().dtype) {
     case DType::kF32:

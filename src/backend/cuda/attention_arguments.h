@@ -44,11 +44,12 @@ __device__ inline bool is_split(const AttentionArguments& op, int queries, int l
 // How a step is cut into blocks.
 struct AttentionLaunch {
   const char* name;
-  unsigned chunks;    // blocks that take chunks, for one key/value head; 0: none
+  unsigned chunks;    // at most so many chunks there are, all key/value heads'; 0: none are computed apart
   int64_t tile_rows;  // of one key/value head, which tiles of so many warps take
   int tile_warps;
   int block_shared_bytes;  // the most that the device has
   bool rounded;            // products of 16 bits where pages have them
+  int multiprocessors;
 };
 
 // attention_f32.cu and so on: each compiles by itself.

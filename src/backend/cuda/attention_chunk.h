@@ -1,6 +1,7 @@
-// Four warps that take chunks of keys for the same 16 rows together: attention_kernel.h has the plan.
+// Eight warps that take chunks of keys for the same 16 rows together: attention_kernel.h has the plan.
 #pragma once
 
+#include "backend/cuda/attention_walk.h"
 #include "backend/cuda/attention_warp.h"
 
 namespace qiao::cuda {
@@ -10,91 +11,109 @@ namespace qiao::cuda {
 template <template <int> class Kind, int kD>
 struct ChunkShape {
   using Elements = Kind<kD>;
-  static constexpr int kBlock = AttentionShape<Kind, kD>::kBlock, kStep = kMostWarps * kBlock;
+  // F32's products of small rows take more instructions than bytes: more, smaller blocks of 168 registers.
+  static constexpr bool kSmall = kD <= 64 || (Elements::kBytes == 1 && kD <= 128);
+  static constexpr int kWarps = Elements::kWeightBytes == 4 && kSmall ? 4 : 8;
+  static constexpr int kBlock = AttentionShape<Kind, kD>::kBlock, kStep = kWarps * kBlock;
   static constexpr int kWeightPitch = kStep + 8;  // weights
   static constexpr int kValuesAt = kStep * Elements::kKeyPitch;
   static constexpr int kQueriesAt = kValuesAt + kStep * Elements::kValuePitch;
   static constexpr int kWeightsAt = kQueriesAt + Elements::kQueryBytes;
   static constexpr int kLargestAt = kWeightsAt + kWarpRows * kWeightPitch * Elements::kWeightBytes;
-  static constexpr int kSumsAt = kLargestAt + kMostWarps * kWarpRows * 4;
-  static constexpr int kSharedBytes = kSumsAt + kMostWarps * kWarpRows * 4 * 4;
-  // An SM's, by Hopper's 228 KB, of which a block takes two besides; three leave each thread 168 registers.
-  static constexpr int kBlocks = kD <= 128 && 3 * (kSharedBytes + 2048) <= 228 * 1024 ? 3 : 2;
+  static constexpr int kSumsAt = kLargestAt + kWarps * kWarpRows * 4;
+  static constexpr int kSharedBytes = kSumsAt + kWarps * kWarpRows * 4 * 4;
+  static_assert(kChunkKeys % kStep == 0);
+  // An SM's, by Hopper's 228 KB, of which a block takes two besides; a thread has 128 registers or more.
+  static constexpr int kFit = 228 * 1024 / (kSharedBytes + 2048), kMost = kWarps == 4 ? 3 : 2;
+  static constexpr int kBlocks = kFit < kMost ? kFit : kMost;
 };
 
 template <template <int> class Kind, int kD>
-class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
+class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kWarps> {
   using Shape = ChunkShape<Kind, kD>;
   using Elements = typename Shape::Elements;
-  static constexpr int kBlock = Shape::kBlock, kTiles = kBlock / 8, kOutTiles = kD / 8 / kMostWarps;
+  static constexpr int kWarps = Shape::kWarps, kBlock = Shape::kBlock, kTiles = kBlock / 8;
+  static constexpr int kOutTiles = kD / 8 / kWarps;
   using Rows = AttentionRows<Kind<kD>, kOutTiles>;
   using Rows::lower_rows_, Rows::block_, Rows::out_, Rows::largest_, Rows::sum_;
   using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::first_tile_;
 
  public:
+  using Walk = ChunkWalk<Shape::kStep>;
+
+  // Asks for the first step's keys and values and the first rows' queries.
+  __device__ static void begin(const AttentionArguments& op, const Walk& walk) {
+    const unsigned char* row = own_row(walk);
+    copy_keys(op, row);
+    copy_values(op, row);
+    load_queries(op, walk.tile());
+    __syncthreads();
+  }
+
   __device__ AttentionChunk(const AttentionArguments& op, const AttentionTile& tile)
       : Rows(op, tile, 0, 1, static_cast<int>(threadIdx.x / 32) * kOutTiles),
         shared_(shared_memory<unsigned char>()),
+        queries_(shared_ + Shape::kQueriesAt),
         largest_of_(reinterpret_cast<float*>(shared_ + Shape::kLargestAt)),
         sums_(reinterpret_cast<float*>(shared_ + Shape::kSumsAt)) {}
 
-  __device__ void run() {
-    const int begin = max(block_.first, tile_.first_chunk * kChunkKeys) / Shape::kStep * Shape::kStep;
-    const int end = min(block_.end, (tile_.first_chunk + tile_.chunks) * kChunkKeys);
-    if (begin >= end) return;
-    const unsigned char* row = own_row(begin, end);
-    copy_keys(row);
-    copy_values(row);
-    load_queries();
-    __syncthreads();
-    Rows::set_scale(shared_ + Shape::kQueriesAt);
+  // All steps of the tile; the walk is then at what comes after it, which is on its way.
+  __device__ void run(Walk& walk) {
+    Rows::set_scale(queries_);
     Rows::start_chunk();
-    for (int key = begin; key < end; key += Shape::kStep) {
-      const int next = key + Shape::kStep;
-      row = own_row(next, end);
+    for (bool more = true; more;) {
+      const int key = walk.key(), end = walk.end();
+      more = walk.advance();
+      const unsigned char* row = own_row(walk);
       float scores[kTiles][4];
       copy_async_wait<1>();  // own keys
       __syncwarp();
       const bool any = key + warp_ * kBlock < end && key + (warp_ + 1) * kBlock > block_.first;
       if (any) multiply_keys(key + warp_ * kBlock, scores);
       __syncwarp();
-      copy_keys(row);
+      copy_keys(op_, row);
       weigh(scores, any);
-      copy_async_wait<1>();  // own values
+      if (!more && walk.there()) load_queries(op_, walk.tile());  // all warps have multiplied these
+      copy_async_wait<1>();                                       // own values
       __syncthreads();
       add_values(key, end);
       __syncthreads();
-      copy_values(row);
-      if (next % kChunkKeys == 0 || next >= end) Rows::finish_chunk(key / kChunkKeys, next >= end);
+      copy_values(op_, row);
+      if (!more || (key + Shape::kStep) % kChunkKeys == 0) Rows::finish_chunk(key / kChunkKeys, !more);
     }
-    copy_async_wait<0>();
   }
 
  private:
-  // Of the key that this lane looks up of the step from `key` on.
-  __device__ const unsigned char* own_row(int key, int end) const {
-    return lane_ < kBlock ? Rows::key_row(key + warp_ * kBlock + lane_, end) : nullptr;
+  // Of the key of the walk's step that this lane looks up.
+  __device__ static const unsigned char* own_row(const Walk& walk) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    return lane < kBlock ? walk.row(warp * kBlock + lane) : nullptr;
   }
-  __device__ void copy_keys(const unsigned char* row) {
-    copy(shared_ + warp_ * kBlock * Elements::kKeyPitch, Elements::kKeyPitch, row, 0);
+  __device__ static void copy_keys(const AttentionArguments& op, const unsigned char* row) {
+    copy(op, shared_memory<unsigned char>() + threadIdx.x / 32 * kBlock * Elements::kKeyPitch,
+         Elements::kKeyPitch, row, 0);
   }
-  __device__ void copy_values(const unsigned char* row) {
-    copy(shared_ + Shape::kValuesAt + warp_ * kBlock * Elements::kValuePitch, Elements::kValuePitch, row,
-         op_.values_offset);
+  __device__ static void copy_values(const AttentionArguments& op, const unsigned char* row) {
+    copy(
+        op,
+        shared_memory<unsigned char>() + Shape::kValuesAt + threadIdx.x / 32 * kBlock * Elements::kValuePitch,
+        Elements::kValuePitch, row, op.values_offset);
   }
   // Starts the copies of this warp's rows, `offset` bytes behind what each lane names; zeros for null. Always
   // a group.
-  __device__ void copy(unsigned char* rows, int pitch, const unsigned char* row, int64_t offset) {
-    const int vectors = static_cast<int>(op_.row_bytes / 16);
+  __device__ static void copy(const AttentionArguments& op, unsigned char* rows, int pitch,
+                              const unsigned char* row, int64_t offset) {
+    const int lane = threadIdx.x % 32;
+    const int vectors = static_cast<int>(op.row_bytes / 16);
     const auto own = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(row));
 #pragma unroll
     for (int first = 0; first < kBlock * Elements::kVectors; first += 32) {
-      const int item = first + lane_, vector = item % Elements::kVectors;
+      const int item = first + lane, vector = item % Elements::kVectors;
       const unsigned long long from = __shfl_sync(kAllLanes, own, min(item / Elements::kVectors, kBlock - 1));
       constexpr int kTogether = Elements::kVectorsTogether;
       if (item >= kBlock * Elements::kVectors || vector >= ceil_div(vectors, kTogether) * kTogether) continue;
       const bool there = from != 0 && vector < vectors;
-      const unsigned char* source = op_.pages;
+      const unsigned char* source = op.pages;
       if (there) source = reinterpret_cast<const unsigned char*>(from) + offset + 16 * vector;
       // Q8_0's scales come behind the numbers.
       const int to = Elements::kBytes == 1 && vector == vectors - 1 ? kD : 16 * vector;
@@ -103,21 +122,24 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
     copy_async_commit();
   }
 
-  __device__ void load_queries() {
-    const int rows = tile_.queries * op_.share;
+  __device__ static void load_queries(const AttentionArguments& op, const AttentionTile& tile) {
+    const int rows = tile.queries * op.share;
 #pragma unroll
-    for (int i = 0; i < kWarpRows / kMostWarps; ++i) {
-      const int at = warp_ + i * kMostWarps, row = first_row_ + at;
-      Elements::store_query(shared_ + Shape::kQueriesAt, at, row < rows ? Rows::query(row) : nullptr,
-                            op_.dim);
+    for (int i = 0; i < kWarpRows / kWarps; ++i) {
+      const int at = static_cast<int>(threadIdx.x / 32) + i * kWarps, row = tile.tile * kWarpRows + at;
+      const float* from = nullptr;
+      if (row < rows) {
+        from = op.q + (tile.first_query_row + row / op.share) * op.q_token +
+               (tile.kv_head * op.share + row % op.share) * op.q_head;
+      }
+      Elements::store_query(shared_memory<unsigned char>() + Shape::kQueriesAt, at, from, op.dim);
     }
   }
 
   // The scores of the warp's own keys, from `key` on.
   __device__ void multiply_keys(int key, float (&scores)[kTiles][4]) {
-    Elements::template multiply_keys<kTiles>(shared_ + Shape::kQueriesAt,
-                                             shared_ + warp_ * kBlock * Elements::kKeyPitch, op_.dim,
-                                             lower_rows_, scores);
+    Elements::template multiply_keys<kTiles>(queries_, shared_ + warp_ * kBlock * Elements::kKeyPitch,
+                                             op_.dim, lower_rows_, scores);
     Rows::template shape_scores<kTiles>(key, scores);
   }
 
@@ -140,12 +162,12 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int v = 0; v < kMostWarps; ++v) factor_[v][i] = 1.0f;
+      for (int v = 0; v < kWarps; ++v) factor_[v][i] = 1.0f;
       if (i == 1 && !lower_rows_) break;
       const int row = lane_ / 4 + 8 * i;
       float own_shift = 0;
 #pragma unroll
-      for (int v = 0; v < kMostWarps; ++v) {
+      for (int v = 0; v < kWarps; ++v) {
         const float most = fmaxf(largest_[i], largest_of_[v * kWarpRows + row]);
         const float shift = most == -INFINITY ? 0.0f : most;
         if (most != largest_[i]) factor_[v][i] = exp2_flushed(largest_[i] - shift);
@@ -169,7 +191,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
 
   __device__ void add_values(int key, int end) {
 #pragma unroll
-    for (int v = 0; v < kMostWarps; ++v) {
+    for (int v = 0; v < kWarps; ++v) {
       if (key + v * kBlock >= end) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -189,9 +211,9 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / kMostWarps> {
     }
   }
 
-  unsigned char* shared_;
+  unsigned char *shared_, *queries_;
   float *largest_of_, *sums_;
-  float factor_[kMostWarps][2];  // to each block of the step from the one before it
+  float factor_[kWarps][2];  // to each block of the step from the one before it
 };
 
 }  // namespace qiao::cuda

@@ -359,9 +359,10 @@ struct Q8Elements : SplitOperands<kD + 16> {
         uint32_t word;
         if constexpr (kGroup<kTiles> == 4) {
           word = *reinterpret_cast<const uint32_t*>(value + from + 4 * (lane / 4));
-        } else {
-          static_assert(kGroup<kTiles> == 2);
+        } else if constexpr (kGroup<kTiles> == 2) {
           word = *reinterpret_cast<const unsigned short*>(value + from + 2 * (lane / 4));
+        } else {
+          word = value[from + lane / 4];
         }
 #pragma unroll
         for (int tile = 0; tile < kGroup<kTiles>; ++tile) b[tile][i] = number(word, tile);

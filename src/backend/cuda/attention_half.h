@@ -127,8 +127,14 @@ struct RoundedElements {
   template <int kTiles>
   static __device__ void add_values(const unsigned char* rows, int k, int first, int, bool,
                                     const Weights& weights, float (*out)[4]) {
-    static_assert(kTiles % 2 == 0);
+    static_assert(kTiles == 1 || kTiles % 2 == 0);
     const int lane = threadIdx.x % 32;
+    if constexpr (kTiles == 1) {
+      uint32_t b[2];
+      load_matrices_transposed(b, rows + (16 * k + lane % 16) * kValuePitch + 16 * first);
+      Products::multiply_add(out[0], weights, b);
+      return;
+    }
     const unsigned char* at =
         rows + (16 * k + lane / 8 % 2 * 8 + lane % 8) * kValuePitch + 16 * (first + lane / 16);
 #pragma unroll

@@ -4,13 +4,14 @@
 // walk the keys they see in attention_order.h's order, in blocks of kBlock. The queries stay in shared memory
 // in both parts (attention_elements.h), the 16 × D result in registers.
 //   decode   (attention_chunk.h) a block takes one chunk of one sequence after the other, so that one long
-//            sequence fills the device. Its four warps share the 16 rows and take four blocks of keys at
-//            once: each copies and scores one of them, then adds all four to its quarter of D, so nothing is
-//            computed twice, and three barriers serve 128 keys. The next keys are on their way once these are
-//            read, the next values once those are. D 128 of 16 bits takes 98 KB: two blocks an SM, of whose
-//            bytes 70 to 140 KB are on their way; some 1500 instructions a warp for 68 KB, a fifth of what
-//            the SM issues meanwhile. Limit: the memory's bandwidth. Chunks' results go to the workspace, and
-//            the last block of a sequence's head merges them (attention_merge.h).
+//            sequence fills the device. Its eight warps share the 16 rows and take eight blocks of keys at
+//            once: each copies and scores one of them, then adds all eight to its share of D, so nothing is
+//            computed twice, and three barriers serve 256 keys of 16 bits. The next keys are on their way
+//            once these are read, the next values once those are, whatever chunk they are of. A step of
+//            D 128 of 16 bits is 139 KB: one block an SM, of whose bytes at least half are always on their
+//            way; it takes 4.3 us at the memory's bandwidth and some 2 us of a block's own time, which lie
+//            beside it. Limit: the memory's bandwidth. Chunks' results go to the workspace, and the last
+//            block of a sequence's head merges them (attention_merge.h).
 //   prefill  (attention_warp.h) a block is four warps of 16 rows each, which share the loads, two stages of
 //            cp.async, and walks all its chunks; between two, the rows of `out` hold what was merged so far.
 //            Limit: the tensor cores, two products of TF32 for each one.
@@ -19,18 +20,14 @@
 // no number reaches the rows of its tile that do not see it too.)
 #pragma once
 
+#include <algorithm>
+
 #include "backend/cuda/attention_chunk.h"
 #include "backend/cuda/attention_half_warp.h"
 #include "backend/cuda/attention_merge.h"
 #include "backend/cuda/attention_warp.h"
 
 namespace qiao::cuda {
-
-__device__ inline void describe(const AttentionArguments& op, AttentionTile* tile) {
-  tile->first_query_row = op.starts[tile->sequence];
-  tile->queries = op.starts[tile->sequence + 1] - tile->first_query_row;
-  tile->length = op.lengths == nullptr ? tile->queries : op.lengths[tile->sequence];
-}
 
 // Finds the tile of `wanted`, which walks all its chunks; false where there are fewer.
 __device__ inline bool find_whole(const AttentionArguments& op, int wanted, int tile_rows,
@@ -78,45 +75,40 @@ __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
   RoundedWarp<Kind, kD>(op, tile).run();
 }
 
-// Key/value heads × blocks of kMostWarps; each takes chunk after chunk of all sequences, whose number only
-// the device knows: those that find none come last.
+// As many blocks as run at once; each takes every so manieth item (ChunkWalk) of all sequences, whose number
+// only the device knows.
 template <template <int> class Kind, int kD>
-__global__ void __launch_bounds__(32 * kMostWarps, ChunkShape<Kind, kD>::kBlocks)
+__global__ void __launch_bounds__(32 * ChunkShape<Kind, kD>::kWarps, ChunkShape<Kind, kD>::kBlocks)
     attention_chunks(const __grid_constant__ AttentionArguments op) {
   begin_kernel();
-  const auto chunks_of_sequence = [&](int queries, int length) {
-    if (queries == 0) return 0;
-    if (is_split(op, queries, length)) return chunks_of(queries, length, op.window).count;
-    return op.tiles_follow ? 0 : 1;
-  };
-  FoundTile found{};
-  const SequenceSizes sizes{op.starts, op.lengths, op.sequences};
-  for (int item = static_cast<int>(blockIdx.y); find_tile(item, sizes, chunks_of_sequence, &found);
-       item += static_cast<int>(gridDim.y)) {
-    AttentionTile tile{};
-    tile.sequence = found.sequence, tile.kv_head = static_cast<int>(blockIdx.x);
-    describe(op, &tile);
-    const Chunks chunks = chunks_of(tile.queries, tile.length, op.window);
-    const bool split = is_split(op, tile.queries, tile.length);
-    tile.first_chunk = chunks.first + (split ? found.tile : 0);
-    tile.chunks = split ? 1 : chunks.count;
-    tile.slot = split && chunks.count > 1 ? found.tile : -1;
-    const int tiles = tiles_of(tile.queries * op.share, kWarpRows);
-    for (tile.tile = 0; tile.tile < tiles; ++tile.tile) {
-      AttentionChunk<Kind, kD>(op, tile).run();
-      __syncthreads();  // shared memory is read
-    }
-    if (tile.slot >= 0 && is_last_chunk(op, tile.sequence, tile.kv_head, chunks.count)) {
+  using Chunk = AttentionChunk<Kind, kD>;
+  constexpr int kWarps = ChunkShape<Kind, kD>::kWarps;
+  ChunkWalk<ChunkShape<Kind, kD>::kStep> walk(op);
+  if (!walk.there()) return;
+  Chunk::begin(op, walk);
+  QIAO_SHARED(AttentionTile, tiles, kWarps);
+  AttentionTile& tile = tiles[threadIdx.x / 32];
+  while (walk.there()) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) tile = walk.tile();
+    __syncwarp();
+    const int item = walk.item();
+    Chunk(op, tile).run(walk);
+    if (tile.slot < 0 || walk.item() == item) continue;
+    const int chunks = chunks_of(tile.queries, tile.length, op.window).count;
+    if (is_last_chunk(op, tile.sequence, tile.kv_head, chunks)) {
       merge_chunks<kD>(op, tile.sequence, tile.kv_head, tile.first_query_row, tile.queries, tile.length);
     }
   }
+  copy_async_wait<0>();
 }
 
 template <template <int> class Kind, int kD>
 void launch_chunks(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
-  launch(how.name, stream, attention_chunks<Kind, kD>,
-         dim3(static_cast<unsigned>(op.heads / op.share), how.chunks), 32 * kMostWarps,
-         static_cast<size_t>(ChunkShape<Kind, kD>::kSharedBytes), op);
+  using Shape = ChunkShape<Kind, kD>;
+  const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(Shape::kBlocks * how.multiprocessors));
+  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, 32 * Shape::kWarps,
+         static_cast<size_t>(Shape::kSharedBytes), op);
 }
 
 template <template <int> class Kind, int kD>
@@ -147,8 +139,8 @@ void launch_attention(const Stream& stream, const AttentionLaunch& how, const At
 template <template <int> class Kind, int kD>
 bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = RoundedShape<Kind, kD>;
-  static_assert(ChunkShape<Kind, kD>::kSharedBytes <= Shape::kSharedBytes);
-  if (Shape::kSharedBytes > how.block_shared_bytes) return false;
+  if (std::max(Shape::kSharedBytes, ChunkShape<Kind, kD>::kSharedBytes) > how.block_shared_bytes)
+    return false;
   launch_chunks<Kind, kD>(stream, how, op);
   if (!op.tiles_follow) return true;
   const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);

@@ -16,16 +16,28 @@ __device__ inline bool is_last_chunk(const AttentionArguments& op, int sequence,
 template <int kD>
 __device__ inline void merge_chunks(const AttentionArguments& op, int sequence, int kv_head,
                                     int first_query_row, int queries, int length) {
-  constexpr int kKept = kD / 32;
+  constexpr int kKept = kD / 32, kTogether = kD <= 128 ? 8 : 4;  // chunks whose results are asked for at once
   const int lane = threadIdx.x % 32, width = (op.dim + 7) / 8 * 8;
   const int first_chunk = chunks_of(queries, length, op.window).first;
-  for (int row = static_cast<int>(threadIdx.x / 32); row < queries * op.share; row += kMostWarps) {
+  for (int row = static_cast<int>(threadIdx.x / 32); row < queries * op.share; row += blockDim.x / 32) {
     const int query = row / op.share, head = kv_head * op.share + row % op.share;
     const int position = length - queries + query;
     const int first = first_key(position, op.window) / kChunkKeys - first_chunk;
     const int last = position / kChunkKeys - first_chunk;
     const int64_t at = ((int64_t{sequence} * op.split_queries + query) * op.heads + head) * op.slots;
-    float out[kKept], largest = 0, sum = 0;
+    float out[kKept], largest = 0, sum = 0, next[kTogether][kKept];
+    const auto load = [&](int chunk) {
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const float* from = op.split_out + (at + chunk + j) * width + lane;
+#pragma unroll
+        for (int k = 0; k < kKept; ++k) {
+          const bool there = chunk + j <= last && lane + 32 * k < op.dim;
+          next[j][k] = there ? __ldcg(from + 32 * k) : 0.0f;
+        }
+      }
+    };
+    load(first);
     for (int base = first; base <= last; base += 32) {
       // Each lane has one chunk's largest score, and what that makes of the ones before and of itself.
       const bool mine = base + lane <= last;
@@ -41,19 +53,21 @@ __device__ inline void merge_chunks(const AttentionArguments& op, int sequence, 
       if (lane == 0) earlier = base == first ? here : largest;
       const Merge merge = merge_of(earlier, here);
       const int count = min(32, last - base + 1);
-#pragma unroll 4
-      for (int i = 0; i < count; ++i) {
-        const float* from = op.split_out + (at + base + i) * width;
-        const float before = __shfl_sync(kAllLanes, merge.before, i);
-        const float after = __shfl_sync(kAllLanes, merge.after, i);
-        const float added = __shfl_sync(kAllLanes, own_sum, i);
-        const bool begins = base + i == first;
-        sum = begins ? added : fmaf(added, after, sum * before);
+      for (int i = 0; i < count; i += kTogether) {
 #pragma unroll
-        for (int k = 0; k < kKept; ++k) {
-          const float x = lane + 32 * k < op.dim ? __ldcg(from + lane + 32 * k) : 0.0f;
-          out[k] = begins ? x : fmaf(x, after, out[k] * before);
+        for (int j = 0; j < kTogether; ++j) {
+          if (i + j >= count) break;
+          const float before = __shfl_sync(kAllLanes, merge.before, i + j);
+          const float after = __shfl_sync(kAllLanes, merge.after, i + j);
+          const float added = __shfl_sync(kAllLanes, own_sum, i + j);
+          const bool begins = base + i + j == first;
+          sum = begins ? added : fmaf(added, after, sum * before);
+#pragma unroll
+          for (int k = 0; k < kKept; ++k) {
+            out[k] = begins ? next[j][k] : fmaf(next[j][k], after, out[k] * before);
+          }
         }
+        load(base + i + kTogether);
       }
       largest = __shfl_sync(kAllLanes, until, count - 1);
     }

@@ -9,7 +9,7 @@ namespace qiao::cuda {
 
 inline constexpr int kChunkKeys = 256;  // a multiple of every block
 inline constexpr int kWarpRows = 16;    // queries × heads: the tensor cores' rows
-inline constexpr int kMostWarps = 4;    // of a block
+inline constexpr int kMostWarps = 4;    // of a block of attention_tiles
 
 // The first key that a query at this position sees. window 0: unlimited.
 __host__ __device__ inline int first_key(int position, int window) {
@@ -47,16 +47,21 @@ struct SequenceSizes {
   int count;
 };
 // The sequence of tile `wanted` among the tiles of all, and which of its `count` tiles it is; false where
-// there are fewer. `tiles(queries, length)`: how many a sequence has. Each warp looks for itself.
+// there are fewer. `tiles(queries, length)`: how many a sequence has. Each warp looks for itself. Who asks
+// for one after the other, ascending, keeps `before`: the search goes on from there.
 struct FoundTile {
   int sequence, tile, count;
 };
+struct TilesBefore {
+  int sequence = 0, tiles = 0;  // the first not passed yet, and how many those before it have
+};
 template <class Tiles>
-__device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles tiles, FoundTile* found) {
+__device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles tiles, FoundTile* found,
+                                 TilesBefore* passed = nullptr) {
   constexpr int kEach = 4;  // sequences of a lane: their sizes are read at once
   const int lane = threadIdx.x % 32, sequences = sizes.count;
-  int before = 0;
-  for (int base = 0; base < sequences; base += 32 * kEach) {
+  int before = passed == nullptr ? 0 : passed->tiles;
+  for (int base = passed == nullptr ? 0 : passed->sequence; base < sequences; base += 32 * kEach) {
     int start[kEach + 1], length[kEach], count[kEach], own = 0;
 #pragma unroll
     for (int i = 0; i <= kEach; ++i) start[i] = sizes.starts[min(base + kEach * lane + i, sequences)];
@@ -81,6 +86,7 @@ __device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles t
     const int target = wanted - before;
     const unsigned past = __ballot_sync(kAllLanes, until > target);
     if (past != 0) {
+      if (passed != nullptr) *passed = {base, before};
       FoundTile mine{base + kEach * lane, target - (until - own), 0};
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {

@@ -15,6 +15,25 @@ struct AttentionTile {
   int slot;                 // in the workspace, or -1: the result is whole
 };
 
+// Keys [first, end) that some rows of [row, end) see; none: first >= end.
+struct SeenKeys {
+  int first, end;
+};
+__device__ inline SeenKeys seen_keys(const AttentionArguments& op, const AttentionTile& tile, int row,
+                                     int end) {
+  if (row >= end) return {0x7fffffff, 0};
+  if (!op.causal) return {0, tile.length};
+  const int before = tile.length - tile.queries;
+  return {first_key(before + row / op.share, op.window), before + (end - 1) / op.share + 1};
+}
+// A key's row in its page.
+__device__ inline const unsigned char* page_row(const AttentionArguments& op, const AttentionTile& tile,
+                                                int key) {
+  const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
+  return op.pages + page * op.page_bytes +
+         (int64_t{2} * tile.kv_head * op.page_tokens + key % op.page_tokens) * op.row_bytes;
+}
+
 // kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
 template <class Elements, int kOutTiles>
 class AttentionRows {
@@ -38,16 +57,7 @@ class AttentionRows {
     }
   }
 
-  // Keys [first, end) that some rows see; none: first >= end.
-  struct Seen {
-    int first, end;
-  };
-  __device__ Seen seen(int row, int end) const {
-    if (row >= end) return {0x7fffffff, 0};
-    if (!op_.causal) return {0, tile_.length};
-    const int before = tile_.length - tile_.queries;
-    return {first_key(before + row / op_.share, op_.window), before + (end - 1) / op_.share + 1};
-  }
+  __device__ SeenKeys seen(int row, int end) const { return seen_keys(op_, tile_, row, end); }
   __device__ int token(int row) const { return tile_.first_query_row + row / op_.share; }
   __device__ int head(int row) const { return tile_.kv_head * op_.share + row % op_.share; }
   __device__ const float* query(int row) const {
@@ -56,10 +66,7 @@ class AttentionRows {
 
   // A key's row in its page; null: no row of the block sees it, or it is not of [.., end).
   __device__ const unsigned char* key_row(int key, int end) const {
-    if (key < block_.first || key >= end) return nullptr;
-    const int page = op_.table[tile_.sequence * op_.table_row + key / op_.page_tokens];
-    return op_.pages + page * op_.page_bytes +
-           (int64_t{2} * tile_.kv_head * op_.page_tokens + key % op_.page_tokens) * op_.row_bytes;
+    return key < block_.first || key >= end ? nullptr : page_row(op_, tile_, key);
   }
 
   // Once the queries are in shared memory.
@@ -156,7 +163,7 @@ class AttentionRows {
     }
   }
   __device__ void rescale(const float (&factor)[2]) {
-    if (!__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+    if (kOutTiles > 4 && !__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
     for (int n = 0; n < kOutTiles; ++n) {
 #pragma unroll
@@ -261,7 +268,7 @@ class AttentionRows {
   int lane_, warp_, first_row_;
   int first_tile_;
   bool lower_rows_;  // whether there are any of the last eight
-  Seen block_, warp_seen_, rows_[2];
+  SeenKeys block_, warp_seen_, rows_[2];
   bool valid_[2], had_[2] = {false, false};
   float scale_[2];
   float out_[kOutTiles][4];

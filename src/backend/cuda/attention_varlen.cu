@@ -31,8 +31,8 @@ void CudaBackend::do_attention_varlen(const AttentionVarlen& op) {
   if (op.bias.present()) a.bias = op.bias.as<float>(), a.reach = (op.bias.shape[1] + 1) / 2;
   if (op.log_sum_exp.present()) a.log_sum_exp = op.log_sum_exp.as<float>();
   const int64_t rows = tokens * a.share;
-  const AttentionLaunch how{"attention_varlen",  0,    rows, warps_for(rows, sequences),
-                            block_shared_bytes_, false};
+  const AttentionLaunch how{
+      "attention_varlen", 0, rows, warps_for(rows, sequences), block_shared_bytes_, false, multiprocessors()};
   launch_attention_f32(stream_, how, a);
 }
 
