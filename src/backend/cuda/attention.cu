@@ -58,7 +58,7 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
   a.table = op.page_table.as<int32_t>(), a.table_row = op.page_table.stride[0];
   a.lengths = op.lengths.as<int32_t>(), a.starts = op.query_starts.as<int32_t>();
   a.sequences = static_cast<int>(sequences), a.heads = static_cast<int>(op.q.shape[1]);
-  a.share = a.heads / layout.kv_heads, a.dim = layout.dim;
+  a.kv_heads = layout.kv_heads, a.share = a.heads / a.kv_heads, a.dim = layout.dim;
   a.window = static_cast<int>(std::min<int64_t>(op.window, INT32_MAX));
   a.scale = op.scale, a.soft_cap = op.soft_cap, a.causal = true;
   a.slots = plan.slots, a.split_queries = plan.split_queries;

@@ -22,7 +22,7 @@ struct AttentionArguments {
   bool vectors;  // rows are whole vectors of 16 bytes at multiples of 16
 
   const int32_t* starts;  // of queries; packed rows: of keys too
-  int sequences, heads, share, dim;
+  int sequences, heads, kv_heads, share, dim;
   int window;  // 0: unlimited
   float scale, soft_cap;
   bool causal;

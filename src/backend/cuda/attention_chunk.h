@@ -44,8 +44,8 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
   // Asks for the first step's keys and values and the first rows' queries.
   __device__ static void begin(const AttentionArguments& op, const Walk& walk) {
     const unsigned char* row = own_row(walk);
-    copy_keys(op, row);
-    copy_values(op, row);
+    copy_keys(op, row, true);
+    copy_values(op, row, true);
     load_queries(op, walk.tile());
     __syncthreads();
   }
@@ -71,14 +71,14 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
       const bool any = key + warp_ * kBlock < end && key + (warp_ + 1) * kBlock > block_.first;
       if (any) multiply_keys(key + warp_ * kBlock, scores);
       __syncwarp();
-      copy_keys(op_, row);
+      copy_keys(op_, row, walk.there());
       weigh(scores, any);
       if (!more && walk.there()) load_queries(op_, walk.tile());  // all warps have multiplied these
       copy_async_wait<1>();                                       // own values
       __syncthreads();
       add_values(key, end);
       __syncthreads();
-      copy_values(op_, row);
+      copy_values(op_, row, walk.there());
       if (!more || (key + Shape::kStep) % kChunkKeys == 0) Rows::finish_chunk(key / kChunkKeys, !more);
     }
   }
@@ -89,35 +89,51 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     return lane < kBlock ? walk.row(warp * kBlock + lane) : nullptr;
   }
-  __device__ static void copy_keys(const AttentionArguments& op, const unsigned char* row) {
+  __device__ static void copy_keys(const AttentionArguments& op, const unsigned char* row, bool wanted) {
     copy(op, shared_memory<unsigned char>() + threadIdx.x / 32 * kBlock * Elements::kKeyPitch,
-         Elements::kKeyPitch, row, 0);
+         Elements::kKeyPitch, row, 0, wanted);
   }
-  __device__ static void copy_values(const AttentionArguments& op, const unsigned char* row) {
+  __device__ static void copy_values(const AttentionArguments& op, const unsigned char* row, bool wanted) {
     copy(
         op,
         shared_memory<unsigned char>() + Shape::kValuesAt + threadIdx.x / 32 * kBlock * Elements::kValuePitch,
-        Elements::kValuePitch, row, op.values_offset);
+        Elements::kValuePitch, row, op.values_offset, wanted);
   }
   // Starts the copies of this warp's rows, `offset` bytes behind what each lane names; zeros for null. Always
-  // a group.
+  // a group, which is empty where nothing is `wanted`.
   __device__ static void copy(const AttentionArguments& op, unsigned char* rows, int pitch,
-                              const unsigned char* row, int64_t offset) {
-    const int lane = threadIdx.x % 32;
-    const int vectors = static_cast<int>(op.row_bytes / 16);
-    const auto own = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(row));
+                              const unsigned char* row, int64_t offset, bool wanted) {
+    constexpr int kVectors = Elements::kVectors, kTogether = Elements::kVectorsTogether;
+    const int lane = threadIdx.x % 32, vectors = static_cast<int>(op.row_bytes / 16);
+    const int until = ceil_div(vectors, kTogether) * kTogether;
+    const unsigned named = __ballot_sync(kAllLanes, row != nullptr);
+    const auto own = static_cast<unsigned long long>(
+        reinterpret_cast<uintptr_t>((row != nullptr ? row : op.pages) + offset));
+    // Through a shuffle: else the compiler works out where shared memory lies before each copy.
+    rows = reinterpret_cast<unsigned char*>(static_cast<uintptr_t>(
+        __shfl_sync(kAllLanes, static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows)), 0)));
+    if constexpr (32 % kVectors == 0) {  // a lane has the same column of each row
+      const int first_row = lane / kVectors, vector = lane % kVectors;
+      const unsigned there = vector < vectors ? named >> first_row : 0;
+      rows += first_row * pitch + 16 * vector;
 #pragma unroll
-    for (int first = 0; first < kBlock * Elements::kVectors; first += 32) {
-      const int item = first + lane, vector = item % Elements::kVectors;
-      const unsigned long long from = __shfl_sync(kAllLanes, own, min(item / Elements::kVectors, kBlock - 1));
-      constexpr int kTogether = Elements::kVectorsTogether;
-      if (item >= kBlock * Elements::kVectors || vector >= ceil_div(vectors, kTogether) * kTogether) continue;
-      const bool there = from != 0 && vector < vectors;
-      const unsigned char* source = op.pages;
-      if (there) source = reinterpret_cast<const unsigned char*>(from) + offset + 16 * vector;
-      // Q8_0's scales come behind the numbers.
-      const int to = Elements::kBytes == 1 && vector == vectors - 1 ? kD : 16 * vector;
-      copy_async<16>(rows + item / Elements::kVectors * pitch + to, source, there);
+      for (int at = 0; at < kBlock; at += 32 / kVectors) {
+        const unsigned long long from = __shfl_sync(kAllLanes, own, at + first_row);
+        if (!wanted || vector >= until) continue;
+        copy_async<16>(rows + at * pitch, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
+                       (there >> at & 1) != 0);
+      }
+    } else {
+#pragma unroll
+      for (int first = 0; first < kBlock * kVectors; first += 32) {
+        const int item = first + lane, vector = item % kVectors, at = item / kVectors;
+        const unsigned long long from = __shfl_sync(kAllLanes, own, min(at, kBlock - 1));
+        if (!wanted || item >= kBlock * kVectors || vector >= until) continue;
+        // Q8_0's scales come behind the numbers.
+        const int to = Elements::kBytes == 1 && vector == vectors - 1 ? kD : 16 * vector;
+        copy_async<16>(rows + at * pitch + to, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
+                       (named >> at & 1) != 0 && vector < vectors);
+      }
     }
     copy_async_commit();
   }
@@ -129,8 +145,9 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
       const int at = static_cast<int>(threadIdx.x / 32) + i * kWarps, row = tile.tile * kWarpRows + at;
       const float* from = nullptr;
       if (row < rows) {
-        from = op.q + (tile.first_query_row + row / op.share) * op.q_token +
-               (tile.kv_head * op.share + row % op.share) * op.q_head;
+        const int query = query_of(op, tile, row);
+        from = op.q + (tile.first_query_row + query) * op.q_token +
+               (tile.kv_head * op.share + row - query * op.share) * op.q_head;
       }
       Elements::store_query(shared_memory<unsigned char>() + Shape::kQueriesAt, at, from, op.dim);
     }

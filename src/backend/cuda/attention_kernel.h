@@ -65,7 +65,7 @@ template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
     attention_rounded(const __grid_constant__ AttentionArguments op) {
   begin_kernel();
-  const auto kv_heads = static_cast<unsigned>(op.heads / op.share);
+  const auto kv_heads = static_cast<unsigned>(op.kv_heads);
   AttentionTile tile{};
   if (!find_whole(op, static_cast<int>(blockIdx.x / kv_heads), kWarpRows * RoundedShape<Kind, kD>::kWarps,
                   &tile)) {
@@ -92,9 +92,8 @@ __global__ void __launch_bounds__(32 * ChunkShape<Kind, kD>::kWarps, ChunkShape<
     __syncwarp();
     if (threadIdx.x % 32 == 0) tile = walk.tile();
     __syncwarp();
-    const int item = walk.item();
     Chunk(op, tile).run(walk);
-    if (tile.slot < 0 || walk.item() == item) continue;
+    if (tile.slot < 0 || walk.same_item(tile)) continue;
     const int chunks = chunks_of(tile.queries, tile.length, op.window).count;
     if (is_last_chunk(op, tile.sequence, tile.kv_head, chunks)) {
       merge_chunks<kD>(op, tile.sequence, tile.kv_head, tile.first_query_row, tile.queries, tile.length);
@@ -115,7 +114,7 @@ template <template <int> class Kind, int kD>
 void launch_attention(const Stream& stream, AttentionLaunch how, AttentionArguments op) {
   using Shape = AttentionShape<Kind, kD>;
   using Chunks = ChunkShape<Kind, kD>;
-  const auto kv_heads = static_cast<unsigned>(op.heads / op.share);
+  const auto kv_heads = static_cast<unsigned>(op.kv_heads);
   if (how.chunks != 0 && Chunks::kSharedBytes > how.block_shared_bytes) {  // a device that is not a server's
     how.chunks = 0, how.tile_warps = 1;
     op.slots = 0;
@@ -144,7 +143,7 @@ bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const Atte
   launch_chunks<Kind, kD>(stream, how, op);
   if (!op.tiles_follow) return true;
   const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);
-  launch(how.name, stream, attention_rounded<Kind, kD>, tiles * static_cast<unsigned>(op.heads / op.share),
+  launch(how.name, stream, attention_rounded<Kind, kD>, tiles * static_cast<unsigned>(op.kv_heads),
          32 * Shape::kWarps, static_cast<size_t>(Shape::kSharedBytes), op);
   return true;
 }

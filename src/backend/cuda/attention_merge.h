@@ -8,8 +8,7 @@ namespace qiao::cuda {
 
 // In all threads of a block: whether all `count` chunks are there, this block's being the last.
 __device__ inline bool is_last_chunk(const AttentionArguments& op, int sequence, int kv_head, int count) {
-  return last_to_come(op.tickets + int64_t{sequence} * (op.heads / op.share) + kv_head,
-                      static_cast<unsigned>(count));
+  return last_to_come(op.tickets + int64_t{sequence} * op.kv_heads + kv_head, static_cast<unsigned>(count));
 }
 
 // The rows of a sequence's queries for one key/value head; kD: heads' most.
@@ -19,7 +18,8 @@ __device__ inline void merge_chunks(const AttentionArguments& op, int sequence, 
   constexpr int kKept = kD / 32, kTogether = kD <= 128 ? 8 : 4;  // chunks whose results are asked for at once
   const int lane = threadIdx.x % 32, width = (op.dim + 7) / 8 * 8;
   const int first_chunk = chunks_of(queries, length, op.window).first;
-  for (int row = static_cast<int>(threadIdx.x / 32); row < queries * op.share; row += blockDim.x / 32) {
+  for (int row = static_cast<int>(threadIdx.x / 32); row < queries * op.share;
+       row += static_cast<int>(blockDim.x / 32)) {
     const int query = row / op.share, head = kv_head * op.share + row % op.share;
     const int position = length - queries + query;
     const int first = first_key(position, op.window) / kChunkKeys - first_chunk;

@@ -48,36 +48,24 @@ struct SequenceSizes {
 };
 // The sequence of tile `wanted` among the tiles of all, and which of its `count` tiles it is; false where
 // there are fewer. `tiles(queries, length)`: how many a sequence has. Each warp looks for itself. Who asks
-// for one after the other, ascending, keeps `before`: the search goes on from there.
+// for one after the other, ascending, keeps `passed`: the search goes on from there.
 struct FoundTile {
   int sequence, tile, count;
 };
 struct TilesBefore {
-  int sequence = 0, tiles = 0;  // the first not passed yet, and how many those before it have
+  int sequence = 0, tiles = 0;  // a sequence, and how many tiles those before it have
 };
 template <class Tiles>
 __device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles tiles, FoundTile* found,
                                  TilesBefore* passed = nullptr) {
-  constexpr int kEach = 4;  // sequences of a lane: their sizes are read at once
   const int lane = threadIdx.x % 32, sequences = sizes.count;
   int before = passed == nullptr ? 0 : passed->tiles;
-  for (int base = passed == nullptr ? 0 : passed->sequence; base < sequences; base += 32 * kEach) {
-    int start[kEach + 1], length[kEach], count[kEach], own = 0;
-#pragma unroll
-    for (int i = 0; i <= kEach; ++i) start[i] = sizes.starts[min(base + kEach * lane + i, sequences)];
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int s = min(base + kEach * lane + i, sequences - 1);
-      length[i] = sizes.lengths == nullptr ? start[i + 1] - start[i] : sizes.lengths[s];
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const bool there = base + kEach * lane + i < sequences;
-      count[i] = there ? tiles(start[i + 1] - start[i], length[i]) : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) own += count[i];
-    int until = own;
+  for (int base = passed == nullptr ? 0 : passed->sequence; base < sequences; base += 32) {
+    const int own = min(base + lane, sequences - 1);
+    const int start = sizes.starts[own], end = sizes.starts[own + 1];
+    const int length = sizes.lengths == nullptr ? end - start : sizes.lengths[own];
+    const int count = base + lane < sequences ? tiles(end - start, length) : 0;
+    int until = count;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int more = __shfl_up_sync(kAllLanes, until, step);
@@ -87,17 +75,10 @@ __device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles t
     const unsigned past = __ballot_sync(kAllLanes, until > target);
     if (past != 0) {
       if (passed != nullptr) *passed = {base, before};
-      FoundTile mine{base + kEach * lane, target - (until - own), 0};
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        mine.count = count[i];
-        if (mine.tile < count[i]) break;
-        ++mine.sequence, mine.tile -= count[i];
-      }
       const int first = __ffs(static_cast<int>(past)) - 1;
-      found->sequence = __shfl_sync(kAllLanes, mine.sequence, first);
-      found->count = __shfl_sync(kAllLanes, mine.count, first);
-      found->tile = __shfl_sync(kAllLanes, mine.tile, first);
+      found->sequence = base + first;
+      found->count = __shfl_sync(kAllLanes, count, first);
+      found->tile = target - (__shfl_sync(kAllLanes, until, first) - found->count);
       return true;
     }
     before += __shfl_sync(kAllLanes, until, 31);

@@ -15,6 +15,11 @@ struct AttentionTile {
   int slot;                 // in the workspace, or -1: the result is whole
 };
 
+// The query of a row. A branch, as a division takes longer than all else that leads to the first key.
+__device__ inline int query_of(const AttentionArguments& op, const AttentionTile& tile, int row) {
+  if (tile.queries == 1) return 0;
+  return row / op.share;
+}
 // Keys [first, end) that some rows of [row, end) see; none: first >= end.
 struct SeenKeys {
   int first, end;
@@ -24,7 +29,7 @@ __device__ inline SeenKeys seen_keys(const AttentionArguments& op, const Attenti
   if (row >= end) return {0x7fffffff, 0};
   if (!op.causal) return {0, tile.length};
   const int before = tile.length - tile.queries;
-  return {first_key(before + row / op.share, op.window), before + (end - 1) / op.share + 1};
+  return {first_key(before + query_of(op, tile, row), op.window), before + query_of(op, tile, end - 1) + 1};
 }
 // A key's row in its page.
 __device__ inline const unsigned char* page_row(const AttentionArguments& op, const AttentionTile& tile,
@@ -58,8 +63,10 @@ class AttentionRows {
   }
 
   __device__ SeenKeys seen(int row, int end) const { return seen_keys(op_, tile_, row, end); }
-  __device__ int token(int row) const { return tile_.first_query_row + row / op_.share; }
-  __device__ int head(int row) const { return tile_.kv_head * op_.share + row % op_.share; }
+  __device__ int token(int row) const { return tile_.first_query_row + query_of(op_, tile_, row); }
+  __device__ int head(int row) const {
+    return tile_.kv_head * op_.share + row - query_of(op_, tile_, row) * op_.share;
+  }
   __device__ const float* query(int row) const {
     return op_.q + token(row) * op_.q_token + head(row) * op_.q_head;
   }
@@ -248,7 +255,7 @@ class AttentionRows {
   __device__ void keep(int i, float sum) {
     const int row = first_row_ + lane_ / 4 + 8 * i, width = (op_.dim + 7) / 8 * 8;
     const int64_t at =
-        ((int64_t{tile_.sequence} * op_.split_queries + row / op_.share) * op_.heads + head(row)) *
+        ((int64_t{tile_.sequence} * op_.split_queries + query_of(op_, tile_, row)) * op_.heads + head(row)) *
             op_.slots +
         tile_.slot;
     if (lane_ % 4 == 0 && first_tile_ == 0) op_.split_largest[at] = largest_[i], op_.split_sum[at] = sum;

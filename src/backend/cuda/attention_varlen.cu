@@ -25,7 +25,8 @@ void CudaBackend::do_attention_varlen(const AttentionVarlen& op) {
   a.vectors = rows_of_vectors(op.k) && rows_of_vectors(op.v);
   a.starts = op.starts.as<int32_t>();
   a.sequences = static_cast<int>(sequences), a.heads = static_cast<int>(op.q.shape[1]);
-  a.share = static_cast<int>(op.q.shape[1] / op.k.shape[1]), a.dim = static_cast<int>(op.q.shape[2]);
+  a.kv_heads = static_cast<int>(op.k.shape[1]), a.share = a.heads / a.kv_heads,
+  a.dim = static_cast<int>(op.q.shape[2]);
   a.window = static_cast<int>(std::min<int64_t>(op.window, INT32_MAX));
   a.scale = op.scale, a.soft_cap = op.soft_cap, a.causal = op.causal;
   if (op.bias.present()) a.bias = op.bias.as<float>(), a.reach = (op.bias.shape[1] + 1) / 2;

@@ -23,9 +23,12 @@ class ChunkWalk {
   }
 
   __device__ bool there() const { return there_; }
-  __device__ int item() const { return item_; }
+  // Whether what comes is of the same item as `tile`, which was before.
+  __device__ bool same_item(const AttentionTile& tile) const {
+    return there_ && tile_.sequence == tile.sequence && tile_.kv_head == tile.kv_head &&
+           tile_.first_chunk == tile.first_chunk;
+  }
   __device__ const AttentionTile& tile() const { return tile_; }
-
   __device__ int key() const { return key_; }  // the step's first: a multiple of kStep
   __device__ int end() const { return end_; }  // of the item's keys
 
@@ -63,14 +66,13 @@ class ChunkWalk {
       if (is_split(op_, queries, length)) return chunks_of(queries, length, op_.window).count;
       return op_.tiles_follow ? 0 : 1;
     };
-    const int kv_heads = op_.heads / op_.share;
     const SequenceSizes sizes{op_.starts, op_.lengths, op_.sequences};
     FoundTile found{};
     do {
       item_ += static_cast<int>(gridDim.x);
-      there_ = find_tile(item_ / kv_heads, sizes, items, &found, &passed_);
+      there_ = find_tile(item_ / op_.kv_heads, sizes, items, &found, &passed_);
       if (!there_) return;
-      tile_.sequence = found.sequence, tile_.kv_head = item_ % kv_heads, tile_.tile = 0;
+      tile_.sequence = found.sequence, tile_.kv_head = item_ % op_.kv_heads, tile_.tile = 0;
       describe(op_, &tile_);
       const Chunks chunks = chunks_of(tile_.queries, tile_.length, op_.window);
       const bool split = is_split(op_, tile_.queries, tile_.length);

@@ -68,16 +68,15 @@ __device__ inline float block_sum(float x, float* shared) {
 // before. The ticket is 0 before and after.
 __device__ inline bool last_to_come(unsigned* ticket, unsigned blocks) {
   QIAO_SHARED(int, is_last, 1);
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // one thread's covers what the barrier let it see of the others
     is_last[0] = atomicAdd(ticket, 1u) == blocks - 1 ? 1 : 0;
     if (is_last[0] != 0) *ticket = 0;
+    __threadfence();
   }
   __syncthreads();
-  if (is_last[0] == 0) return false;
-  __threadfence();
-  return true;
+  return is_last[0] != 0;
 }
 
 // Four elements of a row from a multiple of 4 on; zeros beyond its end. `aligned`: the row begins at a
