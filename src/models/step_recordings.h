@@ -18,10 +18,11 @@ class StepRecordings {
     uint64_t cache = 0;                             // KvCache::serial
     int64_t sequences = 0, pages = 0, outputs = 0;  // a token of each sequence, M of its page table, O
     bool want_logits = false;
-    auto operator<=>(const Key&) const = default;
+    auto operator<=>(const Key&) const =
+        default;  // NOLINT(modernize-use-nullptr): it takes the default for a 0
   };
-  static constexpr size_t kMost =
-      64;  // some hundred KiB of a device each; the one not used longest makes way
+  // Some hundred KiB of a device each; the one that was not used longest makes way.
+  static constexpr size_t kMost = 64;
 
   Decoder::Outputs run(Backend& backend, const Key& key, const std::function<Decoder::Outputs()>& step);
   size_t count() const { return kept_.size(); }
