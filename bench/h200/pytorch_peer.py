@@ -88,6 +88,7 @@ class Model:
 def timed(step, repetitions):
     """The median of a graph's replays, in seconds."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # what is drawn there is read here
     with torch.cuda.stream(stream):
         for _ in range(2):
             step()
