@@ -26,6 +26,7 @@ template <class P>
 struct FewShape {
   static constexpr int kStage = P::kFewStage;
   static constexpr int kSteps = kStage / P::kStep;
+  static constexpr int kUnrolled = P::kMetaBytes == 16 ? kSteps / 2 : kSteps;  // all of halves spill
   static constexpr int kStageBytes = kStage / P::kUnit * P::kUnitBytes;
   static constexpr int kFit = 11264 / kStageBytes;
   static constexpr int kStages = kFit < 3 ? 3 : kFit > 6 ? 6 : kFit;
@@ -272,7 +273,7 @@ struct FewBlock {
         multiply<L>(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
       };
       if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
-#pragma unroll
+#pragma unroll S::kUnrolled
         for (int step = 0; step < S::kSteps; ++step) multiply_step(step);
       } else {
         const int steps = (phase.end - k + P::kStep - 1) / P::kStep;
