@@ -25,7 +25,6 @@ class StepRecordings {
   static constexpr size_t kMost = 64;
 
   Decoder::Outputs run(Backend& backend, const Key& key, const std::function<Decoder::Outputs()>& step);
-  size_t count() const { return kept_.size(); }
 
  private:
   struct Kept {

@@ -10,11 +10,13 @@
 //            once these are read, the next values once those are, whatever chunk they are of. A step of
 //            D 128 of 16 bits is 139 KB: one block an SM, of whose bytes at least half are always on their
 //            way; it takes 4.3 us at the memory's bandwidth and some 2 us of a block's own time, which lie
-//            beside it. Limit: the memory's bandwidth. Chunks' results go to the workspace, and the last
+//            beside it. Limit: the memory's bandwidth, of which an H200 reached a third (32 sequences of 2048
+//            keys: docs/h200.md). Chunks' results go to the workspace, and the last
 //            block of a sequence's head merges them (attention_merge.h).
 //   prefill  (attention_warp.h) a block is four warps of 16 rows each, which share the loads, two stages of
 //            cp.async, and walks all its chunks; between two, the rows of `out` hold what was merged so far.
-//            Limit: the tensor cores, two products of TF32 for each one.
+//            Limit: the tensor cores, two products of TF32 for each one. In products of 16 bits:
+//            attention_half_warp.h.
 // Both make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
 // of a block, leave what there was: a weight of 0 adds 0, a factor of 1 changes nothing. (So a value that is
 // no number reaches the rows of its tile that do not see it too.)

@@ -1,6 +1,6 @@
 // attention_varlen: attention_kernel.h's tiles over packed rows of floats, four warps a block (fewer where
 // sequences are shorter than that), each walking all it sees; the very blocks, parts and chunks of pages of
-// F32. Three products of TF32 for each one, as attention_elements.h says. Not yet run on a device.
+// F32. Three products of TF32 for each one, as attention_elements.h says. Measured: docs/h200.md.
 #include "backend/ops/attention_varlen.h"
 
 #include <algorithm>

@@ -79,7 +79,6 @@ class ChunkWalk {
       tile_.first_chunk = chunks.first + (split ? found.tile : 0);
       tile_.chunks = split ? 1 : chunks.count;
       tile_.slot = split && chunks.count > 1 ? found.tile : -1;
-
     } while (!find_rows());  // each item has rows that see some of its keys
   }
 

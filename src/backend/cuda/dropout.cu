@@ -1,5 +1,5 @@
 // dropout: four elements a thread, whose draws are the four words of one block of Philox; one pass over
-// memory, whose bandwidth limits it. Not yet run on a device.
+// memory, whose bandwidth limits it. Measured: docs/h200.md.
 #include "backend/ops/dropout.h"
 
 #include "backend/cuda/cuda_class.h"

@@ -20,7 +20,7 @@ namespace qiao::cuda {
 inline constexpr int64_t kSegmentUnit = 256, kMostSegment = 1024;
 // Up to kFewTokens rows of x: they are one column of mma's tiles, and the weight is read as memory gives it.
 inline constexpr int kFewTokens = 8, kManyTokens = 64;
-inline constexpr int kFewRows = 64, kManyRows = 128;
+inline constexpr int kManyRows = 128;
 
 // A token's scale in a group of 32 and the sums of its quants: of the first 16 in the low half, of the rest
 // above.

@@ -11,7 +11,7 @@
 //
 // The limit is the tensor cores: a step of 16 takes 128 cycles of them, in which shared memory gives 12 KB
 // and takes 8 KB of 16. A row's chain of steps is that of mma.sync's kernel: an instruction of 16 k for each.
-// Not yet run on a device.
+// Measured: docs/h200.md.
 #pragma once
 
 #include <algorithm>
