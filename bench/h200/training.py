@@ -41,7 +41,7 @@ def by_qiao(options, config):
                 row = torch.randint(config["vocab_size"], (options.sequence,), generator=generator)
                 file.write(json.dumps({"tokens": row.tolist()}) + "\n")
         small = ["--adam-states", "bf16", "--recompute", "on"] if options.small_states else []
-        command = [options.qiao, "train", "pretrain", "--init", str(init), "--data", str(rows), "--out", f"{place}/run", "--device", "cuda", "--dtype", "bf16", "--steps", "2", "--batch",
+        command = [options.qiao, "train", "pretrain", "--init", str(init), "--data", str(rows), "--out", f"{place}/run", "--device", options.device, "--dtype", "bf16", "--steps", "2", "--batch",
                    str(options.batch), "--micro-batch", str(options.micro_batch), "--seq", str(options.sequence), "--checkpoint-every", "0", "--dry-run", "--profile", *small]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = done.stdout + done.stderr
@@ -136,7 +136,7 @@ def main():
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=1024)
     parser.add_argument("--small-states", action="store_true")
-    parser.add_argument("--device", default="cuda", help="of PyTorch")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
     options = parser.parse_args()
     config = COMMON | SHAPES[options.shape]
     rate = by_qiao(options, config) if options.qiao else by_pytorch(options, config)
