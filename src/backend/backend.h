@@ -43,6 +43,7 @@ struct DevicePeaks {
   double f32_flops = 0;  // two operations a multiply-add, as everywhere
   double bf16_flops = 0;
   double int8_ops = 0;
+  double f8_flops = 0;  // of E4M3
 };
 
 // Hears of every op that a Backend runs, in order.
@@ -99,6 +100,9 @@ class Backend {
   virtual DevicePeaks measure_peaks() = 0;
   // The arithmetic alone, without the memory that measuring the bandwidth takes; some tenths of a second.
   virtual DevicePeaks measure_arithmetic() { return measure_peaks(); }
+  // Fraction bits that are kept of each addend, below the largest, where products of E4M3 are added up inside
+  // a block (ops/linear.h): 23 where that is done in F32.
+  virtual int e4m3_sum_bits() const { return 23; }
   // A table of the chip's own (<chip>/missing.cc); nothing is missing where a chip has none.
   virtual std::span<const MissingOp> missing() const { return {}; }
 

@@ -141,13 +141,16 @@ double peak_of(Compute compute, const DevicePeaks& peaks) {
       return peaks.int8_ops;
     case Compute::kBF16:
       return peaks.bf16_flops;
+    case Compute::kF8:
+      return peaks.f8_flops > 0 ? peaks.f8_flops : peaks.f32_flops;
     case Compute::kF32:
       break;
   }
   return peaks.f32_flops;
 }
 
-const char* peak_name(Compute compute) {
+const char* peak_name(Compute compute, const DevicePeaks& peaks) {
+  if (compute == Compute::kF8 && peaks.f8_flops > 0) return "fp8";
   return compute == Compute::kQ8 ? "int8" : compute == Compute::kBF16 ? "bf16" : "float32";
 }
 
@@ -240,7 +243,7 @@ void bench(const BenchFlags& flags) {
       if (prompt_tokens > 0) {
         json["prefill_tokens_per_second"] = to_json(p);
         json["prefill_share_of_peak"] = prefill_share;
-        json["peak"] = {{"kind", peak_name(work.compute)}, {"operations_per_second", peak}};
+        json["peak"] = {{"kind", peak_name(work.compute, peaks)}, {"operations_per_second", peak}};
       }
       if (flags.decode_tokens > 0) {
         json["decode_tokens_per_second"] = to_json(d);
@@ -255,7 +258,7 @@ void bench(const BenchFlags& flags) {
     if (prompt_tokens > 0) {
       std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the %s peak (%.0f G/s)\n",
                   fmt::format("prefill {}{}", prompt_tokens, where).c_str(), p.min, p.median, p.max,
-                  prefill_share * 100, peak_name(work.compute), peak / 1e9);
+                  prefill_share * 100, peak_name(work.compute, peaks), peak / 1e9);
     }
     if (flags.decode_tokens > 0) {
       std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the read bandwidth (%.1f GB/s)\n",

@@ -69,13 +69,21 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->capture_default_str()
       ->type_name("CHIP");
   command
-      .add_option("--compute", flags.compute,
-                  "Numerics of matrix products: auto (by the file's dtype), f32 (exact weights, float32 "
-                  "activations), "
-                  "bf16 (attention over a cache of 16 bits too), q8")
+      .add_option(
+          "--compute", flags.compute,
+          "Numerics of matrix products: auto (by the file's dtype: FP8 weights with activations of FP8), "
+          "f32 (exact weights, float32 activations), "
+          "bf16 (attention over a cache of 16 bits too), q8")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "q8"}))
       ->capture_default_str()
       ->type_name("POLICY");
+  command
+      .add_option(
+          "--quantize", flags.quantize,
+          "Quantize the layers' matrices of a model of floats as it is loaded: fp8 (E4M3, a scale for "
+          "each 128 x 128; activations too, as they come); half of bf16's memory")
+      ->check(CLI::IsMember({"fp8"}))
+      ->type_name("TYPE");
   const auto types = CLI::IsMember({"f16", "bf16", "f32", "q8_0"});
   command
       .add_option("--kv-type", flags.kv_type,
@@ -137,6 +145,7 @@ std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::p
   options.threads = flags.threads;
   options.chat_template_file = flags.chat_template_file;
   options.decoder.compute = policy(flags.compute);
+  options.decoder.quantize_f8 = flags.quantize == "fp8";
   options.decoder.context = flags.context;
   options.adapters = flags.adapters;
   const bool show = !flags.quiet && ::isatty(STDERR_FILENO) != 0;

@@ -26,6 +26,7 @@ struct ModelFlags {
   std::string draft;
   int64_t draft_max = 8;
   std::string compute = "auto";
+  std::string quantize;  // "fp8", or empty
   std::string kv_type = "f16", key_type, value_type;
   std::string chat_template_file;
   bool no_pull = false;

@@ -29,13 +29,17 @@ struct LaidOutTensor {
 
 struct DecoderOptions {
   enum class Policy { kAuto, kF32, kBF16, kQ8 };
-  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8. Attention over the cache
-  // computes in kBF16 where kBF16 is asked for or its projections do.
+  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, F8_128 in kF8, other block formats in kQ8.
+  // Attention over the cache computes in kBF16 where kBF16 is asked for, or its projections do or in kF8.
   Policy compute = Policy::kAuto;
   int64_t context = 0;  // see read_decoder_config
   // Float weights are laid out in this dtype (F32 or BF16, what training computes in) rather than in the
   // file's.
   std::optional<DType> float_weights;
+  // Matrices of layers and experts (not the embedding, the output matrix and routers) that are floats, with
+  // rows of whole blocks, are quantized to F8_128 (quantize_f8) as they are laid out. Loading throws
+  // Error(kUnsupported) where one is of another block format, or where there is none at all.
+  bool quantize_f8 = false;
   // Called for every tensor once it is laid out: training keeps a canonical copy of each.
   std::function<void(const LaidOutTensor& tensor)> laid_out;
   // Called as tensors are laid out, with bytes done and bytes in all; may throw to stop loading.

@@ -54,8 +54,9 @@ class EncoderBuilder {
   EncoderWeights build() {
     EncoderWeights weights;
     const int64_t width = config_.hidden_size;
-    const auto words = loader_.pieces(
-        {loader_.segment(loader_.name(names_.words), config_.vocabulary_size, width)}, 1, width);
+    const auto words =
+        loader_.pieces({loader_.segment(loader_.name(names_.words), config_.vocabulary_size, width)}, 1,
+                       width, TensorLoader::Part::kOther);
     weights.places = places();
     weights.embedding_norm = norm(names_.embedding_norm, 0);
     if (config_.relative_buckets > 0) weights.distances = distances();
@@ -126,7 +127,7 @@ class EncoderBuilder {
       biases.emplace_back(name, rows);
     }
     nn::LinearLayer made;
-    made.pieces = loader_.pieces(segments, 1, columns);
+    made.pieces = loader_.pieces(segments, 1, columns, TensorLoader::Part::kLayer);
     made.bias = loader_.joined_parameter(biases, ".bias");
     return made;
   }

@@ -8,17 +8,10 @@
 #include "base/quote.h"
 #include "base/units.h"
 #include "tensor/floats.h"
+#include "tensor/fp8.h"
 
 namespace qiao {
 namespace {
-
-std::vector<std::byte> converted_floats(DType from, DType to, const std::byte* bytes, int64_t count) {
-  std::vector<float> values(static_cast<size_t>(count));
-  to_floats(from, bytes, values);
-  std::vector<std::byte> made(static_cast<size_t>(row_bytes(to, count)));
-  from_floats(values, to, made.data());
-  return made;
-}
 
 const DecoderOptions kNoOptions;
 constexpr size_t kMostListed = size_t{1} << 20;  // tensors of a model, far above any published one
@@ -101,6 +94,11 @@ const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<
     throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected", files_.path().string(),
                 name, shape_text(*tensor), fmt::join(shape, ", "));
   }
+  if (tensor->dtype == DType::kF8_E4M3 && tensor->unsupported.empty()) {
+    throw_error(ErrorKind::kInvalidInput,
+                "{}: tensor {} is {} without scales; {}_scale_inv or {}_scale was expected beside it",
+                files_.path().string(), name, shape_text(*tensor), name, name);
+  }
   if (!tensor->unsupported.empty() || (!is_dense_float(tensor->dtype) && !traits(tensor->dtype).quantized)) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected",
                 files_.path().string(), name, shape_text(*tensor));
@@ -123,6 +121,7 @@ Compute TensorLoader::compute_for(DType dtype) const {
   using Policy = DecoderOptions::Policy;
   if (options_.compute == Policy::kF32) return Compute::kF32;
   if (dtype == DType::kBF16) return Compute::kBF16;
+  if (dtype == DType::kF8_128 && options_.compute != Policy::kBF16) return Compute::kF8;
   if (traits(dtype).quantized && options_.compute != Policy::kBF16) return Compute::kQ8;
   return Compute::kF32;
 }
@@ -130,12 +129,29 @@ Compute TensorLoader::compute_for(DType dtype) const {
 Compute TensorLoader::attention_compute(const nn::LinearLayer& projections) const {
   using Policy = DecoderOptions::Policy;
   if (options_.compute == Policy::kF32) return Compute::kF32;
-  const bool rounded = !projections.pieces.empty() && projections.pieces.front().compute == Compute::kBF16;
+  const Compute own = projections.pieces.empty() ? Compute::kF32 : projections.pieces.front().compute;
+  const bool rounded = own == Compute::kBF16 || own == Compute::kF8;
   return rounded || options_.compute == Policy::kBF16 ? Compute::kBF16 : Compute::kF32;
 }
 
+std::vector<std::byte> TensorLoader::converted(DType from, DType to, const std::byte* bytes, int64_t rows,
+                                               int64_t columns) {
+  std::vector<std::byte> made(static_cast<size_t>(rows * row_bytes(to, columns)));
+  const auto convert = [&](int64_t first, int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count * columns));
+    to_floats(from, bytes + first * row_bytes(from, columns), values);
+    std::byte* const out = made.data() + first * row_bytes(to, columns);
+    to == DType::kF8_128 ? quantize_f8(values, count, columns, out) : from_floats(values, to, out);
+  };
+  if (!pool_) pool_ = std::make_unique<ThreadPool>(0);
+  pool_->parallel_for((rows + kF8Block - 1) / kF8Block, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) convert(i * kF8Block, std::min(kF8Block, rows - i * kF8Block));
+  });
+  return made;
+}
+
 std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& segments, int64_t experts,
-                                                  int64_t columns) {
+                                                  int64_t columns, Part part) {
   const auto check_dtypes = [&](const Segment& segment) {
     const TensorInfo& first = *segment.tensors.front();
     for (const TensorInfo* tensor : segment.tensors) {
@@ -147,19 +163,25 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
       throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; rows of whole blocks of {} were expected",
                   files_.path().string(), first.name, shape_text(first), traits(first.dtype).block_elements);
     }
+    if (!checking_ || kept_as(first, columns, part) != DType::kF8_128) return;
+    quantizes_ = true;
+    for (const TensorInfo* tensor : segment.tensors) {
+      const int64_t rows = tensor->elements() / columns;
+      saved_ += tensor->bytes - static_cast<uint64_t>(rows * row_bytes(DType::kF8_128, columns));
+    }
   };
   std::vector<nn::WeightPiece> pieces;
   int64_t first_row = 0;
   for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
-    const DType dtype = kept_as(segments[begin].tensors.front()->dtype);
+    const DType dtype = kept_as(*segments[begin].tensors.front(), columns, part);
     for (end = begin; end < segments.size(); ++end) {
       check_dtypes(segments[end]);
-      const DType next = kept_as(segments[end].tensors.front()->dtype);
+      const DType next = kept_as(*segments[end].tensors.front(), columns, part);
       if (!may_share(dtype, next) || compute_for(dtype) != compute_for(next)) break;
     }
     if (checking_) continue;
     WeightSource source{.experts = experts, .columns = columns, .parts = {}};
-    std::vector<std::vector<std::byte>> converted;  // what is laid out in another dtype than the file's
+    std::vector<std::vector<std::byte>> made;  // what is laid out in another dtype than the file's
     source.done_with = [this](const std::byte* bytes, int64_t count) { release_bytes(bytes, count); };
     for (int64_t expert = 0; expert < experts; ++expert) {
       for (size_t i = begin; i < end; ++i) {
@@ -168,11 +190,12 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
         const TensorInfo& tensor = *segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0];
         const int64_t bytes = segment.rows * row_bytes(tensor.dtype, columns);
         const std::byte* data = files_.bytes(tensor).data() + (one_by_one ? 0 : expert * bytes);
-        if (const DType kept = kept_as(tensor.dtype); kept != tensor.dtype) {
-          converted.push_back(converted_floats(tensor.dtype, kept, data, segment.rows * columns));
-          data = converted.back().data();
+        const DType kept = kept_as(tensor, columns, part);
+        if (kept != tensor.dtype) {
+          made.push_back(converted(tensor.dtype, kept, data, segment.rows, columns));
+          data = made.back().data();
         }
-        source.parts.push_back({kept_as(tensor.dtype), segment.rows, data});
+        source.parts.push_back({kept, segment.rows, data});
       }
     }
     nn::WeightPiece piece{backend_->make_weight(source), compute_for(dtype), first_row};
@@ -233,8 +256,17 @@ nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::st
   return made;
 }
 
-DType TensorLoader::kept_as(DType dtype) const {
-  return is_dense_float(dtype) ? options_.float_weights.value_or(dtype) : dtype;
+DType TensorLoader::kept_as(const TensorInfo& tensor, int64_t columns, Part part) const {
+  if (options_.quantize_f8 && part == Part::kLayer) {
+    if (is_dense_float(tensor.dtype) && columns % kF8Block == 0) return DType::kF8_128;
+    if (traits(tensor.dtype).quantized && tensor.dtype != DType::kF8_128) {
+      throw_error(
+          ErrorKind::kUnsupported,
+          "{}: tensor {} is {}; to quantize a model to FP8 floats are needed, not another block format",
+          files_.path().string(), tensor.name, shape_text(tensor));
+    }
+  }
+  return is_dense_float(tensor.dtype) ? options_.float_weights.value_or(tensor.dtype) : tensor.dtype;
 }
 
 void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weight) const {
@@ -270,10 +302,16 @@ void TensorLoader::release_bytes(const std::byte* bytes, int64_t count) const {
 
 void TensorLoader::start_loading() {
   checking_ = false;
-  const uint64_t free = backend_->describe().free_bytes;
-  if (free != 0 && total_ > free) {
+  if (options_.quantize_f8 && !quantizes_) {
+    throw_error(
+        ErrorKind::kUnsupported,
+        "{}: none of its layers' matrices can be quantized to FP8: rows of whole blocks of {} are needed",
+        files_.path().string(), kF8Block);
+  }
+  const uint64_t free = backend_->describe().free_bytes, wanted = total_ - saved_;
+  if (free != 0 && wanted > free) {
     throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free", files_.path().string(),
-                format_bytes(total_), backend_->chip(), format_bytes(free));
+                format_bytes(wanted), backend_->chip(), format_bytes(free));
   }
 }
 

@@ -6,12 +6,14 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "models/decoder.h"
 #include "nn/layers.h"
 
@@ -61,7 +63,10 @@ class TensorLoader {
   // Experts stacked in one tensor [E, rows, columns].
   Segment stacked(const std::string& stem, int64_t experts, int64_t rows, int64_t columns);
 
-  std::vector<nn::WeightPiece> pieces(const std::vector<Segment>& segments, int64_t experts, int64_t columns);
+  // kLayer: what DecoderOptions::quantize_f8 is for.
+  enum class Part { kLayer, kOther };
+  std::vector<nn::WeightPiece> pieces(const std::vector<Segment>& segments, int64_t experts, int64_t columns,
+                                      Part part);
   nn::Parameter parameter(const std::string& stem, std::string_view suffix, int64_t count);
   nn::Parameter joined_parameter(const std::vector<std::pair<std::string, int64_t>>& stems,
                                  std::string_view suffix);
@@ -83,7 +88,11 @@ class TensorLoader {
   // Gives back the file pages of a part of a tensor.
   void release_bytes(const std::byte* bytes, int64_t count) const;
   Compute compute_for(DType dtype) const;
-  DType kept_as(DType dtype) const;  // the dtype in which a tensor of this one is laid out
+  // The dtype in which a tensor of `columns` is laid out.
+  DType kept_as(const TensorInfo& tensor, int64_t columns, Part part) const;
+  // Rows of a tensor in another dtype.
+  std::vector<std::byte> converted(DType from, DType to, const std::byte* bytes, int64_t rows,
+                                   int64_t columns);
   void tell_laid_out(std::span<const Segment> segments, Weight& weight) const;
   // The layer that a tensor belongs to; -1: none.
   int64_t layer_of(std::string_view tensor) const;
@@ -99,6 +108,9 @@ class TensorLoader {
   bool checking_ = true;
   std::set<std::string, std::less<>> used_;
   uint64_t total_ = 0, done_ = 0, laid_out_ = 0;
+  uint64_t saved_ = 0;  // bytes that quantizing saves
+  bool quantizes_ = false;
+  std::unique_ptr<ThreadPool> pool_;  // that quantizes, made when it is first needed
 };
 
 }  // namespace qiao

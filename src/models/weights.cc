@@ -15,8 +15,8 @@ class Builder {
   DecoderWeights build() {
     DecoderWeights weights;
     const int64_t vocabulary = config_.vocabulary_size, width = config_.hidden_size;
-    auto table =
-        loader_.pieces({loader_.segment(loader_.name(names_.embedding), vocabulary, width)}, 1, width);
+    auto table = loader_.pieces({loader_.segment(loader_.name(names_.embedding), vocabulary, width)}, 1,
+                                width, Part::kOther);
     if (!loader_.checking()) {
       weights.embedding = {table.front().weight, config_.embedding_scale};
       weights.rotary = rotary(config_.rope);
@@ -26,7 +26,7 @@ class Builder {
     if (config_.tie_word_embeddings) {
       weights.head.pieces = std::move(table);
     } else {
-      weights.head = linear({{names_.output, vocabulary}}, 0, width, false);
+      weights.head = linear({{names_.output, vocabulary}}, 0, width, false, Part::kOther);
     }
     if (!loader_.checking()) loader_.will_need_layer(0);
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer)
@@ -38,6 +38,7 @@ class Builder {
 
  private:
   using Parts = std::vector<std::pair<std::string_view, int64_t>>;  // stem, rows
+  using Part = TensorLoader::Part;
 
   std::unique_ptr<nn::RotaryTable> rotary(const RopeTable& table) {
     auto made = std::make_unique<nn::RotaryTable>();
@@ -52,7 +53,8 @@ class Builder {
             config_.rms_norm_eps};
   }
 
-  nn::LinearLayer linear(const Parts& parts, int64_t layer, int64_t columns, bool biased) {
+  nn::LinearLayer linear(const Parts& parts, int64_t layer, int64_t columns, bool biased,
+                         Part part = Part::kLayer) {
     std::vector<TensorLoader::Segment> segments;
     std::vector<std::pair<std::string, int64_t>> biases;
     for (const auto& [stem, rows] : parts) {
@@ -61,7 +63,7 @@ class Builder {
       biases.emplace_back(name, rows);
     }
     nn::LinearLayer made;
-    made.pieces = loader_.pieces(segments, 1, columns);
+    made.pieces = loader_.pieces(segments, 1, columns, part);
     if (biased) made.bias = loader_.joined_parameter(biases, ".bias");
     return made;
   }
@@ -113,13 +115,13 @@ class Builder {
         segments.push_back(std::move(segment));
       }
     }
-    return {loader_.pieces(segments, count, columns)};
+    return {loader_.pieces(segments, count, columns, Part::kLayer)};
   }
 
   nn::MoeLayer moe(int64_t layer) {
     const int64_t inner = config_.moe_intermediate_size, width = config_.hidden_size;
     nn::MoeLayer made;
-    made.router = linear({{names_.router, config_.num_experts}}, layer, width, false);
+    made.router = linear({{names_.router, config_.num_experts}}, layer, width, false, Part::kOther);
     made.gate_up = experts(names_.experts_gate_up, {{names_.experts_gate, inner}, {names_.experts_up, inner}},
                            {{names_.expert_gate, inner}, {names_.expert_up, inner}}, layer, width);
     made.down = experts("", {{names_.experts_down, width}}, {{names_.expert_down, width}}, layer, inner);

@@ -17,6 +17,7 @@ constexpr DType kLogprobDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DTyp
 
 // What both directions take, on both sides.
 struct LogprobCase {
+  const Backend* chip;
   std::vector<SegmentSpec> segments;
   WeightPair weights;
   int64_t tokens, columns, vocabulary = 0;
@@ -24,7 +25,8 @@ struct LogprobCase {
   float temperature, soft_cap;
   Compute compute;
 
-  LogprobCase(Harness& h, DType dtype, Compute kind, int64_t rows) : tokens(rows), compute(kind) {
+  LogprobCase(Harness& h, DType dtype, Compute kind, int64_t rows)
+      : chip(&h.chip()), tokens(rows), compute(kind) {
     const int64_t block = traits(dtype).block_elements;
     if (h.chance(0.15)) {  // more than one piece
       columns = std::max<int64_t>(block, 8);
@@ -59,13 +61,10 @@ struct LogprobCase {
   // e_v: how far z_v may be off (ops/token_logprob.h, by ops/linear.h).
   double logit_bound(const reference::LogprobTerms& terms, int64_t t, int64_t v) const {
     const auto at = static_cast<size_t>(t * vocabulary + v);
-    const double m = compute == Compute::kQ8 ? 3.0 * static_cast<double>(columns) / kQ8Block + 4
-                                             : static_cast<double>(columns) + 2;
     const reference::Products& products = terms.products;
     const double capped = terms.z[at] * static_cast<double>(temperature);
-    double bound =
-        gamma(m) * products.magnitude[at] +
-        0x1p-126 * (m + products.x_sum[static_cast<size_t>(t)] + products.w_sum[static_cast<size_t>(v)]);
+    double bound = sum_bound(*chip, compute, columns, products.magnitude[at],
+                             products.x_sum[static_cast<size_t>(t)], products.w_sum[static_cast<size_t>(v)]);
     if (soft_cap > 0) bound += 16 * kUnit * (std::abs(products.sum[at]) + std::abs(capped));
     bound += kUnit * std::abs(capped);
     return bound / static_cast<double>(temperature) + kUnit * std::abs(terms.z[at]);

@@ -261,6 +261,15 @@ __device__ inline float float_of_e4m3(uint8_t bits) {
   return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3)));
 }
 
+// Four numbers of it, the first in the lowest bits, as F16, exactly: the first two, and the other two.
+__device__ inline void unpack_e4m3(uint32_t four, uint32_t& first, uint32_t& second) {
+  const auto two = [](uint32_t word) {
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(word), __NV_E4M3);
+    return pair.x | static_cast<uint32_t>(pair.y) << 16;
+  };
+  first = two(four & 0xffff), second = two(four >> 16);
+}
+
 // What follows is of Hopper alone (sm_90a): a kernel that was built for another device ends with an error
 // there.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

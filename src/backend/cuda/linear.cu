@@ -24,7 +24,7 @@ int64_t segment_length(int64_t rows, int64_t columns) {
 int64_t up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 int64_t prepared_columns(int64_t columns, Compute compute) {
-  const int64_t stage = compute == Compute::kBF16 ? 64 : 256;
+  const int64_t stage = compute == Compute::kBF16 ? 64 : compute == Compute::kF8 ? kF8Block : 256;
   return ceil_div(columns, stage) * stage;
 }
 
@@ -68,9 +68,8 @@ Prepared prepared_of(const CudaWeight& weight, Compute compute, int64_t tokens) 
     const int64_t all = up(ceil_div(tokens, 8) * 8 * columns * 2);  // as launch_prepare_wgmma's
     return {all, 0, all};
   }
-  const int64_t bytes = up(tokens * columns);
-  return {bytes, bytes,
-          bytes + up(tokens * columns / kQ8Block * static_cast<int64_t>(sizeof(ActivationMeta)))};
+  const int64_t bytes = up(tokens * columns), block = compute == Compute::kF8 ? kF8Block : kQ8Block;
+  return {bytes, bytes, bytes + up(tokens * columns / block * static_cast<int64_t>(sizeof(ActivationMeta)))};
 }
 
 }  // namespace
@@ -123,7 +122,7 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
     } else {
       auto* meta = reinterpret_cast<ActivationMeta*>(rows + prepared.meta_at);
       a.meta = meta;
-      launch_prepare_q8(stream, a, rows, meta);
+      (call.compute == Compute::kF8 ? launch_prepare_f8 : launch_prepare_q8)(stream, a, rows, meta);
     }
     partials += prepared.all;
   }
@@ -152,7 +151,9 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
       launch_matmul_f32(stream, a, few);
       continue;
     }
-    const auto launch_matmul = call.compute == Compute::kBF16 ? launch_matmul_bf16 : launch_matmul_q8;
+    const auto launch_matmul = call.compute == Compute::kBF16 ? launch_matmul_bf16
+                               : call.compute == Compute::kF8 ? launch_matmul_f8
+                                                              : launch_matmul_q8;
     if (!few) {
       launch_matmul(stream, a, false);
       continue;

@@ -152,7 +152,11 @@ void compute(std::string_view op, const Weight& weight, Compute compute) {
   if (compute == Compute::kF32) return;
   for (const Weight::Segment& segment : weight.segments()) {
     const DTypeTraits& dtype = traits(segment.dtype);
-    if (compute == Compute::kQ8 && !dtype.quantized) {
+    if (compute == Compute::kF8 && segment.dtype != DType::kF8_128) {
+      refuse(op, fmt::format("compute is F8, but weight rows from {} are {}, expected F8_128",
+                             segment.first_row, dtype.name));
+    }
+    if (compute == Compute::kQ8 && (!dtype.quantized || segment.dtype == DType::kF8_128)) {
       refuse(op, fmt::format("compute is Q8, but weight rows from {} are {}, expected a block format",
                              segment.first_row, dtype.name));
     }

@@ -10,17 +10,25 @@ namespace qiao {
 // rounded always in the same way: a row's result depends on that row alone, never on T (batch invariance).
 // Dequantized weights: F32, F16 and BF16 exactly; block formats as the format's home defines them
 // (ggml-quants.c, dequantize_row_*): scale times quant and the minimum, both exact in F32, and their sum
-// rounded to F32 for kF32, not rounded for kQ8. Bound, element by element, with u = 2^-24 and
-// gamma_m = m*u / (1 - m*u):
-//   sum:        gamma_m * (M + |bias|) + 2^-126 * (m + sum_k |x'| + sum_k |w'|)
+// rounded to F32 for kF32, not rounded for kQ8; F8_128's scale times number rounded to F32. Bound, element by
+// element, with u = 2^-24 and gamma_m = m*u / (1 - m*u):
+//   sum:        gamma_m * (M + |bias|) + 2^-126 * (m + sum_k |x'| + sum_k |w'|) + (for kF8) e
 //   activation: 1.13 (1 without one or with kSoftCap; the largest slope) * that
 //               + 16 u * (|sum + bias| + |activation|), as in gated_activation.h
 //   y:          that + u * (|y| + |residual|)
 // x' and w' are the operands after the compute kind's rounding. M = sum_k |x'·w'|; for kQ8
 // sum_k |x'| * (|scale part of w'| + |minimum part|), because the two are summed apart and may cancel. m is
 // the additions on the longest path: K + 2 for kF32 and kBF16, 3 * (K / 32) + 4 for kQ8 (a block's integer
-// sum is exact; its conversion, scales, minimum and addition round). The term of 2^-126 lets a unit flush
-// subnormal operands and results. y may alias residual exactly; nothing else overlaps.
+// sum is exact; its conversion, scales, minimum and addition round), 3 * (K / 128) + 5 for kF8 (a block's
+// sum has its error in e; both scales' product, its product with the sum, the addition and w' round). The
+// term of 2^-126 lets a unit flush subnormal operands and results.
+//   e = 132 * 2^-b * M + 2^-126 * 2^18 K,    b = Backend::e4m3_sum_bits()
+// In a block Hopper's tensor cores take four steps of 32 products, and in each shift the 32 and the sum so
+// far to the largest of them, keep b fraction bits of each and cut off the rest (DeepSeek-V3 Technical
+// Report, section 3.3.2): 33 addends in each of 4 steps lose at most 2^-b of the largest, which is no more
+// than the block's part of M. Sums in F32 (b = 23) are well within the same. The last term is for scales
+// whose product is below the least normal number: products of E4M3 are at most 448^2 < 2^18. y may alias
+// residual exactly; nothing else overlaps.
 struct Linear {
   Tensor x;                        // F32 [T, K], rows contiguous
   const Weight* weight = nullptr;  // [N, K], one expert

@@ -13,6 +13,17 @@ void round_activations(Compute compute, const float* x, int64_t count, double* o
     for (int64_t i = 0; i < count; ++i) out[i] = x[i];
   } else if (compute == Compute::kBF16) {
     for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(float_to_bf16(x[i]));
+  } else if (compute == Compute::kF8) {
+    for (int64_t block = 0; block < count; block += kF8Block) {
+      float largest = 0;
+      for (int64_t i = block; i < block + kF8Block; ++i) largest = std::max(largest, std::abs(x[i]));
+      const bool zero = largest < kQ8Smallest;
+      const float scale = zero ? 0.0f : largest / kMostE4M3;
+      const float inverse = zero ? 0.0f : kMostE4M3 / largest;
+      for (int64_t i = block; i < block + kF8Block; ++i)
+        out[i] =
+            static_cast<double>(scale) * static_cast<double>(e4m3_to_float(float_to_e4m3(x[i] * inverse)));
+    }
   } else {
     for (int64_t block = 0; block < count; block += kQ8Block) {
       float largest = 0;
