@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/collectives.h"
 #include "backend/ops/attention.h"
 #include "backend/ops/attention_varlen.h"
 #include "backend/ops/dropout.h"
@@ -27,6 +28,7 @@
 #include "backend/ops/sample.h"
 #include "backend/ops/token_logprob.h"
 #include "backend/weight.h"
+#include "parallel/communicator.h"
 
 namespace qiao {
 
@@ -36,6 +38,9 @@ struct DeviceInfo {
   uint64_t free_bytes = 0;    // what an allocation may take now
   int threads = 0;            // 0 where that says nothing
 };
+
+// The name without the number of threads, on which no result depends.
+std::string name_without_threads(const DeviceInfo& info);
 
 // Measured, not looked up: by the chip's own loops, a second or so. 0 where the chip has no such unit.
 struct DevicePeaks {
@@ -133,6 +138,11 @@ class Backend {
   // what the tensors hold may differ. A chip may leave in `recording` (null the first time) what it gave its
   // device, and give that again another time in place of calling. `work` calls nothing but ops.
   void repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work);
+
+  // What the communicator's ranks do together, each with its own chip; this and the communicator outlive it.
+  // All of them call it. The common one goes through the host; a chip's own may throw Error(kUnavailable)
+  // that says what is missing.
+  virtual std::unique_ptr<Collectives> make_collectives(Communicator& communicator);
 
   // Each op is waited for, timed and told from now on; null: no more. `watch` outlives that.
   void set_watch(OpWatch* watch) { watch_ = watch; }

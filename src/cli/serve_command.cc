@@ -13,6 +13,7 @@
 #include "cli/handover.h"
 #include "cli/model_argument.h"
 #include "cli/model_flags.h"
+#include "cli/ranks.h"
 #include "serve/server.h"
 
 namespace qiao::cli {
@@ -94,6 +95,8 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
     if (restarting) continue;
     say(save());
     try {
+      if (launched_rank())
+        throw_error(ErrorKind::kUnsupported, "A server that mpirun started has no successor: start it again");
       start_successor(restart, server.listening_fd(), [&signals](bool serves) {
         signals.push(serves ? ServeSignals::kHandedOver : ServeSignals::kNoSuccessor);
       });
@@ -121,20 +124,20 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
 }
 
 void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const Restart& restart,
-                   ServeSignals& signals) {
+                   ServeSignals* signals) {
   if (!flags.model.adapters.empty())
     throw_error(ErrorKind::kUnsupported, "--lora: {} is an embedding model, which takes no adapters",
                 path.string());
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
   EncoderEngine engine(model);
-  signals.begin();  // before anybody can see it serve, and then end it
+  signals->begin();  // before anybody can see it serve, and then end it
   serve::Server server(engine, flags.server);
   std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
                shown_host(flags).c_str(), server.port(),
                model->is_cross_encoder() ? "reranking" : "embeddings",
                static_cast<long long>(model->max_tokens()));
-  run_server(flags, restart, signals, server, [] { return std::string(); });
+  run_server(flags, restart, *signals, server, [] { return std::string(); });
 }
 
 void serve_model(ServeFlags flags) {
@@ -149,16 +152,18 @@ void serve_model(ServeFlags flags) {
   flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
   flags.server.response_store_bytes = static_cast<size_t>(flags.keep_responses_mib) << 20;
 
-  const std::filesystem::path path = resolve_model(flags.model.model, !flags.model.no_pull);
+  // Before any thread, and never destroyed: its own waits until the process ends.
+  ServeSignals* const own_signals = serves_behind_another() ? nullptr : new ServeSignals;
+  join_ranks(flags.model.rank_timeout);
+  const std::filesystem::path path = resolve_on_ranks(flags.model.model, !flags.model.no_pull);
   flags.model.model = path.string();
   flags.server.http.listening_fd = inherited_socket();
   const Restart restart;
-  // Never destroyed: its thread waits until the process ends.
-  ServeSignals& signals = *new ServeSignals;
   raise_descriptor_limit();
 
-  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, restart, signals);
+  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, restart, own_signals);
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
+  ServeSignals& signals = *own_signals;  // here is rank 0
   EngineOptions wished = engine_options(flags.model, flags.slots);
   wished.pages = flags.kv_pages;
   wished.page_tokens = flags.page_tokens;

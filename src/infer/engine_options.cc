@@ -62,9 +62,14 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
   check_ranges(o);
   check_context(o.context, "");
+  if (!o.cache_directory.empty() && model.decoder().ranks() > 1) {
+    throw_error(ErrorKind::kUnsupported,
+                "--kv-cache-dir: pages are kept by one process alone, and the model is spread over {}",
+                model.decoder().ranks());
+  }
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const KvCache::PageBytes page = bytes_per_page(model, o);
-  const uint64_t free = model.backend().describe().free_bytes;
+  const uint64_t free = model.decoder().free_bytes();
   const bool slides = page.sliding > 0, asked = o.pages > 0;
   const int64_t used =
       PagePools::window_pages(config.sliding_window, o.page_tokens, o.slots, most_step_tokens(o));

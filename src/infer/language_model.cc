@@ -46,7 +46,8 @@ std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& 
   const std::shared_ptr<ModelFiles> files = ModelFiles::open(path);
   const std::shared_ptr<LanguageModel> model(new LanguageModel);
   model->read(*files, options.chat_template_file);
-  model->backend_ = make_backend(options.device, {.threads = options.threads});
+  model->backend_ =
+      make_backend(options.device, {.threads = options.threads, .device = options.device_number});
   std::shared_ptr<Decoder> decoder = Decoder::load(*files, *model->backend_, options.decoder);
   model->take(decoder);
   model->adapter_keys_ = load_adapters(options.adapters, *decoder);

@@ -120,11 +120,11 @@ class EncoderBuilder {
   nn::LinearLayer linear(std::initializer_list<std::string_view> stems, int64_t layer, int64_t rows,
                          int64_t columns) {
     std::vector<TensorLoader::Segment> segments;
-    std::vector<std::pair<std::string, int64_t>> biases;
+    std::vector<TensorLoader::ParameterPart> biases;
     for (const std::string_view stem : stems) {
       const std::string name = loader_.name(stem, layer);
       segments.push_back(loader_.segment(name, rows, columns));
-      biases.emplace_back(name, rows);
+      biases.push_back({name, rows, {0, rows}});
     }
     nn::LinearLayer made;
     made.pieces = loader_.pieces(segments, 1, columns, TensorLoader::Part::kLayer);

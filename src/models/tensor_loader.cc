@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <functional>
 
 #include "base/error.h"
@@ -12,6 +13,25 @@
 
 namespace qiao {
 namespace {
+
+// Columns of rows that lie `stride` bytes apart, one row behind the other.
+std::vector<std::byte> some_columns(DType dtype, const std::byte* rows, int64_t count, int64_t stride,
+                                    const Range& columns) {
+  const auto skipped = static_cast<size_t>(row_bytes(dtype, columns.first)),
+             width = static_cast<size_t>(row_bytes(dtype, columns.count));
+  std::vector<std::byte> made(static_cast<size_t>(count) * width);
+  for (int64_t row = 0; row < count; ++row)
+    std::memcpy(made.data() + static_cast<size_t>(row) * width, rows + row * stride + skipped, width);
+  return made;
+}
+
+// The rows of a matrix that have scales in common with `taken` (quantize_f8): no rank's weights depend on
+// what it takes.
+Range quantized_together(const Range& taken, int64_t rows) {
+  const int64_t first = taken.first / kF8Block * kF8Block;
+  const int64_t end = (taken.first + taken.count + kF8Block - 1) / kF8Block * kF8Block;
+  return {first, std::min(end, rows) - first};
+}
 
 const DecoderOptions kNoOptions;
 constexpr size_t kMostListed = size_t{1} << 20;  // tensors of a model, far above any published one
@@ -103,18 +123,32 @@ const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected",
                 files_.path().string(), name, shape_text(*tensor));
   }
-  if (checking_ && used_.insert(name).second) total_ += tensor->bytes;
+  if (checking_) used_.insert(name);
   return *tensor;
 }
 
 TensorLoader::Segment TensorLoader::segment(const std::string& stem, int64_t rows, int64_t columns) {
-  return {{&need(stem + ".weight", {rows, columns})}, rows};
+  return {{&need(stem + ".weight", {rows, columns})}, rows, columns, {0, rows}, {0, columns}};
+}
+
+TensorLoader::Segment TensorLoader::narrow(Segment whole, const Range& rows, const Range& columns) {
+  whole.taken_rows = rows;
+  whole.taken_columns = columns;
+  return whole;
+}
+
+uint64_t TensorLoader::Segment::bytes(int64_t experts) const {
+  const int64_t count = std::ssize(tensors) == experts ? 1 : experts;  // of experts in a tensor
+  uint64_t all = 0;
+  for (const TensorInfo* tensor : tensors)
+    all += static_cast<uint64_t>(count * taken_rows.count * row_bytes(tensor->dtype, taken_columns.count));
+  return all;
 }
 
 TensorLoader::Segment TensorLoader::stacked(const std::string& stem, int64_t experts, int64_t rows,
                                             int64_t columns) {
   const std::string name = has(stem, "") ? stem : stem + ".weight";
-  return {{&need(name, {experts, rows, columns})}, rows};
+  return {{&need(name, {experts, rows, columns})}, rows, columns, {0, rows}, {0, columns}};
 }
 
 Compute TensorLoader::compute_for(DType dtype) const {
@@ -159,16 +193,14 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
       throw_error(ErrorKind::kUnsupported, "{}: tensors {} and {} are {} and {}; one type was expected",
                   files_.path().string(), first.name, tensor->name, first.type_name(), tensor->type_name());
     }
-    if (columns % traits(first.dtype).block_elements != 0) {
+    if (segment.columns % traits(first.dtype).block_elements != 0) {
       throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; rows of whole blocks of {} were expected",
                   files_.path().string(), first.name, shape_text(first), traits(first.dtype).block_elements);
     }
     if (!checking_ || kept_as(first, columns, part) != DType::kF8_128) return;
     quantizes_ = true;
-    for (const TensorInfo* tensor : segment.tensors) {
-      const int64_t rows = tensor->elements() / columns;
-      saved_ += tensor->bytes - static_cast<uint64_t>(rows * row_bytes(DType::kF8_128, columns));
-    }
+    const int64_t rows = experts * segment.taken_rows.count;
+    saved_ += segment.bytes(experts) - static_cast<uint64_t>(rows * row_bytes(DType::kF8_128, columns));
   };
   std::vector<nn::WeightPiece> pieces;
   int64_t first_row = 0;
@@ -179,7 +211,10 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
       const DType next = kept_as(*segments[end].tensors.front(), columns, part);
       if (!may_share(dtype, next) || compute_for(dtype) != compute_for(next)) break;
     }
-    if (checking_) continue;
+    if (checking_) {
+      for (size_t i = begin; i < end; ++i) total_ += segments[i].bytes(experts);
+      continue;
+    }
     WeightSource source{.experts = experts, .columns = columns, .parts = {}};
     std::vector<std::vector<std::byte>> made;  // what is laid out in another dtype than the file's
     source.done_with = [this](const std::byte* bytes, int64_t count) { release_bytes(bytes, count); };
@@ -188,14 +223,22 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
         const Segment& segment = segments[i];
         const bool one_by_one = static_cast<int64_t>(segment.tensors.size()) == experts;
         const TensorInfo& tensor = *segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0];
-        const int64_t bytes = segment.rows * row_bytes(tensor.dtype, columns);
-        const std::byte* data = files_.bytes(tensor).data() + (one_by_one ? 0 : expert * bytes);
+        const Range& taken = segment.taken_rows;
         const DType kept = kept_as(tensor, columns, part);
-        if (kept != tensor.dtype) {
-          made.push_back(converted(tensor.dtype, kept, data, segment.rows, columns));
+        const Range read =
+            kept == DType::kF8_128 && kept != tensor.dtype ? quantized_together(taken, segment.rows) : taken;
+        const int64_t stride = row_bytes(tensor.dtype, segment.columns);
+        const std::byte* data =
+            files_.bytes(tensor).data() + ((one_by_one ? 0 : expert * segment.rows) + read.first) * stride;
+        if (columns != segment.columns) {
+          made.push_back(some_columns(tensor.dtype, data, read.count, stride, segment.taken_columns));
           data = made.back().data();
         }
-        source.parts.push_back({kept, segment.rows, data});
+        if (kept != tensor.dtype) {
+          made.push_back(converted(tensor.dtype, kept, data, read.count, columns));
+          data = made.back().data() + (taken.first - read.first) * row_bytes(kept, columns);
+        }
+        source.parts.push_back({kept, taken.count, data});
       }
     }
     nn::WeightPiece piece{backend_->make_weight(source), compute_for(dtype), first_row};
@@ -203,8 +246,10 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
     first_row += piece.weight->rows();
     laid_out_ += piece.weight->bytes();
     pieces.push_back(std::move(piece));
-    for (size_t i = begin; i < end; ++i)
-      for (const TensorInfo* tensor : segments[i].tensors) done_with(*tensor);
+    for (size_t i = begin; i < end; ++i) {
+      const uint64_t bytes = segments[i].bytes(experts) / segments[i].tensors.size();
+      for (const TensorInfo* tensor : segments[i].tensors) done_with(*tensor, bytes);
+    }
   }
   return pieces;
 }
@@ -214,12 +259,15 @@ std::vector<float> TensorLoader::floats(const TensorInfo& tensor) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; F32, F16 or BF16 was expected",
                 files_.path().string(), tensor.name, shape_text(tensor));
   }
-  if (checking_) return {};
+  if (checking_) {
+    total_ += tensor.bytes;
+    return {};
+  }
   size_t count = 1;
   for (const int64_t size : tensor.shape) count *= static_cast<size_t>(size);
   std::vector<float> values(count);
   to_floats(tensor.dtype, files_.bytes(tensor).data(), values);
-  done_with(tensor);
+  done_with(tensor, tensor.bytes);
   return values;
 }
 
@@ -228,30 +276,31 @@ std::vector<float> TensorLoader::matrix(const std::string& stem, int64_t rows, i
 }
 
 nn::Parameter TensorLoader::parameter(const std::string& stem, std::string_view suffix, int64_t count) {
-  return joined_parameter({{stem, count}}, suffix);
+  return joined_parameter({{stem, count, {0, count}}}, suffix);
 }
 
-nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::string, int64_t>>& stems,
+nn::Parameter TensorLoader::joined_parameter(const std::vector<ParameterPart>& parts,
                                              std::string_view suffix) {
   std::vector<float> values;
-  for (const auto& [stem, count] : stems) {
+  for (const auto& [stem, count, taken] : parts) {
     const std::vector<float> part = floats(need(fmt::format("{}{}", stem, suffix), {count}));
-    values.insert(values.end(), part.begin(), part.end());
+    if (!checking_)
+      values.insert(values.end(), part.begin() + taken.first, part.begin() + taken.first + taken.count);
   }
   if (checking_) return {};
   laid_out_ += values.size() * sizeof(float);
   nn::Parameter made = nn::Parameter::upload(*backend_, values);
   int64_t first = 0;
-  for (const auto& [stem, count] : stems) {
+  for (const auto& [stem, count, taken] : parts) {
     if (options_.laid_out) {
       LaidOutTensor tensor;
       tensor.source = files_.find(fmt::format("{}{}", stem, suffix));
       tensor.parameter = made.tensor;
       tensor.first_row = first;
-      tensor.rows = count;
+      tensor.rows = taken.count;
       options_.laid_out(tensor);
     }
-    first += count;
+    first += taken.count;
   }
   return made;
 }
@@ -280,15 +329,15 @@ void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weig
                          .parameter = {},
                          .expert = expert,
                          .first_row = row,
-                         .rows = segment.rows});
-      row += segment.rows;
+                         .rows = segment.taken_rows.count});
+      row += segment.taken_rows.count;
     }
   }
 }
 
-void TensorLoader::done_with(const TensorInfo& tensor) {
+void TensorLoader::done_with(const TensorInfo& tensor, uint64_t bytes) {
   files_.release(tensor);
-  done_ += tensor.bytes;
+  done_ += bytes;
   if (options_.progress) options_.progress(done_, total_);
 }
 

@@ -49,7 +49,8 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
         "GGUF file too (--lora-rank), and `qiao export --hf` makes a directory of it",
         options.init.string());
   }
-  backend = make_backend(options.device, {.threads = threads_of(options, communicator)});
+  backend = make_backend(
+      options.device, {.threads = threads_of(options, communicator), .device = communicator.place_on_host()});
   if (options.profile) {
     peaks = backend->measure_peaks();
   } else if (options.measure_peak) {

@@ -22,6 +22,8 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
+  // Between GPUs by NCCL (nccl_collectives.h); through the host where QIAO_COLLECTIVES says so.
+  std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
   using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
