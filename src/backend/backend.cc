@@ -114,6 +114,26 @@ void Backend::watched(std::string_view name, const Op& op, Run run) {
   watch_->on_op(name, seconds.count(), flops_of(*this, op), bytes_of(op));
 }
 
+namespace {
+
+struct HostLanding final : Landing {
+  std::vector<std::byte> bytes;
+};
+
+}  // namespace
+
+// Of a chip that does not run behind: at once.
+void Backend::start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) {
+  if (landing == nullptr) landing = std::make_unique<HostLanding>();
+  auto& host = static_cast<HostLanding&>(*landing);
+  host.bytes.resize(bytes);
+  download(host.bytes.data(), device, bytes);
+}
+
+const std::byte* Backend::finish_download(Landing& landing) {
+  return static_cast<HostLanding&>(landing).bytes.data();
+}
+
 // What is timed op by op is given op by op.
 std::string name_without_threads(const DeviceInfo& info) {
   std::string name = info.name;
@@ -240,6 +260,7 @@ QIAO_OP(kv_write, KvWrite)
 QIAO_OP(attention_paged, AttentionPaged)
 QIAO_OP(attention_varlen, AttentionVarlen)
 QIAO_OP(sample, Sample)
+QIAO_OP(feed_drawn, FeedDrawn)
 QIAO_OP(gather_backward, GatherBackward)
 QIAO_OP(linear_backward, LinearBackward)
 QIAO_OP(grouped_linear_backward, GroupedLinearBackward)

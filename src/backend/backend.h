@@ -16,6 +16,7 @@
 #include "backend/ops/attention.h"
 #include "backend/ops/attention_varlen.h"
 #include "backend/ops/dropout.h"
+#include "backend/ops/feed_drawn.h"
 #include "backend/ops/gated_activation.h"
 #include "backend/ops/gather.h"
 #include "backend/ops/layer_norm.h"
@@ -37,6 +38,7 @@ struct DeviceInfo {
   uint64_t memory_bytes = 0;  // all of it
   uint64_t free_bytes = 0;    // what an allocation may take now
   int threads = 0;            // 0 where that says nothing
+  bool own_memory = false;    // a device's: all of it is there for what runs on the device
 };
 
 // The name without the number of threads, on which no result depends.
@@ -72,6 +74,13 @@ struct MissingOp {
 class Recording {
  public:
   virtual ~Recording() = default;
+};
+
+// Host memory that a chip's results come to while the host goes on (Backend::start_download); gone before its
+// chip.
+class Landing {
+ public:
+  virtual ~Landing() = default;
 };
 
 class Backend;
@@ -117,6 +126,16 @@ class Backend {
   virtual void download(void* host, const void* device,
                         size_t bytes) = 0;  // waits for what was called before
   virtual void synchronize() = 0;
+
+  // Whether calls return before the device has done them. Who gives such a chip the next work before it asks
+  // for the results of the last keeps it busy; elsewhere that has no use.
+  virtual bool runs_behind() const { return false; }
+  // A download in two parts: what is called between them is not waited for. `landing` is made (null the first
+  // time), or made larger, where need be; one download at a time lands there.
+  virtual void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes);
+  // What came, valid until the next start_download there.
+  virtual const std::byte* finish_download(Landing& landing);
+
   // Waits for what the chip still does beside the work after weights were made, that they may be read faster:
   // for who measures.
   virtual void settle() {}
@@ -177,6 +196,7 @@ class Backend {
   void attention_paged(const AttentionPaged& op);
   void attention_varlen(const AttentionVarlen& op);
   void sample(const Sample& op);
+  void feed_drawn(const FeedDrawn& op);
 
   // The way back, and what training alone needs.
   void gather_backward(const GatherBackward& op);
@@ -224,6 +244,7 @@ class Backend {
   virtual void do_attention_paged(const AttentionPaged& op);
   virtual void do_attention_varlen(const AttentionVarlen& op);
   virtual void do_sample(const Sample& op);
+  virtual void do_feed_drawn(const FeedDrawn& op);
   virtual void do_gather_backward(const GatherBackward& op);
   virtual void do_linear_backward(const LinearBackward& op);
   virtual void do_grouped_linear_backward(const GroupedLinearBackward& op);

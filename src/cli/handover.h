@@ -19,6 +19,7 @@ class ServeSignals {
  public:
   static constexpr int kHandedOver = -1;   // pushed by us: a successor serves
   static constexpr int kNoSuccessor = -2;  // pushed by us: it has ended instead
+  static constexpr int kDeviceLost = -3;   // pushed by us: the engine has given up
 
   ServeSignals();
   void begin();

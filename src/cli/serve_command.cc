@@ -33,6 +33,8 @@ struct ServeFlags {
   std::string api_key_file;
 };
 
+constexpr int kLastAnswersSeconds = 5;  // where the device is lost: for errors that are being written
+
 void say(const std::string& line) {
   if (!line.empty()) std::fprintf(stderr, "%s\n", line.c_str());
 }
@@ -66,6 +68,14 @@ void raise_descriptor_limit() {
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// What an engine says of its device; where it gives up, the server ends.
+DeviceLostListener device_lost_listener(ServeSignals& signals) {
+  return [&signals](const std::string& line, bool ended) {
+    say(line);
+    if (ended) signals.push(ServeSignals::kDeviceLost);
+  };
 }
 
 // Serves until a signal asks for the end, or SIGUSR2 for a successor that then serves; lets what runs finish.
@@ -106,6 +116,10 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
       std::fprintf(stderr, "%s; this server goes on.\n", e.what());
     }
   }
+  if (signal == ServeSignals::kDeviceLost) {
+    server.drain(kLastAnswersSeconds);
+    throw_error(ErrorKind::kDeviceLost, "the device is lost: this server ends, to be started anew");
+  }
   std::fprintf(stderr, "%sFinishing what runs (at most %d s; once more stops at once)\n",
                signal == ServeSignals::kHandedOver ? "The new server serves. " : "\n", flags.drain_seconds);
   std::thread([&signals] {
@@ -129,7 +143,7 @@ void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, c
     throw_error(ErrorKind::kUnsupported, "--lora: {} is an embedding model, which takes no adapters",
                 path.string());
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
-  EncoderEngine engine(model);
+  EncoderEngine engine(model, {.on_device_lost = device_lost_listener(*signals)});
   signals->begin();  // before anybody can see it serve, and then end it
   serve::Server server(engine, flags.server);
   std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
@@ -172,6 +186,7 @@ void serve_model(ServeFlags flags) {
   wished.share_across_tenants = flags.share_prefixes;
   wished.cache_directory = flags.cache_directory;
   wished.cache_directory_bytes = static_cast<uint64_t>(flags.cache_directory_gib * 0x1p30);
+  wished.on_device_lost = device_lost_listener(signals);
   Engine engine(model, wished);
   signals.begin();  // before anybody can see it serve, and then end it
   serve::Server server(model, engine, flags.server);
@@ -183,11 +198,10 @@ void serve_model(ServeFlags flags) {
                static_cast<long long>(options.slots));
   for (const AdapterSource& adapter : model->adapters())
     std::fprintf(stderr, "LoRA adapter %s: %s\n", adapter.name.c_str(), adapter.path.c_str());
-  const std::string sliding =
-      options.sliding_pages == 0
-          ? ""
-          : fmt::format(", {} more for layers with a window of {}", options.sliding_pages,
-                        model->decoder().config().sliding_window);
+  const std::string sliding = options.sliding_pages == 0
+                                  ? ""
+                                  : fmt::format(", {} more for layers with a window of {}",
+                                                options.sliding_pages, model->config().sliding_window);
   say(fmt::format("Key/value cache: {} pages of {} tokens{}, {}, {:.2f} GiB", options.pages,
                   options.page_tokens, sliding, traits(options.kv_dtype).name,
                   static_cast<double>(engine.cache_bytes()) / 0x1p30));

@@ -11,16 +11,18 @@ bool EmbeddingModel::is_at(const std::filesystem::path& path) { return is_encode
 
 std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path& path,
                                                      const LanguageModelOptions& options) {
-  const std::shared_ptr<ModelFiles> files = ModelFiles::open(path);
   const std::shared_ptr<EmbeddingModel> model(new EmbeddingModel);
+  const std::shared_ptr<ModelFiles> files = model->files_ = ModelFiles::open(path);
   const std::filesystem::path clean = std::filesystem::absolute(path / "").lexically_normal().parent_path();
   model->path_ = path;
   model->name_ = clean.extension() == ".gguf" ? clean.stem().string() : clean.filename().string();
   model->tokenizer_ = Tokenizer::from_model(*files);
-  model->backend_ = make_backend(options.device, {.threads = options.threads});
-  model->encoder_ = Encoder::load(*files, *model->backend_, options.decoder);
-  model->pooling_ = read_pooling(*files, model->encoder_->config());
-  const int64_t vocabulary = model->encoder_->config().vocabulary_size;
+  model->options_ = options;
+  model->load_chip();
+  model->options_.decoder.progress = nullptr;  // the caller's, and of this loading
+  model->config_ = model->encoder_->config();
+  model->pooling_ = read_pooling(*files, model->config_);
+  const int64_t vocabulary = model->config_.vocabulary_size;
   model->tokenizer_->require_fit(vocabulary, path.string());
   const std::vector<TokenId> frame = model->tokenizer_->encode("", {.add_special = true});
   model->special_at_end_ = frame.empty() ? 0 : frame.size() - 1;  // the first of them stands in front
@@ -31,6 +33,17 @@ std::shared_ptr<EmbeddingModel> EmbeddingModel::load(const std::filesystem::path
                                           (path / "tokenizer.json").string());
   }
   return model;
+}
+
+void EmbeddingModel::drop_chip() {
+  encoder_.reset();
+  backend_.reset();
+}
+
+void EmbeddingModel::load_chip() {
+  backend_ = make_backend(options_.device, {.threads = options_.threads});
+  if (options_.device == "auto") options_.device = backend_->chip();  // another one has other bits
+  encoder_ = Encoder::load(*files_, *backend_, options_.decoder);
 }
 
 std::string EmbeddingModel::prepared(std::string_view text) const {
@@ -62,7 +75,7 @@ EncoderInput EmbeddingModel::encode_pair(std::vector<TokenId> first, std::vector
   }
   PairFrame::Encoded pair = pair_frame_->join(std::move(first), std::move(second), max_tokens);
   // DistilBERT's tokenizers are BERT's, whose second text has a type that the model does not have.
-  if (encoder_->config().type_vocabulary_size < 2) pair.types.clear();
+  if (config_.type_vocabulary_size < 2) pair.types.clear();
   return {std::move(pair.tokens), std::move(pair.types)};
 }
 

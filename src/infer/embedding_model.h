@@ -21,7 +21,8 @@ struct EncoderInput {
   std::vector<int32_t> types;  // as tokens, or empty: all 0
 };
 
-// Immutable after loading, but for the backend, which one engine at a time uses.
+// Immutable after loading, but for the backend, which one engine at a time uses, and for drop_chip and
+// load_chip.
 class EmbeddingModel {
  public:
   // Whether the model at `path` is an encoder.
@@ -33,6 +34,7 @@ class EmbeddingModel {
   const std::string& name() const { return name_; }
   Backend& backend() const { return *backend_; }
   const Encoder& encoder() const { return *encoder_; }
+  const EncoderConfig& config() const { return config_; }  // the encoder's; stays where the chip is dropped
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const PoolingHead& pooling() const { return pooling_; }
   int64_t max_tokens() const { return pooling_.max_tokens; }
@@ -48,14 +50,21 @@ class EmbeddingModel {
   // does not say how.
   EncoderInput encode_pair(std::vector<TokenId> first, std::vector<TokenId> second, int64_t max_tokens) const;
 
+  // As LanguageModel's.
+  void drop_chip();
+  void load_chip();
+
  private:
   EmbeddingModel() = default;
   std::string prepared(std::string_view text) const;  // as the tokenizer is to have it
+  std::shared_ptr<ModelFiles> files_;
+  LanguageModelOptions options_;
   std::filesystem::path path_;
   std::string name_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Encoder> encoder_;  // before backend_ is destroyed: declared after it
+  EncoderConfig config_;
   PoolingHead pooling_;
   std::optional<PairFrame> pair_frame_;
   size_t special_at_end_ = 0;

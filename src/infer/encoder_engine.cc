@@ -5,6 +5,8 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <set>
+#include <span>
 #include <thread>
 
 #include "base/error.h"
@@ -36,11 +38,15 @@ struct EncoderEngine::State {
   std::deque<std::shared_ptr<EncoderJob>> jobs;  // with inputs that wait; they take turns
   EngineStats stats;
   bool draining = false, stopping = false, busy = false;
+  std::unique_ptr<DeviceRestarts> restarts;
   std::thread thread;
 
   void run();
   std::vector<BatchedInput> take_batch(std::vector<std::shared_ptr<EncoderJob>>& ended);
-  void compute(const std::vector<BatchedInput>& batch);
+  void compute(std::span<const BatchedInput> batch);
+  void compute_parts(std::span<const BatchedInput> batch);
+  void make_workspace();
+  bool restart(const std::string& why, std::span<const BatchedInput> batch);
   void finish(EncoderJob& job);
 };
 
@@ -71,7 +77,7 @@ std::vector<BatchedInput> EncoderEngine::State::take_batch(std::vector<std::shar
   return batch;
 }
 
-void EncoderEngine::State::compute(const std::vector<BatchedInput>& batch) {
+void EncoderEngine::State::compute(std::span<const BatchedInput> batch) {
   std::vector<int32_t> tokens, types, starts = {0};
   for (const BatchedInput& entry : batch) {
     const EncoderInput& input = entry.job->inputs[entry.index];
@@ -90,6 +96,64 @@ void EncoderEngine::State::compute(const std::vector<BatchedInput>& batch) {
     batch[s].job->outcome.vectors[batch[s].index] =
         model->pooling().apply(std::span(rows).subspan(begin, end - begin), hidden.shape[1]);
   }
+}
+
+// Where memory does not do for a batch, its halves may need less.
+void EncoderEngine::State::compute_parts(std::span<const BatchedInput> batch) {
+  std::string problem;
+  ErrorKind kind = ErrorKind::kIo;
+  try {
+    return compute(batch);
+  } catch (const Error& e) {
+    if (e.kind() == ErrorKind::kDeviceLost) throw;
+    problem = e.what();
+    kind = e.kind();
+  } catch (const std::exception& e) {
+    problem = e.what();
+  }
+  if (kind == ErrorKind::kTooLarge && batch.size() > 1) {
+    compute_parts(batch.first(batch.size() / 2));
+    return compute_parts(batch.subspan(batch.size() / 2));
+  }
+  for (const BatchedInput& input : batch) {
+    EncoderOutcome& outcome = input.job->outcome;
+    outcome.error = problem;
+    outcome.error_kind = kind == ErrorKind::kTooLarge ? ErrorKind::kUnavailable : kind;
+    outcome.finish = FinishReason::kError;
+  }
+}
+
+void EncoderEngine::State::make_workspace() {
+  workspace = model->encoder().make_workspace({options.batch_tokens, kMaxBatchSequences});
+}
+
+// All requests end, those in `batch` and those that wait. False: the device is not had again.
+bool EncoderEngine::State::restart(const std::string& why, std::span<const BatchedInput> batch) {
+  std::set<std::shared_ptr<EncoderJob>> lost;
+  for (const BatchedInput& input : batch) lost.insert(input.job);
+  {
+    const std::lock_guard lock(mutex);
+    stats.condition = EngineCondition::kRestarting;
+    lost.insert(jobs.begin(), jobs.end());
+    jobs.clear();
+    stats.waiting = 0;
+  }
+  for (const std::shared_ptr<EncoderJob>& job : lost) {
+    job->outcome.error = why;
+    job->outcome.error_kind = ErrorKind::kDeviceLost;
+    job->outcome.finish = FinishReason::kError;
+    finish(*job);
+  }
+  workspace.reset();
+  const bool had = restarts->restart(why, std::ssize(lost), [&] {
+    model->drop_chip();
+    model->load_chip();
+    make_workspace();
+  });
+  const std::lock_guard lock(mutex);
+  stats.condition = had ? EngineCondition::kServing : EngineCondition::kEnded;
+  stats.device_restarts = restarts->total();
+  return had;
 }
 
 void EncoderEngine::State::finish(EncoderJob& job) {
@@ -114,17 +178,16 @@ void EncoderEngine::State::run() {
     if (stopping && jobs.empty()) return;
     busy = true;
     std::vector<std::shared_ptr<EncoderJob>> ended;
-    const std::vector<BatchedInput> batch = take_batch(ended);
+    std::vector<BatchedInput> batch = take_batch(ended);
     lock.unlock();
     const auto start = std::chrono::steady_clock::now();
+    bool goes_on = true;
     if (!batch.empty()) {
       try {
-        compute(batch);
-      } catch (const std::exception& e) {
-        for (const BatchedInput& input : batch) {
-          input.job->outcome.error = e.what();
-          input.job->outcome.finish = FinishReason::kError;
-        }
+        compute_parts(batch);
+      } catch (const Error& e) {
+        goes_on = restart(e.what(), batch);
+        batch.clear();
       }
     }
     for (const BatchedInput& input : batch) {
@@ -134,6 +197,11 @@ void EncoderEngine::State::run() {
     for (const std::shared_ptr<EncoderJob>& job : ended) finish(*job);
     ended.clear();
     lock.lock();
+    if (!goes_on) {
+      busy = false;
+      idle.notify_all();
+      return;
+    }
     ++stats.steps;
     stats.prefill_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
@@ -144,8 +212,8 @@ EncoderEngine::EncoderEngine(std::shared_ptr<EmbeddingModel> model, const Encode
   state_->model = std::move(model);
   state_->options = options;
   state_->options.batch_tokens = std::max(options.batch_tokens, state_->model->max_tokens());
-  state_->workspace =
-      state_->model->encoder().make_workspace({state_->options.batch_tokens, kMaxBatchSequences});
+  state_->restarts = std::make_unique<DeviceRestarts>(options.on_device_lost);
+  state_->make_workspace();
   state_->thread = std::thread([state = state_.get()] { state->run(); });
 }
 
@@ -170,7 +238,7 @@ std::shared_ptr<Generation> EncoderEngine::submit(std::vector<EncoderInput> inpu
                   model.max_tokens());
     }
     for (const TokenId id : input.tokens) {
-      if (id < 0 || id >= model.encoder().config().vocabulary_size)
+      if (id < 0 || id >= model.config().vocabulary_size)
         throw_error(ErrorKind::kInvalidInput, "input[{}]: {} is no token of this model", i, id);
     }
     job->outcome.prompt_tokens += length;
@@ -183,6 +251,7 @@ std::shared_ptr<Generation> EncoderEngine::submit(std::vector<EncoderInput> inpu
     const std::lock_guard lock(state_->mutex);
     if (state_->draining || state_->stopping)
       throw_error(ErrorKind::kUnavailable, "the server is shutting down");
+    require_serving(state_->stats.condition);
     if (state_->stats.waiting + count > state_->options.max_queued) {
       throw QueueFull(ErrorKind::kUnavailable,
                       fmt::format("{} inputs are waiting, at most {} may; try again later",

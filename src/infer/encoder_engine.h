@@ -18,14 +18,18 @@ struct EncoderOutcome {
   std::vector<std::vector<float>> vectors;  // one an input, pooled; empty unless finish is kStop
   FinishReason finish = FinishReason::kStop;
   std::string error;  // with kError
+  ErrorKind error_kind = ErrorKind::kIo;
   int64_t prompt_tokens = 0;
 };
 
 struct EncoderEngineOptions {
   int64_t batch_tokens = 2048;  // of one forward pass; raised to the longest sequence that the model takes
   int64_t max_queued = 16384;   // inputs
+  // As EngineOptions'.
+  DeviceLostListener on_device_lost;
 };
 
+// A lost device ends all requests that were taken, and is had again as Engine does it.
 class EncoderEngine {
  public:
   using OnDone = std::function<void(const EncoderOutcome&)>;
@@ -34,8 +38,9 @@ class EncoderEngine {
   explicit EncoderEngine(std::shared_ptr<EmbeddingModel> model, const EncoderEngineOptions& options = {});
   ~EncoderEngine();  // cancels what waits
 
-  // Checks the inputs (Error(kInvalidInput) naming one; kUnavailable where the queue is full or after drain)
-  // and queues them. on_done is called on the engine's thread and must return quickly.
+  // Checks the inputs (Error(kInvalidInput) naming one; kUnavailable where the queue is full, after drain and
+  // where the device is lost) and queues them. on_done is called on the engine's thread and must return
+  // quickly.
   std::shared_ptr<Generation> submit(std::vector<EncoderInput> inputs, OnDone on_done);
 
   // Takes no more requests; returns when those taken have finished.

@@ -3,16 +3,11 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
-#include <optional>
 #include <thread>
 
 #include "base/error.h"
-#include "infer/draft_model.h"
+#include "infer/engine_core.h"
 #include "infer/engine_options.h"
-#include "infer/saved_pages.h"
-#include "infer/scheduler.h"
-#include "infer/sequence.h"
-#include "infer/step_runner.h"
 
 namespace qiao {
 namespace {
@@ -20,59 +15,29 @@ namespace {
 Sequence& as_sequence(Job& job) { return static_cast<Sequence&>(job); }
 const Sequence& as_sequence(const Job& job) { return static_cast<const Sequence&>(job); }
 
-std::unique_ptr<DraftModel> make_draft(const LanguageModel& model, const EngineOptions& o) {
-  if (!o.draft) return nullptr;
-  return std::make_unique<DraftModel>(o.draft, model, o.kv_dtype,
-                                      DraftModel::Limits{.pages = o.pages,
-                                                         .page_tokens = o.page_tokens,
-                                                         .sequences = o.slots,
-                                                         .pages_per_sequence = pages_per_sequence(o),
-                                                         .tokens = most_step_tokens(o)});
-}
-
 }  // namespace
 
 struct Engine::State {
   State(std::shared_ptr<LanguageModel> served, const EngineOptions& wished)
       : model(std::move(served)),
         options(complete_options(*model, wished)),
-        cache(model->backend(), model->decoder().config(), options.pages, options.page_tokens,
-              options.kv_dtype, options.sliding_pages),
-        pools(options.pages, options.page_tokens, options.sliding_pages,
-              model->decoder().config().sliding_window),
-        tree(pools),
-        scheduler(pools, tree,
-                  {.slots = options.slots,
-                   .batch_tokens = options.batch_tokens,
-                   .wanted_rows = options.prompt_logprob_rows,
-                   .prefix_cache = options.prefix_cache,
-                   .draft_tokens = options.lookup}),
-        runner(*model, cache, options.slots, pages_per_sequence(options), most_step_tokens(options),
-               options.prompt_logprob_rows),
-        drafter(make_draft(*model, options)) {
-    if (options.cache_directory.empty() || !options.prefix_cache) return;
-    saved.emplace(*model, cache, pools, tree, options.cache_directory, options.cache_directory_bytes);
-    restored = saved->restore();
-  }
+        core(std::make_unique<EngineCore>(*model, options, /*restore=*/true)),
+        restored(core->restored()),
+        restarts(options.on_device_lost) {}
 
   const std::shared_ptr<LanguageModel> model;
   const EngineOptions options;
 
-  // Of the engine's thread.
-  KvCache cache;
-  PagePools pools;
-  PrefixTree tree;
-  Scheduler scheduler;
-  StepRunner runner;
-  std::unique_ptr<DraftModel> drafter;  // or null
-  std::optional<SavedPages> saved;
-  std::string restored;
+  // Of the engine's thread, which puts another in its place with the mutex held; null while there is none.
+  std::unique_ptr<EngineCore> core;
+  const std::string restored;
+  DeviceRestarts restarts;
 
   // Shared, under `mutex`.
   std::mutex mutex;
   std::condition_variable wake, idle;
   std::vector<std::shared_ptr<Sequence>> arrived;  // the scheduler has not seen them yet
-  bool busy = false;                               // the scheduler has work
+  bool busy = false;                               // the core has work
   bool draining = false, stopping = false;
   int saves_wanted = 0, saves_done = 0;
   std::string save_line;
@@ -81,67 +46,94 @@ struct Engine::State {
   std::thread thread;
 
   void loop();
-  void step();
+  bool step();
+  bool restart(const std::string& why);
+  int64_t fail_all(const std::string& why);
   void publish();
   void save();
   template <typename Predicate>
   void cancel_if(Predicate gone);
 };
 
-// Makes the scheduler's numbers known to other threads. Required: the mutex is held.
+// Makes the core's numbers known to other threads. Required: the mutex is held.
 void Engine::State::publish() {
-  const SchedulerStats stats = scheduler.stats();
-  busy = !scheduler.idle();
-  totals.running = stats.running;
-  totals.waiting = stats.waiting;
-  totals.preemptions = stats.preemptions;
-  totals.prefix_queries = stats.prefix_queries;
-  totals.prefix_hits = stats.prefix_hits;
-  totals.drafts = runner.drafts();
-  totals.drafted_tokens = runner.drafted_tokens();
-  totals.accepted_tokens = runner.accepted_tokens();
-  totals.pages = {pools.full.total(), pools.full.used(), pools.full.cached()};
-  totals.sliding_pages = {pools.sliding.total(), pools.sliding.used(), pools.sliding.cached()};
+  busy = core != nullptr && !core->idle();
+  if (core) core->report(totals);
 }
 
 template <typename Predicate>
 void Engine::State::cancel_if(Predicate gone) {
-  for (const std::shared_ptr<Job>& job : scheduler.remove_if(gone))
+  for (const std::shared_ptr<Job>& job : core->remove_if(gone))
     as_sequence(*job).finish(FinishReason::kCancelled);
 }
 
-void Engine::State::step() {
-  const std::vector<StepEntry>& plan = scheduler.plan();
-  if (plan.empty()) return;
+// False: the device is lost and not had again.
+bool Engine::State::step() {
+  if (!core->plan()) return true;
   {
     const std::lock_guard lock(mutex);
     publish();
   }
-  bool prefill = false;
-  for (const StepEntry& entry : plan) {
-    as_sequence(*entry.job).started();
-    prefill |= entry.job->computed < entry.job->prompt_tokens;
-  }
   const Clock::time_point begin = Clock::now();
+  bool prefill = false;
   try {
-    if (drafter) scheduler.draft(*drafter, options.draft_max);
-    runner.run(plan);
-    scheduler.settle();
-  } catch (const std::exception& e) {
-    for (const StepEntry& entry : plan) {
-      if (!entry.job->finished) as_sequence(*entry.job).finish(FinishReason::kError, e.what());
-    }
-    scheduler.abandon();
+    prefill = core->run();
+  } catch (const Error& e) {
+    return restart(e.what());
   }
   const double took = std::chrono::duration<double>(Clock::now() - begin).count();
   const std::lock_guard lock(mutex);
   ++totals.steps;
   (prefill ? totals.prefill_seconds : totals.decode_seconds) += took;
+  return true;
+}
+
+// Ends every request that was taken; returns how many.
+int64_t Engine::State::fail_all(const std::string& why) {
+  std::vector<std::shared_ptr<Sequence>> queued;
+  {
+    const std::lock_guard lock(mutex);
+    totals.condition = EngineCondition::kRestarting;
+    queued.swap(arrived);
+  }
+  int64_t failed = 0;
+  const auto fail = [&](Sequence& sequence) {
+    if (sequence.finished) return;
+    sequence.finish(FinishReason::kError, why, ErrorKind::kDeviceLost);
+    ++failed;
+  };
+  for (const std::shared_ptr<Job>& job : core->remove_if([](const Job&) { return true; }))
+    fail(as_sequence(*job));
+  for (const std::shared_ptr<Sequence>& sequence : queued) fail(*sequence);
+  return failed;
+}
+
+bool Engine::State::restart(const std::string& why) {
+  const int64_t failed = fail_all(why);
+  {
+    const std::lock_guard lock(mutex);
+    publish();
+    core.reset();
+  }
+  const bool had = restarts.restart(why, failed, [&] {
+    model->drop_chip();
+    if (options.draft) options.draft->drop_chip();
+    model->load_chip();
+    if (options.draft) options.draft->load_chip();
+    auto made = std::make_unique<EngineCore>(*model, options, /*restore=*/false);
+    const std::lock_guard lock(mutex);
+    core = std::move(made);
+  });
+  const std::lock_guard lock(mutex);
+  totals.condition = had ? EngineCondition::kServing : EngineCondition::kEnded;
+  totals.device_restarts = restarts.total();
+  publish();
+  return had;
 }
 
 // Does what save_cache() waits for.
 void Engine::State::save() {
-  std::string line = saved->save();
+  std::string line = core->saved()->save();
   const std::lock_guard lock(mutex);
   save_line = std::move(line);
   ++saves_done;
@@ -150,7 +142,8 @@ void Engine::State::save() {
 
 void Engine::State::loop() {
   std::vector<std::shared_ptr<Sequence>> fresh;
-  while (true) {
+  bool goes_on = true;
+  while (goes_on) {
     bool wants_save = false;
     {
       std::unique_lock lock(mutex);
@@ -166,14 +159,19 @@ void Engine::State::loop() {
     if (wants_save) save();
     for (std::shared_ptr<Sequence>& sequence : fresh) {
       sequence->begin();
-      if (!sequence->finished) scheduler.enqueue(std::move(sequence));
+      if (!sequence->finished) core->enqueue(std::move(sequence));
     }
     fresh.clear();
     cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled(); });
-    step();
+    goes_on = step();
   }
-  cancel_if([](const Job&) { return true; });
-  for (const auto& sequence : arrived) sequence->finish(FinishReason::kCancelled);
+  if (core) cancel_if([](const Job&) { return true; });
+  {
+    const std::lock_guard lock(mutex);
+    fresh.swap(arrived);
+    idle.notify_all();  // whoever waits for an engine that has given up
+  }
+  for (const auto& sequence : fresh) sequence->finish(FinishReason::kCancelled);
 }
 
 Engine::Engine(std::shared_ptr<LanguageModel> model, const EngineOptions& options)
@@ -194,7 +192,7 @@ Engine::~Engine() {
 std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on_event) {
   State& state = *state_;
   const EngineOptions& options = state.options;
-  const int64_t vocabulary = state.model->decoder().config().vocabulary_size;
+  const int64_t vocabulary = state.model->config().vocabulary_size;
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   if (prompt_tokens == 0)
     throw_error(ErrorKind::kInvalidInput, "prompt: has no tokens; at least one is needed");
@@ -239,11 +237,13 @@ std::shared_ptr<Generation> Engine::submit(GenerationRequest request, OnEvent on
     inner(event);
   };
   auto sequence = std::make_shared<Sequence>(std::move(request), account, *state.model, options.context);
-  if (state.saved) sequence->tenant = state.saved->tenant_name(sequence->tenant);
   const std::shared_ptr<Generation> generation = sequence->generation();
   {
     const std::lock_guard lock(state.mutex);
     if (state.draining || state.stopping) throw_error(ErrorKind::kUnavailable, "the server is shutting down");
+    require_serving(state.totals.condition);
+    if (const SavedPages* saved = state.core->saved())
+      sequence->tenant = saved->tenant_name(sequence->tenant);
     const int64_t places = options.max_queued + options.slots - state.totals.running;
     if (state.totals.waiting + static_cast<int64_t>(state.arrived.size()) >= places) {
       throw QueueFull(ErrorKind::kUnavailable,
@@ -263,12 +263,13 @@ void Engine::drain() {
 }
 
 std::string Engine::save_cache() {
-  if (!state_->saved) return "";
   std::unique_lock lock(state_->mutex);
+  if (state_->core == nullptr || state_->core->saved() == nullptr) return "";
   const int mine = ++state_->saves_wanted;
   state_->wake.notify_all();
-  state_->idle.wait(lock, [&] { return state_->saves_done >= mine; });
-  return state_->save_line;
+  const auto ended = [&] { return state_->totals.condition == EngineCondition::kEnded; };
+  state_->idle.wait(lock, [&] { return state_->saves_done >= mine || ended(); });
+  return ended() ? "" : state_->save_line;
 }
 
 const std::string& Engine::restored() const { return state_->restored; }

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "constrain/constraint.h"
+#include "infer/device_restarts.h"
 #include "infer/language_model.h"
 #include "infer/sampling.h"
 
@@ -115,6 +116,8 @@ struct EngineOptions {
   // Where cached prompts are kept across restarts, and how many bytes that may take; empty: nowhere.
   std::filesystem::path cache_directory;
   uint64_t cache_directory_bytes = uint64_t{8} << 30;
+  // Hears, on the engine's thread, of a lost device and of what came of it.
+  DeviceLostListener on_device_lost;
 };
 
 // Totals since the start, and what is going on now. For /metrics.
@@ -134,6 +137,8 @@ struct EngineStats {
   int64_t drafts = 0, drafted_tokens = 0, accepted_tokens = 0;
   int64_t steps = 0;
   double prefill_seconds = 0, decode_seconds = 0;  // of steps with and without prompt tokens
+  EngineCondition condition = EngineCondition::kServing;
+  int64_t device_restarts = 0;  // times that a lost device was had again
 };
 
 // submit() refused a request because the queue is full: a moment later it may not be.
@@ -142,6 +147,9 @@ class QueueFull : public Error {
   using Error::Error;
 };
 
+// Where the device is lost (Error(kDeviceLost) in a step), all requests taken end with that error, and the
+// engine has the device, the model, its drafter and an empty cache again from the files (LanguageModel), as
+// often as DeviceRestarts allows; meanwhile, and once it has given up, submit refuses.
 class Engine {
  public:
   using OnEvent = std::function<void(const GenerationEvent&)>;
@@ -152,8 +160,8 @@ class Engine {
   ~Engine();  // cancels what runs
 
   // Checks the request (Error(kInvalidInput) naming the field; QueueFull, which is kUnavailable;
-  // Error(kUnavailable) after drain) and queues it. on_event is called on the engine's thread and must return
-  // quickly.
+  // Error(kUnavailable) after drain and where the device is lost) and queues it. on_event is called on the
+  // engine's thread and must return quickly.
   std::shared_ptr<Generation> submit(GenerationRequest request, OnEvent on_event);
 
   // Takes no more requests; returns when those taken have finished.

@@ -16,10 +16,9 @@ double gib(uint64_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
 
 // Of both models; the draft keeps all its layers in full pages.
 KvCache::PageBytes bytes_per_page(const LanguageModel& model, const EngineOptions& o) {
-  KvCache::PageBytes bytes = KvCache::bytes_per_page(model.decoder().config(), o.page_tokens, o.kv_dtype);
+  KvCache::PageBytes bytes = KvCache::bytes_per_page(model.config(), o.page_tokens, o.kv_dtype);
   if (!o.draft) return bytes;
-  const KvCache::PageBytes draft =
-      KvCache::bytes_per_page(o.draft->decoder().config(), o.page_tokens, o.kv_dtype);
+  const KvCache::PageBytes draft = KvCache::bytes_per_page(o.draft->config(), o.page_tokens, o.kv_dtype);
   bytes.full += draft.full + draft.sliding;
   return bytes;
 }
@@ -57,7 +56,7 @@ int64_t pages_that_fit(uint64_t bytes, const KvCache::PageBytes& page, int64_t s
 
 EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options) {
   EngineOptions o = options;
-  const DecoderConfig& config = model.decoder().config();
+  const DecoderConfig& config = model.config();
   const int64_t trained = config.max_position_embeddings;
   if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
   check_ranges(o);

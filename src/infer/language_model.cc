@@ -43,23 +43,44 @@ std::vector<std::string> load_adapters(const std::vector<AdapterSource>& adapter
 
 std::shared_ptr<LanguageModel> LanguageModel::load(const std::filesystem::path& path,
                                                    const LanguageModelOptions& options) {
-  const std::shared_ptr<ModelFiles> files = ModelFiles::open(path);
   const std::shared_ptr<LanguageModel> model(new LanguageModel);
-  model->read(*files, options.chat_template_file);
-  model->backend_ =
-      make_backend(options.device, {.threads = options.threads, .device = options.device_number});
-  std::shared_ptr<Decoder> decoder = Decoder::load(*files, *model->backend_, options.decoder);
-  model->take(decoder);
-  model->adapter_keys_ = load_adapters(options.adapters, *decoder);
+  model->files_ = ModelFiles::open(path);
+  model->read(*model->files_, options.chat_template_file);
+  model->options_ = options;
+  model->load_chip();
+  model->fit_tokenizer();
   model->adapters_ = options.adapters;
+  // The caller's, and of this loading.
+  model->options_.decoder.progress = nullptr;
+  model->options_.decoder.laid_out = nullptr;
   return model;
+}
+
+void LanguageModel::drop_chip() {
+  decoder_.reset();
+  backend_.reset();
+}
+
+void LanguageModel::load_chip() {
+  if (files_ == nullptr) throw_error(ErrorKind::kUnsupported, "the model's weights are somebody else's");
+  backend_ =
+      make_backend(options_.device, {.threads = options_.threads, .device = options_.device_number});
+  if (options_.device == "auto") options_.device = backend_->chip();  // another one has other bits
+  std::shared_ptr<Decoder> decoder = Decoder::load(*files_, *backend_, options_.decoder);
+  decoder_ = decoder;
+  std::vector<std::string> keys = load_adapters(options_.adapters, *decoder);
+  const bool again = !adapters_.empty();
+  if (again && keys != adapter_keys_)
+    throw_error(ErrorKind::kInvalidInput, "the files of an adapter have changed since the start");
+  if (!again) adapter_keys_ = std::move(keys);
 }
 
 std::shared_ptr<LanguageModel> LanguageModel::wrap(const ModelFiles& files,
                                                    std::shared_ptr<const Decoder> decoder) {
   const std::shared_ptr<LanguageModel> model(new LanguageModel);
   model->read(files, "");
-  model->take(std::move(decoder));
+  model->decoder_ = std::move(decoder);
+  model->fit_tokenizer();
   for (int32_t i = 0; i < model->decoder_->adapters(); ++i) {
     model->adapters_.push_back({fmt::to_string(i), {}});
     model->adapter_keys_.push_back(fmt::to_string(i));
@@ -82,9 +103,9 @@ void LanguageModel::read(const ModelFiles& files, const std::string& template_fi
   end_of_generation_ = find_end_tokens(*tokenizer_, generation_config);
 }
 
-void LanguageModel::take(std::shared_ptr<const Decoder> decoder) {
-  decoder_ = std::move(decoder);
-  const int64_t vocabulary = decoder_->config().vocabulary_size;
+void LanguageModel::fit_tokenizer() {
+  config_ = decoder_->config();
+  const int64_t vocabulary = config_.vocabulary_size;
   tokenizer_->require_fit(vocabulary, path_.string());
   std::erase_if(end_of_generation_, [&](TokenId id) { return id >= vocabulary; });  // never drawn
 }

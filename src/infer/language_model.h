@@ -32,7 +32,8 @@ struct LanguageModelOptions {
   std::vector<AdapterSource> adapters;
 };
 
-// Immutable after loading, but for the backend, which one engine at a time uses.
+// Immutable after loading, but for the backend, which one engine at a time uses, and for drop_chip and
+// load_chip.
 class LanguageModel {
  public:
   // Throws Error naming file, key or tensor for what does not load; of adapters also for names that are
@@ -50,6 +51,7 @@ class LanguageModel {
   }  // what /v1/models shows by default: the file's or folder's stem
   Backend& backend() const { return decoder_->backend(); }
   const Decoder& decoder() const { return *decoder_; }
+  const DecoderConfig& config() const { return config_; }  // the decoder's; stays where the chip is dropped
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
   const SamplingOptions& recommended_sampling() const { return sampling_; }
@@ -63,6 +65,12 @@ class LanguageModel {
   // The vocabulary as constraints on answers need it, with all tokens that end generation. Made at the first
   // call, which takes a moment; safe from any thread.
   std::shared_ptr<const constrain::TokenTable> token_table() const;
+
+  // Where the device was lost: drop_chip ends the chip and all that lies on it, load_chip has both again, the
+  // same chip, from the files that were opened at the start. Nobody uses backend() or decoder() meanwhile;
+  // all else goes on. Throws as load does, and Error(kUnsupported) for a model that was wrapped.
+  void drop_chip();
+  void load_chip();
 
   // `variables` as ChatTemplate::render takes them (messages, tools, add_generation_prompt…); bos_token and
   // eos_token are added. Throws Error(kUnsupported) where the model has no chat template.
@@ -78,13 +86,16 @@ class LanguageModel {
   LanguageModel() = default;
   // Tokenizer, chat template (of `template_file`, or the model's own) and recommended sampling.
   void read(const ModelFiles& files, const std::string& template_file);
-  void take(std::shared_ptr<const Decoder> decoder);
+  void fit_tokenizer();                // to the decoder
+  std::shared_ptr<ModelFiles> files_;  // null: the decoder is somebody else's
+  LanguageModelOptions options_;
   std::filesystem::path path_;
   std::string name_;
   std::unique_ptr<Backend> backend_;  // null: the decoder is somebody else's
   std::unique_ptr<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> chat_template_;
   std::shared_ptr<const Decoder> decoder_;  // before backend_ is destroyed: declared after it
+  DecoderConfig config_;
   SamplingOptions sampling_;
   std::vector<TokenId> end_of_generation_;
   std::vector<AdapterSource> adapters_;  // by number

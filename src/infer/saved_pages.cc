@@ -28,7 +28,7 @@ std::string identity_of(const LanguageModel& model, const KvCache& cache) {
                             name_without_threads(model.backend().describe()),
                             static_cast<int>(model.decoder().work().compute), traits(spec.dtype).name,
                             spec.page_tokens));
-  const DecoderConfig& config = model.decoder().config();
+  const DecoderConfig& config = model.config();
   for (const RopeTable* table : {&config.rope, &config.rope_local}) {
     digest.update(fmt::format("{} {}\n", table->inverse_frequencies.size(), table->scale));
     digest.update(bytes_of(table->inverse_frequencies));
@@ -65,7 +65,7 @@ SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePools& po
   }
   kind_.identity = identity_of(model, cache);
   kind_.page_tokens = cache.page_tokens();
-  kind_.vocabulary = model.decoder().config().vocabulary_size;
+  kind_.vocabulary = model.config().vocabulary_size;
   for (int64_t layer = 0; layer < cache.layers(); ++layer) {
     (cache.slides(layer) ? kind_.sliding_bytes : kind_.page_bytes) +=
         static_cast<int64_t>(cache.layer(layer).page_bytes());

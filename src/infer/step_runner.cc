@@ -30,10 +30,12 @@ StepRunner::StepRunner(const LanguageModel& model, KvCache& cache, int64_t seque
                                               cache);
 }
 
-// Those of one adapter side by side: their rows are multiplied together. No answer depends on the order.
-std::span<const StepEntry> StepRunner::by_adapter(std::span<const StepEntry> entries) {
-  if (model_.adapters().empty()) return entries;
+// Those that have not finished; where there are adapters, those of one side by side: their rows are
+// multiplied together. No answer depends on the order.
+std::span<const StepEntry> StepRunner::in_order(std::span<const StepEntry> entries) {
   entries_.assign(entries.begin(), entries.end());
+  std::erase_if(entries_, [](const StepEntry& entry) { return entry.job->finished; });
+  if (model_.adapters().empty()) return entries_;
   for (auto entry = entries_.begin(); entry != entries_.end();
        ++entry) {  // stable, and without memory of its own
     const auto place = std::upper_bound(
@@ -95,7 +97,8 @@ void StepRunner::run(std::span<const StepEntry> entries) {
   outputs_.clear();
   query_starts_.push_back(0);
   const bool embed = entries.front().job->embedding;
-  entries = by_adapter(entries);
+  entries = in_order(entries);
+  if (entries.empty()) return;
   for (const StepEntry& entry : entries) pack(entry, embed);
   const Decoder::Outputs out = model_.decoder().forward({.tokens = tokens_,
                                                          .positions = positions_,
@@ -108,8 +111,11 @@ void StepRunner::run(std::span<const StepEntry> entries) {
                                                          .sliding_slots = sliding_slots_,
                                                          .sliding_table = sliding_table_},
                                                         cache_, *workspace_, !embed);
+  const bool draws = !outputs_.empty() && !embed;
+  const SampleBatch::Draws drawn = draws ? draw(out.logits) : SampleBatch::Draws();
+  if (!outputs_.empty() && embed) take_hidden(out.hidden);
   for (const StepEntry& entry : entries) entry.job->computed += entry.count;
-  if (!outputs_.empty()) embed ? take_hidden(out.hidden) : draw(out.logits);
+  if (draws) take_draws(drawn);
   for (const StepEntry& entry : entries) {
     Sequence& sequence = sequence_of(entry);
     settle_draft(sequence);
@@ -153,7 +159,7 @@ void StepRunner::fill_masks() {
   }
 }
 
-void StepRunner::draw(const Tensor& logits) {
+SampleBatch::Draws StepRunner::draw(const Tensor& logits) {
   fill_masks();
   batch_.clear();
   int64_t top = 0;
@@ -162,8 +168,11 @@ void StepRunner::draw(const Tensor& logits) {
     output.draws ? batch_.add(*output.sequence, output.ahead)
                  : batch_.add_known(*output.sequence, output.target);
   }
-  const SampleBatch::Draws draws =
-      batch_.draw(logits, {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)});
+  return batch_.draw(logits,
+                     {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)});
+}
+
+void StepRunner::take_draws(const SampleBatch::Draws& draws) {
   for (size_t i = 0; i < outputs_.size(); ++i) {
     Sequence& sequence = *outputs_[i].sequence;
     TokenLogprobs logprobs;

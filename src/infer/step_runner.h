@@ -23,7 +23,8 @@ class StepRunner {
   // where that reaches the end. Sequences advance (computed, accept) and may finish. All embed, or none.
   // A draft is computed as if it had been drawn, and a token is drawn behind each of its tokens, with the
   // seed, position and history it would have: a drafted token stays if it is the one drawn in its place, and
-  // what was drawn behind the first that is not is dropped. So no draft changes any answer.
+  // what was drawn behind the first that is not is dropped. So no draft changes any answer. Entries that have
+  // finished are left out. Where memory runs out (Error(kTooLarge)) nothing has advanced.
   void run(std::span<const StepEntry> entries);
 
   int64_t drafts() const { return drafts_; }
@@ -37,12 +38,13 @@ class StepRunner {
     bool draws;     // else: the log-probability of `target`
     TokenId target;
   };
-  std::span<const StepEntry> by_adapter(std::span<const StepEntry> entries);
+  std::span<const StepEntry> in_order(std::span<const StepEntry> entries);
   void pack(const StepEntry& entry, bool embed);
   void pack_pages(std::span<const int32_t> pages, int64_t begin, int64_t end, std::vector<int32_t>& slots,
                   std::vector<int32_t>& table) const;
   void fill_masks();
-  void draw(const Tensor& logits);
+  SampleBatch::Draws draw(const Tensor& logits);
+  void take_draws(const SampleBatch::Draws& draws);
   void settle_draft(Sequence& sequence);
   void take_hidden(const Tensor& hidden);
 

@@ -69,8 +69,9 @@ ApiError to_api_error(const Error& error) {
       });
   const bool too_long = field == "prompt" && message.find("do not fit the context") != std::string_view::npos;
   const bool queue_full = dynamic_cast<const QueueFull*>(&error) != nullptr;
-  return ApiError(queue_full ? 429 : status_of(error.kind()), error.what(),
-                  names_field ? std::string(field) : "", too_long ? "context_length_exceeded" : "");
+  const int status = queue_full ? 429 : status_of(error.kind());
+  return ApiError(status, error.what(), names_field && status < 500 ? std::string(field) : "",
+                  too_long ? "context_length_exceeded" : "");
 }
 
 }  // namespace qiao::serve

@@ -1,7 +1,9 @@
 // /v1/embeddings: the mean of the last hidden states, scaled to length 1.
 #include <mutex>
+#include <optional>
 
 #include "models/pooling.h"
+#include "serve/api_error.h"
 #include "serve/embedding_fields.h"
 #include "serve/generation_fields.h"
 #include "serve/server.h"
@@ -18,12 +20,12 @@ struct EmbeddingsAnswer {
   size_t left = 0;
   std::vector<std::vector<float>> vectors;
   int64_t prompt_tokens = 0;
-  std::string error;
+  std::optional<ApiError> error;
 };
 
 void send_embeddings(EmbeddingsAnswer& answer) {
-  if (!answer.error.empty()) {
-    answer.exchange->send(500, "application/json", dump_json(error_json(500, answer.error)));
+  if (answer.error) {
+    answer.exchange->send(answer.error->status(), "application/json", dump_json(answer.error->to_json()));
     return;
   }
   send_json(answer.exchange,
@@ -37,7 +39,7 @@ void embeddings(ServeContext& context, const HttpRequest& request,
   const Json body = parse_body(request);
   Fields fields(body);
   const std::string adapter = check_model(context, fields);
-  const EmbeddingFields wanted = read_embedding_fields(fields, context.model->decoder().config().hidden_size);
+  const EmbeddingFields wanted = read_embedding_fields(fields, context.model->config().hidden_size);
   fields.finish();
   std::vector<std::vector<TokenId>> prompts = prompt_list(context, *wanted.input, "input", kMaxInputs);
 
@@ -61,7 +63,8 @@ void embeddings(ServeContext& context, const HttpRequest& request,
         context.metrics.count_generation(event);
         const std::lock_guard lock(answer->mutex);
         if (event.finish != FinishReason::kStop) {
-          answer->error = event.error.empty() ? "cancelled" : event.error;
+          answer->error =
+              to_api_error(Error(event.error_kind, event.error.empty() ? "cancelled" : event.error));
         } else {
           answer->vectors[i] = event.embedding;
           shorten(answer->vectors[i], dimensions);

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "models/pooling.h"
+#include "serve/api_error.h"
 #include "serve/embedding_fields.h"
 #include "serve/generation_fields.h"
 #include "serve/server.h"
@@ -36,7 +37,7 @@ EncoderInput encoder_input(const EncoderContext& context, const Json& entry, con
     input = model.encode(entry.get_ref<const std::string&>());
     if (input.tokens.empty()) throw_bad_field(field, "is empty");
   } else {
-    input.tokens = token_ids(entry, field, model.encoder().config().vocabulary_size);
+    input.tokens = token_ids(entry, field, model.config().vocabulary_size);
   }
   if (truncate_to > 0) model.truncate(input, truncate_to);
   if (static_cast<int64_t>(input.tokens.size()) > model.max_tokens())
@@ -62,8 +63,9 @@ void answer_with(EncoderContext& context, const std::shared_ptr<HttpExchange>& e
   const std::shared_ptr<Generation> handle = context.engine.submit(
       std::move(inputs), [exchange, to_json = std::move(to_json)](const EncoderOutcome& outcome) {
         if (outcome.finish == FinishReason::kStop) return send_json(exchange, to_json(outcome));
-        const std::string what = outcome.error.empty() ? "cancelled" : outcome.error;
-        exchange->send(500, "application/json", dump_json(error_json(500, what)));
+        const ApiError error =
+            to_api_error(Error(outcome.error_kind, outcome.error.empty() ? "cancelled" : outcome.error));
+        exchange->send(error.status(), "application/json", dump_json(error.to_json()));
       });
   exchange->on_close([handle] { handle->cancel(); });
 }

@@ -55,7 +55,7 @@ GenerationFields read_generation_fields(Fields& fields, const LanguageModel& mod
     sampling.top_k = static_cast<int32_t>(std::max<int64_t>(*k, 0));
   const auto seed = fields.integer("seed", INT64_MIN, INT64_MAX);
   sampling.seed = seed ? static_cast<uint64_t>(*seed) : random_seed();
-  sampling.logit_bias = read_logit_bias(fields, model.decoder().config().vocabulary_size);
+  sampling.logit_bias = read_logit_bias(fields, model.config().vocabulary_size);
   out.stop = fields.texts("stop", kMaxStops);
   for (const std::string& stop : out.stop) {
     if (stop.size() > kMaxStopBytes)

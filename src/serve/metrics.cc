@@ -163,6 +163,8 @@ std::string Metrics::text(const EngineStats& stats, size_t connections) const {
   single("qiao:prefill_seconds_total", "counter", "Time in steps that had prompt tokens.",
          stats.prefill_seconds);
   single("qiao:decode_seconds_total", "counter", "Time in steps that had none.", stats.decode_seconds);
+  single("qiao:device_restarts_total", "counter", "Times that a lost device was had again.",
+         stats.device_restarts);
   single("qiao:http_connections", "gauge", "Connections that are open.", connections);
   out +=
       "# HELP vllm:request_success_total Finished requests by reason.\n# TYPE vllm:request_success_total "

@@ -96,7 +96,7 @@ std::vector<TokenId> prompt_ids(const ServeContext& context, const Json& entry, 
     return ids;
   }
   if (entry.is_array()) check_fits(context, entry.size(), field);
-  return token_ids(entry, field, context.model->decoder().config().vocabulary_size);
+  return token_ids(entry, field, context.model->config().vocabulary_size);
 }
 
 std::vector<TokenId> token_ids(const Json& entry, const std::string& field, int64_t vocabulary) {
@@ -194,6 +194,7 @@ void retrieve_model(Context& context, const HttpRequest& request,
 template <typename Context>
 void health(Context& context, const HttpRequest&, const std::shared_ptr<HttpExchange>& exchange) {
   if (context.draining) throw ApiError(503, "the server is shutting down");
+  require_serving(context.engine.stats().condition);
   send_json(exchange, {{"status", "ok"}});
 }
 
@@ -499,13 +500,13 @@ void Server::start(const ServerOptions& options) {
                  .keys = !options.api_keys.empty(),
                  .models = {state_->context.model_name}};
   if (facts.encoder) {
-    facts.vocabulary = state_->encoder->model.encoder().config().vocabulary_size;
+    facts.vocabulary = state_->encoder->model.config().vocabulary_size;
     facts.dimensions = state_->encoder->model.pooling().dimensions;
   } else {
     facts.models.insert(facts.models.end(), state_->decoder->adapters.begin(),
                         state_->decoder->adapters.end());
-    facts.vocabulary = state_->decoder->model->decoder().config().vocabulary_size;
-    facts.dimensions = state_->decoder->model->decoder().config().hidden_size;
+    facts.vocabulary = state_->decoder->model->config().vocabulary_size;
+    facts.dimensions = state_->decoder->model->config().hidden_size;
   }
   state_->context.openapi = openapi_text(facts);
   state_->http = std::make_unique<HttpServer>(

@@ -64,8 +64,7 @@ void tokenize(ServeContext& context, const HttpRequest& request,
 
 void detokenize(ServeContext& context, const HttpRequest& request,
                 const std::shared_ptr<HttpExchange>& exchange) {
-  detokenize_with(context.model->tokenizer(), context.model->decoder().config().vocabulary_size, request,
-                  exchange);
+  detokenize_with(context.model->tokenizer(), context.model->config().vocabulary_size, request, exchange);
 }
 
 void tokenizer_info(ServeContext& context, const HttpRequest&,
@@ -92,8 +91,7 @@ void encoder_tokenize(EncoderContext& context, const HttpRequest& request,
 
 void encoder_detokenize(EncoderContext& context, const HttpRequest& request,
                         const std::shared_ptr<HttpExchange>& exchange) {
-  detokenize_with(context.model.tokenizer(), context.model.encoder().config().vocabulary_size, request,
-                  exchange);
+  detokenize_with(context.model.tokenizer(), context.model.config().vocabulary_size, request, exchange);
 }
 
 }  // namespace qiao::serve

@@ -118,6 +118,7 @@ class MeddledChip final : public Backend {
   void do_write_weight(Weight& weight, int64_t expert, const Tensor& values) override {
     if (op_ != "write_weight") law_->write_weight(weight, expert, values);
   }
+  void do_feed_drawn(const FeedDrawn& op) override { law_->feed_drawn(op), meddle("feed_drawn", op.tokens); }
   void do_gather_backward(const GatherBackward& op) override {
     law_->gather_backward(op), meddle("gather_backward", op.dtable);
   }
@@ -317,6 +318,11 @@ TEST(ConformanceTest, TrainingBitsThatAreNotServingsFail) {
       for (const std::string& failure : line.failures) EXPECT_THAT(failure, ::testing::HasSubstr(sibling));
     }
   }
+}
+
+TEST(ConformanceTest, ATokenThatIsNotTheOneDrawnFails) {
+  MeddledChip chip("feed_drawn", [](const Tensor& out) { ++out.as<int32_t>()[out.elements() - 1]; });
+  EXPECT_FALSE(run(chip, quick("feed_drawn")).green);
 }
 
 TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {

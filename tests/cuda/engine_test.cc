@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <mutex>
+#include <thread>
+
 #include "backend/cuda_stand_in/stand_in.h"
 #include "infer/engine_harness.h"
 
@@ -74,19 +78,114 @@ TEST(CudaEngineTest, LogProbabilitiesAreTheCpus) {
   EXPECT_NEAR(a.logprobs.at(0).logprob, b.logprobs.at(0).logprob, 1e-3);
 }
 
-TEST(CudaEngineTest, RequestsOfALostDeviceEndWithAnErrorAndSoDoLaterOnes) {
-  const auto model = load_chat_model(1, "cuda");
-  Engine engine(model, {});
-  EXPECT_EQ(run(engine, greedy(*model, "A bridge", 2)).last.finish, FinishReason::kLength);
+// Requests as they may come right after a restart: refused for a while.
+Answer run_patiently(Engine& engine, const GenerationRequest& request) {
+  while (true) {
+    try {
+      return run(engine, request);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::kUnavailable || engine.stats().condition == EngineCondition::kEnded) throw;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+struct Heard {
+  std::mutex mutex;
+  std::vector<std::string> lines;
+  bool ended = false;
+  DeviceLostListener listener() {
+    return [this](const std::string& line, bool last) {
+      const std::lock_guard lock(mutex);
+      lines.push_back(line);
+      ended |= last;
+    };
+  }
+};
+
+TEST(CudaEngineTest, ALostDeviceEndsWhatRunsAndIsHadAgain) {
+  const auto model = load_chat_model(1, "cuda", testing::chat_adapters());
+  Heard heard;
+  EngineOptions options;
+  options.on_device_lost = heard.listener();
+  Engine engine(model, options);
+  GenerationRequest later = greedy(*model, "later", 4);
+  const Answer before = run(engine, later);
+  later.adapter = "two";
+  const Answer adapted = run(engine, later);
+  EXPECT_NE(adapted.tokens, before.tokens);
   stand_in::fail_call("kernel", 40, cudaErrorIllegalAddress);
   Pending one(engine, greedy(*model, "A bridge", 8)), two(engine, greedy(*model, "x", 8));
   for (Pending* each : {&one, &two}) {
     const Answer answer = each->wait();
     EXPECT_EQ(answer.last.finish, FinishReason::kError);
     EXPECT_THAT(answer.last.error, HasSubstr("an illegal memory access was encountered"));
+    EXPECT_EQ(answer.last.error_kind, ErrorKind::kDeviceLost);
     EXPECT_EQ(answer.last_events, 1);
   }
-  EXPECT_EQ(run(engine, greedy(*model, "later", 2)).last.finish, FinishReason::kError);
+  EXPECT_EQ(run_patiently(engine, later).tokens, adapted.tokens);
+  later.adapter.clear();
+  EXPECT_EQ(run(engine, later).tokens, before.tokens);
+  EXPECT_EQ(stand_in::use().resets, 1);
+  EXPECT_EQ(engine.stats().device_restarts, 1);
+  EXPECT_EQ(heard.lines.size(), 2u);
+  EXPECT_THAT(heard.lines.at(0), HasSubstr("2 requests ended with an error. Loading the model again"));
+}
+
+// The fourth loss in a row is one too many.
+TEST(CudaEngineTest, ADeviceThatIsLostAgainAndAgainIsGivenUp) {
+  const auto model = load_chat_model(1, "cuda");
+  Heard heard;
+  EngineOptions options;
+  options.on_device_lost = heard.listener();
+  Engine engine(model, options);
+  const GenerationRequest request = greedy(*model, "A bridge", 4);
+  for (int loss = 0; loss < 4; ++loss) {
+    while (engine.stats().condition == EngineCondition::kRestarting) std::this_thread::yield();
+    EXPECT_FALSE(heard.ended) << loss;
+    stand_in::fail_call("kernel", 10, cudaErrorLaunchFailure);
+    EXPECT_EQ(run(engine, request).last.error_kind, ErrorKind::kDeviceLost);
+  }
+  engine.drain();
+  EXPECT_EQ(engine.save_cache(), "");
+  EXPECT_TRUE(heard.ended);
+  EXPECT_THAT(heard.lines.back(), HasSubstr("giving up"));
+  EXPECT_THROW(run(engine, request), Error);
+  EXPECT_EQ(engine.stats().condition, EngineCondition::kEnded);
+}
+
+// Whatever call fails for lack of memory, and whenever, each request ends with the right answer or with an
+// error, and the next one is right.
+TEST(CudaEngineTest, MemoryThatRunsOutLosesNothingThatFitsInParts) {
+  const auto model = load_chat_model(1, "cuda");
+  const auto requests = some_requests(*model);
+  std::vector<Answer> expected;
+  {
+    Engine engine(model, {});
+    for (const GenerationRequest& request : requests) expected.push_back(run(engine, request));
+  }
+  int wrong = 0, right = 0;
+  for (const char* function : {"cudaMallocFromPoolAsync", "cudaLaunchKernel", "cudaGraphInstantiate",
+                               "cudaGraphLaunch", "cudaMallocHost", "cudaMemcpyAsync"}) {
+    for (const int64_t n : {1, 2, 30}) {
+      Engine engine(model, {});
+      stand_in::fail_call(function, n, cudaErrorMemoryAllocation);
+      std::vector<std::unique_ptr<Pending>> pending;
+      for (const GenerationRequest& request : requests)
+        pending.push_back(std::make_unique<Pending>(engine, request));
+      for (size_t i = 0; i < requests.size(); ++i) {
+        const Answer answer = pending[i]->wait();
+        const bool failed = answer.last.finish == FinishReason::kError;
+        if (!failed) {
+          EXPECT_EQ(answer.tokens, expected[i].tokens) << function << " " << n << " request " << i;
+        }
+        ++(failed ? wrong : right);
+      }
+      EXPECT_EQ(run(engine, requests[1]).tokens, expected[1].tokens) << function << " " << n;
+      EXPECT_EQ(engine.stats().condition, EngineCondition::kServing);
+    }
+  }
+  EXPECT_EQ(wrong, 0) << "of " << right + wrong;
 }
 
 }  // namespace

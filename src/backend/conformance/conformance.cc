@@ -29,6 +29,7 @@ constexpr Table kTables[] = {
     {"attention_paged", conform_attention_paged},
     {"attention_varlen", conform_attention_varlen},
     {"sample", conform_sample},
+    {"feed_drawn", conform_feed_drawn},
     {"write_weight", conform_write_weight},
     {"gather_backward", conform_gather_backward},
     {"linear_backward", conform_linear_backward},

@@ -163,6 +163,7 @@ void conform_token_logprob_backward(Harness& harness);
 void conform_sum_of_squares(Harness& harness);
 void conform_token_loss(Harness& harness);
 void conform_dropout(Harness& harness);
+void conform_feed_drawn(Harness& harness);
 void conform_accumulate(Harness& harness);
 void conform_adamw(Harness& harness);
 void conform_muon(Harness& harness);

@@ -61,6 +61,7 @@ class CpuBackend final : public Backend {
   void do_attention_paged(const AttentionPaged& op) override;
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_sample(const Sample& op) override;
+  void do_feed_drawn(const FeedDrawn& op) override;
   void do_gather_backward(const GatherBackward& op) override;
   void do_linear_backward(const LinearBackward& op) override;
   void do_grouped_linear_backward(const GroupedLinearBackward& op) override;

@@ -21,15 +21,61 @@ int selected(int device) {
   return device;
 }
 
-// Empty after the first time, which loads the kernels; a graph after the second.
+// Empty after the first time, which loads the kernels; a graph after the second, unless that failed.
 struct GraphRecording final : Recording {
   std::optional<Graph> graph;
+  bool failed = false;
 };
+
+// Pinned memory, which the device writes by itself.
+struct PinnedLanding final : Landing {
+  ~PinnedLanding() override { clear(); }
+  void clear() noexcept {
+    try {
+      done.synchronize();
+    } catch (const Error&) {  // of a lost device: nothing comes any more
+    }
+    if (bytes != nullptr) static_cast<void>(cudaFreeHost(bytes));
+    bytes = nullptr;
+  }
+  void hold(size_t wanted) {
+    if (wanted <= capacity && bytes != nullptr) return;
+    clear();
+    capacity = 0;
+    const size_t size = 2 * wanted + 64;
+    void* memory = nullptr;
+    QIAO_CUDA(cudaMallocHost(&memory, size));
+    bytes = static_cast<std::byte*>(memory);
+    capacity = size;
+  }
+
+  std::byte* bytes = nullptr;
+  size_t capacity = 0;
+  Event done;
+};
+
+// Null where it cannot be had, for lack of memory most likely: it saves time and no more.
+std::optional<Graph> record(const Stream& stream, const std::function<void()>& work) {
+  try {
+    Graph::begin(stream);
+    try {
+      work();
+    } catch (...) {
+      Graph::abandon(stream);
+      throw;
+    }
+    return Graph::end(stream);
+  } catch (const Error& e) {
+    if (e.kind() == ErrorKind::kDeviceLost) throw;
+    return std::nullopt;
+  }
+}
 
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options)
-    : stream_(selected(options.device)),
+    : hold_(options.device),
+      stream_(selected(options.device)),
       block_shared_bytes_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
       uploader_(stream_),
@@ -49,6 +95,7 @@ DeviceInfo CudaBackend::describe() const {
                           device_attribute(cudaDevAttrComputeCapabilityMinor, stream_.device()));
   info.memory_bytes = properties.totalGlobalMem;
   info.free_bytes = memory_.free_bytes();
+  info.own_memory = true;
   return info;
 }
 
@@ -59,6 +106,21 @@ void CudaBackend::upload(void* device, const void* host, size_t bytes) {
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   if (bytes != 0) QIAO_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.handle()));
   stream_.synchronize();
+}
+
+void CudaBackend::start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) {
+  const cudaStream_t stream = stream_.handle();
+  if (landing == nullptr) landing = std::make_unique<PinnedLanding>();
+  auto& pinned = static_cast<PinnedLanding&>(*landing);
+  pinned.hold(bytes);
+  if (bytes != 0) QIAO_CUDA(cudaMemcpyAsync(pinned.bytes, device, bytes, cudaMemcpyDeviceToHost, stream));
+  pinned.done.record(stream_);
+}
+
+const std::byte* CudaBackend::finish_download(Landing& landing) {
+  auto& pinned = static_cast<PinnedLanding&>(landing);
+  pinned.done.synchronize();
+  return pinned.bytes;
 }
 
 void CudaBackend::synchronize() { stream_.synchronize(); }
@@ -78,18 +140,15 @@ void CudaBackend::do_repeat(std::unique_ptr<Recording>& recording, const std::fu
     recording = std::make_unique<GraphRecording>();
     return;
   }
-  std::optional<Graph>& graph = static_cast<GraphRecording&>(*recording).graph;
-  if (!graph) {
-    Graph::begin(stream_);
-    try {
-      work();
-    } catch (...) {
-      Graph::abandon(stream_);
-      throw;
-    }
-    graph = Graph::end(stream_);
+  auto& kept = static_cast<GraphRecording&>(*recording);
+  if (!kept.graph && !kept.failed) {
+    kept.graph = record(stream_, work);
+    kept.failed = !kept.graph;
   }
-  graph->launch(stream_);
+  if (kept.graph && kept.graph->launch(stream_)) return;
+  kept.graph.reset();
+  kept.failed = true;
+  work();
 }
 
 void* CudaBackend::do_allocate(size_t bytes) { return memory_.allocate(bytes); }

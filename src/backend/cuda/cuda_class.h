@@ -24,6 +24,9 @@ class CudaBackend final : public Backend {
   void synchronize() override;
   // Between GPUs by NCCL (nccl_collectives.h); through the host where QIAO_COLLECTIVES says so.
   std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
+  bool runs_behind() const override { return true; }
+  void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
+  const std::byte* finish_download(Landing& landing) override;
   using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
@@ -93,8 +96,9 @@ class CudaBackend final : public Backend {
   void do_gated_activation(const GatedActivation& op) override;
   void do_gated_activation_backward(const GatedActivationBackward& op) override;
 
-  // sample.cu
+  // sample.cu, feed_drawn.cu
   void do_sample(const Sample& op) override;
+  void do_feed_drawn(const FeedDrawn& op) override;
 
   // dropout.cu
   void do_dropout(const Dropout& op) override;
@@ -106,6 +110,7 @@ class CudaBackend final : public Backend {
   void do_muon(const Muon& op) override;
 
  private:
+  DeviceHold hold_;  // ends last
   Stream stream_;
   int block_shared_bytes_;  // the most that a block may have
   Memory memory_;

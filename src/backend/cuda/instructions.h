@@ -14,16 +14,18 @@
 #include <tuple>
 #include <utility>
 
+#include "backend/cuda/runtime.h"
+
 namespace qiao::cuda {
 
 // Lets a kernel have so much dynamic shared memory on this thread's device: a call of the driver, made once.
 inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
   static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, size_t> allowed;
+  static std::map<std::tuple<int, int64_t, const void*>, size_t> allowed;
   int device = 0;
   if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   const std::lock_guard<std::mutex> lock(mutex);
-  size_t& most = allowed[{device, kernel}];
+  size_t& most = allowed[{device, device_resets(), kernel}];
   if (bytes <= most) return cudaSuccess;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));

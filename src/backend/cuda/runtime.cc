@@ -1,7 +1,10 @@
 #include "backend/cuda/runtime.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "base/error.h"
@@ -22,6 +25,10 @@ bool loses_device(cudaError_t error) {
     case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
     case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorExternalDevice:
     case cudaErrorUnknown:
       return true;
     default:
@@ -113,6 +120,36 @@ void select_device(int index) {
         "cpu",
         index);
   }
+}
+
+namespace {
+
+struct Holds {
+  std::mutex mutex;
+  std::map<int, int> by_device;
+  std::atomic<int64_t> resets{0};
+};
+Holds& holds() {
+  static Holds all;
+  return all;
+}
+
+}  // namespace
+
+int64_t device_resets() { return holds().resets; }
+
+DeviceHold::DeviceHold(int device) : device_(device) {
+  const std::lock_guard lock(holds().mutex);
+  ++holds().by_device[device];
+}
+
+DeviceHold::~DeviceHold() {
+  const std::lock_guard lock(holds().mutex);
+  if (--holds().by_device[device_] > 0) return;
+  if (cudaSetDevice(device_) == cudaSuccess && !loses_device(cudaDeviceSynchronize())) return;
+  static_cast<void>(cudaDeviceReset());
+  static_cast<void>(cudaGetLastError());
+  ++holds().resets;
 }
 
 Stream::Stream(int device)
@@ -246,6 +283,11 @@ void Graph::abandon(const Stream& stream) noexcept {
   if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
   static_cast<void>(cudaGetLastError());
 }
-void Graph::launch(const Stream& stream) const { QIAO_CUDA(cudaGraphLaunch(executable_, stream.handle())); }
+bool Graph::launch(const Stream& stream) const {
+  const cudaError_t error = cudaGraphLaunch(executable_, stream.handle());
+  if (error != cudaErrorMemoryAllocation) check(error, "cudaGraphLaunch");
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return error == cudaSuccess;
+}
 
 }  // namespace qiao::cuda

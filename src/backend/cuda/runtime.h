@@ -5,14 +5,15 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 
 namespace qiao::cuda {
 
 // Throws where `error` is none: "cuda: CALL: MESSAGE". kTooLarge for memory, kUnavailable for no device or an
-// old driver, kDeviceLost where the device will do nothing more for this process (an illegal address, a
-// hardware fault): every later call fails likewise, and only a new process helps.
+// old driver, kDeviceLost where the device will do nothing more as it is (an illegal address, a hardware
+// fault): every later call fails likewise, until DeviceHold has reset it, or in a new process.
 void check(cudaError_t error, const char* call);
 #define QIAO_CUDA(call) ::qiao::cuda::check(call, #call)
 
@@ -21,6 +22,22 @@ void check(cudaError_t error, const char* call);
 void select_device(int index);
 
 int device_attribute(cudaDeviceAttr which, int device);
+
+// That somebody uses a device. The last one to end resets it where it was lost: all that this process had
+// there is gone then, and it may begin anew. Where the driver does not allow that, the next call says so.
+class DeviceHold {
+ public:
+  explicit DeviceHold(int device);
+  ~DeviceHold();
+  DeviceHold(const DeviceHold&) = delete;
+  DeviceHold& operator=(const DeviceHold&) = delete;
+
+ private:
+  int device_;
+};
+
+// How often devices were reset: what the driver was told of kernels before is forgotten.
+int64_t device_resets();
 
 // In-order work of one device.
 class Stream {
@@ -128,7 +145,7 @@ class Graph {
   static void begin(const Stream& stream);
   static Graph end(const Stream& stream);
   static void abandon(const Stream& stream) noexcept;  // of a begin, where something failed
-  void launch(const Stream& stream) const;
+  bool launch(const Stream& stream) const;  // false, and nothing given, where the device has no room for it
 
  private:
   cudaGraphExec_t executable_ = nullptr;

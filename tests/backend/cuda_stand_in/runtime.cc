@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "backend/cuda_stand_in/backend/cuda/instructions.h"
 #include "backend/cuda_stand_in/stand_in.h"
@@ -266,6 +267,26 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   QIAO_STAND_IN_CALL(cudaSetDevice)
   return device >= 0 && device < state.machine.devices ? cudaSuccess : keep(cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaDeviceSynchronize() {
+  QIAO_STAND_IN_CALL(cudaDeviceSynchronize)
+  return cudaSuccess;  // called where no stream is left
+}
+
+// What sticks is gone, and with it all device memory.
+cudaError_t cudaDeviceReset() {
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  const cudaError_t lost = std::exchange(state.sticky, cudaSuccess);
+  if (const cudaError_t error = begin("cudaDeviceReset"); error != cudaSuccess) {
+    state.sticky = lost;
+    return error;
+  }
+  state.last = cudaSuccess;
+  state.detail.clear();
+  while (!state.live.empty()) give_now(state.live.begin()->first);
+  ++state.use.resets;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
@@ -542,7 +563,11 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  QIAO_STAND_IN_CALL(cudaStreamEndCapture)
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  if (const cudaError_t error = begin("cudaStreamEndCapture"); error != cudaSuccess) {
+    stream->capture.reset();  // it ends in any case
+    return error;
+  }
   if (!stream->capture) return keep(cudaErrorInvalidValue);
   *graph = stream->capture.release();
   return cudaSuccess;

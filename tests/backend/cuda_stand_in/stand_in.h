@@ -41,7 +41,8 @@ struct Use {
   uint64_t device_bytes = 0;  // that they take
   int64_t host_waits = 0;     // calls that waited for a stream or event with work left
   int64_t graph_launches = 0;
-  bool lost = false;  // an error stuck: nothing is given back any more
+  int64_t resets = 0;  // of the device
+  bool lost = false;   // an error stuck: nothing is given back any more
 };
 Use use();
 
