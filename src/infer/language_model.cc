@@ -63,8 +63,7 @@ void LanguageModel::drop_chip() {
 
 void LanguageModel::load_chip() {
   if (files_ == nullptr) throw_error(ErrorKind::kUnsupported, "the model's weights are somebody else's");
-  backend_ =
-      make_backend(options_.device, {.threads = options_.threads, .device = options_.device_number});
+  backend_ = make_backend(options_.device, {.threads = options_.threads, .device = options_.device_number});
   if (options_.device == "auto") options_.device = backend_->chip();  // another one has other bits
   std::shared_ptr<Decoder> decoder = Decoder::load(*files_, *backend_, options_.decoder);
   decoder_ = decoder;
