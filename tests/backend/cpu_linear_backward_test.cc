@@ -178,6 +178,26 @@ TEST(CpuLinearBackward, InBF16OperandsAreRounded) {
   }
 }
 
+// The rounding of each set is the format's own, for all sorts of numbers.
+TEST(CpuLinearBackward, RoundsAsTheFormatDoes) {
+  std::mt19937 random(5);
+  std::vector<float> from;
+  for (const uint32_t bits :
+       {0u, 0x80000000u, 0x7f800000u, 0xff800000u, 0x7f7fffffu, 0x7f7f8000u, 0x7f7f7fffu, 1u, 0x8000u,
+        0x8001u, 0x18000u, 0x3f808000u, 0x3f818000u, 0x7f800001u, 0xff80ffffu, 0x7fc00000u, 0x7fffffffu})
+    from.push_back(std::bit_cast<float>(bits));
+  while (from.size() < 1003) from.push_back(std::bit_cast<float>(static_cast<uint32_t>(random())));
+  for (const Isa isa : usable_isas()) {
+    if (isa == Isa::kAvx512Bf16) continue;  // pairs
+    std::vector<float> to(from.size());
+    gradient_kernels(isa).round_row(from.data(), std::ssize(from), to.data());
+    for (size_t i = 0; i < from.size(); ++i) {
+      EXPECT_EQ(std::bit_cast<uint32_t>(to[i]), uint32_t{float_to_bf16(from[i])} << 16)
+          << name(isa) << " " << std::bit_cast<uint32_t>(from[i]);
+    }
+  }
+}
+
 // What AVX-512 BF16 is given: plain memory.
 TEST(CpuLinearBackward, PairsOfASum) {
   const auto word = [](float low, float high) {

@@ -89,8 +89,7 @@ class BackwardHead {
       lay_out(op_.v, key, keys, values_);
       if (plan_.rounds) {
         round(values_, kBlockKeys * plan_.dim, values_);
-        for (int64_t i = 0; i < keys; ++i)
-          round(row(op_.k, key + i, group_), plan_.dim, rounded_keys_ + i * plan_.dim);
+        round_rows(op_.k, key, keys, group_, rounded_keys_);
       }
       // The queries that see some of these keys; key is a multiple of kQueryBlock.
       const int64_t begin = op_.causal ? key : 0;
@@ -132,6 +131,10 @@ class BackwardHead {
     }
   }
 
+  void round_rows(const Tensor& from, int64_t first, int64_t count, int64_t h, float* to) const {
+    for (int64_t i = 0; i < count; ++i) round(row(from, first + i, h), plan_.dim, to + i * plan_.dim);
+  }
+
   void multiply(const float* rows, int64_t queries, const float* keys, int64_t count, float* scores) const {
     AttentionBlock block{};
     for (int64_t group = 0; group < kBlockGroups; ++group) {
@@ -149,8 +152,11 @@ class BackwardHead {
   void add_block(int64_t h, int64_t key, int64_t keys, int64_t query, int64_t queries) const {
     const int64_t dim = plan_.dim, heads = op_.q.shape[1];
     copy_rows(op_.q, query, queries, h, q_);
-    copy_rows(op_.dout, query, queries, h, dout_);
-    if (plan_.rounds) round(dout_, queries * dim, dout_);
+    if (plan_.rounds) {
+      round_rows(op_.dout, query, queries, h, dout_);
+    } else {
+      copy_rows(op_.dout, query, queries, h, dout_);
+    }
     multiply(q_, queries, keys_, keys, scores_);
     multiply(dout_, queries, values_, keys, products_);
     const int64_t at = (first_ + query) * heads + h;

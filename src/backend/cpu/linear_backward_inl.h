@@ -71,8 +71,8 @@ struct LinearBackwardKernel {
 
   static void round_row(const float* from, int64_t count, float* to) {
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16) V::store(to + i, rounded(V::load(from + i)));
-    if (i < count) V::store_part(to + i, rounded(V::load_part(from + i, count - i)), count - i);
+    for (; i + 16 <= count; i += 16) V::store(to + i, V::brain(V::load(from + i)));
+    if (i < count) V::store_part(to + i, V::brain(V::load_part(from + i, count - i)), count - i);
   }
 
   static void round_rows(const float* from, int64_t stride, int64_t depth, int64_t width, float* to) {
@@ -107,12 +107,6 @@ struct LinearBackwardKernel {
   }
 
  private:
-  static F rounded(F x) {
-    Brain halves[16];
-    V::store(halves, x);
-    return V::load(halves);
-  }
-
   template <int R>
   static void some_rows(const TileProduct& p) {
     if constexpr (R > 1) {
