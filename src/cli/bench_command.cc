@@ -217,7 +217,9 @@ void bench(const BenchFlags& flags) {
   const DecoderWork work = model->decoder().work();
   const double peak = peak_of(work.compute, peaks), bandwidth = peaks.read_bytes_per_second;
   if (!flags.json) {
-    std::printf("%s on %s\n\n", model->name().c_str(), device.name.c_str());
+    const int ranks = model->decoder().ranks();
+    const std::string spread = ranks > 1 ? fmt::format(", the first of {} processes", ranks) : "";
+    std::printf("%s on %s%s\n\n", model->name().c_str(), device.name.c_str(), spread.c_str());
     std::printf("%-24s %10s %10s %10s   %s\n", "tokens/s", "min", "median", "max", "share of the machine");
   }
   for (size_t i = 0; i < cases.size(); ++i) {
@@ -235,6 +237,7 @@ void bench(const BenchFlags& flags) {
       Json json = {{"model", model->name()},
                    {"device", device.name},
                    {"threads", device.threads},
+                   {"processes", model->decoder().ranks()},
                    {"prompt_tokens", prompt_tokens},
                    {"decode_tokens", flags.decode_tokens},
                    {"depth", depth},

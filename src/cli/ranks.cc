@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <thread>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "cli/model_argument.h"
-#include "cli/program.h"
 
 namespace qiao::cli {
 namespace {
@@ -40,9 +40,16 @@ void in_all_processes(const std::function<void(std::optional<int> rank)>& body) 
   }
 }
 
+bool in_several_processes() {
+  if (!launched_rank()) return false;
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
+    if (const char* value = std::getenv(name); value != nullptr) return std::string_view(value) != "1";
+  return true;
+}
+
 Communicator* join_ranks(double patience_seconds) {
   Joined& all = joined();
-  if (!all.communicator && launched_rank()) {
+  if (!all.communicator && in_several_processes()) {
     MpiOptions options;
     options.patience_seconds = patience_seconds;
     options.consequence = all.serves ? "the server ends here" : "the run ends here";

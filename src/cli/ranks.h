@@ -15,9 +15,11 @@ namespace qiao::cli {
 // What goes wrong in all processes alike rank 0 tells; another what is its own alone.
 void in_all_processes(const std::function<void(std::optional<int> rank)>& body);
 
-// Where mpirun has started this process: meets the others, once; what follows is the same for all of them.
-// `patience_seconds` as in MpiOptions. Null: nobody has. Throws Error(kUnavailable) where Qiao was built
-// without MPI.
+// Whether mpirun, or another launcher, has started this process beside others.
+bool in_several_processes();
+
+// There: meets the others, once; what follows is the same for all of them. `patience_seconds` as in
+// MpiOptions. Null: there are no others. Throws Error(kUnavailable) where Qiao was built without MPI.
 Communicator* join_ranks(double patience_seconds);
 
 // For a server, before anything else: its signals are rank 0's business, which others hear of by what it

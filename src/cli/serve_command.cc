@@ -1,4 +1,5 @@
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
@@ -105,7 +106,7 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
     if (restarting) continue;
     say(save());
     try {
-      if (launched_rank())
+      if (in_several_processes())
         throw_error(ErrorKind::kUnsupported, "A server that mpirun started has no successor: start it again");
       start_successor(restart, server.listening_fd(), [&signals](bool serves) {
         signals.push(serves ? ServeSignals::kHandedOver : ServeSignals::kNoSuccessor);
@@ -196,6 +197,8 @@ void serve_model(ServeFlags flags) {
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
                shown_host(flags).c_str(), server.port(), static_cast<long long>(options.context),
                static_cast<long long>(options.slots));
+  if (const int ranks = model->decoder().ranks(); ranks > 1)
+    say(fmt::format("Spread over {} processes, of which this is the first (PID {})", ranks, ::getpid()));
   for (const AdapterSource& adapter : model->adapters())
     std::fprintf(stderr, "LoRA adapter %s: %s\n", adapter.name.c_str(), adapter.path.c_str());
   const std::string sliding = options.sliding_pages == 0
@@ -300,7 +303,8 @@ void add_serve_command(CLI::App& app) {
       "  qiao serve -m smollm2 --port 8080\n"
       "  qiao serve -m minilm                      # /v1/embeddings\n"
       "  qiao serve -m base.gguf --lora sql=sql-adapter/ --lora law=law.gguf\n"
-      "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret");
+      "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret\n"
+      "  mpirun -np 2 qiao serve -m MODEL          # one model over two processes, or two GPUs");
   command->callback([flags] { serve_model(*flags); });
 }
 
