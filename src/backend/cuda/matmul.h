@@ -8,8 +8,8 @@
 // - The segments' sums are added in ascending order, beginning with the first.
 // Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
 // each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
-// tokens on Hopper).
+// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h and
+// matmul_wgmma_f8.h: BF16 and FP8 with many tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"
@@ -78,6 +78,10 @@ void launch_matmul_f8(const Stream& stream, const MatmulArguments& arguments, bo
 // panel's rows (`whole`; of part of them no segment has a block of its own).
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments, bool whole);
 void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
+// The same of F8: prepared has the numbers as F16, meta their scales.
+void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments, bool whole);
+void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
+                             ActivationMeta* meta);
 int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);
 // Rows of x to BF16, or to quants or numbers of E4M3 and meta, `columns` a row: zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);

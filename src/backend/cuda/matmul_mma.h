@@ -41,7 +41,7 @@ struct F8Product {
   using F = Format<DType::kF8_128>;
   static constexpr bool kQuants = false, kF8 = true;
   static constexpr int kMetaBytes = 4, kGroup = 128;
-  static constexpr int kFewStage = 128, kStage = 128, kStages = 4;
+  static constexpr int kFewStage = 128, kStage = 128, kStages = 3;
   static constexpr int kWarps = 8, kRowTiles = 1;
   static constexpr int kStep = 32, kElementBytes = 1;
   static constexpr int kUnit = F::kElements, kUnitBytes = F::kTileBytes;

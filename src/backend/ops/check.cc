@@ -157,8 +157,9 @@ void compute(std::string_view op, const Weight& weight, Compute compute) {
                              segment.first_row, dtype.name));
     }
     if (compute == Compute::kQ8 && (!dtype.quantized || segment.dtype == DType::kF8_128)) {
-      refuse(op, fmt::format("compute is Q8, but weight rows from {} are {}, expected a block format",
-                             segment.first_row, dtype.name));
+      refuse(op,
+             fmt::format("compute is Q8, but weight rows from {} are {}, expected a block format of integers",
+                         segment.first_row, dtype.name));
     }
     if (compute == Compute::kBF16 && segment.dtype != DType::kBF16) {
       refuse(op, fmt::format("compute is BF16, but weight rows from {} are {}, expected BF16",

@@ -274,7 +274,11 @@ template <int kCount>
 requires(kCount == 4 || kCount == 32 || kCount == 64 ||
          kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             Caller where = Caller::current()) {
-  stand_in::multiply_async(d, kCount, a, b, where);
+  stand_in::multiply_async(d, kCount, a, b, false, where);
+}
+inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                               Caller where = Caller::current()) {
+  stand_in::multiply_async(d, 32, a, b, true, where);
 }
 template <int kRegisters, bool kMore>
 void set_registers() {
