@@ -55,6 +55,10 @@ for shape in $shapes; do
     say "$shape: PyTorch failed"
   say "$shape: serving"
   timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 >>"$out/qiao.jsonl" || say "$shape: serving failed"
+  say "$shape: the same in FP8, quantized as it loads"
+  bench --quantize fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
+  bench --quantize fp8 -b 8192 -p 512,2048,8192 -n 0 -r 3
+  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 --quantize fp8 >>"$out/qiao.jsonl" || say "$shape: serving failed"
   if [[ ! $quick ]]; then
     say "$shape: decoding far into a text"
     bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000

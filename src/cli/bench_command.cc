@@ -235,6 +235,7 @@ void bench(const BenchFlags& flags) {
     const double decode_share = bandwidth > 0 ? steps * step_bytes / bandwidth : 0;
     if (flags.json) {
       Json json = {{"model", model->name()},
+                   {"quantize", flags.model.quantize.empty() ? Json() : Json(flags.model.quantize)},
                    {"device", device.name},
                    {"threads", device.threads},
                    {"processes", model->decoder().ranks()},
