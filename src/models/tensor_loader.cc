@@ -197,22 +197,26 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
       throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; rows of whole blocks of {} were expected",
                   files_.path().string(), first.name, shape_text(first), traits(first.dtype).block_elements);
     }
-    if (!checking_ || kept_as(first, columns, part) != DType::kF8_128) return;
-    quantizes_ = true;
-    const int64_t rows = experts * segment.taken_rows.count;
-    saved_ += segment.bytes(experts) - static_cast<uint64_t>(rows * row_bytes(DType::kF8_128, columns));
   };
   std::vector<nn::WeightPiece> pieces;
   int64_t first_row = 0;
   for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
-    const DType dtype = kept_as(*segments[begin].tensors.front(), columns, part);
+    const DType dtype = kept_as(*segments[begin].tensors.front(), segments[begin].columns, part);
     for (end = begin; end < segments.size(); ++end) {
       check_dtypes(segments[end]);
-      const DType next = kept_as(*segments[end].tensors.front(), columns, part);
+      const DType next = kept_as(*segments[end].tensors.front(), segments[end].columns, part);
       if (!may_share(dtype, next) || compute_for(dtype) != compute_for(next)) break;
     }
     if (checking_) {
-      for (size_t i = begin; i < end; ++i) total_ += segments[i].bytes(experts);
+      for (size_t i = begin; i < end; ++i) {
+        const TensorInfo& tensor = *segments[i].tensors.front();
+        const uint64_t bytes = segments[i].bytes(experts);
+        total_ += bytes;
+        if (kept_as(tensor, segments[i].columns, part) != DType::kF8_128) continue;
+        quantizes_ = true;
+        const int64_t rows = experts * segments[i].taken_rows.count;
+        saved_ += bytes - static_cast<uint64_t>(rows * row_bytes(DType::kF8_128, columns));
+      }
       continue;
     }
     WeightSource source{.experts = experts, .columns = columns, .parts = {}};
@@ -224,7 +228,7 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
         const bool one_by_one = static_cast<int64_t>(segment.tensors.size()) == experts;
         const TensorInfo& tensor = *segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0];
         const Range& taken = segment.taken_rows;
-        const DType kept = kept_as(tensor, columns, part);
+        const DType kept = kept_as(tensor, segment.columns, part);
         const Range read =
             kept == DType::kF8_128 && kept != tensor.dtype ? quantized_together(taken, segment.rows) : taken;
         const int64_t stride = row_bytes(tensor.dtype, segment.columns);
