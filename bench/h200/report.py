@@ -33,6 +33,12 @@ def main():
             print(f"| {row['model']} | serving {row['clients']} clients, {row['input']} in, {row['output']} out | {row['output_tokens_per_second']:.0f} | "
                   f"first token {row['first_token_seconds']:.2f} s, gap {row['gap_seconds'] * 1e3:.1f} ms | | |")
             continue
+        if row.get("what") == "train":
+            rate, peer = row["tokens_per_second"], peers.get((row["model"], "train", row["sequences"], 0, row["tokens"]))
+            recipe = f"training, {row['sequences']} x {row['tokens']}{', small states' if row['small_states'] else ''}"
+            print(f"| {row['model']} | {recipe} | {rate:.0f} | {row['flops'] / device['bf16_flops']:.0%} of bf16 | "
+                  f"{f'{peer:.0f}' if peer else '-'} | {f'{rate / peer:.2f}' if peer else '-'} |")
+            continue
         if row["decode_tokens"]:
             what, key = f"decode {row['sequences']} x at {row['depth']}", ("decode", row["sequences"], row["depth"], 0)
             rate, share = row["decode_tokens_per_second"]["median"], f"{row['decode_share_of_bandwidth']:.0%} of reads"

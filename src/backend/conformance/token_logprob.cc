@@ -197,6 +197,7 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
   // E_v of the contract, and |g / temperature|.
   std::vector<double> error(exact.h.size()), share(static_cast<size_t>(c.tokens));
   const double temperature = c.temperature;
+  const bool rounded = gradient_compute(compute) == Compute::kBF16;
   for (int64_t t = 0; t < c.tokens; ++t) {
     if (c.labels.host_at<int32_t>(t) < 0 || dlogprob.host_at(t) == 0) continue;
     share[static_cast<size_t>(t)] = std::abs(static_cast<double>(dlogprob.host_at(t))) / temperature;
@@ -207,6 +208,7 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
       const double p = std::expm1(e + 2 * kUnit * (std::abs(exact.terms.z[at]) + sum) + 8 * kUnit);
       const double moved = c.soft_cap > 0 ? 1 + e * temperature / static_cast<double>(c.soft_cap) : 1;
       error[at] = exact.size[at] * ((1 + p) * (moved * moved + 8 * kUnit) * (1 + 6 * kUnit) - 1);
+      if (rounded) error[at] += 0x1p-8 * (error[at] + std::abs(exact.h[at])) + 0x1p-126;
     }
   }
   const auto compare = [&](float got, double expected, double bound, double span, int64_t row, int64_t k) {
@@ -231,7 +233,9 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
     for (int64_t t = 0; t < c.tokens; ++t) {
       if (share[static_cast<size_t>(t)] == 0) continue;
       const auto at = static_cast<size_t>(t * c.vocabulary + v);
-      const double x = std::abs(static_cast<double>(c.x.host_at(t * c.columns + k)));
+      double x = 0;
+      reference::round_activations(gradient_compute(compute), &c.x.host_at(t * c.columns + k), 1, &x);
+      x = std::abs(x);
       bound += (error[at] * (1 + of_t) + of_t * std::abs(exact.h[at])) * x;
       span += share[static_cast<size_t>(t)] * x;
     }

@@ -27,6 +27,8 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const Linear& op) const override;
   size_t workspace_bytes(const GroupedLinear& op) const override;
+  size_t workspace_bytes(const LinearBackward& op) const override;
+  size_t workspace_bytes(const GroupedLinearBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
@@ -60,7 +62,7 @@ class CudaBackend final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
-  // linear.cu, linear_backward.cu, token_logprob.cu
+  // linear.cu, linear_backward.cu (with gradient_bf16.cu), token_logprob.cu
   void do_linear(const Linear& op) override;
   void do_grouped_linear(const GroupedLinear& op) override;
   void do_linear_backward(const LinearBackward& op) override;

@@ -168,6 +168,12 @@ void compute(std::string_view op, const Weight& weight, Compute compute) {
   }
 }
 
+void gradient_compute(std::string_view op, const Weight& weight, Compute kind) {
+  if (kind != Compute::kF32 && kind != Compute::kBF16)
+    refuse(op, "compute is of the forward pass alone, expected F32 or BF16");
+  compute(op, weight, kind);
+}
+
 void workspace(std::string_view op, const Tensor& workspace) {
   if (!workspace.present()) return;
   if (workspace.dtype != DType::kU8 || workspace.rank != 1 || !workspace.contiguous()) {

@@ -28,6 +28,12 @@ enum class Compute : uint8_t {
   kF8,
 };
 
+// What the way back of a product is computed in: kBF16 where that is, else kF32 (an op's own comment says
+// how).
+inline Compute gradient_compute(Compute forward) {
+  return forward == Compute::kBF16 ? Compute::kBF16 : Compute::kF32;
+}
+
 inline constexpr int64_t kQ8Block = 32;  // and kF8Block, of tensor/dtype.h
 inline constexpr float kQ8Smallest = 0x1p-100f;
 

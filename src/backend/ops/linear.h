@@ -63,11 +63,16 @@ struct GroupedLinear {
 // Gradients of Linear without activation (and of its residual, which is dy itself):
 //   dx[t, k] = sum_n dy[t, n] * W[n, k]      (+ dx as it was, with add_dx)
 //   dw[n, k] += sum_t dy[t, n] * x[t, k];    dbias[n] += sum_t dy[t, n]
-// W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a quantized
-// base is read straight through: QLoRA, Dettmers et al. 2023). Sums are F32, in ascending order of n and of
-// t (dbias may take runs of t, then their sums), and begin with what was there: dx of a row depends on that
-// row alone. dw and dbias are canonical: row-major, as the file has the weight.
-// Bounds, with gamma_m and u as above:
+// The rounding of the forward pass's operands is passed straight through. Sums are F32; dx of a row depends
+// on that row alone. dw and dbias are canonical: row-major, as the file has the weight.
+//   kF32: W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a
+//     quantized base is read straight through: QLoRA, Dettmers et al. 2023), dy and x are as given. In
+//     ascending order of n and of t, beginning with what was there.
+//   kBF16, of BF16 weights alone: dy and x are rounded to BF16 (nearest even) for the two products, whose
+//     terms then are exact. In an order that N, K and the chip decide, of dw also T; what was there is added
+//     first or last.
+//   dbias is the same in both: dy as given, t ascending, or runs of t and then their sums.
+// Bounds, with gamma_m and u as above, dy and x as the compute kind rounds them:
 //   dx:     gamma_(N + 2) * (sum_n |dy W| + |dx before|) + 2^-126 * (N + 2 + sum_n |dy| + sum_n |W|)
 //   dw:     gamma_(T + 2) * (sum_t |dy x| + |dw before|) + 2^-126 * (T + 2 + sum_t |dy| + sum_t |x|)
 //   dbias:  gamma_(T + 2) * (sum_t |dy| + |dbias before|) + 2^-126 * (T + 2)
@@ -78,9 +83,10 @@ struct LinearBackward {
   const Weight* weight = nullptr;  // [N, K], one expert
   Tensor dx;                       // F32 [T, K], rows contiguous, or absent
   bool add_dx = false;
-  Tensor dw;         // F32 [N, K], dense, or absent
-  Tensor dbias;      // F32 [N] or absent; no result overlaps anything
-  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+  Tensor dw;                        // F32 [N, K], dense, or absent
+  Tensor dbias;                     // F32 [N] or absent; no result overlaps anything
+  Compute compute = Compute::kF32;  // or kBF16
+  Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   double flops() const;
@@ -90,7 +96,7 @@ struct LinearBackward {
 // Gradients of GroupedLinear: LinearBackward's, expert by expert over the rows that are its own.
 //   dx[t, k] = sum_n dy[t, n] * W[e(t), n, k]      (+ dx as it was, with add_dx)
 //   dw[e, n, k] += sum_t dy[t, n] * x[t, k], over the rows t of expert e: one without rows stays as it was
-// Weights are read, sums ordered and bounded as LinearBackward's, with T the rows of the expert.
+// Operands are rounded, sums ordered and bounded as LinearBackward's, with T the rows of the expert.
 struct GroupedLinearBackward {
   Tensor dy;                       // F32 [T', N], rows contiguous
   Tensor x;                        // F32 [T', K], rows contiguous; absent without dw
@@ -98,8 +104,9 @@ struct GroupedLinearBackward {
   Tensor counts;                   // I32 [E], each >= 0, their sum T': the producer's duty
   Tensor dx;                       // F32 [T', K], rows contiguous, or absent
   bool add_dx = false;
-  Tensor dw;         // F32 [E, N, K], dense, or absent; no result overlaps anything
-  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+  Tensor dw;                        // F32 [E, N, K], dense, or absent; no result overlaps anything
+  Compute compute = Compute::kF32;  // or kBF16
+  Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   double flops() const;
