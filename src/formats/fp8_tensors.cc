@@ -15,8 +15,8 @@ namespace qiao {
 namespace {
 
 // Ends of names of scales that nothing here needs.
-constexpr std::array<std::string_view, 8> kReadOver = {
-    ".input_scale", ".output_scale",     ".k_scale",           ".v_scale",
+constexpr std::array<std::string_view, 9> kReadOver = {
+    ".input_scale", ".input_scale_ub",   ".output_scale",      ".k_scale",         ".v_scale",
     ".kv_scale",    ".activation_scale", ".weight_zero_point", ".input_zero_point"};
 
 int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
