@@ -94,11 +94,18 @@ class Builder {
     return made;
   }
 
-  // One module in place of several of the same columns, one below the other.
+  // One module in place of several of the same columns, one below the other. All of it is one range: who
+  // hears of what is laid out (DecoderOptions::laid_out) counts on a whole tensor's being one segment.
   static Part fused_part(std::string_view stem, const Parts& parts) {
     Part fused = {stem, 0, {}};
     for (const Part& part : parts) {
-      for (const Range& rows : part.taken) fused.taken.push_back({fused.rows + rows.first, rows.count});
+      for (const Range& rows : part.taken) {
+        const int64_t first = fused.rows + rows.first;
+        const bool goes_on =
+            !fused.taken.empty() && fused.taken.back().first + fused.taken.back().count == first;
+        goes_on ? static_cast<void>(fused.taken.back().count += rows.count)
+                : fused.taken.push_back({first, rows.count});
+      }
       fused.rows += part.rows;
     }
     return fused;
