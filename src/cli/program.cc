@@ -190,12 +190,11 @@ int run_program(CLI::App& app, int argc, const char* const* argv) {
   int code = kExitFailure, problem = 0;
   try {
     code = run_arguments(app, {argv + std::min(argc, 1), argv + argc});
-  } catch (const std::system_error& error) {  // fmt::print's, of what is longer than a buffer
-    if (std::ferror(stdout) == 0) throw;
+  } catch (const std::system_error& error) {  // fmt::print's, of a help that is longer than a buffer
     problem = error.code().value();
   }
   errno = 0;
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && problem == 0) return code;
   if (problem == 0) problem = errno;
   std::fputs(
       fmt::format("qiao: standard output: {}\n", problem != 0 ? std::strerror(problem) : "cannot be written")
