@@ -272,8 +272,19 @@ void TensorLoader::start_loading() {
   checking_ = false;
   const uint64_t free = backend_->describe().free_bytes;
   if (free != 0 && total_ > free) {
-    throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free", files_.path().string(),
-                format_bytes(total_), backend_->chip(), format_bytes(free));
+    double elements = 0;
+    for (const std::string& name : used_) elements += static_cast<double>(files_.find(name)->elements());
+    std::string ways;
+    for (const DType smaller : {DType::kQ8_0, DType::kQ4_K}) {
+      const DTypeTraits& kind = traits(smaller);
+      const double bytes =
+          elements / static_cast<double>(kind.block_elements) * static_cast<double>(kind.block_bytes);
+      if (bytes < static_cast<double>(total_))
+        ways +=
+            fmt::format("; as {} they would take {}", kind.name, format_bytes(static_cast<uint64_t>(bytes)));
+    }
+    throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free{}",
+                files_.path().string(), format_bytes(total_), backend_->chip(), format_bytes(free), ways);
   }
 }
 
