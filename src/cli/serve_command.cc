@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/units.h"
 #include "cli/commands.h"
 #include "cli/handover.h"
 #include "cli/model_argument.h"
@@ -25,7 +26,8 @@ struct ServeFlags {
   serve::ServerOptions server;
   int64_t slots = 32;
   int64_t kv_pages = 0, page_tokens = 32, max_queued = 1024;
-  bool share_prefixes = false, no_prefix_cache = false;
+  double memory_share = 0;
+  bool share_prefixes = false, no_prefix_cache = false, no_run_ahead = false;
   int64_t max_body_mib = 64;
   int64_t keep_responses_mib = 64;
   int drain_seconds = 30;
@@ -181,6 +183,9 @@ void serve_model(ServeFlags flags) {
   ServeSignals& signals = *own_signals;  // here is rank 0
   EngineOptions wished = engine_options(flags.model, flags.slots);
   wished.pages = flags.kv_pages;
+  wished.memory_share = flags.memory_share;
+  wished.fill_memory = true;
+  if (flags.no_run_ahead) wished.run_ahead = false;
   wished.page_tokens = flags.page_tokens;
   wished.max_queued = flags.max_queued;
   wished.prefix_cache = !flags.no_prefix_cache;
@@ -205,9 +210,12 @@ void serve_model(ServeFlags flags) {
                                   ? ""
                                   : fmt::format(", {} more for layers with a window of {}",
                                                 options.sliding_pages, model->config().sliding_window);
-  say(fmt::format("Key/value cache: {} pages of {} tokens{}, {}, {:.2f} GiB", options.pages,
-                  options.page_tokens, sliding, traits(options.kv_dtype).name,
-                  static_cast<double>(engine.cache_bytes()) / 0x1p30));
+  const EngineMemory memory = engine.memory();
+  say(fmt::format(
+      "Memory: weights {}, key/value cache {} ({} pages of {} tokens{}, {}), workspace {}, free {} of {}",
+      format_bytes(memory.weights), format_bytes(memory.cache), options.pages, options.page_tokens, sliding,
+      traits(options.kv_dtype).name, format_bytes(memory.workspace), format_bytes(memory.free),
+      format_bytes(memory.total)));
   say(engine.restored());
   run_server(flags, restart, signals, server, [&] { return engine.save_cache(); });
 }
@@ -238,12 +246,22 @@ void add_serve_command(CLI::App& app) {
       ->capture_default_str()
       ->type_name("N");
   command
-      ->add_option("--kv-pages", flags->kv_pages,
-                   "Pages of the key/value cache; 0: half of the free memory, at most what -np contexts need "
-                   "(sliding-window layers have their own, as many as -np windows need)")
+      ->add_option(
+          "--kv-pages", flags->kv_pages,
+          "Pages of the key/value cache; 0: what --memory-utilization gives, without a GPU at most what "
+          "-np contexts need (sliding-window layers have their own, as many as -np windows need)")
       ->check(CLI::Range(int64_t{0}, int64_t{INT32_MAX}))
       ->capture_default_str()
       ->type_name("N");
+  command
+      ->add_option(
+          "--memory-utilization,--gpu-memory-utilization", flags->memory_share,
+          "Share of the memory that is free beside the weights for cache and workspace (0.5; of a GPU "
+          "0.9, of which the cache takes all)")
+      ->check(CLI::Range(0.01, 1.0))
+      ->type_name("X");
+  command->add_flag("--no-run-ahead", flags->no_run_ahead,
+                    "Give a GPU a step only once the tokens of the last one have come back");
   command
       ->add_option("--page-tokens", flags->page_tokens, "Tokens of a page: prompts are shared by whole pages")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))

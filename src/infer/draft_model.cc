@@ -21,6 +21,13 @@ TokenId token_at(const Sequence& sequence, int64_t position) {
   return index < known ? sequence.tokens[index] : sequence.draft[index - known];
 }
 
+Decoder::Limits decoder_limits(const DraftModel::Limits& limits) {
+  return {.tokens = limits.tokens,
+          .sequences = limits.sequences,
+          .pages_per_sequence = limits.pages_per_sequence,
+          .outputs = limits.sequences};
+}
+
 // By the weights that a step of each reads.
 double step_cost(const LanguageModel& draft, const LanguageModel& target) {
   return draft.decoder().work().bytes_per_step / std::max(target.decoder().work().bytes_per_step, 1.0);
@@ -47,6 +54,11 @@ void DraftModel::check_vocabulary(const LanguageModel& draft, const LanguageMode
   }
 }
 
+size_t DraftModel::planned_bytes(const LanguageModel& model, const KvCache& cache, const Limits& limits) {
+  return model.decoder().workspace_bytes(decoder_limits(limits), cache) +
+         SampleBatch::planned_bytes(model.backend(), model.config().vocabulary_size, limits.sequences, 0);
+}
+
 DraftModel::DraftModel(std::shared_ptr<LanguageModel> model, const LanguageModel& target, DType kv_dtype,
                        const Limits& limits)
     : model_(std::move(model)),
@@ -56,12 +68,8 @@ DraftModel::DraftModel(std::shared_ptr<LanguageModel> model, const LanguageModel
       vocabulary_(model_->decoder().config().vocabulary_size),
       context_(model_->decoder().config().max_position_embeddings),
       cache_(model_->backend(), model_->decoder().config(), limits.pages, limits.page_tokens, kv_dtype),
-      workspace_(model_->decoder().make_workspace({.tokens = limits.tokens,
-                                                   .sequences = limits.sequences,
-                                                   .pages_per_sequence = limits.pages_per_sequence,
-                                                   .outputs = limits.sequences},
-                                                  cache_)),
-      samples_(model_->backend(), vocabulary_),
+      workspace_(model_->decoder().make_workspace(decoder_limits(limits), cache_)),
+      samples_(model_->backend(), vocabulary_, limits.sequences, 0),
       hashes_(static_cast<size_t>(limits.pages * limits.page_tokens)) {}
 
 size_t DraftModel::slot(const Sequence& sequence, int64_t position) const {

@@ -32,6 +32,9 @@ class DraftModel final : public Drafter {
   DraftModel(std::shared_ptr<LanguageModel> model, const LanguageModel& target, DType kv_dtype,
              const Limits& limits);
 
+  // What its steps take beside its cache; a cache of any number of pages tells it.
+  static size_t planned_bytes(const LanguageModel& model, const KvCache& cache, const Limits& limits);
+
   // Throws Error(kInvalidInput), naming the first difference, where the tokenizers are not the same.
   static void check_vocabulary(const LanguageModel& draft, const LanguageModel& target);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/error.h"
@@ -15,6 +16,15 @@ namespace {
 Sequence& as_sequence(Job& job) { return static_cast<Sequence&>(job); }
 const Sequence& as_sequence(const Job& job) { return static_cast<const Sequence&>(job); }
 
+EngineMemory memory_of(const LanguageModel& model, const EngineOptions& o) {
+  const DeviceInfo device = model.backend().describe();
+  return {.weights = model.decoder().weight_bytes() + (o.draft ? o.draft->decoder().weight_bytes() : 0),
+          .cache = cache_bytes(model, o),
+          .workspace = workspace_bytes(model, o),
+          .free = device.free_bytes,
+          .total = device.memory_bytes};
+}
+
 }  // namespace
 
 struct Engine::State {
@@ -22,6 +32,7 @@ struct Engine::State {
       : model(std::move(served)),
         options(complete_options(*model, wished)),
         core(std::make_unique<EngineCore>(*model, options, /*restore=*/true)),
+        memory(memory_of(*model, options)),
         restored(core->restored()),
         restarts(options.on_device_lost) {}
 
@@ -30,6 +41,7 @@ struct Engine::State {
 
   // Of the engine's thread, which puts another in its place with the mutex held; null while there is none.
   std::unique_ptr<EngineCore> core;
+  const EngineMemory memory;  // at the start
   const std::string restored;
   DeviceRestarts restarts;
 
@@ -75,7 +87,7 @@ bool Engine::State::step() {
     publish();
   }
   const Clock::time_point begin = Clock::now();
-  bool prefill = false;
+  std::optional<bool> prefill;
   try {
     prefill = core->run();
   } catch (const Error& e) {
@@ -83,8 +95,8 @@ bool Engine::State::step() {
   }
   const double took = std::chrono::duration<double>(Clock::now() - begin).count();
   const std::lock_guard lock(mutex);
-  ++totals.steps;
-  (prefill ? totals.prefill_seconds : totals.decode_seconds) += took;
+  totals.steps += prefill ? 1 : 0;
+  (prefill.value_or(false) ? totals.prefill_seconds : totals.decode_seconds) += took;
   return true;
 }
 
@@ -162,10 +174,10 @@ void Engine::State::loop() {
       if (!sequence->finished) core->enqueue(std::move(sequence));
     }
     fresh.clear();
-    cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled(); });
+    cancel_if([](const Job& job) { return as_sequence(job).generation()->cancelled() && !job.finished; });
     goes_on = step();
   }
-  if (core) cancel_if([](const Job&) { return true; });
+  if (core) cancel_if([](const Job& job) { return !job.finished; });
   {
     const std::lock_guard lock(mutex);
     fresh.swap(arrived);
@@ -276,7 +288,7 @@ const std::string& Engine::restored() const { return state_->restored; }
 const EngineOptions& Engine::options() const { return state_->options; }
 const LanguageModel& Engine::model() const { return *state_->model; }
 
-uint64_t Engine::cache_bytes() const { return qiao::cache_bytes(model(), state_->options); }
+EngineMemory Engine::memory() const { return state_->memory; }
 
 EngineStats Engine::stats() const {
   const std::lock_guard lock(state_->mutex);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -92,13 +93,19 @@ struct EngineOptions {
   int64_t context = 0;
   int64_t slots = 1;  // most sequences in a step
   int64_t page_tokens = 32;
-  // Of the cache; 0: as many as the slots' contexts need, or as half of the free memory holds, if those are
-  // fewer, but at least one context.
+  // Of the cache; 0: as many as the slots' contexts need, or as memory_share holds, if those are fewer, but
+  // at least one context.
   int64_t pages = 0;
   // Of layers with a window, in numbers of their own (KvCache); none where the model has no such layers. 0:
   // what the slots can use and as many again for cached prompts. Never fewer than the slots can use, and
   // never more than `pages`.
   int64_t sliding_pages = 0;
+  // Share of the memory that is free once the weights are loaded which cache and workspaces may take, above 0
+  // to 1; 0: half where it is the machine's, nine tenths where it is a device's own.
+  double memory_share = 0;
+  // Of a device's own memory the cache takes all of that, whatever the slots need: cached prompts stay
+  // longer.
+  bool fill_memory = false;
   DType kv_dtype = DType::kF16;
   int64_t batch_tokens = 512;  // budget of a step
   // Prompt tokens whose log-probabilities one step gives at most: each takes memory for its logits.
@@ -111,6 +118,9 @@ struct EngineOptions {
   // look-up finds none; null: none. No answer changes; a request for which drafts do not pay goes on without.
   std::shared_ptr<LanguageModel> draft;
   int64_t draft_max = 8;
+  // A step of decoding is given to the chip before the last one's tokens have come back, where no request in
+  // it needs to know them; empty: where the chip runs behind (Backend::runs_behind). No answer changes.
+  std::optional<bool> run_ahead;
   bool prefix_cache = true;           // requests start from pages that earlier ones of their tenant filled
   bool share_across_tenants = false;  // and of other tenants: their answers' timing tells what was asked
   // Where cached prompts are kept across restarts, and how many bytes that may take; empty: nowhere.
@@ -136,6 +146,7 @@ struct EngineStats {
   Pages pages, sliding_pages;
   int64_t drafts = 0, drafted_tokens = 0, accepted_tokens = 0;
   int64_t steps = 0;
+  int64_t ahead_steps = 0;                         // given to the chip before the one before had come back
   double prefill_seconds = 0, decode_seconds = 0;  // of steps with and without prompt tokens
   EngineCondition condition = EngineCondition::kServing;
   int64_t device_restarts = 0;  // times that a lost device was had again
@@ -145,6 +156,13 @@ struct EngineStats {
 class QueueFull : public Error {
  public:
   using Error::Error;
+};
+
+// Bytes on the chip, as planned at the start: all that an engine has there, but for some that requests with
+// many penalties or biases take for themselves.
+struct EngineMemory {
+  uint64_t weights = 0, cache = 0, workspace = 0;  // the draft model's with them
+  uint64_t free = 0, total = 0;                    // of the chip, once these were had
 };
 
 // Where the device is lost (Error(kDeviceLost) in a step), all requests taken end with that error, and the
@@ -174,7 +192,7 @@ class Engine {
   const std::string& restored() const;
 
   const EngineOptions& options() const;  // with the defaults filled in
-  uint64_t cache_bytes() const;
+  EngineMemory memory() const;
   const LanguageModel& model() const;
   EngineStats stats() const;
 

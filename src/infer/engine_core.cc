@@ -1,5 +1,7 @@
 #include "infer/engine_core.h"
 
+#include <utility>
+
 #include "base/error.h"
 #include "infer/engine_options.h"
 
@@ -10,12 +12,7 @@ Sequence& sequence_in(const StepEntry& entry) { return static_cast<Sequence&>(*e
 
 std::unique_ptr<DraftModel> make_draft(const LanguageModel& model, const EngineOptions& o) {
   if (!o.draft) return nullptr;
-  return std::make_unique<DraftModel>(o.draft, model, o.kv_dtype,
-                                      DraftModel::Limits{.pages = o.pages,
-                                                         .page_tokens = o.page_tokens,
-                                                         .sequences = o.slots,
-                                                         .pages_per_sequence = pages_per_sequence(o),
-                                                         .tokens = most_step_tokens(o)});
+  return std::make_unique<DraftModel>(o.draft, model, o.kv_dtype, draft_limits(o));
 }
 
 }  // namespace
@@ -32,38 +29,73 @@ EngineCore::EngineCore(const LanguageModel& model, const EngineOptions& options,
                   .wanted_rows = options.prompt_logprob_rows,
                   .prefix_cache = options.prefix_cache,
                   .draft_tokens = options.lookup}),
-      runner_(model, cache_, options.slots, pages_per_sequence(options), most_step_tokens(options),
-              options.prompt_logprob_rows),
-      drafter_(make_draft(model, options)) {
+      runner_(model, cache_, step_limits(options)),
+      drafter_(make_draft(model, options)),
+      // A draft is made of tokens that are known, and so is what other processes are told of a step.
+      runs_ahead_(options.run_ahead.value_or(model.backend().runs_behind()) && !options.draft &&
+                  options.lookup == 0 && model.decoder().ranks() == 1) {
   if (options.cache_directory.empty() || !options.prefix_cache) return;
   saved_.emplace(model, cache_, pools_, tree_, options.cache_directory, options.cache_directory_bytes);
   if (restore) restored_ = saved_->restore();
 }
 
 bool EngineCore::plan() {
-  plan_ = &scheduler_.plan();
-  return !plan_->empty();
+  plan_ = runner_.under_way() > 0 ? &scheduler_.plan_ahead() : &scheduler_.plan();
+  return !plan_->empty() || runner_.under_way() > 0;
 }
 
-bool EngineCore::run() {
+std::optional<bool> EngineCore::run() {
+  try {
+    return advance();
+  } catch (const std::exception& e) {
+    const auto* error = dynamic_cast<const Error*>(&e);
+    if (error != nullptr && error->kind() == ErrorKind::kDeviceLost) throw;
+    fail(e.what());
+    return false;
+  }
+}
+
+std::optional<bool> EngineCore::advance() {
+  if (runner_.under_way() > 0) {
+    // Without memory for it now it is planned again when nothing is under way, and then run in parts.
+    if (!plan_->empty()) launch();
+    scheduler_.settle(runner_.land());
+    return std::exchange(prefill_, false);
+  }
   bool prefill = false;
   for (const StepEntry& entry : *plan_) {
     sequence_in(entry).started();
     prefill |= entry.job->computed < entry.job->prompt_tokens;
   }
-  try {
-    draft();
-    run_parts(*plan_);
-    scheduler_.settle();
-  } catch (const std::exception& e) {
-    const auto* error = dynamic_cast<const Error*>(&e);
-    if (error != nullptr && error->kind() == ErrorKind::kDeviceLost) throw;
-    for (const StepEntry& entry : *plan_) {
-      if (!entry.job->finished) sequence_in(entry).finish(FinishReason::kError, e.what());
-    }
-    scheduler_.abandon();
+  if (runs_ahead_ && launch()) {
+    prefill_ = prefill;
+    return std::nullopt;
   }
+  draft();
+  run_parts(*plan_);
+  scheduler_.settle(*plan_);
   return prefill;
+}
+
+// False: there is no memory for it, and nothing has changed.
+bool EngineCore::launch() {
+  try {
+    runner_.launch(*plan_);
+    return runner_.under_way() > 0;
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kTooLarge) throw;
+    return false;
+  }
+}
+
+// The requests of the step that was planned, and of those under way, end.
+void EngineCore::fail(const std::string& what) {
+  std::vector<StepEntry> entries = runner_.forget();
+  entries.insert(entries.end(), plan_->begin(), plan_->end());
+  for (const StepEntry& entry : entries) {
+    if (!entry.job->finished) sequence_in(entry).finish(FinishReason::kError, what);
+  }
+  scheduler_.abandon(entries);
 }
 
 // A draft that finds no memory is none.
@@ -121,6 +153,7 @@ void EngineCore::report(EngineStats& stats) const {
   stats.drafts = runner_.drafts();
   stats.drafted_tokens = runner_.drafted_tokens();
   stats.accepted_tokens = runner_.accepted_tokens();
+  stats.ahead_steps = runner_.ahead_steps();
   stats.pages = {pools_.full.total(), pools_.full.used(), pools_.full.cached()};
   stats.sliding_pages = {pools_.sliding.total(), pools_.sliding.used(), pools_.sliding.cached()};
 }

@@ -32,11 +32,12 @@ class EngineCore {
 
   // Which sequences the next step is for, and how many tokens of each; false: there is nothing to do.
   bool plan();
-  // Runs that step; returns whether it had prompt tokens. Requests whose step fails end with an error.
-  // Throws Error(kDeviceLost): then only cancel_if and the destructor are of use.
-  bool run();
+  // Runs that step, or, where it runs ahead, gives it to the chip and ends the one before. Returns whether
+  // the step that ended had prompt tokens; nothing where none did. Requests whose step fails end with an
+  // error. Throws Error(kDeviceLost): then only remove_if and the destructor are of use.
+  std::optional<bool> run();
 
-  // Removes the sequences for which `gone` is true, and returns them.
+  // As Scheduler's.
   template <typename Predicate>
   std::vector<std::shared_ptr<Job>> remove_if(Predicate gone) {
     return scheduler_.remove_if(gone);
@@ -49,7 +50,10 @@ class EngineCore {
   const std::string& restored() const { return restored_; }
 
  private:
+  std::optional<bool> advance();
+  bool launch();
   void draft();
+  void fail(const std::string& what);
   void run_parts(std::span<const StepEntry> entries);
 
   const EngineOptions& options_;
@@ -61,7 +65,9 @@ class EngineCore {
   std::unique_ptr<DraftModel> drafter_;  // or null
   std::optional<SavedPages> saved_;
   std::string restored_;
+  const bool runs_ahead_;
   const std::vector<StepEntry>* plan_ = nullptr;  // the scheduler's
+  bool prefill_ = false;                          // the first step under way has prompt tokens
 };
 
 }  // namespace qiao

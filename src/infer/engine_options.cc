@@ -9,8 +9,13 @@
 namespace qiao {
 namespace {
 
-constexpr uint64_t kCacheShare = 2;        // half of the free memory: the rest is the machine's
+// Of the free memory: the rest of the machine's is for all else, of a device's own for its driver's kernels
+// and graphs.
+constexpr double kMachineShare = 0.5, kDeviceShare = 0.9;
 constexpr int64_t kMostSlots = INT32_MAX;  // of the cache: their numbers have 31 bits
+
+constexpr int64_t kLeastContext = 2;  // a token of a prompt and one of an answer
+constexpr int64_t kSmallBatch = 64;   // -b, below which there is little to save
 
 double gib(uint64_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
 
@@ -23,7 +28,16 @@ KvCache::PageBytes bytes_per_page(const LanguageModel& model, const EngineOption
   return bytes;
 }
 
+// A cache of one page, whose shapes tell what steps take.
+KvCache page_of(const LanguageModel& model, const EngineOptions& o, bool slides) {
+  return KvCache(model.backend(), model.config(), 1, o.page_tokens, o.kv_dtype, slides ? 1 : 0);
+}
+
 void check_ranges(const EngineOptions& o) {
+  if (!(o.memory_share >= 0 && o.memory_share <= 1)) {
+    throw_error(ErrorKind::kInvalidInput, "engine: memory share {} is out of range; allowed: 0 to 1",
+                o.memory_share);
+  }
   const auto within = [](int64_t value, int64_t least) { return value >= least && value <= INT32_MAX; };
   if (!within(o.slots, 1) || !within(o.page_tokens, 1) || !within(o.batch_tokens, 1) || !within(o.pages, 0) ||
       !within(o.sliding_pages, 0) || !within(o.prompt_logprob_rows, 1) || !within(o.lookup, 0) ||
@@ -37,11 +51,10 @@ void check_ranges(const EngineOptions& o) {
 }
 
 void check_context(int64_t context, std::string_view why) {
-  constexpr int64_t kLeast = 2;  // a token of a prompt and one of an answer
-  if (context >= kLeast) return;
+  if (context >= kLeastContext) return;
   throw_error(ErrorKind::kInvalidInput,
               "the context (-c) is {} token{}; the least is {}: one of a prompt and one of its answer",
-              context, why, kLeast);
+              context, why, kLeastContext);
 }
 
 // How many full pages `bytes` hold, with a sliding page beside each as far as there are to be so many.
@@ -52,7 +65,34 @@ int64_t pages_that_fit(uint64_t bytes, const KvCache::PageBytes& page, int64_t s
   return static_cast<int64_t>(std::min<uint64_t>(pages, INT32_MAX));
 }
 
+// What would help where so much memory is free and one context does not fit.
+std::string ways_out(const LanguageModel& model, const EngineOptions& o, uint64_t free, uint64_t work) {
+  std::vector<std::string> ways;
+  const auto longest = [&](DType dtype) {
+    EngineOptions other = o;
+    other.kv_dtype = dtype;
+    const int64_t fits = pages_that_fit(free > work ? free - work : 0, bytes_per_page(model, other), 0);
+    return std::min(fits * o.page_tokens, o.context);
+  };
+  if (const int64_t tokens = longest(o.kv_dtype); tokens >= kLeastContext)
+    ways.push_back(fmt::format("a context of {} (-c)", tokens));
+  const bool blocks = model.config().head_dim % traits(DType::kQ8_0).block_elements == 0;
+  if (o.kv_dtype != DType::kQ8_0 && blocks && longest(DType::kQ8_0) > longest(o.kv_dtype))
+    ways.push_back(fmt::format("--kv-type q8_0 with a context of {}", longest(DType::kQ8_0)));
+  if (o.batch_tokens > kSmallBatch || o.slots > 1)
+    ways.emplace_back("fewer tokens a step (-b) or slots (-np)");
+  ways.emplace_back("a smaller or quantized model file");
+  return fmt::format("{}", fmt::join(ways, "; or "));
+}
+
 }  // namespace
+
+uint64_t workspace_bytes(const LanguageModel& model, const EngineOptions& o) {
+  const bool slides = bytes_per_page(model, o).sliding > 0;
+  uint64_t bytes = StepRunner::planned_bytes(model, page_of(model, o, slides), step_limits(o));
+  if (o.draft) bytes += DraftModel::planned_bytes(*o.draft, page_of(*o.draft, o, false), draft_limits(o));
+  return bytes;
+}
 
 EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options) {
   EngineOptions o = options;
@@ -68,15 +108,19 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   }
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const KvCache::PageBytes page = bytes_per_page(model, o);
-  const uint64_t free = model.decoder().free_bytes();
+  const DeviceInfo device = model.backend().describe();
+  const uint64_t free = model.decoder().free_bytes(), work = workspace_bytes(model, o);
+  if (o.memory_share == 0) o.memory_share = device.own_memory ? kDeviceShare : kMachineShare;
   const bool slides = page.sliding > 0, asked = o.pages > 0;
   const int64_t used =
       PagePools::window_pages(config.sliding_window, o.page_tokens, o.slots, most_step_tokens(o));
   o.sliding_pages = !slides ? 0 : o.sliding_pages == 0 ? 2 * used : std::max(o.sliding_pages, used);
   if (!asked) {
     const int64_t one = pages_per_sequence(o);
-    const int64_t fit = pages_that_fit(free / kCacheShare, page, o.sliding_pages);
-    o.pages = std::min({one * o.slots, std::max(fit, one), std::max(kMostSlots / o.page_tokens, one)});
+    const auto share = static_cast<uint64_t>(static_cast<double>(free) * o.memory_share);
+    const int64_t fit = pages_that_fit(share > work ? share - work : 0, page, o.sliding_pages);
+    o.pages = std::min(std::max(fit, one), std::max(kMostSlots / o.page_tokens, one));
+    if (!o.fill_memory || !device.own_memory) o.pages = std::min(o.pages, one * o.slots);
   }
   o.sliding_pages = std::min(o.sliding_pages, o.pages);
   if (o.pages > kMostSlots / o.page_tokens) {
@@ -84,11 +128,14 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
                 o.pages, o.page_tokens, kMostSlots);
   }
   const uint64_t need = cache_bytes(model, o);
-  if (need > free) {
-    throw_error(ErrorKind::kTooLarge,
-                "the cache of {} pages of {} tokens takes {:.1f} GiB, and {:.1f} GiB of memory are free; "
-                "lower {}",
-                o.pages, o.page_tokens, gib(need), gib(free), asked ? "--kv-pages" : "-c (context)");
+  if (need + work > free) {
+    throw_error(
+        ErrorKind::kTooLarge,
+        "the cache of {} pages of {} tokens takes {:.2f} GiB and the steps' workspace {:.2f} GiB, and "
+        "{:.2f} GiB of {} memory are free beside the weights; {}",
+        o.pages, o.page_tokens, gib(need), gib(work), gib(free),
+        device.own_memory ? "the device's" : "the machine's",
+        asked ? "lower --kv-pages" : "what may fit: " + ways_out(model, o, free, work));
   }
   o.context = std::min(o.context, o.pages * o.page_tokens);
   check_context(o.context,

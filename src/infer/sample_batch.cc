@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 namespace qiao {
 namespace {
+
+constexpr int64_t kResultAlignment = 64;
+constexpr size_t kLeastBytes = 64;
 
 float logprob_temperature(const GenerationRequest& request) {
   const float temperature = sample_row(request.sampling, 0, 0).temperature;
@@ -13,6 +17,33 @@ float logprob_temperature(const GenerationRequest& request) {
 }
 
 }  // namespace
+
+SampleBatch::Sizes SampleBatch::planned(const Backend& backend, int64_t vocabulary, int64_t rows,
+                                        int64_t top) {
+  alignas(64) static int32_t nothing = 0;  // shapes alone
+  Sample op;
+  op.logits = Tensor(&nothing, DType::kF32, {rows, vocabulary});
+  if (top > 0) op.top_ids = Tensor(&nothing, DType::kI32, {rows, std::min(top, vocabulary)});
+  Sizes sizes{};
+  sizes[kRows] = static_cast<size_t>(rows) * sizeof(SampleRow);
+  sizes[kMask] = static_cast<size_t>(rows * ((vocabulary + 31) / 32)) * sizeof(int32_t);
+  // Ids and log-probabilities, and both of the likeliest, each from a place of its own on.
+  sizes[kResults] = static_cast<size_t>((2 + 2 * top) * rows) * 4 + 4 * kResultAlignment;
+  sizes[kWorkspace] = backend.workspace_bytes(op);
+  return sizes;
+}
+
+size_t SampleBatch::planned_bytes(const Backend& backend, int64_t vocabulary, int64_t rows, int64_t top) {
+  const Sizes sizes = planned(backend, vocabulary, rows, top);
+  return std::accumulate(sizes.begin(), sizes.end(), size_t{0});
+}
+
+SampleBatch::SampleBatch(Backend& backend, int64_t vocabulary, int64_t rows, int64_t top)
+    : backend_(backend), vocabulary_(vocabulary) {
+  const Sizes sizes = planned(backend, vocabulary, rows, top);
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] > 0) device_[i] = backend.allocate(std::max(sizes[i], kLeastBytes));
+}
 
 void SampleBatch::clear() {
   rows_.clear();
@@ -90,7 +121,11 @@ Tensor SampleBatch::upload(int index, DType dtype, std::span<const T> host) {
 }
 
 SampleBatch::Draws SampleBatch::draw(const Tensor& logits, const Wanted& wanted) {
-  enum { kRows, kMask, kHistory, kBias = kHistory + 3, kResults = kBias + 3, kWorkspace };
+  start(logits, wanted, flight_);
+  return finish(flight_);
+}
+
+void SampleBatch::start(const Tensor& logits, const Wanted& wanted, Flight& flight) {
   const auto rows = static_cast<int64_t>(rows_.size());
   const auto count = rows_.size();
   Sample op;
@@ -111,36 +146,43 @@ SampleBatch::Draws SampleBatch::draw(const Tensor& logits, const Wanted& wanted)
     op.bias_values = upload<float>(kBias + 1, DType::kF32, bias_values_);
     op.bias_offsets = upload<int32_t>(kBias + 2, DType::kI32, bias_offsets_);
   }
-  // What is drawn lies side by side, so that it comes back as one copy.
-  const int64_t top = std::min(wanted.top, vocabulary_);
+  // What is drawn lies side by side, the ids first, so that it comes back as one copy.
+  flight.rows = rows;
+  flight.logs = wanted.log_probabilities ? rows : 0;
+  flight.top = std::min(wanted.top, vocabulary_);
   int64_t bytes = 0;
   const auto place = [&](int64_t words) {
-    constexpr int64_t kAlignment = 64;
-    return std::exchange(bytes, bytes + (words * 4 + kAlignment - 1) / kAlignment * kAlignment);
+    constexpr int64_t kStep = kResultAlignment;
+    return std::exchange(bytes, bytes + (words * 4 + kStep - 1) / kStep * kStep);
   };
-  const int64_t ids_at = place(rows), logs_at = place(wanted.log_probabilities ? rows : 0),
-                top_ids_at = place(rows * top), top_logs_at = place(rows * top);
+  place(rows);
+  flight.logs_at = place(flight.logs);
+  flight.top_ids_at = place(rows * flight.top);
+  flight.top_logs_at = place(rows * flight.top);
   const Tensor results = device(kResults, DType::kU8, {bytes});
   auto* memory = results.as<std::byte>();
-  op.ids = Tensor(memory + ids_at, DType::kI32, {rows});
-  if (wanted.log_probabilities) op.log_probabilities = Tensor(memory + logs_at, DType::kF32, {rows});
-  if (top > 0) {
-    op.top_ids = Tensor(memory + top_ids_at, DType::kI32, {rows, top});
-    op.top_log_probabilities = Tensor(memory + top_logs_at, DType::kF32, {rows, top});
+  op.ids = Tensor(memory, DType::kI32, {rows});
+  if (flight.logs > 0) op.log_probabilities = Tensor(memory + flight.logs_at, DType::kF32, {rows});
+  if (flight.top > 0) {
+    op.top_ids = Tensor(memory + flight.top_ids_at, DType::kI32, {rows, flight.top});
+    op.top_log_probabilities = Tensor(memory + flight.top_logs_at, DType::kF32, {rows, flight.top});
   }
   if (const size_t size = backend_.workspace_bytes(op); size > 0)
     op.workspace = device(kWorkspace, DType::kU8, {static_cast<int64_t>(size)});
   backend_.sample(op);
+  flight.ids = op.ids;
+  backend_.start_download(flight.landing, results.data, static_cast<size_t>(bytes));
+}
 
-  results_.resize(static_cast<size_t>(bytes));
-  if (bytes > 0) backend_.download(results_.data(), results.data, results_.size());
-  const auto span_of = [&]<class T>(T, const Tensor& tensor, int64_t at) {
-    const auto count = static_cast<size_t>(tensor.present() ? tensor.elements() : 0);
-    return std::span<const T>(reinterpret_cast<const T*>(results_.data() + at), count);
+SampleBatch::Draws SampleBatch::finish(Flight& flight) {
+  const std::byte* came = backend_.finish_download(*flight.landing);
+  const auto span_of = [&]<class T>(T, int64_t at, int64_t count) {
+    return std::span<const T>(reinterpret_cast<const T*>(came + at), static_cast<size_t>(count));
   };
-  return {span_of(int32_t{}, op.ids, ids_at), span_of(float{}, op.log_probabilities, logs_at), top,
-          span_of(int32_t{}, op.top_ids, top_ids_at),
-          span_of(float{}, op.top_log_probabilities, top_logs_at)};
+  const int64_t rows = flight.rows, top = flight.top;
+  return {span_of(int32_t{}, 0, rows), span_of(float{}, flight.logs_at, flight.logs), top,
+          span_of(int32_t{}, flight.top_ids_at, rows * top),
+          span_of(float{}, flight.top_logs_at, rows * top)};
 }
 
 }  // namespace qiao

@@ -1,9 +1,11 @@
 // Draws the next tokens of several sequences in one op: gathers what each row of logits asks for.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -13,8 +15,10 @@ namespace qiao {
 
 class SampleBatch {
  public:
-  // Of rows of `vocabulary` logits on `backend`.
-  SampleBatch(Backend& backend, int64_t vocabulary) : backend_(backend), vocabulary_(vocabulary) {}
+  // Of rows of `vocabulary` logits on `backend`. Memory for `rows` rows, with masks and `top` likeliest
+  // tokens, is planned here; what penalties and biases take, and more rows, is had when it is asked for.
+  SampleBatch(Backend& backend, int64_t vocabulary, int64_t rows, int64_t top);
+  static size_t planned_bytes(const Backend& backend, int64_t vocabulary, int64_t rows, int64_t top);
 
   void clear();
   // A row: the draw of the token behind the first `ahead` tokens of the sequence's draft, as if those had
@@ -38,7 +42,21 @@ class SampleBatch {
   // Draws for F32 logits [rows, V], in the order of the rows. Valid until the next call.
   Draws draw(const Tensor& logits, const Wanted& wanted);
 
+  // The same in two parts. What was drawn lies on the chip (`ids`, until the next start), and is on its way
+  // to the host: finish waits for it, and is valid until the next start of this flight.
+  struct Flight {
+    Tensor ids;  // I32 [rows], on the chip
+    int64_t rows = 0, logs = 0, top = 0;
+    int64_t logs_at = 0, top_ids_at = 0, top_logs_at = 0;  // bytes behind the ids
+    std::unique_ptr<Landing> landing;
+  };
+  void start(const Tensor& logits, const Wanted& wanted, Flight& flight);
+  Draws finish(Flight& flight);
+
  private:
+  enum { kRows, kMask, kHistory, kBias = kHistory + 3, kResults = kBias + 3, kWorkspace, kBuffers };
+  using Sizes = std::array<size_t, kBuffers>;
+  static Sizes planned(const Backend& backend, int64_t vocabulary, int64_t rows, int64_t top);
   void add_history(const Sequence& sequence, int64_t ahead);
   void add_count(TokenId id, int32_t count);
   void add_bias(TokenId id, float bias);
@@ -52,8 +70,8 @@ class SampleBatch {
   std::vector<SampleRow> rows_;
   std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
   std::vector<float> bias_values_;
-  std::vector<std::byte> results_;  // of the last draw
-  Buffer device_[10];               // the same on the chip, grown when a step needs more
+  Flight flight_;            // of draw()
+  Buffer device_[kBuffers];  // the same on the chip, grown when a step needs more
 };
 
 }  // namespace qiao

@@ -164,6 +164,7 @@ void Scheduler::admit_waiting() {
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
+  blocked_ = !waiting_.empty();
 }
 
 void Scheduler::plan_prompts(int64_t budget) {
@@ -253,24 +254,53 @@ const std::vector<StepEntry>& Scheduler::plan() {
   return plan_;
 }
 
-void Scheduler::settle() {
+const std::vector<StepEntry>& Scheduler::plan_ahead() {
+  plan_.clear();
+  if (!waiting_.empty() && !blocked_) return plan_;
+  int64_t full = 0, sliding = 0;
+  for (const std::shared_ptr<Job>& job : running_) {
+    if (job->finished) continue;
+    const Job::Ahead ahead = job->decodes() ? job->ahead() : Job::Ahead::kNo;
+    if (ahead == Job::Ahead::kNo) {
+      plan_.clear();
+      return plan_;
+    }
+    if (ahead == Job::Ahead::kEnds) continue;
+    plan_.push_back({job.get(), 1});
+    const int64_t pages = pools_.pages_for(job->computed + 1);
+    full += std::max<int64_t>(0, pages - std::ssize(job->pages.full));
+    if (pools_.slides()) sliding += std::max<int64_t>(0, pages - std::ssize(job->pages.sliding));
+  }
+  if (full > pools_.full.available() || sliding > pools_.sliding.available()) plan_.clear();
   for (const StepEntry& entry : plan_) {
+    const bool fits = extend(*entry.job, entry.job->computed + 1);
+    QIAO_ASSERT(fits);
+  }
+  take_sliding_pages();
+  return plan_;
+}
+
+void Scheduler::settle(std::span<const StepEntry> step) {
+  for (const StepEntry& entry : step) {
     Job& job = *entry.job;
-    const int64_t full = job.computed / pools_.page_tokens;
+    // What was computed of a token that has ended the answer is not of it.
+    const int64_t known = std::min(job.computed, static_cast<int64_t>(job.tokens.size()));
+    const int64_t full = known / pools_.page_tokens;
     if (options_.prefix_cache && full > job.shared_pages) {
-      tree_.insert(job.tenant, std::span(job.tokens).first(static_cast<size_t>(job.computed)), job.pages,
+      tree_.insert(job.tenant, std::span(job.tokens).first(static_cast<size_t>(known)), job.pages,
                    job.shared_pages);
       job.shared_pages = full;
     }
     leave_window(job);
   }
-  plan_.clear();
-  remove_if([](const Job& job) { return job.finished; });
+  remove_if([](const Job& job) { return job.finished && job.under_way == 0; });
 }
 
-void Scheduler::abandon() {
-  for (const StepEntry& entry : plan_) entry.job->finished = true;
-  plan_.clear();
+void Scheduler::abandon(std::span<const StepEntry> step) {
+  for (const StepEntry& entry : step) {
+    entry.job->finished = true;
+    entry.job->under_way = entry.job->awaited = 0;
+  }
   remove_if([](const Job& job) { return job.finished; });
 }
 

@@ -32,6 +32,14 @@ struct Job {
   int64_t outputs_wanted = 0, outputs_had = 0;
   bool finished = false;  // set while its step runs; it leaves in settle()
 
+  // Steps that compute something of it and whose results are not there yet, and how many tokens they draw:
+  // the host does not know these, but that they follow `tokens`.
+  int64_t under_way = 0, awaited = 0;
+  bool leaves = false;  // as soon as no step is under way
+  // Whether its next step needs nothing of what is awaited but the token itself, which the chip has.
+  enum class Ahead { kNo, kYes, kEnds };  // kEnds: with what is awaited it has all that it may
+  virtual Ahead ahead() const { return Ahead::kNo; }
+
   // Guesses of the tokens that follow, to be computed with them. They are in no page once the step is over.
   std::vector<TokenId> draft;
   // Guesses at most that many, into `draft`; the default is to guess none.
@@ -39,8 +47,9 @@ struct Job {
   // How many guesses, at most `most`, can be of use before the job ends.
   virtual int64_t draft_room(int64_t most) const { return most; }
 
-  // The first `computed` tokens have their keys and values in `pages`; in sliding layers, as far as a token
-  // to come sees them. Whoever runs the step advances it.
+  // The first `computed` tokens, awaited ones with them, have their keys and values in `pages`, or steps
+  // under way put them there; in sliding layers, as far as a token to come sees them. Whoever runs the step
+  // advances it.
   int64_t computed = 0;
   PageTables pages;
   int64_t shared_pages = 0;   // so many of them, from the first, are in the prefix tree
@@ -48,7 +57,7 @@ struct Job {
   int64_t cached_tokens = 0;  // of the prompt, found there
   int64_t preemptions = 0;
 
-  int64_t pending() const { return static_cast<int64_t>(tokens.size()) - computed; }
+  int64_t pending() const { return static_cast<int64_t>(tokens.size()) + awaited - computed; }
   // One token a step from here on; else a prompt, tokens that a grammar forced behind it, or what is computed
   // again after a preemption.
   bool decodes() const { return pending() == 1 && computed >= prompt_tokens && !embedding; }
@@ -102,15 +111,22 @@ class Scheduler {
   // any member.
   const std::vector<StepEntry>& plan();
 
+  // While a step is under way: the one after it, where that is one more token of each job, and pages are
+  // there for it. Empty where what is awaited must be known first: prompts, admissions, preemptions. Valid as
+  // plan()'s.
+  const std::vector<StepEntry>& plan_ahead();
+
   // Adds to the planned step guesses of `drafter` for the decoding jobs that have none, at most `most` each.
   void draft(Drafter& drafter, int64_t most);
 
-  // The step that was planned has run: pages that it filled are shared, finished jobs give theirs back.
-  void settle();
-  // The planned step failed: its jobs leave; what it wrote is in no shared page.
-  void abandon();
+  // A step has run: pages that it filled are shared, finished jobs give theirs back, but for those of which
+  // another step is under way.
+  void settle(std::span<const StepEntry> step);
+  // A step failed: its jobs leave; what it wrote is in no shared page.
+  void abandon(std::span<const StepEntry> step);
 
-  // Removes the jobs, queued or running, for which `gone` is true, and returns them.
+  // Removes the jobs, queued or running, for which `gone` is true, and returns them; of those of which a step
+  // is under way each once, and they leave with its end.
   template <typename Predicate>
   std::vector<std::shared_ptr<Job>> remove_if(Predicate gone);
 
@@ -141,6 +157,7 @@ class Scheduler {
   std::vector<StepEntry> plan_;
   std::vector<DraftTask> draft_tasks_;
   bool embedding_turn_ = false, preempted_now_ = false;
+  bool blocked_ = false;  // nobody has left since the first that waits found no place
   SchedulerStats totals_;
 };
 
@@ -150,6 +167,10 @@ std::vector<std::shared_ptr<Job>> Scheduler::remove_if(Predicate gone) {
   const auto take = [&](auto& list, bool has_pages) {
     std::erase_if(list, [&](const std::shared_ptr<Job>& job) {
       if (!gone(std::as_const(*job))) return false;
+      if (job->under_way > 0) {
+        if (!std::exchange(job->leaves, true)) removed.push_back(job);
+        return false;
+      }
       if (has_pages) release(*job);
       removed.push_back(job);
       return true;
@@ -157,6 +178,7 @@ std::vector<std::shared_ptr<Job>> Scheduler::remove_if(Predicate gone) {
   };
   take(running_, true);
   take(waiting_, false);
+  blocked_ &= removed.empty();
   return removed;
 }
 

@@ -43,6 +43,10 @@ class Sequence final : public Job {
   // the sequence with an error.
   void mask(int64_t ahead, std::span<uint32_t> words);
 
+  Ahead ahead() const override;
+  // Which row of the last step that was given draws its next token.
+  int32_t drawn_row = -1;
+
   void propose(int64_t most) override;
   int64_t draft_room(int64_t most) const override;
   // How many tokens a draft model should guess, at most `most`; its step costs `cost` of the target's.

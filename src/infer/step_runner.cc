@@ -10,41 +10,48 @@ namespace {
 
 constexpr int64_t kTopLogprobs = 20;
 
+Decoder::Limits decoder_limits(const StepRunner::Limits& limits) {
+  return {.tokens = limits.tokens,
+          .sequences = limits.sequences,
+          .pages_per_sequence = limits.pages_per_sequence,
+          .outputs = limits.tokens,
+          .logits = std::min(limits.tokens, limits.sequences + limits.prompt_logprob_rows)};
+}
+
 Sequence& sequence_of(const StepEntry& entry) { return static_cast<Sequence&>(*entry.job); }
 
 }  // namespace
 
-StepRunner::StepRunner(const LanguageModel& model, KvCache& cache, int64_t sequences,
-                       int64_t pages_per_sequence, int64_t tokens, int64_t prompt_logprob_rows)
+size_t StepRunner::planned_bytes(const LanguageModel& model, const KvCache& cache, const Limits& limits) {
+  const Decoder::Limits step = decoder_limits(limits);
+  return model.decoder().workspace_bytes(step, cache) +
+         SampleBatch::planned_bytes(model.backend(), model.config().vocabulary_size, step.logits,
+                                    kTopLogprobs);
+}
+
+StepRunner::StepRunner(const LanguageModel& model, KvCache& cache, const Limits& limits)
     : model_(model),
       backend_(model.backend()),
       cache_(cache),
-      pages_per_sequence_(pages_per_sequence),
-      vocabulary_(model.decoder().config().vocabulary_size),
-      batch_(backend_, vocabulary_) {
-  workspace_ = model.decoder().make_workspace({.tokens = tokens,
-                                               .sequences = sequences,
-                                               .pages_per_sequence = pages_per_sequence,
-                                               .outputs = tokens,
-                                               .logits = std::min(tokens, sequences + prompt_logprob_rows)},
-                                              cache);
-}
+      pages_per_sequence_(limits.pages_per_sequence),
+      vocabulary_(model.config().vocabulary_size),
+      workspace_(model.decoder().make_workspace(decoder_limits(limits), cache)),
+      batch_(backend_, vocabulary_, decoder_limits(limits).logits, kTopLogprobs) {}
 
 // Those that have not finished; where there are adapters, those of one side by side: their rows are
 // multiplied together. No answer depends on the order.
-std::span<const StepEntry> StepRunner::in_order(std::span<const StepEntry> entries) {
-  entries_.assign(entries.begin(), entries.end());
-  std::erase_if(entries_, [](const StepEntry& entry) { return entry.job->finished; });
-  if (model_.adapters().empty()) return entries_;
-  for (auto entry = entries_.begin(); entry != entries_.end();
-       ++entry) {  // stable, and without memory of its own
+void StepRunner::take_entries(std::span<const StepEntry> entries, Flight& flight) {
+  std::vector<StepEntry>& taken = flight.entries;
+  taken.assign(entries.begin(), entries.end());
+  std::erase_if(taken, [](const StepEntry& entry) { return entry.job->finished; });
+  if (model_.adapters().empty()) return;
+  for (auto entry = taken.begin(); entry != taken.end(); ++entry) {  // stable, and without memory of its own
     const auto place = std::upper_bound(
-        entries_.begin(), entry, sequence_of(*entry).adapter(),
+        taken.begin(), entry, sequence_of(*entry).adapter(),
         [](int32_t adapter, const StepEntry& other) { return adapter < sequence_of(other).adapter(); });
     std::rotate(place, entry, entry + 1);
   }
-  for (const StepEntry& entry : entries_) adapters_.push_back(sequence_of(entry).adapter());
-  return entries_;
+  for (const StepEntry& entry : taken) adapters_.push_back(sequence_of(entry).adapter());
 }
 
 // The slots of a sequence's positions [begin, end), and its row of the table.
@@ -60,26 +67,31 @@ void StepRunner::pack_pages(std::span<const int32_t> pages, int64_t begin, int64
   table.resize(row + static_cast<size_t>(pages_per_sequence_), 0);
 }
 
-void StepRunner::pack(const StepEntry& entry, bool embed) {
+void StepRunner::pack(const StepEntry& entry, Flight& flight) {
   Sequence& sequence = sequence_of(entry);
   const size_t known = sequence.tokens.size();
   QIAO_ASSERT(entry.count >= 1 &&
               entry.count <= sequence.pending() + static_cast<int64_t>(sequence.draft.size()));
+  QIAO_ASSERT(sequence.awaited == 0 || (sequence.awaited == 1 && sequence.draft.empty()));
   const int64_t end = sequence.computed + entry.count;
   for (int64_t position = sequence.computed; position < end; ++position) {
     const auto row = static_cast<int32_t>(tokens_.size());
     const auto index = static_cast<size_t>(position);
-    tokens_.push_back(index < known ? sequence.tokens[index] : sequence.draft[index - known]);
+    const bool awaited = index >= known && sequence.awaited > 0;
+    tokens_.push_back(index < known ? sequence.tokens[index] : awaited ? 0 : sequence.draft[index - known]);
+    from_drawn_.push_back(awaited ? sequence.drawn_row : -1);
     positions_.push_back(static_cast<int32_t>(position));
     // Positions computed again after a preemption have given their outputs before.
     const bool wanted = position >= sequence.outputs_had && position < sequence.outputs_wanted;
     if (wanted) {
       output_rows_.push_back(row);
-      outputs_.push_back({&sequence, 0, false, embed ? 0 : sequence.tokens[index + 1]});
+      flight.outputs.push_back({&sequence, 0, 0, false, flight.embeds ? 0 : sequence.tokens[index + 1]});
     }
-    if (index + 1 >= known && sequence.draws()) {
+    const int64_t ahead = position + 1 - static_cast<int64_t>(known);
+    if (ahead >= sequence.awaited && sequence.draws()) {
       output_rows_.push_back(row);
-      outputs_.push_back({&sequence, static_cast<int64_t>(index + 1 - known), true, 0});
+      if (ahead == sequence.awaited) flight.drawing.push_back(&sequence);
+      flight.outputs.push_back({&sequence, ahead, ahead - sequence.awaited, true, 0});
     }
   }
   lengths_.push_back(static_cast<int32_t>(end));
@@ -90,45 +102,89 @@ void StepRunner::pack(const StepEntry& entry, bool embed) {
 }
 
 void StepRunner::run(std::span<const StepEntry> entries) {
+  launch(entries);
+  if (count_ > 0) land();
+}
+
+Decoder::Outputs StepRunner::forward(const Flight& flight) {
+  const bool none_awaited = std::ranges::all_of(from_drawn_, [](int32_t from) { return from < 0; });
+  if (none_awaited) from_drawn_.clear();
+  return model_.decoder().forward({.tokens = tokens_,
+                                   .positions = positions_,
+                                   .slots = slots_,
+                                   .page_table = page_table_,
+                                   .lengths = lengths_,
+                                   .query_starts = query_starts_,
+                                   .output_rows = output_rows_,
+                                   .adapters = adapters_,
+                                   .sliding_slots = sliding_slots_,
+                                   .sliding_table = sliding_table_,
+                                   .drawn_ids = none_awaited ? Tensor() : flights_[first_].draws.ids,
+                                   .from_drawn = from_drawn_},
+                                  cache_, *workspace_, !flight.embeds);
+}
+
+void StepRunner::launch(std::span<const StepEntry> entries) {
+  QIAO_ASSERT(count_ < 2);
   for (auto* list : {&tokens_, &positions_, &slots_, &page_table_, &lengths_, &query_starts_, &output_rows_,
-                     &adapters_, &sliding_slots_, &sliding_table_}) {
+                     &adapters_, &sliding_slots_, &sliding_table_, &from_drawn_}) {
     list->clear();
   }
-  outputs_.clear();
   query_starts_.push_back(0);
-  const bool embed = entries.front().job->embedding;
-  entries = in_order(entries);
-  if (entries.empty()) return;
-  for (const StepEntry& entry : entries) pack(entry, embed);
-  const Decoder::Outputs out = model_.decoder().forward({.tokens = tokens_,
-                                                         .positions = positions_,
-                                                         .slots = slots_,
-                                                         .page_table = page_table_,
-                                                         .lengths = lengths_,
-                                                         .query_starts = query_starts_,
-                                                         .output_rows = output_rows_,
-                                                         .adapters = adapters_,
-                                                         .sliding_slots = sliding_slots_,
-                                                         .sliding_table = sliding_table_},
-                                                        cache_, *workspace_, !embed);
-  const bool draws = !outputs_.empty() && !embed;
-  const SampleBatch::Draws drawn = draws ? draw(out.logits) : SampleBatch::Draws();
-  if (!outputs_.empty() && embed) take_hidden(out.hidden);
-  for (const StepEntry& entry : entries) entry.job->computed += entry.count;
-  if (draws) take_draws(drawn);
-  for (const StepEntry& entry : entries) {
+  Flight& flight = flights_[(first_ + count_) % 2];
+  flight.outputs.clear();
+  flight.drawing.clear();
+  flight.embeds = entries.front().job->embedding;
+  take_entries(entries, flight);
+  if (flight.entries.empty()) return;
+  for (const StepEntry& entry : flight.entries) pack(entry, flight);
+  const Decoder::Outputs out = forward(flight);
+  flight.hidden = out.hidden;
+  if (!flight.outputs.empty() && !flight.embeds) draw(out.logits, flight);
+  // All of it is given: from here on nothing throws.
+  for (const StepEntry& entry : flight.entries) {
+    entry.job->computed += entry.count;
+    ++entry.job->under_way;
+  }
+  for (size_t i = 0; i < flight.outputs.size(); ++i)
+    if (flight.outputs[i].draws) flight.outputs[i].sequence->drawn_row = static_cast<int32_t>(i);
+  for (Sequence* sequence : flight.drawing) ++sequence->awaited;
+  ahead_ += count_;
+  ++count_;
+}
+
+std::span<const StepEntry> StepRunner::land() {
+  Flight& flight = flights_[first_];
+  const bool draws = !flight.outputs.empty() && !flight.embeds;
+  const SampleBatch::Draws drawn = draws ? batch_.finish(flight.draws) : SampleBatch::Draws();
+  if (!flight.outputs.empty() && flight.embeds) take_hidden(flight);
+  for (const StepEntry& entry : flight.entries) --entry.job->under_way;
+  for (Sequence* sequence : flight.drawing) --sequence->awaited;
+  if (draws) take_draws(flight, drawn);
+  for (const StepEntry& entry : flight.entries) {
     Sequence& sequence = sequence_of(entry);
     settle_draft(sequence);
     if (!sequence.finished && !sequence.draws() && sequence.pending() == 0) sequence.finish_computed();
   }
+  first_ ^= 1;
+  --count_;
+  return flight.entries;
 }
 
-void StepRunner::take_hidden(const Tensor& hidden) {
+std::vector<StepEntry> StepRunner::forget() {
+  std::vector<StepEntry> entries;
+  for (; count_ > 0; --count_, first_ ^= 1)
+    entries.insert(entries.end(), flights_[first_].entries.begin(), flights_[first_].entries.end());
+  return entries;
+}
+
+void StepRunner::take_hidden(const Flight& flight) {
+  const Tensor& hidden = flight.hidden;
   const int64_t width = hidden.shape[1];
   hidden_.resize(static_cast<size_t>(hidden.elements()));
   backend_.download(hidden_.data(), hidden.data, static_cast<size_t>(hidden.bytes()));
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    outputs_[i].sequence->add_hidden(hidden_.data() + static_cast<int64_t>(i) * width, width);
+  for (size_t i = 0; i < flight.outputs.size(); ++i) {
+    flight.outputs[i].sequence->add_hidden(hidden_.data() + static_cast<int64_t>(i) * width, width);
   }
 }
 
@@ -143,38 +199,41 @@ void StepRunner::settle_draft(Sequence& sequence) {
   sequence.judge_draft();
 }
 
-// Rows of sequences without a grammar, and of tokens that are known, allow all.
-void StepRunner::fill_masks() {
+// Rows of sequences without a grammar, and of tokens that are known, allow all. Made while the chip computes
+// the logits, where it runs behind.
+void StepRunner::fill_masks(const Flight& flight) {
   masks_.clear();
-  if (std::none_of(outputs_.begin(), outputs_.end(),
+  const std::vector<Output>& outputs = flight.outputs;
+  if (std::none_of(outputs.begin(), outputs.end(),
                    [](const Output& output) { return output.draws && output.sequence->constrained(); })) {
     return;
   }
   const auto words = static_cast<size_t>((vocabulary_ + 31) / 32);
-  masks_.assign(outputs_.size() * words, ~uint32_t{0});
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    const Output& output = outputs_[i];
+  masks_.assign(outputs.size() * words, ~uint32_t{0});
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Output& output = outputs[i];
     if (output.draws && output.sequence->constrained())
-      output.sequence->mask(output.ahead, std::span(masks_).subspan(i * words, words));
+      output.sequence->mask(output.drafted, std::span(masks_).subspan(i * words, words));
   }
 }
 
-SampleBatch::Draws StepRunner::draw(const Tensor& logits) {
-  fill_masks();
+void StepRunner::draw(const Tensor& logits, Flight& flight) {
+  fill_masks(flight);
   batch_.clear();
   int64_t top = 0;
-  for (const Output& output : outputs_) {
+  for (const Output& output : flight.outputs) {
     top = std::max<int64_t>(top, output.sequence->request().top_logprobs);
     output.draws ? batch_.add(*output.sequence, output.ahead)
                  : batch_.add_known(*output.sequence, output.target);
   }
-  return batch_.draw(logits,
-                     {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)});
+  batch_.start(logits, {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)},
+               flight.draws);
 }
 
-void StepRunner::take_draws(const SampleBatch::Draws& draws) {
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    Sequence& sequence = *outputs_[i].sequence;
+void StepRunner::take_draws(const Flight& flight, const SampleBatch::Draws& draws) {
+  for (size_t i = 0; i < flight.outputs.size(); ++i) {
+    const Output& output = flight.outputs[i];
+    Sequence& sequence = *output.sequence;
     TokenLogprobs logprobs;
     logprobs.logprob = draws.log_probabilities[i];
     const int64_t wanted = std::min<int64_t>(sequence.request().top_logprobs, draws.top);
@@ -183,16 +242,16 @@ void StepRunner::take_draws(const SampleBatch::Draws& draws) {
       logprobs.top.emplace_back(draws.top_ids[at], draws.top_log_probabilities[at]);
     }
     const TokenId drawn = draws.ids[i];
-    if (!outputs_[i].draws) {
+    if (!output.draws) {
       sequence.add_logprobs(std::move(logprobs));
-    } else if (sequence.finished || outputs_[i].ahead > sequence.draft_accepted) {
-      continue;  // drawn behind a draft that was wrong
+    } else if (sequence.finished || output.drafted > sequence.draft_accepted) {
+      continue;  // drawn behind a draft that was wrong, or behind the end
     } else if (drawn < 0) {
       sequence.accept_none();
     } else {
       const size_t known = sequence.tokens.size();
       sequence.accept(drawn, std::move(logprobs));
-      const auto next = static_cast<size_t>(outputs_[i].ahead);
+      const auto next = static_cast<size_t>(output.drafted);
       // Where forced tokens follow, what was drawn behind the draft is not what comes next.
       if (!sequence.finished && sequence.tokens.size() == known + 1 && next < sequence.draft.size() &&
           sequence.draft[next] == drawn)

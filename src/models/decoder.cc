@@ -64,10 +64,12 @@ namespace {
 class IndexBlock {
  public:
   IndexBlock(Backend& backend, const Decoder::Limits& limits, int64_t tables)
-      : host_(static_cast<size_t>((2 + tables) * limits.tokens + 2 * limits.sequences + 1 + limits.outputs +
-                                  tables * limits.sequences * limits.pages_per_sequence)),
-        device_(backend.allocate(host_.size() * sizeof(int32_t))) {}
+      : host_(count(limits, tables)), device_(backend.allocate(host_.size() * sizeof(int32_t))) {}
 
+  static size_t count(const Decoder::Limits& limits, int64_t tables) {
+    return static_cast<size_t>((3 + tables) * limits.tokens + 2 * limits.sequences + 1 + limits.outputs +
+                               tables * limits.sequences * limits.pages_per_sequence);
+  }
   void clear() { used_ = 0; }
   Tensor add(std::span<const int32_t> values) {
     QIAO_ASSERT(values.size() <= host_.size() - used_);
@@ -110,6 +112,7 @@ struct StepTensors {
   Tensor tokens;
   nn::StepIndices step, sliding;  // by group of layers
   Tensor output_rows;             // [O], or absent where every row is wanted
+  Tensor from_drawn;              // [T], or absent
   int64_t outputs = 0;
   std::span<const nn::AdapterRows> token_adapters, output_adapters;  // which rows adapters change
 };
@@ -188,6 +191,11 @@ void check_step(const StepBatch& batch, const KvCache& cache, const DecoderConfi
   check_range(batch.slots, cache.pages() * cache.page_tokens(), "slot");
   check_range(batch.sliding_slots, cache.sliding_pages() * cache.page_tokens(), "slot of sliding layers");
   check_range(batch.output_rows, static_cast<int64_t>(tokens), "output row");
+  if (!batch.from_drawn.empty()) {
+    if (batch.from_drawn.size() != tokens || batch.drawn_ids.rank != 1)
+      refuse_step(fmt::format("{} places of drawn tokens for {} tokens", batch.from_drawn.size(), tokens));
+    check_range(batch.from_drawn, batch.drawn_ids.shape[0], "place of a drawn token", -1);
+  }
   for (size_t i = 1; i < batch.output_rows.size(); ++i)
     if (batch.output_rows[i] <= batch.output_rows[i - 1]) refuse_step("output rows do not ascend");
   if (batch.query_starts.front() != 0 || batch.query_starts.back() != static_cast<int32_t>(tokens))
@@ -238,6 +246,8 @@ StepTensors place_step(const StepBatch& batch, StepMemory& memory) {
   }
   step.outputs = static_cast<int64_t>(batch.output_rows.size());
   if (batch.output_rows.size() != batch.tokens.size()) step.output_rows = indices.add(batch.output_rows);
+  // The last: recorded steps find the others where they were.
+  if (!batch.from_drawn.empty()) step.from_drawn = indices.add(batch.from_drawn);
   place_adapters(batch, memory);
   step.token_adapters = memory.token_adapters;
   step.output_adapters = memory.output_adapters;
@@ -389,9 +399,10 @@ int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out
 
 int32_t Decoder::adapters() const { return parts_->adapters; }
 
-std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted,
-                                                            const KvCache& cache) const {
-  Limits limits = wanted;
+namespace {
+
+Decoder::Limits complete(const Decoder::Limits& wanted) {
+  Decoder::Limits limits = wanted;
   if (limits.logits < 0) limits.logits = limits.outputs;
   if (limits.tokens < 1 || limits.sequences < 1 || limits.pages_per_sequence < 1 || limits.outputs < 0 ||
       limits.logits > limits.outputs) {
@@ -399,15 +410,38 @@ std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted
                 "workspace of {} tokens, {} sequences of {} pages, {} outputs and {} logits", limits.tokens,
                 limits.sequences, limits.pages_per_sequence, limits.outputs, limits.logits);
   }
+  return limits;
+}
+
+int64_t tables_of(const KvCache& cache) { return cache.sliding_pages() > 0 ? 2 : 1; }
+
+// Of a step's activations.
+size_t scratch_bytes(Backend& backend, const DecoderWeights& weights, const DecoderConfig& config,
+                     Collectives* ranks, const Decoder::Limits& limits, const KvCache& cache) {
   // Measuring reads the pages' shapes only.
   auto& pages = const_cast<KvCache&>(cache);
+  nn::Context measure(backend), with_logits(backend);
+  run(measure, weights, config, ranks, largest_step(limits, limits.outputs), pages, false);
+  run(with_logits, weights, config, ranks, largest_step(limits, limits.logits), pages, true);
+  return std::max(measure.peak(), with_logits.peak());
+}
+
+}  // namespace
+
+size_t Decoder::workspace_bytes(const Limits& wanted, const KvCache& cache) const {
+  const Limits limits = complete(wanted);
   Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
-  nn::Context measure(backend());
-  run(measure, parts_->weights, config(), ranks, largest_step(limits, limits.outputs), pages, false);
-  nn::Context with_logits(backend());
-  run(with_logits, parts_->weights, config(), ranks, largest_step(limits, limits.logits), pages, true);
-  auto memory = std::make_unique<StepMemory>(backend(), limits, cache.sliding_pages() > 0 ? 2 : 1,
-                                             std::max(measure.peak(), with_logits.peak()));
+  return scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache) +
+         IndexBlock::count(limits, tables_of(cache)) * sizeof(int32_t);
+}
+
+std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted,
+                                                            const KvCache& cache) const {
+  const Limits limits = complete(wanted);
+  Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
+  auto memory =
+      std::make_unique<StepMemory>(backend(), limits, tables_of(cache),
+                                   scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache));
   if (parts_->ranks && parts_->ranks->leads()) {
     memory->number = parts_->ranks->make(cache, limits);
     memory->ranks = parts_->ranks;
@@ -435,6 +469,7 @@ Decoder::Outputs Decoder::compute(const StepBatch& batch, KvCache& cache, Worksp
   Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
   const StepTensors step = place_step(batch, memory);
   memory.indices.upload(backend());
+  if (step.from_drawn.present()) backend().feed_drawn({batch.drawn_ids, step.from_drawn, step.tokens});
   const auto run_once = [&] {
     nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
     return run(context, parts_->weights, config(), ranks, step, cache, want_logits);

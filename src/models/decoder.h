@@ -96,6 +96,10 @@ struct StepBatch {
   // As slots and page_table, of the sliding group where the cache has one, else empty. A page that the first
   // of a sequence's tokens does not see may be -1.
   std::span<const int32_t> sliding_slots, sliding_table;
+  // Tokens that an earlier step drew and the host has not seen yet, as FeedDrawn has them: where
+  // from_drawn[t] is 0 or more, token t is that one of drawn_ids. Absent and empty: there are none.
+  Tensor drawn_ids;                     // I32 [R], in the chip's memory
+  std::span<const int32_t> from_drawn;  // [T], each in [-1, R)
 };
 
 // What a step costs at the least: benches take shares of the machine from it.
@@ -144,6 +148,8 @@ class Decoder {
     int64_t logits = -1;  // rows of both, where they are: at most outputs; -1: as many
   };
   class Workspace;
+  // What it takes beside the cache: to plan by, with a cache of any number of pages.
+  size_t workspace_bytes(const Limits& limits, const KvCache& cache) const;
   std::unique_ptr<Workspace> make_workspace(const Limits& limits, const KvCache& cache) const;
 
   // Runs one step. Returns views in the chip's memory, valid until the workspace's next use:

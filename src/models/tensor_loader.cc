@@ -363,8 +363,19 @@ void TensorLoader::start_loading() {
   }
   const uint64_t free = backend_->describe().free_bytes, wanted = total_ - saved_;
   if (free != 0 && wanted > free) {
-    throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free", files_.path().string(),
-                format_bytes(wanted), backend_->chip(), format_bytes(free));
+    double elements = 0;
+    for (const std::string& name : used_) elements += static_cast<double>(files_.find(name)->elements());
+    std::string ways;
+    for (const DType smaller : {DType::kQ8_0, DType::kQ4_K}) {
+      const DTypeTraits& kind = traits(smaller);
+      const double bytes =
+          elements / static_cast<double>(kind.block_elements) * static_cast<double>(kind.block_bytes);
+      if (bytes < static_cast<double>(wanted))
+        ways +=
+            fmt::format("; as {} they would take {}", kind.name, format_bytes(static_cast<uint64_t>(bytes)));
+    }
+    throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free{}",
+                files_.path().string(), format_bytes(wanted), backend_->chip(), format_bytes(free), ways);
   }
 }
 

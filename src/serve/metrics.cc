@@ -160,6 +160,8 @@ std::string Metrics::text(const EngineStats& stats, size_t connections) const {
   single("qiao:kv_sliding_pages_cached", "gauge", "Sliding-window pages in the prefix cache, in use or not.",
          sliding.cached);
   single("qiao:steps_total", "counter", "Steps that the engine has run.", stats.steps);
+  single("qiao:ahead_steps_total", "counter", "Steps given to the chip before the one before had come back.",
+         stats.ahead_steps);
   single("qiao:prefill_seconds_total", "counter", "Time in steps that had prompt tokens.",
          stats.prefill_seconds);
   single("qiao:decode_seconds_total", "counter", "Time in steps that had none.", stats.decode_seconds);

@@ -51,7 +51,7 @@ class Rollout {
   // number
   // (`first` + its place) and the place in the group alone. Throws Error where a tool or the engine fails.
   std::vector<Trajectory> run(int64_t step, std::span<const Prompt> prompts, int64_t first);
-  uint64_t cache_bytes() const { return engine_->cache_bytes(); }
+  uint64_t cache_bytes() const { return engine_->memory().cache; }
 
  private:
   void draw_answers(std::span<Trajectory* const> open, int64_t step, int64_t first);

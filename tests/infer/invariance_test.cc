@@ -211,13 +211,18 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
     const size_t draft = random() % 3;
     options.draft = drafts[round % 4][draft];
     options.draft_max = from_to(1, 9);
+    if (random() % 2 == 0) {
+      options.lookup = 0;
+      options.draft = nullptr;
+      options.run_ahead = true;
+    }
     Engine engine(judge.models[static_cast<size_t>(from_to(0, 1))], options);
     const std::string where = fmt::format(
         "seed {}, round {}: slots {}, pages {} and {} of {}, batch {}, prefix cache {}, {}, lookup {}, draft "
-        "{} of {}",
+        "{} of {}, {}",
         kSeed, round, options.slots, options.pages, engine.options().sliding_pages, options.page_tokens,
         options.batch_tokens, options.prefix_cache, traits(options.kv_dtype).name, options.lookup, draft,
-        options.draft_max);
+        options.draft_max, options.run_ahead ? "running ahead" : "step by step");
     std::vector<std::unique_ptr<Pending>> pending;
     std::vector<bool> cancelled(list.size());
     for (size_t i = 0; i < list.size(); ++i) {

@@ -162,7 +162,7 @@ TEST(WindowMemoryTest, AModelThatOnlySlidesHasNoOtherPages) {
   EXPECT_EQ(engine.options().pages, 120);
   // Twice what two slots can use: windows of four pages and two more each, a step of two.
   EXPECT_EQ(engine.options().sliding_pages, 2 * (2 * (4 + 2) + 2));
-  EXPECT_EQ(engine.cache_bytes(), 28 * page.sliding);
+  EXPECT_EQ(engine.memory().cache, 28 * page.sliding);
 }
 
 TEST(WindowMemoryTest, ThereAreNeverMorePagesOfTheWindowThanOthers) {

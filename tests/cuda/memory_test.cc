@@ -1,0 +1,81 @@
+// The device's memory, sized at the start: what it is shared out to, and what is said where it does not do.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "backend/cuda_stand_in/stand_in.h"
+#include "infer/engine_harness.h"
+
+namespace qiao {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::load_chat_model;
+
+stand_in::Machine machine_of(uint64_t bytes) {
+  stand_in::Machine machine;
+  machine.memory_bytes = bytes;
+  return machine;
+}
+
+TEST(CudaMemoryTest, TheCacheTakesTheShareOfAServersDevice) {
+  stand_in::reset(machine_of(uint64_t{96} << 20));
+  const auto model = load_chat_model(1, "cuda");
+  const uint64_t free = model->backend().describe().free_bytes;
+  for (const double share : {0.0, 0.4}) {
+    Engine engine(model, {.context = 128, .slots = 2, .memory_share = share, .fill_memory = true});
+    const EngineMemory memory = engine.memory();
+    const double taken = static_cast<double>(memory.cache + memory.workspace) / static_cast<double>(free);
+    EXPECT_LE(taken, share == 0 ? 0.9 : share);
+    EXPECT_GT(taken, (share == 0 ? 0.9 : share) - 0.02);
+    EXPECT_EQ(memory.total, uint64_t{96} << 20);
+    // All that lies there was planned, but for a granule of each allocation.
+    EXPECT_LE(stand_in::use().device_bytes,
+              memory.weights + memory.cache + memory.workspace + (uint64_t{1} << 20));
+    const uint64_t planned = stand_in::use().device_bytes;
+    GenerationRequest request = testing::greedy(*model, "A bridge", 8);
+    request.logprobs = true;
+    request.top_logprobs = 20;
+    EXPECT_EQ(testing::run(engine, request).tokens.size(), 8u);
+    EXPECT_EQ(stand_in::use().device_bytes, planned);
+  }
+}
+
+// As many pages as the slots need, where nobody asks for more.
+TEST(CudaMemoryTest, OneConversationTakesWhatItNeeds) {
+  const auto model = load_chat_model(1, "cuda");
+  Engine engine(model, {.context = 128, .slots = 2, .page_tokens = 16});
+  EXPECT_EQ(engine.options().pages, 16);
+  EXPECT_EQ(testing::run(engine, testing::greedy(*model, "A bridge", 2)).tokens.size(), 2u);
+}
+
+TEST(CudaMemoryTest, TooLittleSaysWhatWouldFit) {
+  stand_in::reset(machine_of(uint64_t{24} << 20));
+  const auto model = load_chat_model(1, "cuda");
+  try {
+    Engine engine(model, {.context = 1 << 20, .slots = 1, .kv_dtype = DType::kF32});
+    FAIL() << "it fits";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::kTooLarge);
+    EXPECT_THAT(e.what(), HasSubstr("GiB and the steps' workspace"));
+    EXPECT_THAT(e.what(), HasSubstr("of the device's memory are free beside the weights"));
+    EXPECT_THAT(e.what(), HasSubstr("what may fit: a context of "));
+    EXPECT_THAT(e.what(), HasSubstr("or a smaller or quantized model file"));
+  }
+}
+
+TEST(CudaMemoryTest, WeightsThatDoNotFitSayWhatQuantizedOnesTake) {
+  stand_in::reset(machine_of(64 << 10));
+  try {
+    load_chat_model(1, "cuda");
+    FAIL() << "it fits";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::kTooLarge);
+    EXPECT_THAT(e.what(), HasSubstr("its weights take"));
+    EXPECT_THAT(e.what(), HasSubstr("as Q4_K they would take"));
+  }
+  stand_in::reset();
+  EXPECT_NE(load_chat_model(1, "cuda"), nullptr);
+}
+
+}  // namespace
+}  // namespace qiao
