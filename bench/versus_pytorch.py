@@ -164,7 +164,7 @@ def main():
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of " + ", ".join(SHAPES))
     parser.add_argument("--modes", default=",".join(MODES), help="PyTorch's, of " + ", ".join(MODES))
     parser.add_argument("--batch", type=int, default=8, help="sequences of a step")
-    parser.add_argument("--micro-batch", type=int, default=4, help="sequences that Qiao computes at once")
+    parser.add_argument("--micro-batch", type=int, default=2, help="sequences that Qiao computes at once")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=2)

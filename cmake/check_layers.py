@@ -70,7 +70,7 @@ def why_not(source, target):
         return f"{target}: nothing includes the registry; ask for a chip by name through backend/backend.h"
     if here in CHIPS or here == REGISTRY:
         allowed = RANK.get(there, len(LAYERS)) <= RANK["backend"]
-        return None if allowed else f"a chip may include backend, tensor and base, not {there}"
+        return None if allowed else f"a chip may include backend, tensor, parallel and base, not {there}"
     if here not in RANK:
         return f"folder {here} is not in the table of layers"
     if there not in RANK:

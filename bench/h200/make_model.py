@@ -1,10 +1,10 @@
 """Writes a model of real dimensions with random weights, for benchmarks where no model can be fetched.
 
-usage: make_model.py SHAPE FOLDER --tokenizer FILE [--layers N] [--bytes]
+usage: make_model.py SHAPE FOLDER --tokenizer FILE [--layers N] [--bytes] [--no-weights]
 
 SHAPE is a name of SHAPES below; FOLDER becomes a model directory of config.json, model-*.safetensors in BF16 and tokenizer.json. The weights are normal with the standard
 deviation of Hugging Face's initializer (0.02), drawn on the GPU where PyTorch has one; a product of random weights takes the time of a product of trained ones, one of zeros does
-not. Needs torch and safetensors.
+not. --no-weights leaves config.json alone, from which training begins. Needs torch and safetensors.
 """
 import argparse
 import json
@@ -27,6 +27,12 @@ SHAPES = {
     "llama-3.2-1b": LLAMA | {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
         "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True},
+    "llama-124m": LLAMA | {  # GPT-2's width, depth and vocabulary (to a multiple of 64)
+        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64, "vocab_size": 50304,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True},
+    "qwen2.5-1.5b": LLAMA | {  # its dimensions, without the biases of q, k and v
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 151936,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True},
     "qwen3-8b": QWEN3 | {
         "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
         "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False},
@@ -75,6 +81,7 @@ def main():
     parser.add_argument("--layers", type=int, help="instead of the model's own")
     parser.add_argument("--tokenizer", required=True, help="any tokenizer.json of fewer tokens")
     parser.add_argument("--bytes", action="store_true", help="print the bytes of its weights, and write nothing")
+    parser.add_argument("--no-weights", action="store_true", help="write config.json alone")
     arguments = parser.parse_args()
     config = COMMON | SHAPES[arguments.shape]
     if arguments.layers:
@@ -82,9 +89,13 @@ def main():
     if arguments.bytes:
         print(2 * sum(math.prod(shape) for layer in (None, *range(config["num_hidden_layers"])) for _, shape in tensors(config, layer)))
         return
+    os.makedirs(arguments.folder, exist_ok=True)
+    with open(os.path.join(arguments.folder, "config.json"), "w") as file:
+        json.dump(config, file, indent=1)
+    if arguments.no_weights:
+        return
     from safetensors.torch import save_file
 
-    os.makedirs(arguments.folder, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(1)
     weight_map, total = {}, 0
@@ -104,8 +115,6 @@ def main():
         total += sum(tensor.nbytes for tensor in shard.values())
     with open(os.path.join(arguments.folder, "model.safetensors.index.json"), "w") as file:
         json.dump({"metadata": {"total_size": total}, "weight_map": weight_map}, file)
-    with open(os.path.join(arguments.folder, "config.json"), "w") as file:
-        json.dump(config, file, indent=1)
     shutil.copy(arguments.tokenizer, os.path.join(arguments.folder, "tokenizer.json"))
 
 

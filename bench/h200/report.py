@@ -24,14 +24,21 @@ def main():
     for row in rows(folder / "pytorch.jsonl"):
         key = (row["model"], row["what"], row.get("sequences", 1), row.get("depth", 0), row.get("tokens", 0))
         peers[key] = row["tokens_per_second"]
-    print("| model (BF16) | what | Qiao, tokens/s | share of the measured | PyTorch | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    print("| model (BF16 where nothing else is said) | what | Qiao, tokens/s | share of the measured | PyTorch | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for row in rows(folder / "qiao.jsonl"):
         if row.get("what") == "skipped":
             print(f"| {row['model']} | skipped: its weights have {row['bytes']} bytes | | | | |")
             continue
+        name = row["model"] + (f", {row['quantize']}" if row.get("quantize") else "")
         if row.get("what") == "serve":
-            print(f"| {row['model']} | serving {row['clients']} clients, {row['input']} in, {row['output']} out | {row['output_tokens_per_second']:.0f} | "
+            print(f"| {name} | serving {row['clients']} clients, {row['input']} in, {row['output']} out | {row['output_tokens_per_second']:.0f} | "
                   f"first token {row['first_token_seconds']:.2f} s, gap {row['gap_seconds'] * 1e3:.1f} ms | | |")
+            continue
+        if row.get("what") == "train":
+            rate, peer = row["tokens_per_second"], peers.get((row["model"], "train", row["sequences"], 0, row["tokens"]))
+            recipe = f"training, {row['sequences']} x {row['tokens']}{', small states' if row['small_states'] else ''}"
+            print(f"| {row['model']} | {recipe} | {rate:.0f} | {row['flops'] / device['bf16_flops']:.0%} of bf16 | "
+                  f"{f'{peer:.0f}' if peer else '-'} | {f'{rate / peer:.2f}' if peer else '-'} |")
             continue
         if row["decode_tokens"]:
             what, key = f"decode {row['sequences']} x at {row['depth']}", ("decode", row["sequences"], row["depth"], 0)
@@ -39,8 +46,8 @@ def main():
         else:
             what, key = f"prefill {row['prompt_tokens']}", ("prefill", 1, 0, row["prompt_tokens"])
             rate, share = row["prefill_tokens_per_second"]["median"], f"{row['prefill_share_of_peak']:.0%} of {row['peak']['kind']}"
-        peer = peers.get((row["model"], *key))
-        print(f"| {row['model']} | {what} | {rate:.0f} | {share} | {f'{peer:.0f}' if peer else '-'} | {f'{rate / peer:.2f}' if peer else '-'} |")
+        peer = peers.get((name, *key))
+        print(f"| {name} | {what} | {rate:.0f} | {share} | {f'{peer:.0f}' if peer else '-'} | {f'{rate / peer:.2f}' if peer else '-'} |")
     if not (folder / "conformance.json").exists():
         return
     report = json.loads((folder / "conformance.json").read_text())

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # What the CUDA chip reaches on the GPU at hand, beside PyTorch in the same run: one table in Markdown.
 #
-#   bench/h200/run.sh [--qiao PATH] [--out FOLDER] [--shapes "llama-3.1-8b qwen3-8b …"] [--quick]
+#   bench/h200/run.sh [--qiao PATH] [--out FOLDER] [--shapes "llama-3.1-8b qwen3-8b …"] [--quick] [--no-training]
 #
 # Needs no network: models have real dimensions and random weights (make_model.py), written to memory (/dev/shm) where
 # there is one. Needs python3 with torch and safetensors, and a built program (build/bin/qiao of the cuda preset).
-# --quick leaves out contexts of 8000 and the table of ops. What does not fit in memory is skipped, with its bytes.
+# --quick leaves out contexts of 8000 and the table of ops; what is trained (training.py) are llama-124m, qwen2.5-1.5b and
+# llama-3.1-8b. What does not fit in memory is skipped, with its bytes.
 set -u
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
-qiao=$here/../../build/bin/qiao out='' shapes=llama-3.1-8b quick=''
+qiao=$here/../../build/bin/qiao out='' shapes=llama-3.1-8b quick='' training=1
 while (($#)); do
   case $1 in
     --qiao) qiao=$2 && shift ;;
     --out) out=$2 && shift ;;
     --shapes) shapes=$2 && shift ;;
     --quick) quick=1 ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
+    --no-training) training='' ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
   esac
   shift
 done
@@ -45,7 +47,7 @@ for shape in $shapes; do
   python3 "$here/make_model.py" "$shape" "$models/$shape" --tokenizer "$here/../../tests/golden/chat/tokenizer.json" || exit 1
   wait
   say "$shape: decoding"
-  bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128 -d 1000
+  bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
   say "$shape: prefill"
   bench -b 8192 -p 512,2048,8192 -n 0 -r 3
   say "$shape: PyTorch"
@@ -53,6 +55,10 @@ for shape in $shapes; do
     say "$shape: PyTorch failed"
   say "$shape: serving"
   timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 >>"$out/qiao.jsonl" || say "$shape: serving failed"
+  say "$shape: the same in FP8, quantized as it loads"
+  bench --quantize fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
+  bench --quantize fp8 -b 8192 -p 512,2048,8192 -n 0 -r 3
+  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 --quantize fp8 >>"$out/qiao.jsonl" || say "$shape: serving failed"
   if [[ ! $quick ]]; then
     say "$shape: decoding far into a text"
     bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
@@ -60,5 +66,15 @@ for shape in $shapes; do
   rm -rf "${models:?}/$shape"
 done
 wait
+train() {
+  say "training: $*"
+  timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "failed: see $out/training.log"
+  timeout 90 python3 "$here/training.py" "$@" >>"$out/pytorch.jsonl" 2>>"$out/training.log" || say "PyTorch failed: see $out/training.log"
+}
+if [[ $training ]]; then
+  train llama-124m --batch 64 --micro-batch 32 --sequence 1024
+  train qwen2.5-1.5b --batch 16 --micro-batch 8 --sequence 1024
+  ((gpu_bytes < 130000000000)) || train llama-3.1-8b --batch 8 --micro-batch 4 --sequence 1024 --small-states
+fi
 say "done; the files are in $out"
 python3 "$here/report.py" "$out"

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/host_collectives.h"
 #include "backend/ops/check.h"
 #include "base/error.h"
 
@@ -134,6 +135,17 @@ const std::byte* Backend::finish_download(Landing& landing) {
 }
 
 // What is timed op by op is given op by op.
+std::string name_without_threads(const DeviceInfo& info) {
+  std::string name = info.name;
+  const std::string threads = fmt::format(", {} thread{}", info.threads, info.threads == 1 ? "" : "s");
+  if (const size_t at = name.find(threads); at != std::string::npos) name.erase(at, threads.size());
+  return name;
+}
+
+std::unique_ptr<Collectives> Backend::make_collectives(Communicator& communicator) {
+  return make_host_collectives(*this, communicator);
+}
+
 void Backend::repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) {
   watch_ == nullptr ? do_repeat(recording, work) : work();
 }

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/collectives.h"
 #include "backend/ops/attention.h"
 #include "backend/ops/attention_varlen.h"
 #include "backend/ops/dropout.h"
@@ -28,6 +29,7 @@
 #include "backend/ops/sample.h"
 #include "backend/ops/token_logprob.h"
 #include "backend/weight.h"
+#include "parallel/communicator.h"
 
 namespace qiao {
 
@@ -39,12 +41,16 @@ struct DeviceInfo {
   bool own_memory = false;    // a device's: all of it is there for what runs on the device
 };
 
+// The name without the number of threads, on which no result depends.
+std::string name_without_threads(const DeviceInfo& info);
+
 // Measured, not looked up: by the chip's own loops, a second or so. 0 where the chip has no such unit.
 struct DevicePeaks {
   double read_bytes_per_second = 0;
   double f32_flops = 0;  // two operations a multiply-add, as everywhere
   double bf16_flops = 0;
   double int8_ops = 0;
+  double f8_flops = 0;  // of E4M3
 };
 
 // Hears of every op that a Backend runs, in order.
@@ -108,6 +114,9 @@ class Backend {
   virtual DevicePeaks measure_peaks() = 0;
   // The arithmetic alone, without the memory that measuring the bandwidth takes; some tenths of a second.
   virtual DevicePeaks measure_arithmetic() { return measure_peaks(); }
+  // Fraction bits that are kept of each addend, below the largest, where products of E4M3 are added up inside
+  // a block (ops/linear.h): 23 where that is done in F32.
+  virtual int e4m3_sum_bits() const { return 23; }
   // A table of the chip's own (<chip>/missing.cc); nothing is missing where a chip has none.
   virtual std::span<const MissingOp> missing() const { return {}; }
 
@@ -148,6 +157,11 @@ class Backend {
   // what the tensors hold may differ. A chip may leave in `recording` (null the first time) what it gave its
   // device, and give that again another time in place of calling. `work` calls nothing but ops.
   void repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work);
+
+  // What the communicator's ranks do together, each with its own chip; this and the communicator outlive it.
+  // All of them call it. The common one goes through the host; a chip's own may throw Error(kUnavailable)
+  // that says what is missing.
+  virtual std::unique_ptr<Collectives> make_collectives(Communicator& communicator);
 
   // Each op is waited for, timed and told from now on; null: no more. `watch` outlives that.
   void set_watch(OpWatch* watch) { watch_ = watch; }

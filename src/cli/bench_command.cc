@@ -141,13 +141,16 @@ double peak_of(Compute compute, const DevicePeaks& peaks) {
       return peaks.int8_ops;
     case Compute::kBF16:
       return peaks.bf16_flops;
+    case Compute::kF8:
+      return peaks.f8_flops > 0 ? peaks.f8_flops : peaks.f32_flops;
     case Compute::kF32:
       break;
   }
   return peaks.f32_flops;
 }
 
-const char* peak_name(Compute compute) {
+const char* peak_name(Compute compute, const DevicePeaks& peaks) {
+  if (compute == Compute::kF8 && peaks.f8_flops > 0) return "fp8";
   return compute == Compute::kQ8 ? "int8" : compute == Compute::kBF16 ? "bf16" : "float32";
 }
 
@@ -214,7 +217,9 @@ void bench(const BenchFlags& flags) {
   const DecoderWork work = model->decoder().work();
   const double peak = peak_of(work.compute, peaks), bandwidth = peaks.read_bytes_per_second;
   if (!flags.json) {
-    std::printf("%s on %s\n\n", model->name().c_str(), device.name.c_str());
+    const int ranks = model->decoder().ranks();
+    const std::string spread = ranks > 1 ? fmt::format(", the first of {} processes", ranks) : "";
+    std::printf("%s on %s%s\n\n", model->name().c_str(), device.name.c_str(), spread.c_str());
     std::printf("%-24s %10s %10s %10s   %s\n", "tokens/s", "min", "median", "max", "share of the machine");
   }
   for (size_t i = 0; i < cases.size(); ++i) {
@@ -230,8 +235,10 @@ void bench(const BenchFlags& flags) {
     const double decode_share = bandwidth > 0 ? steps * step_bytes / bandwidth : 0;
     if (flags.json) {
       Json json = {{"model", model->name()},
+                   {"quantize", flags.model.quantize.empty() ? Json() : Json(flags.model.quantize)},
                    {"device", device.name},
                    {"threads", device.threads},
+                   {"processes", model->decoder().ranks()},
                    {"prompt_tokens", prompt_tokens},
                    {"decode_tokens", flags.decode_tokens},
                    {"depth", depth},
@@ -240,7 +247,7 @@ void bench(const BenchFlags& flags) {
       if (prompt_tokens > 0) {
         json["prefill_tokens_per_second"] = to_json(p);
         json["prefill_share_of_peak"] = prefill_share;
-        json["peak"] = {{"kind", peak_name(work.compute)}, {"operations_per_second", peak}};
+        json["peak"] = {{"kind", peak_name(work.compute, peaks)}, {"operations_per_second", peak}};
       }
       if (flags.decode_tokens > 0) {
         json["decode_tokens_per_second"] = to_json(d);
@@ -255,7 +262,7 @@ void bench(const BenchFlags& flags) {
     if (prompt_tokens > 0) {
       std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the %s peak (%.0f G/s)\n",
                   fmt::format("prefill {}{}", prompt_tokens, where).c_str(), p.min, p.median, p.max,
-                  prefill_share * 100, peak_name(work.compute), peak / 1e9);
+                  prefill_share * 100, peak_name(work.compute, peaks), peak / 1e9);
     }
     if (flags.decode_tokens > 0) {
       std::printf("%-24s %10.1f %10.1f %10.1f   %.1f%% of the read bandwidth (%.1f GB/s)\n",

@@ -25,6 +25,7 @@ Json describe_chip(std::string_view name, const BackendOptions& options) {
     entry["f32_flops"] = peaks.f32_flops;
     entry["bf16_flops"] = peaks.bf16_flops;
     entry["int8_ops"] = peaks.int8_ops;
+    entry["f8_flops"] = peaks.f8_flops;
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::kUnavailable) throw;
     entry["unavailable"] = e.what();
@@ -45,10 +46,12 @@ std::string as_text(const Json& entry) {
   const auto gib = [&](const char* key) {
     return static_cast<double>(entry.at(key).get<uint64_t>()) / (1 << 30);
   };
-  return fmt::format("{}\n  {}\n  memory {:.1f} GiB, {:.1f} GiB free\n  reads {}; f32 {}, bf16 {}, int8 {}\n",
-                     chip, entry.at("name").get<std::string>(), gib("memory_bytes"), gib("free_bytes"),
-                     peak(entry, "read_bytes_per_second", "GB/s"), peak(entry, "f32_flops", "GFLOP/s"),
-                     peak(entry, "bf16_flops", "GFLOP/s"), peak(entry, "int8_ops", "GOP/s"));
+  return fmt::format(
+      "{}\n  {}\n  memory {:.1f} GiB, {:.1f} GiB free\n  reads {}; f32 {}, bf16 {}, int8 {}, fp8 {}\n", chip,
+      entry.at("name").get<std::string>(), gib("memory_bytes"), gib("free_bytes"),
+      peak(entry, "read_bytes_per_second", "GB/s"), peak(entry, "f32_flops", "GFLOP/s"),
+      peak(entry, "bf16_flops", "GFLOP/s"), peak(entry, "int8_ops", "GOP/s"),
+      peak(entry, "f8_flops", "GFLOP/s"));
 }
 
 }  // namespace

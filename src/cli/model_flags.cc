@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "cli/model_argument.h"
+#include "cli/ranks.h"
 
 namespace qiao::cli {
 namespace {
@@ -69,13 +70,21 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->capture_default_str()
       ->type_name("CHIP");
   command
-      .add_option("--compute", flags.compute,
-                  "Numerics of matrix products: auto (by the file's dtype), f32 (exact weights, float32 "
-                  "activations), "
-                  "bf16 (attention over a cache of 16 bits too), q8")
+      .add_option(
+          "--compute", flags.compute,
+          "Numerics of matrix products: auto (by the file's dtype: FP8 weights with activations of FP8), "
+          "f32 (exact weights, float32 activations), "
+          "bf16 (attention over a cache of 16 bits too), q8")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "q8"}))
       ->capture_default_str()
       ->type_name("POLICY");
+  command
+      .add_option(
+          "--quantize", flags.quantize,
+          "Quantize the layers' matrices of a model of floats as it is loaded: fp8 (E4M3, a scale for "
+          "each 128 x 128; activations too, as they come); half of bf16's memory")
+      ->check(CLI::IsMember({"fp8"}))
+      ->type_name("TYPE");
   const auto types = CLI::IsMember({"f16", "bf16", "f32", "q8_0"});
   command
       .add_option("--kv-type", flags.kv_type,
@@ -96,6 +105,11 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       .add_option("--chat-template-file", flags.chat_template_file,
                   "Jinja file in place of the model's template")
       ->type_name("FILE");
+  command
+      .add_option("--rank-timeout", flags.rank_timeout,
+                  "With mpirun: seconds without a sign of life after which a process hangs [20]")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->type_name("X");
   command.add_flag("--no-pull", flags.no_pull, "Fail rather than fetch a model that is not here");
   command.add_flag("-q,--quiet", flags.quiet, "No progress and no statistics on stderr");
 }
@@ -131,15 +145,20 @@ void add_adapter_flag(CLI::App& command, ModelFlags& flags) {
 namespace {
 
 template <typename Model>
-std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::path& path) {
+std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::path& path,
+                               Communicator* ranks = nullptr) {
   LanguageModelOptions options;
   options.device = flags.device;
-  options.threads = flags.threads;
+  options.threads = threads_on_ranks(flags.threads);
+  options.decoder.ranks = ranks;
+  if (ranks != nullptr) options.device_number = ranks->place_on_host();
   options.chat_template_file = flags.chat_template_file;
   options.decoder.compute = policy(flags.compute);
+  options.decoder.quantize_f8 = flags.quantize == "fp8";
   options.decoder.context = flags.context;
   options.adapters = flags.adapters;
-  const bool show = !flags.quiet && ::isatty(STDERR_FILENO) != 0;
+  const bool follows = ranks != nullptr && ranks->rank() > 0;
+  const bool show = !flags.quiet && !follows && ::isatty(STDERR_FILENO) != 0;
   int shown = -1;
   if (show) {
     options.decoder.progress = [&](uint64_t done, uint64_t total) {
@@ -157,11 +176,23 @@ std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::p
 }  // namespace
 
 std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags) {
-  return load_at<LanguageModel>(flags, resolve_model(flags.model, !flags.no_pull));
+  std::shared_ptr<LanguageModel> model;
+  in_all_processes([&](std::optional<int> rank) {
+    Communicator* const ranks = join_ranks(flags.rank_timeout);
+    model = load_at<LanguageModel>(flags, resolve_on_ranks(flags.model, !flags.no_pull), ranks);
+    if (rank.value_or(0) > 0) follow_and_end(std::move(model));
+  });
+  return model;
 }
 
 std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
                                                      const std::filesystem::path& path) {
+  in_all_processes([&](std::optional<int>) {
+    const Communicator* const ranks = join_ranks(flags.rank_timeout);
+    if (ranks == nullptr || ranks->size() == 1) return;
+    throw_error(ErrorKind::kUnsupported, "{}: an embedding model runs in one process, and {} were started",
+                path.string(), ranks->size());
+  });
   return load_at<EmbeddingModel>(flags, path);
 }
 

@@ -26,8 +26,10 @@ struct ModelFlags {
   std::string draft;
   int64_t draft_max = 8;
   std::string compute = "auto";
+  std::string quantize;  // "fp8", or empty
   std::string kv_type = "f16", key_type, value_type;
   std::string chat_template_file;
+  double rank_timeout = 20;
   bool no_pull = false;
   bool quiet = false;
   std::vector<AdapterSource> adapters;
@@ -41,7 +43,9 @@ void add_named_adapters_flag(CLI::App& command, ModelFlags& flags);
 // --lora PATH: every request goes through it.
 void add_adapter_flag(CLI::App& command, ModelFlags& flags);
 
-// Finds (pulling it if need be) and loads the model, with a progress line on a terminal's stderr.
+// Finds (pulling it if need be) and loads the model, with a progress line on a terminal's stderr. Where
+// mpirun has started several processes, each loads its part, and from those behind the first this does not
+// come back: they follow it to its end (ranks.h).
 std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags);
 // The same for an encoder at `path`.
 std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,

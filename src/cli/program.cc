@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <sstream>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/suggest.h"
@@ -186,11 +187,17 @@ int run_arguments(CLI::App& app, std::vector<std::string> arguments);
 
 int run_program(CLI::App& app, int argc, const char* const* argv) {
   occupy_standard_descriptors();
-  const int code = run_arguments(app, {argv + std::min(argc, 1), argv + argc});
+  int code = kExitFailure, problem = 0;
+  try {
+    code = run_arguments(app, {argv + std::min(argc, 1), argv + argc});
+  } catch (const std::system_error& error) {  // fmt::print's, of a help that is longer than a buffer
+    problem = error.code().value();
+  }
   errno = 0;
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && problem == 0) return code;
+  if (problem == 0) problem = errno;
   std::fputs(
-      fmt::format("qiao: standard output: {}\n", errno != 0 ? std::strerror(errno) : "cannot be written")
+      fmt::format("qiao: standard output: {}\n", problem != 0 ? std::strerror(problem) : "cannot be written")
           .c_str(),
       stderr);
   return code == 0 ? kExitFailure : code;

@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/help_format.h"
 #include "cli/program.h"
+#include "cli/ranks.h"
 
 namespace qiao::cli {
 namespace {
@@ -28,7 +29,9 @@ int run(int argc, char** argv) {
   app.formatter(std::make_shared<HelpFormatter>());
   for (const AddCommand add : kCommands) add(app);
   app.set_help_all_flag("--help-all", "Help of every command");  // after them: they need none of their own
-  return run_program(app, argc, argv);
+  const int code = run_program(app, argc, argv);
+  leave_ranks(code);
+  return code;
 }
 
 }  // namespace qiao::cli

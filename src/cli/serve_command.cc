@@ -1,4 +1,5 @@
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include "cli/handover.h"
 #include "cli/model_argument.h"
 #include "cli/model_flags.h"
+#include "cli/ranks.h"
 #include "serve/server.h"
 
 namespace qiao::cli {
@@ -106,6 +108,8 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
     if (restarting) continue;
     say(save());
     try {
+      if (in_several_processes())
+        throw_error(ErrorKind::kUnsupported, "A server that mpirun started has no successor: start it again");
       start_successor(restart, server.listening_fd(), [&signals](bool serves) {
         signals.push(serves ? ServeSignals::kHandedOver : ServeSignals::kNoSuccessor);
       });
@@ -137,20 +141,20 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
 }
 
 void serve_encoder(const ServeFlags& flags, const std::filesystem::path& path, const Restart& restart,
-                   ServeSignals& signals) {
+                   ServeSignals* signals) {
   if (!flags.model.adapters.empty())
     throw_error(ErrorKind::kUnsupported, "--lora: {} is an embedding model, which takes no adapters",
                 path.string());
   const std::shared_ptr<EmbeddingModel> model = load_embedding_model(flags.model, path);
-  EncoderEngine engine(model, {.on_device_lost = device_lost_listener(signals)});
-  signals.begin();  // before anybody can see it serve, and then end it
+  EncoderEngine engine(model, {.on_device_lost = device_lost_listener(*signals)});
+  signals->begin();  // before anybody can see it serve, and then end it
   serve::Server server(engine, flags.server);
   std::fprintf(stderr, "Serving %s at http://%s:%d (%s, texts of %lld tokens; Ctrl-C stops)\n",
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
                shown_host(flags).c_str(), server.port(),
                model->is_cross_encoder() ? "reranking" : "embeddings",
                static_cast<long long>(model->max_tokens()));
-  run_server(flags, restart, signals, server, [] { return std::string(); });
+  run_server(flags, restart, *signals, server, [] { return std::string(); });
 }
 
 void serve_model(ServeFlags flags) {
@@ -165,16 +169,18 @@ void serve_model(ServeFlags flags) {
   flags.server.http.max_body_bytes = static_cast<size_t>(flags.max_body_mib) << 20;
   flags.server.response_store_bytes = static_cast<size_t>(flags.keep_responses_mib) << 20;
 
-  const std::filesystem::path path = resolve_model(flags.model.model, !flags.model.no_pull);
+  // Before any thread, and never destroyed: its own waits until the process ends.
+  ServeSignals* const own_signals = serves_behind_another() ? nullptr : new ServeSignals;
+  join_ranks(flags.model.rank_timeout);
+  const std::filesystem::path path = resolve_on_ranks(flags.model.model, !flags.model.no_pull);
   flags.model.model = path.string();
   flags.server.http.listening_fd = inherited_socket();
   const Restart restart;
-  // Never destroyed: its thread waits until the process ends.
-  ServeSignals& signals = *new ServeSignals;
   raise_descriptor_limit();
 
-  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, restart, signals);
+  if (EmbeddingModel::is_at(path)) return serve_encoder(flags, path, restart, own_signals);
   const std::shared_ptr<LanguageModel> model = load_model(flags.model);
+  ServeSignals& signals = *own_signals;  // here is rank 0
   EngineOptions wished = engine_options(flags.model, flags.slots);
   wished.pages = flags.kv_pages;
   wished.memory_share = flags.memory_share;
@@ -196,6 +202,8 @@ void serve_model(ServeFlags flags) {
                (flags.server.model_name.empty() ? model->name() : flags.server.model_name).c_str(),
                shown_host(flags).c_str(), server.port(), static_cast<long long>(options.context),
                static_cast<long long>(options.slots));
+  if (const int ranks = model->decoder().ranks(); ranks > 1)
+    say(fmt::format("Spread over {} processes, of which this is the first (PID {})", ranks, ::getpid()));
   for (const AdapterSource& adapter : model->adapters())
     std::fprintf(stderr, "LoRA adapter %s: %s\n", adapter.name.c_str(), adapter.path.c_str());
   const std::string sliding = options.sliding_pages == 0
@@ -313,7 +321,8 @@ void add_serve_command(CLI::App& app) {
       "  qiao serve -m smollm2 --port 8080\n"
       "  qiao serve -m minilm                      # /v1/embeddings\n"
       "  qiao serve -m base.gguf --lora sql=sql-adapter/ --lora law=law.gguf\n"
-      "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret");
+      "  qiao serve -m qwen2.5-coder-1.5b -np 8 -c 4096 --host 0.0.0.0 --api-key secret\n"
+      "  mpirun -np 2 qiao serve -m MODEL          # one model over two processes, or two GPUs");
   command->callback([flags] { serve_model(*flags); });
 }
 

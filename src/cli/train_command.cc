@@ -1,12 +1,10 @@
-#include <chrono>
-#include <functional>
 #include <optional>
-#include <thread>
 
 #include "base/error.h"
 #include "cli/commands.h"
 #include "cli/grpo_flags.h"
 #include "cli/model_argument.h"
+#include "cli/ranks.h"
 #include "cli/run_config.h"
 #include "cli/train_flags.h"
 #include "cli/train_printer.h"
@@ -45,18 +43,6 @@ void check_settings(const TrainFlags& flags) {
     for (const std::string& key : flags.config_keys)
       if (what.starts_with("--" + key + " ")) throw Error(error.kind(), flags.config + ": " + error.what());
     throw;
-  }
-}
-
-// What goes wrong in all processes alike rank 0 tells; another what is its own alone.
-void in_all_processes(const std::function<void(std::optional<int> rank)>& body) {
-  const std::optional<int> rank = launched_rank();
-  try {
-    body(rank);
-  } catch (const Error& error) {
-    if (rank.value_or(0) == 0) throw;
-    std::this_thread::sleep_for(std::chrono::seconds(5));  // mpirun ends all where rank 0 has
-    throw Error(error.kind(), fmt::format("rank {}: {}", *rank, error.what()));
   }
 }
 

@@ -13,6 +13,7 @@
 #include "formats/gguf_write.h"
 #include "models/rotary_rows.h"
 #include "models/tensor_loader.h"
+#include "tensor/dequantize.h"
 #include "tensor/floats.h"
 #include "tensor/quantize.h"
 #include "text/tokenizer_to_gguf.h"
@@ -83,7 +84,8 @@ class GgufModelWriter {
       const auto found = left.find(pair.hugging_face);
       if (found == left.end()) continue;
       const TensorInfo* tensor = found->second;
-      if (!is_dense_float(tensor->dtype) || tensor->shape != pair.shape) {
+      const bool floats = is_dense_float(tensor->dtype) || tensor->dtype == DType::kF8_128;
+      if (!floats || tensor->shape != pair.shape) {
         throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; floats of [{}] were expected",
                     files_.path().string(), quote_text(tensor->name), shape_text(*tensor),
                     fmt::join(pair.shape, ", "));
@@ -120,7 +122,11 @@ class GgufModelWriter {
     pool_.parallel_for(rows, 16, [&](int64_t begin, int64_t end, int) {
       std::vector<float> row(static_cast<size_t>(columns));
       for (int64_t n = begin; n < end; ++n) {
-        to_floats(job.source->dtype, source + n * from_bytes, row);
+        if (is_dense_float(job.source->dtype)) {
+          to_floats(job.source->dtype, source + n * from_bytes, row);
+        } else {
+          dequantize(job.source->dtype, source + n * from_bytes, columns, row.data());
+        }
         for (float& value : row) value += job.target.gguf_offset;
         quantize(row, job.dtype, bytes_.data() + n * to_bytes);
       }

@@ -71,6 +71,10 @@ class DirectoryWriter {
       Job job{.source = &tensor, .target = {}, .dtype = tensor.dtype};
       job.target.hugging_face = tensor.name;
       if (options_.dtype && is_dense_float(tensor.dtype)) job.dtype = *options_.dtype;
+      if (tensor.dtype == DType::kF8_128) {  // floats again
+        job.dtype = options_.dtype.value_or(DType::kBF16);
+        was_f8_ = true;
+      }
       jobs_.push_back(std::move(job));
     }
   }
@@ -111,7 +115,7 @@ class DirectoryWriter {
                     lora.source(), quote_text(pair.module), pair.b->shape[0], pair.a->shape[1], module->rows,
                     module->columns);
       }
-      if (!is_gguf_ && !is_dense_float(job->source->dtype)) {
+      if (!is_gguf_ && !is_dense_float(job->source->dtype) && job->source->dtype != DType::kF8_128) {
         throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats were expected to merge into",
                     files_.path().string(), quote_text(job->source->name), shape_text(*job->source));
       }
@@ -140,8 +144,19 @@ class DirectoryWriter {
       if (!entry.is_regular_file() || name.ends_with(".safetensors") || name.ends_with(".bin") ||
           name.ends_with(".safetensors.index.json") || name.ends_with(".gguf"))
         continue;
+      if (name == "config.json" && was_f8_) {
+        write_file_atomically(out / name, dump_json(without_quantization(files_.config()), 2) + "\n");
+        continue;
+      }
       write_file_atomically(out / name, read_regular_file(entry.path(), kMostFileBytes));
     }
+  }
+
+  static Json without_quantization(Json config) {
+    config.erase("quantization_config");
+    if (const auto text = config.find("text_config"); text != config.end() && text->is_object())
+      text->erase("quantization_config");
+    return config;
   }
 
   std::span<const std::byte> bytes_of(const Job& job) {
@@ -202,7 +217,7 @@ class DirectoryWriter {
 
   const ModelFiles& files_;
   const HuggingFaceOptions& options_;
-  bool is_gguf_;
+  bool is_gguf_, was_f8_ = false;
   DecoderConfig config_;
   std::vector<LoraModule> modules_;
   std::vector<Job> jobs_;

@@ -10,8 +10,8 @@
 namespace qiao::convert {
 
 struct HuggingFaceOptions {
-  // F32, F16 or BF16, of every tensor of floats; absent: each as it is, BF16 where it comes out of a GGUF
-  // file.
+  // F32, F16 or BF16, of every tensor of floats; absent: each as it is, BF16 where it is FP8 or comes out of
+  // a GGUF file.
   std::optional<DType> dtype;
   const LoraFiles* lora = nullptr;  // W + scale * B A in its modules, summed in float64 and rounded once
 };

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/quote.h"
+#include "formats/fp8_tensors.h"
 #include "formats/safetensors.h"
 
 namespace qiao {
@@ -118,6 +119,9 @@ struct ModelFiles::Data {
   mutable std::mutex copies_mutex;
   mutable std::map<const TensorInfo*, std::vector<std::byte>> copies;
   MakeTensor make;  // where tensors are made rather than read: they live in copies
+  Fp8Tensors fp8;   // those that are made of two of the file's; they too live in copies
+
+  std::span<const std::byte> in_file(const TensorInfo& tensor) const;
 
   void open_weights(const Listing& listing, TypePolicy policy);
   void open_directory(const ModelOpenOptions& options);
@@ -222,7 +226,15 @@ std::shared_ptr<ModelFiles> ModelFiles::open(const fs::path& path, const ModelOp
   } else {
     data->gguf = GgufFile::open(path, policy);
   }
+  if (options.need_usable) {
+    data->fp8 = Fp8Tensors::join(data->safetensors.tensors, data->config, path.string());
+  }
   return std::shared_ptr<ModelFiles>(new ModelFiles(std::move(data)));
+}
+
+std::span<const std::byte> ModelFiles::Data::in_file(const TensorInfo& tensor) const {
+  const std::vector<MappedFile>& files = kind == Kind::kGguf ? gguf->files() : safetensors.files;
+  return files[tensor.file].bytes().subspan(tensor.offset, tensor.bytes);
 }
 
 ModelFiles::ModelFiles(std::unique_ptr<Data> data)
@@ -268,12 +280,21 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
     }
     return made;
   }
-  const MappedFile& file = files()[tensor.file];
   if (!tensor.unsupported.empty()) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {}: element type {} is not supported",
-                file.path().string(), quote_text(tensor.name), tensor.unsupported);
+                files()[tensor.file].path().string(), quote_text(tensor.name), tensor.unsupported);
   }
-  const std::span<const std::byte> mapped = file.bytes().subspan(tensor.offset, tensor.bytes);
+  if (const Fp8Tensors::Source* source = data_->fp8.find(tensor.name)) {
+    const std::lock_guard lock(data_->copies_mutex);
+    std::vector<std::byte>& made = data_->copies[find(tensor.name)];
+    if (made.empty()) {
+      made.resize(tensor.bytes);
+      Fp8Tensors::make(*source, tensor.dtype, data_->in_file(source->numbers), data_->in_file(source->scales),
+                       made);
+    }
+    return made;
+  }
+  const std::span<const std::byte> mapped = data_->in_file(tensor);
   const DTypeTraits& type = traits(tensor.dtype);
   // Blocks begin with 16-bit scales at most; GGUF's own alignment covers them.
   const auto alignment = static_cast<uintptr_t>(type.quantized ? 2 : type.block_bytes);
@@ -285,11 +306,18 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
 }
 
 void ModelFiles::will_need(const TensorInfo& tensor) const {
-  if (!data_->make) files()[tensor.file].will_need(tensor.offset, tensor.bytes);
+  if (data_->make) return;
+  const Fp8Tensors::Source* source = data_->fp8.find(tensor.name);
+  const TensorInfo& lying = source == nullptr ? tensor : source->numbers;
+  files()[lying.file].will_need(lying.offset, lying.bytes);
 }
 
 void ModelFiles::release(const TensorInfo& tensor) const {
-  if (!data_->make) files()[tensor.file].release(tensor.offset, tensor.bytes);
+  if (!data_->make) {
+    const Fp8Tensors::Source* source = data_->fp8.find(tensor.name);
+    const TensorInfo& lying = source == nullptr ? tensor : source->numbers;
+    files()[lying.file].release(lying.offset, lying.bytes);
+  }
   const std::lock_guard lock(data_->copies_mutex);
   data_->copies.erase(find(tensor.name));
 }

@@ -25,7 +25,8 @@ struct ModelOpenOptions {
   bool need_usable = true;
 };
 
-// Reading is safe from any thread. Nothing here knows an architecture: names and metadata are the file's own.
+// Reading is safe from any thread. Nothing here knows an architecture: names and metadata are the file's own,
+// but that FP8 tensors stand with their scales as one (fp8_tensors.h), unless need_usable is false.
 class ModelFiles {
  public:
   enum class Kind { kGguf, kHuggingFace };

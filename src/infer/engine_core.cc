@@ -31,9 +31,9 @@ EngineCore::EngineCore(const LanguageModel& model, const EngineOptions& options,
                   .draft_tokens = options.lookup}),
       runner_(model, cache_, step_limits(options)),
       drafter_(make_draft(model, options)),
-      // A draft is made of tokens that are known.
+      // A draft is made of tokens that are known, and so is what other ranks are told.
       runs_ahead_(options.run_ahead.value_or(model.backend().runs_behind()) && !options.draft &&
-                  options.lookup == 0) {
+                  options.lookup == 0 && model.decoder().ranks() == 1) {
   if (options.cache_directory.empty() || !options.prefix_cache) return;
   saved_.emplace(model, cache_, pools_, tree_, options.cache_directory, options.cache_directory_bytes);
   if (restore) restored_ = saved_->restore();

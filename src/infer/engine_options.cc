@@ -81,7 +81,7 @@ std::string ways_out(const LanguageModel& model, const EngineOptions& o, uint64_
     ways.push_back(fmt::format("--kv-type q8_0 with a context of {}", longest(DType::kQ8_0)));
   if (o.batch_tokens > kSmallBatch || o.slots > 1)
     ways.emplace_back("fewer tokens a step (-b) or slots (-np)");
-  ways.emplace_back("a smaller or quantized model file");
+  ways.emplace_back("a smaller or quantized model file (--quantize fp8 makes one of floats at load)");
   return fmt::format("{}", fmt::join(ways, "; or "));
 }
 
@@ -101,10 +101,15 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
   check_ranges(o);
   check_context(o.context, "");
+  if (!o.cache_directory.empty() && model.decoder().ranks() > 1) {
+    throw_error(ErrorKind::kUnsupported,
+                "--kv-cache-dir: pages are kept by one process alone, and the model is spread over {}",
+                model.decoder().ranks());
+  }
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const KvCache::PageBytes page = bytes_per_page(model, o);
   const DeviceInfo device = model.backend().describe();
-  const uint64_t free = device.free_bytes, work = workspace_bytes(model, o);
+  const uint64_t free = model.decoder().free_bytes(), work = workspace_bytes(model, o);
   if (o.memory_share == 0) o.memory_share = device.own_memory ? kDeviceShare : kMachineShare;
   const bool slides = page.sliding > 0, asked = o.pages > 0;
   const int64_t used =

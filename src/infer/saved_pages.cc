@@ -17,15 +17,6 @@ std::string_view bytes_of(const std::vector<float>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
 }
 
-// The device's name without its number of threads, on which no result depends.
-std::string chip_name(const Backend& backend) {
-  const DeviceInfo info = backend.describe();
-  std::string name = info.name;
-  const std::string threads = fmt::format(", {} thread{}", info.threads, info.threads == 1 ? "" : "s");
-  if (const size_t at = name.find(threads); at != std::string::npos) name.erase(at, threads.size());
-  return name;
-}
-
 // Of everything on which the bits of a page depend.
 std::string identity_of(const LanguageModel& model, const KvCache& cache) {
   Digest digest(Digest::Kind::kSha256);
@@ -34,8 +25,9 @@ std::string identity_of(const LanguageModel& model, const KvCache& cache) {
   if (files->kind() == ModelFiles::Kind::kHuggingFace) digest.update(dump_json(files->config()));
   const KvPagesSpec& spec = cache.layer(0).spec();
   digest.update(fmt::format("\n{}\n{}\n{}\n{}\n{} {}\n", version(), model.backend().chip(),
-                            chip_name(model.backend()), static_cast<int>(model.decoder().work().compute),
-                            traits(spec.dtype).name, spec.page_tokens));
+                            name_without_threads(model.backend().describe()),
+                            static_cast<int>(model.decoder().work().compute), traits(spec.dtype).name,
+                            spec.page_tokens));
   const DecoderConfig& config = model.config();
   for (const RopeTable* table : {&config.rope, &config.rope_local}) {
     digest.update(fmt::format("{} {}\n", table->inverse_frequencies.size(), table->scale));

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "models/decoder_layers.h"
+#include "models/decoder_ranks.h"
 #include "models/decoder_work.h"
 #include "models/lora.h"
 #include "models/step_recordings.h"
@@ -54,6 +55,7 @@ struct Decoder::Parts {
   bool gguf = false;
   DecoderWeights weights;
   int32_t adapters = 0;
+  std::shared_ptr<DecoderRanks> ranks;  // null: one process
 };
 
 namespace {
@@ -92,6 +94,9 @@ class StepMemory final : public Decoder::Workspace {
     token_adapters.reserve(static_cast<size_t>(limits.sequences));
     output_adapters.reserve(static_cast<size_t>(limits.sequences));
   }
+  ~StepMemory() override {
+    if (ranks) ranks->drop(number);
+  }
   size_t bytes() const override { return indices.bytes() + scratch.bytes(); }
 
   Decoder::Limits limits;
@@ -99,6 +104,8 @@ class StepMemory final : public Decoder::Workspace {
   Buffer scratch;
   StepRecordings recordings;
   std::vector<nn::AdapterRows> token_adapters, output_adapters;  // of the step
+  std::shared_ptr<DecoderRanks> ranks;                           // where this one leads
+  int64_t number = 0;                                            // by which the others know it
 };
 
 struct StepTensors {
@@ -273,14 +280,29 @@ Tensor gather_rows(nn::Context& context, const Tensor& x, const Tensor& rows) {
   return op.out;
 }
 
+// Logits of all rows of `hidden`. Of several ranks each computes its own columns, and the first has them all.
+void compute_logits(nn::Context& context, const DecoderWeights& weights, const DecoderConfig& config,
+                    Collectives* ranks, const Tensor& hidden, const Tensor& logits) {
+  const float cap = config.final_logit_softcapping;
+  const Activation activation = cap > 0 ? Activation::kSoftCap : Activation::kNone;
+  const bool leads = ranks == nullptr || ranks->rank() == 0;
+  const Tensor own = ranks != nullptr && leads ? logits.narrow(1, 0, weights.head_rows.front()) : logits;
+  weights.head.forward(context, hidden, own, {}, activation, cap);
+  if (ranks != nullptr && !context.measuring())
+    ranks->gather_columns(own, weights.head_rows, leads ? logits : Tensor());
+}
+
 Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const DecoderConfig& config,
-                     const StepTensors& step, KvCache& cache, bool want_logits) {
+                     Collectives* ranks, const StepTensors& step, KvCache& cache, bool want_logits) {
   Decoder::Outputs outputs;
   const int64_t tokens = step.tokens.shape[0], width = config.hidden_size;
+  const bool follows = ranks != nullptr && ranks->rank() > 0;
+  const int64_t vocabulary = follows ? weights.head.rows() : config.vocabulary_size;
   if (step.outputs > 0) {
     outputs.hidden = context.take(DType::kF32, {step.outputs, width});
-    if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, config.vocabulary_size});
+    if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, vocabulary});
   }
+  context.set_collectives(ranks);
   context.set_adapter_rows(step.token_adapters);
   LayerStream stream = {context.take(DType::kF32, {tokens, width}),
                         context.take(DType::kF32, {tokens, width})};
@@ -306,23 +328,45 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
     leave_attention(context, layer, config, heads, stream, stream);
     if (is_last) weights.final_norm.forward(context, stream.update, outputs.hidden, stream.residual);
   }
-  if (want_logits) {
-    const float cap = config.final_logit_softcapping;
-    weights.head.forward(context, outputs.hidden, outputs.logits, {},
-                         cap > 0 ? Activation::kSoftCap : Activation::kNone, cap);
-  }
+  if (want_logits) compute_logits(context, weights, config, ranks, outputs.hidden, outputs.logits);
+  if (follows) outputs.logits = {};
   return outputs;
 }
 
 }  // namespace
 
 Decoder::Decoder(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
-Decoder::~Decoder() = default;
+Decoder::~Decoder() {
+  if (parts_->ranks && parts_->ranks->leads()) parts_->ranks->end();
+}
 const DecoderConfig& Decoder::config() const { return parts_->config; }
 const DecoderWeights& Decoder::weights() const { return parts_->weights; }
 Backend& Decoder::backend() const { return *parts_->backend; }
 uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
+int Decoder::ranks() const { return parts_->ranks ? parts_->ranks->size() : 1; }
+
+void Decoder::follow() const {
+  QIAO_ASSERT(parts_->ranks && !parts_->ranks->leads());
+  parts_->ranks->follow(*this);
+}
+
+uint64_t Decoder::free_bytes() const {
+  return parts_->ranks && parts_->ranks->leads() ? parts_->ranks->free_bytes()
+                                                 : backend().describe().free_bytes;
+}
+
+namespace {
+
+// What all ranks must have alike, for people too.
+std::string what_runs(const ModelFiles& files, const DecoderOptions& options) {
+  uint64_t bytes = 0;
+  for (const MappedFile& file : files.files()) bytes += file.size();
+  return fmt::format("{} of {} bytes, computing {}", files.path().filename().string(), bytes,
+                     static_cast<int>(options.compute));
+}
+
+}  // namespace
 
 std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend,
                                        const DecoderOptions& options) {
@@ -332,10 +376,21 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   parts->gguf = files.kind() == ModelFiles::Kind::kGguf;
   parts->backend = &backend;
   parts->weights = load_weights(files, backend, parts->config, options);
+  const nn::AttentionLayer& attention = parts->weights.layers.front().attention;
+  parts->config.num_attention_heads = attention.heads;  // this rank's
+  parts->config.num_key_value_heads = attention.kv_heads;
+  if (options.ranks != nullptr && options.ranks->size() > 1) {
+    parts->ranks = std::make_shared<DecoderRanks>(*options.ranks, backend);
+    parts->ranks->agree(what_runs(files, options));
+  }
   return std::unique_ptr<Decoder>(new Decoder(std::move(parts)));
 }
 
 int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out) {
+  if (parts_->ranks) {
+    throw_error(ErrorKind::kUnsupported, "{}: LoRA adapters run in one process alone, and {} were started",
+                files.source(), ranks());
+  }
   const LoraBase base = {parts_->config, *parts_->family, parts_->gguf};
   parts_->weights.bytes +=
       add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights, laid_out);
@@ -362,12 +417,12 @@ int64_t tables_of(const KvCache& cache) { return cache.sliding_pages() > 0 ? 2 :
 
 // Of a step's activations.
 size_t scratch_bytes(Backend& backend, const DecoderWeights& weights, const DecoderConfig& config,
-                     const Decoder::Limits& limits, const KvCache& cache) {
+                     Collectives* ranks, const Decoder::Limits& limits, const KvCache& cache) {
   // Measuring reads the pages' shapes only.
   auto& pages = const_cast<KvCache&>(cache);
   nn::Context measure(backend), with_logits(backend);
-  run(measure, weights, config, largest_step(limits, limits.outputs), pages, false);
-  run(with_logits, weights, config, largest_step(limits, limits.logits), pages, true);
+  run(measure, weights, config, ranks, largest_step(limits, limits.outputs), pages, false);
+  run(with_logits, weights, config, ranks, largest_step(limits, limits.logits), pages, true);
   return std::max(measure.peak(), with_logits.peak());
 }
 
@@ -375,15 +430,23 @@ size_t scratch_bytes(Backend& backend, const DecoderWeights& weights, const Deco
 
 size_t Decoder::workspace_bytes(const Limits& wanted, const KvCache& cache) const {
   const Limits limits = complete(wanted);
-  return scratch_bytes(backend(), parts_->weights, config(), limits, cache) +
+  Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
+  return scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache) +
          IndexBlock::count(limits, tables_of(cache)) * sizeof(int32_t);
 }
 
 std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted,
                                                             const KvCache& cache) const {
   const Limits limits = complete(wanted);
-  return std::make_unique<StepMemory>(backend(), limits, tables_of(cache),
-                                      scratch_bytes(backend(), parts_->weights, config(), limits, cache));
+  Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
+  auto memory =
+      std::make_unique<StepMemory>(backend(), limits, tables_of(cache),
+                                   scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache));
+  if (parts_->ranks && parts_->ranks->leads()) {
+    memory->number = parts_->ranks->make(cache, limits);
+    memory->ranks = parts_->ranks;
+  }
+  return memory;
 }
 
 Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
@@ -391,16 +454,29 @@ Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Worksp
   auto& memory = static_cast<StepMemory&>(workspace);
   check_step(batch, cache, config(), memory.limits, want_logits);
   check_adapters(batch, adapters());
+  if (!parts_->ranks) return compute(batch, cache, memory, want_logits);
+  if (memory.ranks) memory.ranks->start_step(memory.number, batch, want_logits);
+  try {
+    return compute(batch, cache, memory, want_logits);
+  } catch (const std::exception& error) {
+    parts_->ranks->fail(error.what());
+  }
+}
+
+Decoder::Outputs Decoder::compute(const StepBatch& batch, KvCache& cache, Workspace& workspace,
+                                  bool want_logits) const {
+  auto& memory = static_cast<StepMemory&>(workspace);
+  Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
   const StepTensors step = place_step(batch, memory);
   memory.indices.upload(backend());
   if (step.from_drawn.present()) backend().feed_drawn({batch.drawn_ids, step.from_drawn, step.tokens});
   const auto run_once = [&] {
     nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
-    return run(context, parts_->weights, config(), step, cache, want_logits);
+    return run(context, parts_->weights, config(), ranks, step, cache, want_logits);
   };
   // Decoding alone comes again and again in the same shapes; and whose rows an adapter changes is no shape.
   const bool decodes = batch.tokens.size() == batch.lengths.size() && step.token_adapters.empty();
-  if (!decodes) return run_once();
+  if (!decodes || (ranks != nullptr && !ranks->can_be_repeated())) return run_once();
   const int64_t sequences = step.step.lengths.shape[0];
   return memory.recordings.run(
       backend(), {cache.serial(), sequences, step.step.page_table.shape[1], step.outputs, want_logits},

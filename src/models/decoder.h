@@ -14,6 +14,7 @@
 
 namespace qiao {
 
+class Communicator;
 class LoraFiles;
 struct DecoderWeights;
 struct LaidOutLora;
@@ -29,13 +30,20 @@ struct LaidOutTensor {
 
 struct DecoderOptions {
   enum class Policy { kAuto, kF32, kBF16, kQ8 };
-  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, block formats in kQ8. Attention over the cache
-  // computes in kBF16 where kBF16 is asked for or its projections do.
+  // kAuto: F32 and F16 weights compute in kF32, BF16 in kBF16, F8_128 in kF8, other block formats in kQ8.
+  // Attention over the cache computes in kBF16 where kBF16 is asked for, or its projections do or in kF8.
   Policy compute = Policy::kAuto;
   int64_t context = 0;  // see read_decoder_config
   // Float weights are laid out in this dtype (F32 or BF16, what training computes in) rather than in the
   // file's.
   std::optional<DType> float_weights;
+  // Matrices of layers and experts (not the embedding, the output matrix and routers) that are floats, with
+  // rows of whole blocks, are quantized to F8_128 (quantize_f8) as they are laid out. Loading throws
+  // Error(kUnsupported) where one is of another block format, or where there is none at all.
+  bool quantize_f8 = false;
+  // The processes that the model is spread over (models/shards.h), each of which loads its part: the first is
+  // called as one alone is, the others follow. Outlives the decoder. Null: one process.
+  Communicator* ranks = nullptr;
   // Called for every tensor once it is laid out: training keeps a canonical copy of each.
   std::function<void(const LaidOutTensor& tensor)> laid_out;
   // Called as tensors are laid out, with bytes done and bytes in all; may throw to stop loading.
@@ -106,15 +114,24 @@ class Decoder {
  public:
   // Reads, checks and lays out every tensor, releasing the file's pages one by one. Throws
   // Error(kInvalidInput) naming a missing or misshapen tensor, with both shapes; Error(kTooLarge) before
-  // loading where memory will not do.
+  // loading where memory will not do. Over several ranks: Error(kUnsupported) where it cannot be spread over
+  // so many, Error(kInvalidInput) where a rank has another model or device.
   static std::unique_ptr<Decoder> load(const ModelFiles& files, Backend& backend,
                                        const DecoderOptions& options = {});
   ~Decoder();
 
-  const DecoderConfig& config() const;
+  const DecoderConfig& config() const;  // of several ranks: its heads are this one's
   const DecoderWeights& weights() const;
   Backend& backend() const;
   uint64_t weight_bytes() const;  // adapters with them
+
+  // How many processes share the model.
+  int ranks() const;
+  // Of the ranks behind the first: takes part in what the first one's callers do, until its decoder is
+  // destroyed. Throws what a step throws.
+  void follow() const;
+  // What a cache may take on each rank.
+  uint64_t free_bytes() const;
 
   // Loads a LoRA adapter beside the weights, for steps to name; returns its number: 0, 1, … Only before the
   // first workspace is made. Errors as add_lora's (models/lora.h), which tells `laid_out` too.
@@ -138,7 +155,7 @@ class Decoder {
   // Runs one step. Returns views in the chip's memory, valid until the workspace's next use:
   struct Outputs {
     Tensor hidden;  // F32 [O, C]: after the final norm
-    Tensor logits;  // F32 [O, V]; absent where want_logits is false
+    Tensor logits;  // F32 [O, V]; absent where want_logits is false, and on ranks that follow
   };
   Outputs forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
                   bool want_logits = true) const;
@@ -146,6 +163,8 @@ class Decoder {
  private:
   struct Parts;
   explicit Decoder(std::unique_ptr<Parts> parts);
+  // A step that was checked.
+  Outputs compute(const StepBatch& batch, KvCache& cache, Workspace& workspace, bool want_logits) const;
   std::unique_ptr<Parts> parts_;
 };
 

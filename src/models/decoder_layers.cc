@@ -25,6 +25,7 @@ void leave_attention(nn::Context& context, const DecoderLayer& layer, const Deco
   };
   Tensor update = context.over(stream.update);
   layer.attention.output.forward(context, heads, update);
+  context.sum_over_ranks(update);
   if (config.post_norms) update = norm(layer.post_attention_norm, update);
   const Tensor normed = context.over(update);
   layer.ffn_norm.forward(context, update, normed, stream.residual, out.residual);
@@ -34,6 +35,7 @@ void leave_attention(nn::Context& context, const DecoderLayer& layer, const Deco
   } else {
     layer.mlp.forward(context, normed, inner);
   }
+  context.sum_over_ranks(inner);
   if (config.post_norms) layer.post_ffn_norm.forward(context, inner, out.update);
 }
 

@@ -54,8 +54,9 @@ class EncoderBuilder {
   EncoderWeights build() {
     EncoderWeights weights;
     const int64_t width = config_.hidden_size;
-    const auto words = loader_.pieces(
-        {loader_.segment(loader_.name(names_.words), config_.vocabulary_size, width)}, 1, width);
+    const auto words =
+        loader_.pieces({loader_.segment(loader_.name(names_.words), config_.vocabulary_size, width)}, 1,
+                       width, TensorLoader::Part::kOther);
     weights.places = places();
     weights.embedding_norm = norm(names_.embedding_norm, 0);
     if (config_.relative_buckets > 0) weights.distances = distances();
@@ -119,14 +120,14 @@ class EncoderBuilder {
   nn::LinearLayer linear(std::initializer_list<std::string_view> stems, int64_t layer, int64_t rows,
                          int64_t columns) {
     std::vector<TensorLoader::Segment> segments;
-    std::vector<std::pair<std::string, int64_t>> biases;
+    std::vector<TensorLoader::ParameterPart> biases;
     for (const std::string_view stem : stems) {
       const std::string name = loader_.name(stem, layer);
       segments.push_back(loader_.segment(name, rows, columns));
-      biases.emplace_back(name, rows);
+      biases.push_back({name, rows, {0, rows}});
     }
     nn::LinearLayer made;
-    made.pieces = loader_.pieces(segments, 1, columns);
+    made.pieces = loader_.pieces(segments, 1, columns, TensorLoader::Part::kLayer);
     made.bias = loader_.joined_parameter(biases, ".bias");
     return made;
   }

@@ -2,22 +2,35 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <functional>
 
 #include "base/error.h"
 #include "base/quote.h"
 #include "base/units.h"
 #include "tensor/floats.h"
+#include "tensor/fp8.h"
 
 namespace qiao {
 namespace {
 
-std::vector<std::byte> converted_floats(DType from, DType to, const std::byte* bytes, int64_t count) {
-  std::vector<float> values(static_cast<size_t>(count));
-  to_floats(from, bytes, values);
-  std::vector<std::byte> made(static_cast<size_t>(row_bytes(to, count)));
-  from_floats(values, to, made.data());
+// Columns of rows that lie `stride` bytes apart, one row behind the other.
+std::vector<std::byte> some_columns(DType dtype, const std::byte* rows, int64_t count, int64_t stride,
+                                    const Range& columns) {
+  const auto skipped = static_cast<size_t>(row_bytes(dtype, columns.first)),
+             width = static_cast<size_t>(row_bytes(dtype, columns.count));
+  std::vector<std::byte> made(static_cast<size_t>(count) * width);
+  for (int64_t row = 0; row < count; ++row)
+    std::memcpy(made.data() + static_cast<size_t>(row) * width, rows + row * stride + skipped, width);
   return made;
+}
+
+// The rows of a matrix that have scales in common with `taken` (quantize_f8): no rank's weights depend on
+// what it takes.
+Range quantized_together(const Range& taken, int64_t rows) {
+  const int64_t first = taken.first / kF8Block * kF8Block;
+  const int64_t end = (taken.first + taken.count + kF8Block - 1) / kF8Block * kF8Block;
+  return {first, std::min(end, rows) - first};
 }
 
 const DecoderOptions kNoOptions;
@@ -101,28 +114,48 @@ const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<
     throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected", files_.path().string(),
                 name, shape_text(*tensor), fmt::join(shape, ", "));
   }
+  if (tensor->dtype == DType::kF8_E4M3 && tensor->unsupported.empty()) {
+    throw_error(ErrorKind::kInvalidInput,
+                "{}: tensor {} is {} without scales; {}_scale_inv or {}_scale was expected beside it",
+                files_.path().string(), name, shape_text(*tensor), name, name);
+  }
   if (!tensor->unsupported.empty() || (!is_dense_float(tensor->dtype) && !traits(tensor->dtype).quantized)) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected",
                 files_.path().string(), name, shape_text(*tensor));
   }
-  if (checking_ && used_.insert(name).second) total_ += tensor->bytes;
+  if (checking_) used_.insert(name);
   return *tensor;
 }
 
 TensorLoader::Segment TensorLoader::segment(const std::string& stem, int64_t rows, int64_t columns) {
-  return {{&need(stem + ".weight", {rows, columns})}, rows};
+  return {{&need(stem + ".weight", {rows, columns})}, rows, columns, {0, rows}, {0, columns}};
+}
+
+TensorLoader::Segment TensorLoader::narrow(Segment whole, const Range& rows, const Range& columns) {
+  whole.taken_rows = rows;
+  whole.taken_columns = columns;
+  return whole;
+}
+
+uint64_t TensorLoader::Segment::bytes(int64_t experts) const {
+  const int64_t count = std::ssize(tensors) == experts ? 1 : experts;  // of experts in a tensor
+  uint64_t all = 0;
+  for (const TensorInfo* tensor : tensors)
+    all += static_cast<uint64_t>(count * taken_rows.count * row_bytes(tensor->dtype, taken_columns.count));
+  return all;
 }
 
 TensorLoader::Segment TensorLoader::stacked(const std::string& stem, int64_t experts, int64_t rows,
                                             int64_t columns) {
   const std::string name = has(stem, "") ? stem : stem + ".weight";
-  return {{&need(name, {experts, rows, columns})}, rows};
+  return {{&need(name, {experts, rows, columns})}, rows, columns, {0, rows}, {0, columns}};
 }
 
 Compute TensorLoader::compute_for(DType dtype) const {
   using Policy = DecoderOptions::Policy;
   if (options_.compute == Policy::kF32) return Compute::kF32;
   if (dtype == DType::kBF16) return Compute::kBF16;
+  if (dtype == DType::kF8_128 && options_.compute != Policy::kBF16) return Compute::kF8;
   if (traits(dtype).quantized && options_.compute != Policy::kBF16) return Compute::kQ8;
   return Compute::kF32;
 }
@@ -130,12 +163,29 @@ Compute TensorLoader::compute_for(DType dtype) const {
 Compute TensorLoader::attention_compute(const nn::LinearLayer& projections) const {
   using Policy = DecoderOptions::Policy;
   if (options_.compute == Policy::kF32) return Compute::kF32;
-  const bool rounded = !projections.pieces.empty() && projections.pieces.front().compute == Compute::kBF16;
+  const Compute own = projections.pieces.empty() ? Compute::kF32 : projections.pieces.front().compute;
+  const bool rounded = own == Compute::kBF16 || own == Compute::kF8;
   return rounded || options_.compute == Policy::kBF16 ? Compute::kBF16 : Compute::kF32;
 }
 
+std::vector<std::byte> TensorLoader::converted(DType from, DType to, const std::byte* bytes, int64_t rows,
+                                               int64_t columns) {
+  std::vector<std::byte> made(static_cast<size_t>(rows * row_bytes(to, columns)));
+  const auto convert = [&](int64_t first, int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count * columns));
+    to_floats(from, bytes + first * row_bytes(from, columns), values);
+    std::byte* const out = made.data() + first * row_bytes(to, columns);
+    to == DType::kF8_128 ? quantize_f8(values, count, columns, out) : from_floats(values, to, out);
+  };
+  if (!pool_) pool_ = std::make_unique<ThreadPool>(0);
+  pool_->parallel_for((rows + kF8Block - 1) / kF8Block, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) convert(i * kF8Block, std::min(kF8Block, rows - i * kF8Block));
+  });
+  return made;
+}
+
 std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& segments, int64_t experts,
-                                                  int64_t columns) {
+                                                  int64_t columns, Part part) {
   const auto check_dtypes = [&](const Segment& segment) {
     const TensorInfo& first = *segment.tensors.front();
     for (const TensorInfo* tensor : segment.tensors) {
@@ -143,7 +193,7 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
       throw_error(ErrorKind::kUnsupported, "{}: tensors {} and {} are {} and {}; one type was expected",
                   files_.path().string(), first.name, tensor->name, first.type_name(), tensor->type_name());
     }
-    if (columns % traits(first.dtype).block_elements != 0) {
+    if (segment.columns % traits(first.dtype).block_elements != 0) {
       throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; rows of whole blocks of {} were expected",
                   files_.path().string(), first.name, shape_text(first), traits(first.dtype).block_elements);
     }
@@ -151,28 +201,48 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
   std::vector<nn::WeightPiece> pieces;
   int64_t first_row = 0;
   for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
-    const DType dtype = kept_as(segments[begin].tensors.front()->dtype);
+    const DType dtype = kept_as(*segments[begin].tensors.front(), segments[begin].columns, part);
     for (end = begin; end < segments.size(); ++end) {
       check_dtypes(segments[end]);
-      const DType next = kept_as(segments[end].tensors.front()->dtype);
+      const DType next = kept_as(*segments[end].tensors.front(), segments[end].columns, part);
       if (!may_share(dtype, next) || compute_for(dtype) != compute_for(next)) break;
     }
-    if (checking_) continue;
+    if (checking_) {
+      for (size_t i = begin; i < end; ++i) {
+        const TensorInfo& tensor = *segments[i].tensors.front();
+        const uint64_t bytes = segments[i].bytes(experts);
+        total_ += bytes;
+        if (kept_as(tensor, segments[i].columns, part) != DType::kF8_128) continue;
+        quantizes_ = true;
+        const int64_t rows = experts * segments[i].taken_rows.count;
+        saved_ += bytes - static_cast<uint64_t>(rows * row_bytes(DType::kF8_128, columns));
+      }
+      continue;
+    }
     WeightSource source{.experts = experts, .columns = columns, .parts = {}};
-    std::vector<std::vector<std::byte>> converted;  // what is laid out in another dtype than the file's
+    std::vector<std::vector<std::byte>> made;  // what is laid out in another dtype than the file's
     source.done_with = [this](const std::byte* bytes, int64_t count) { release_bytes(bytes, count); };
     for (int64_t expert = 0; expert < experts; ++expert) {
       for (size_t i = begin; i < end; ++i) {
         const Segment& segment = segments[i];
         const bool one_by_one = static_cast<int64_t>(segment.tensors.size()) == experts;
         const TensorInfo& tensor = *segment.tensors[one_by_one ? static_cast<size_t>(expert) : 0];
-        const int64_t bytes = segment.rows * row_bytes(tensor.dtype, columns);
-        const std::byte* data = files_.bytes(tensor).data() + (one_by_one ? 0 : expert * bytes);
-        if (const DType kept = kept_as(tensor.dtype); kept != tensor.dtype) {
-          converted.push_back(converted_floats(tensor.dtype, kept, data, segment.rows * columns));
-          data = converted.back().data();
+        const Range& taken = segment.taken_rows;
+        const DType kept = kept_as(tensor, segment.columns, part);
+        const Range read =
+            kept == DType::kF8_128 && kept != tensor.dtype ? quantized_together(taken, segment.rows) : taken;
+        const int64_t stride = row_bytes(tensor.dtype, segment.columns);
+        const std::byte* data =
+            files_.bytes(tensor).data() + ((one_by_one ? 0 : expert * segment.rows) + read.first) * stride;
+        if (columns != segment.columns) {
+          made.push_back(some_columns(tensor.dtype, data, read.count, stride, segment.taken_columns));
+          data = made.back().data();
         }
-        source.parts.push_back({kept_as(tensor.dtype), segment.rows, data});
+        if (kept != tensor.dtype) {
+          made.push_back(converted(tensor.dtype, kept, data, read.count, columns));
+          data = made.back().data() + (taken.first - read.first) * row_bytes(kept, columns);
+        }
+        source.parts.push_back({kept, taken.count, data});
       }
     }
     nn::WeightPiece piece{backend_->make_weight(source), compute_for(dtype), first_row};
@@ -180,8 +250,10 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
     first_row += piece.weight->rows();
     laid_out_ += piece.weight->bytes();
     pieces.push_back(std::move(piece));
-    for (size_t i = begin; i < end; ++i)
-      for (const TensorInfo* tensor : segments[i].tensors) done_with(*tensor);
+    for (size_t i = begin; i < end; ++i) {
+      const uint64_t bytes = segments[i].bytes(experts) / segments[i].tensors.size();
+      for (const TensorInfo* tensor : segments[i].tensors) done_with(*tensor, bytes);
+    }
   }
   return pieces;
 }
@@ -191,12 +263,15 @@ std::vector<float> TensorLoader::floats(const TensorInfo& tensor) {
     throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; F32, F16 or BF16 was expected",
                 files_.path().string(), tensor.name, shape_text(tensor));
   }
-  if (checking_) return {};
+  if (checking_) {
+    total_ += tensor.bytes;
+    return {};
+  }
   size_t count = 1;
   for (const int64_t size : tensor.shape) count *= static_cast<size_t>(size);
   std::vector<float> values(count);
   to_floats(tensor.dtype, files_.bytes(tensor).data(), values);
-  done_with(tensor);
+  done_with(tensor, tensor.bytes);
   return values;
 }
 
@@ -205,36 +280,46 @@ std::vector<float> TensorLoader::matrix(const std::string& stem, int64_t rows, i
 }
 
 nn::Parameter TensorLoader::parameter(const std::string& stem, std::string_view suffix, int64_t count) {
-  return joined_parameter({{stem, count}}, suffix);
+  return joined_parameter({{stem, count, {0, count}}}, suffix);
 }
 
-nn::Parameter TensorLoader::joined_parameter(const std::vector<std::pair<std::string, int64_t>>& stems,
+nn::Parameter TensorLoader::joined_parameter(const std::vector<ParameterPart>& parts,
                                              std::string_view suffix) {
   std::vector<float> values;
-  for (const auto& [stem, count] : stems) {
+  for (const auto& [stem, count, taken] : parts) {
     const std::vector<float> part = floats(need(fmt::format("{}{}", stem, suffix), {count}));
-    values.insert(values.end(), part.begin(), part.end());
+    if (!checking_)
+      values.insert(values.end(), part.begin() + taken.first, part.begin() + taken.first + taken.count);
   }
   if (checking_) return {};
   laid_out_ += values.size() * sizeof(float);
   nn::Parameter made = nn::Parameter::upload(*backend_, values);
   int64_t first = 0;
-  for (const auto& [stem, count] : stems) {
+  for (const auto& [stem, count, taken] : parts) {
     if (options_.laid_out) {
       LaidOutTensor tensor;
       tensor.source = files_.find(fmt::format("{}{}", stem, suffix));
       tensor.parameter = made.tensor;
       tensor.first_row = first;
-      tensor.rows = count;
+      tensor.rows = taken.count;
       options_.laid_out(tensor);
     }
-    first += count;
+    first += taken.count;
   }
   return made;
 }
 
-DType TensorLoader::kept_as(DType dtype) const {
-  return is_dense_float(dtype) ? options_.float_weights.value_or(dtype) : dtype;
+DType TensorLoader::kept_as(const TensorInfo& tensor, int64_t columns, Part part) const {
+  if (options_.quantize_f8 && part == Part::kLayer) {
+    if (is_dense_float(tensor.dtype) && columns % kF8Block == 0) return DType::kF8_128;
+    if (traits(tensor.dtype).quantized && tensor.dtype != DType::kF8_128) {
+      throw_error(
+          ErrorKind::kUnsupported,
+          "{}: tensor {} is {}; to quantize a model to FP8 floats are needed, not another block format",
+          files_.path().string(), tensor.name, shape_text(tensor));
+    }
+  }
+  return is_dense_float(tensor.dtype) ? options_.float_weights.value_or(tensor.dtype) : tensor.dtype;
 }
 
 void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weight) const {
@@ -248,15 +333,15 @@ void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weig
                          .parameter = {},
                          .expert = expert,
                          .first_row = row,
-                         .rows = segment.rows});
-      row += segment.rows;
+                         .rows = segment.taken_rows.count});
+      row += segment.taken_rows.count;
     }
   }
 }
 
-void TensorLoader::done_with(const TensorInfo& tensor) {
+void TensorLoader::done_with(const TensorInfo& tensor, uint64_t bytes) {
   files_.release(tensor);
-  done_ += tensor.bytes;
+  done_ += bytes;
   if (options_.progress) options_.progress(done_, total_);
 }
 
@@ -270,8 +355,14 @@ void TensorLoader::release_bytes(const std::byte* bytes, int64_t count) const {
 
 void TensorLoader::start_loading() {
   checking_ = false;
-  const uint64_t free = backend_->describe().free_bytes;
-  if (free != 0 && total_ > free) {
+  if (options_.quantize_f8 && !quantizes_) {
+    throw_error(
+        ErrorKind::kUnsupported,
+        "{}: none of its layers' matrices can be quantized to FP8: rows of whole blocks of {} are needed",
+        files_.path().string(), kF8Block);
+  }
+  const uint64_t free = backend_->describe().free_bytes, wanted = total_ - saved_;
+  if (free != 0 && wanted > free) {
     double elements = 0;
     for (const std::string& name : used_) elements += static_cast<double>(files_.find(name)->elements());
     std::string ways;
@@ -279,12 +370,12 @@ void TensorLoader::start_loading() {
       const DTypeTraits& kind = traits(smaller);
       const double bytes =
           elements / static_cast<double>(kind.block_elements) * static_cast<double>(kind.block_bytes);
-      if (bytes < static_cast<double>(total_))
+      if (bytes < static_cast<double>(wanted))
         ways +=
             fmt::format("; as {} they would take {}", kind.name, format_bytes(static_cast<uint64_t>(bytes)));
     }
     throw_error(ErrorKind::kTooLarge, "{}: its weights take {}, chip {} has {} free{}",
-                files_.path().string(), format_bytes(total_), backend_->chip(), format_bytes(free), ways);
+                files_.path().string(), format_bytes(wanted), backend_->chip(), format_bytes(free), ways);
   }
 }
 

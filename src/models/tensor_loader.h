@@ -6,13 +6,16 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "models/decoder.h"
+#include "models/shards.h"
 #include "nn/layers.h"
 
 namespace qiao {
@@ -56,15 +59,30 @@ class TensorLoader {
   struct Segment {
     std::vector<const TensorInfo*> tensors;  // one for each expert, or one that holds them all
     int64_t rows;                            // of one expert
+    int64_t columns;
+    // Of these the segment is rows [taken_rows.first, …) and columns [taken_columns.first, …).
+    Range taken_rows, taken_columns;
+    uint64_t bytes(int64_t experts) const;  // that are read of the file
   };
+  // Part of a whole segment.
+  static Segment narrow(Segment whole, const Range& rows, const Range& columns);
   Segment segment(const std::string& stem, int64_t rows, int64_t columns);
   // Experts stacked in one tensor [E, rows, columns].
   Segment stacked(const std::string& stem, int64_t experts, int64_t rows, int64_t columns);
 
-  std::vector<nn::WeightPiece> pieces(const std::vector<Segment>& segments, int64_t experts, int64_t columns);
+  // kLayer: what DecoderOptions::quantize_f8 is for.
+  enum class Part { kLayer, kOther };
+  // `columns`: those that are taken.
+  std::vector<nn::WeightPiece> pieces(const std::vector<Segment>& segments, int64_t experts, int64_t columns,
+                                      Part part);
   nn::Parameter parameter(const std::string& stem, std::string_view suffix, int64_t count);
-  nn::Parameter joined_parameter(const std::vector<std::pair<std::string, int64_t>>& stems,
-                                 std::string_view suffix);
+  // Elements [taken.first, …) of `count`.
+  struct ParameterPart {
+    std::string stem;
+    int64_t count;
+    Range taken;
+  };
+  nn::Parameter joined_parameter(const std::vector<ParameterPart>& parts, std::string_view suffix);
   // A float tensor [rows, columns] in host memory; empty while checking.
   std::vector<float> matrix(const std::string& stem, int64_t rows, int64_t columns);
 
@@ -79,11 +97,15 @@ class TensorLoader {
  private:
   const TensorInfo& need(const std::string& name, const std::vector<int64_t>& shape);
   std::vector<float> floats(const TensorInfo& tensor);
-  void done_with(const TensorInfo& tensor);
+  void done_with(const TensorInfo& tensor, uint64_t bytes);
   // Gives back the file pages of a part of a tensor.
   void release_bytes(const std::byte* bytes, int64_t count) const;
   Compute compute_for(DType dtype) const;
-  DType kept_as(DType dtype) const;  // the dtype in which a tensor of this one is laid out
+  // The dtype in which a tensor of `columns` is laid out.
+  DType kept_as(const TensorInfo& tensor, int64_t columns, Part part) const;
+  // Rows of a tensor in another dtype.
+  std::vector<std::byte> converted(DType from, DType to, const std::byte* bytes, int64_t rows,
+                                   int64_t columns);
   void tell_laid_out(std::span<const Segment> segments, Weight& weight) const;
   // The layer that a tensor belongs to; -1: none.
   int64_t layer_of(std::string_view tensor) const;
@@ -99,6 +121,9 @@ class TensorLoader {
   bool checking_ = true;
   std::set<std::string, std::less<>> used_;
   uint64_t total_ = 0, done_ = 0, laid_out_ = 0;
+  uint64_t saved_ = 0;  // bytes that quantizing saves
+  bool quantizes_ = false;
+  std::unique_ptr<ThreadPool> pool_;  // that quantizes, made when it is first needed
 };
 
 }  // namespace qiao

@@ -1,7 +1,9 @@
 #include "models/weights.h"
 
 #include "models/families.h"
+#include "models/shards.h"
 #include "models/tensor_loader.h"
+#include "parallel/communicator.h"
 
 namespace qiao {
 namespace {
@@ -9,25 +11,30 @@ namespace {
 // Builds every layer; run twice, see TensorLoader.
 class Builder {
  public:
-  Builder(TensorLoader& loader, const TensorNames& names, const DecoderConfig& config, Backend* backend)
-      : loader_(loader), names_(names), config_(config), backend_(backend) {}
+  Builder(TensorLoader& loader, const TensorNames& names, const DecoderConfig& config, const Shards& shards,
+          Backend* backend)
+      : loader_(loader), names_(names), config_(config), shards_(shards), backend_(backend) {}
 
   DecoderWeights build() {
     DecoderWeights weights;
     const int64_t vocabulary = config_.vocabulary_size, width = config_.hidden_size;
-    auto table =
-        loader_.pieces({loader_.segment(loader_.name(names_.embedding), vocabulary, width)}, 1, width);
+    auto table = loader_.pieces({loader_.segment(loader_.name(names_.embedding), vocabulary, width)}, 1,
+                                width, Kind::kOther);
     if (!loader_.checking()) {
       weights.embedding = {table.front().weight, config_.embedding_scale};
       weights.rotary = rotary(config_.rope);
       if (!config_.rope_local.inverse_frequencies.empty()) weights.local_rotary = rotary(config_.rope_local);
     }
     // The largest matrices first: while one is laid out its file pages are in memory too.
-    if (config_.tie_word_embeddings) {
+    if (config_.tie_word_embeddings && shards_.size == 1) {
       weights.head.pieces = std::move(table);
     } else {
-      weights.head = linear({{names_.output, vocabulary}}, 0, width, false);
+      const std::string_view stem = config_.tie_word_embeddings ? names_.embedding : names_.output;
+      weights.head =
+          linear({{stem, vocabulary, {shards_.own_vocabulary()}}}, 0, whole(width), false, Kind::kOther);
     }
+    if (shards_.size > 1)
+      for (const Range& rows : shards_.vocabulary) weights.head_rows.push_back(rows.count);
     if (!loader_.checking()) loader_.will_need_layer(0);
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer)
       weights.layers.push_back(build_layer(layer, weights));
@@ -37,7 +44,21 @@ class Builder {
   }
 
  private:
-  using Parts = std::vector<std::pair<std::string_view, int64_t>>;  // stem, rows
+  using Kind = TensorLoader::Part;
+  // A module's rows, and which of them this rank has.
+  struct Part {
+    std::string_view stem;
+    int64_t rows;
+    std::vector<Range> taken;
+  };
+  using Parts = std::vector<Part>;
+  // A module's columns, and which of them this rank has.
+  struct Columns {
+    int64_t count;
+    Range taken;
+  };
+  static Columns whole(int64_t count) { return {count, {0, count}}; }
+  static Part whole(std::string_view stem, int64_t rows) { return {stem, rows, {{0, rows}}}; }
 
   std::unique_ptr<nn::RotaryTable> rotary(const RopeTable& table) {
     auto made = std::make_unique<nn::RotaryTable>();
@@ -52,80 +73,113 @@ class Builder {
             config_.rms_norm_eps};
   }
 
-  nn::LinearLayer linear(const Parts& parts, int64_t layer, int64_t columns, bool biased) {
+  nn::LinearLayer linear(const Parts& parts, int64_t layer, const Columns& columns, bool biased,
+                         Kind kind = Kind::kLayer) {
     std::vector<TensorLoader::Segment> segments;
-    std::vector<std::pair<std::string, int64_t>> biases;
-    for (const auto& [stem, rows] : parts) {
-      const std::string name = loader_.name(stem, layer);
-      segments.push_back(loader_.segment(name, rows, columns));
-      biases.emplace_back(name, rows);
+    std::vector<TensorLoader::ParameterPart> biases;
+    for (const Part& part : parts) {
+      const std::string name = loader_.name(part.stem, layer);
+      const TensorLoader::Segment segment = loader_.segment(name, part.rows, columns.count);
+      for (const Range& rows : part.taken) {
+        segments.push_back(TensorLoader::narrow(segment, rows, columns.taken));
+        biases.push_back({name, part.rows, rows});
+      }
     }
     nn::LinearLayer made;
-    made.pieces = loader_.pieces(segments, 1, columns);
-    if (biased) made.bias = loader_.joined_parameter(biases, ".bias");
+    made.pieces = loader_.pieces(segments, 1, columns.taken.count, kind);
+    // Of what is summed over the ranks one has the bias.
+    const bool is_partial = columns.taken.count < columns.count;
+    if (biased && (!is_partial || shards_.rank == 0 || loader_.checking()))
+      made.bias = loader_.joined_parameter(biases, ".bias");
     return made;
+  }
+
+  // One module in place of several of the same columns, one below the other. All of it is one range: who
+  // hears of what is laid out (DecoderOptions::laid_out) counts on a whole tensor's being one segment.
+  static Part fused_part(std::string_view stem, const Parts& parts) {
+    Part fused = {stem, 0, {}};
+    for (const Part& part : parts) {
+      for (const Range& rows : part.taken) {
+        const int64_t first = fused.rows + rows.first;
+        const bool goes_on =
+            !fused.taken.empty() && fused.taken.back().first + fused.taken.back().count == first;
+        goes_on ? static_cast<void>(fused.taken.back().count += rows.count)
+                : fused.taken.push_back({first, rows.count});
+      }
+      fused.rows += part.rows;
+    }
+    return fused;
   }
 
   // `fused` where the file has it, else `parts` of equal meaning.
   nn::LinearLayer fused_linear(std::string_view fused, const Parts& parts, int64_t layer, int64_t columns,
                                bool biased) {
-    int64_t rows = 0;
-    for (const auto& part : parts) rows += part.second;
     const std::string name = loader_.name(fused, layer);
     // A fused tensor may go by one part's name (Phi-3's ffn_up): then the other part is not there.
     const bool is_fused =
         !fused.empty() && loader_.has(name) &&
-        (fused != parts.back().first || !loader_.has(loader_.name(parts.front().first, layer)));
-    return is_fused ? linear({{fused, rows}}, layer, columns, biased) : linear(parts, layer, columns, biased);
+        (fused != parts.back().stem || !loader_.has(loader_.name(parts.front().stem, layer)));
+    return linear(is_fused ? Parts{fused_part(fused, parts)} : parts, layer, whole(columns), biased);
   }
 
   nn::MlpLayer mlp(std::string_view fused, const Parts& gate_up, std::string_view down, int64_t layer,
                    bool biased) {
-    const int64_t inner = gate_up.front().second;
+    const Part& inner = gate_up.front();
     nn::MlpLayer made;
     made.gate_up = fused_linear(fused, gate_up, layer, config_.hidden_size, biased);
-    made.down = linear({{down, config_.hidden_size}}, layer, inner, biased);
+    made.down = linear({whole(down, config_.hidden_size)}, layer, {inner.rows, inner.taken.front()}, biased);
     made.activation = config_.hidden_act;
     return made;
   }
 
   nn::GroupedLinearLayer experts(std::string_view stacked_both, const Parts& stacked, const Parts& single,
-                                 int64_t layer, int64_t columns) {
+                                 int64_t layer, const Columns& columns) {
     const int64_t count = config_.num_experts;
     const auto there = [&](std::string_view stem) {
       const std::string name = loader_.name(stem, layer);
       return !stem.empty() && (loader_.has(name) || loader_.has(name, ""));
     };
     std::vector<TensorLoader::Segment> segments;
+    const auto add = [&](const TensorLoader::Segment& segment, const Part& part) {
+      for (const Range& rows : part.taken)
+        segments.push_back(TensorLoader::narrow(segment, rows, columns.taken));
+    };
+    const auto add_stacked = [&](const Part& part) {
+      add(loader_.stacked(loader_.name(part.stem, layer), count, part.rows, columns.count), part);
+    };
     if (there(stacked_both)) {
-      int64_t rows = 0;
-      for (const auto& part : stacked) rows += part.second;
-      segments.push_back(loader_.stacked(loader_.name(stacked_both, layer), count, rows, columns));
-    } else if (single.front().first.empty() || there(stacked.front().first)) {
-      for (const auto& [stem, rows] : stacked)
-        segments.push_back(loader_.stacked(loader_.name(stem, layer), count, rows, columns));
+      add_stacked(fused_part(stacked_both, stacked));
+    } else if (single.front().stem.empty() || there(stacked.front().stem)) {
+      for (const Part& part : stacked) add_stacked(part);
     } else {
-      for (const auto& [stem, rows] : single) {
-        TensorLoader::Segment segment{{}, rows};
-        for (int64_t expert = 0; expert < count; ++expert)
-          segment.tensors.push_back(
-              loader_.segment(loader_.name(stem, layer, expert), rows, columns).tensors.front());
-        segments.push_back(std::move(segment));
+      for (const Part& part : single) {
+        TensorLoader::Segment segment{{}, part.rows, columns.count, {}, {}};
+        for (int64_t expert = 0; expert < count; ++expert) {
+          const std::string name = loader_.name(part.stem, layer, expert);
+          segment.tensors.push_back(loader_.segment(name, part.rows, columns.count).tensors.front());
+        }
+        add(segment, part);
       }
     }
-    return {loader_.pieces(segments, count, columns)};
+    return {loader_.pieces(segments, count, columns.taken.count, Kind::kLayer)};
   }
 
   nn::MoeLayer moe(int64_t layer) {
     const int64_t inner = config_.moe_intermediate_size, width = config_.hidden_size;
     nn::MoeLayer made;
-    made.router = linear({{names_.router, config_.num_experts}}, layer, width, false);
-    made.gate_up = experts(names_.experts_gate_up, {{names_.experts_gate, inner}, {names_.experts_up, inner}},
-                           {{names_.expert_gate, inner}, {names_.expert_up, inner}}, layer, width);
-    made.down = experts("", {{names_.experts_down, width}}, {{names_.expert_down, width}}, layer, inner);
+    const std::vector<Range> own = {shards_.expert_ffn};
+    made.router =
+        linear({whole(names_.router, config_.num_experts)}, layer, whole(width), false, Kind::kOther);
+    made.gate_up =
+        experts(names_.experts_gate_up, {{names_.experts_gate, inner, own}, {names_.experts_up, inner, own}},
+                {{names_.expert_gate, inner, own}, {names_.expert_up, inner, own}}, layer, whole(width));
+    made.down = experts("", {whole(names_.experts_down, width)}, {whole(names_.expert_down, width)}, layer,
+                        {inner, shards_.expert_ffn});
     if (const int64_t shared = config_.shared_intermediate_size; shared > 0) {
-      made.shared = mlp("", {{names_.shared_gate, shared}, {names_.shared_up, shared}}, names_.shared_down,
-                        layer, false);
+      made.shared = mlp("",
+                        {{names_.shared_gate, shared, {shards_.shared_ffn}},
+                         {names_.shared_up, shared, {shards_.shared_ffn}}},
+                        names_.shared_down, layer, false);
     }
     made.experts = config_.num_experts;
     made.experts_per_token = config_.num_experts_per_tok;
@@ -142,10 +196,13 @@ class Builder {
     const auto index = static_cast<size_t>(layer);
     const bool slides = config_.layer_slides[index];
     nn::AttentionLayer made;
-    made.qkv = fused_linear(names_.qkv, {{names_.q, q}, {names_.k, kv}, {names_.v, kv}}, layer,
-                            config_.hidden_size, config_.attention_bias);
-    made.output =
-        linear({{names_.attention_output, config_.hidden_size}}, layer, q, config_.attention_output_bias);
+    const auto rows_of = [&](const Range& heads) { return Range{heads.first * dim, heads.count * dim}; };
+    const Range own_q = rows_of(shards_.heads), own_kv = rows_of(shards_.kv_heads);
+    made.qkv =
+        fused_linear(names_.qkv, {{names_.q, q, {own_q}}, {names_.k, kv, {own_kv}}, {names_.v, kv, {own_kv}}},
+                     layer, config_.hidden_size, config_.attention_bias);
+    made.output = linear({whole(names_.attention_output, config_.hidden_size)}, layer, {q, own_q},
+                         config_.attention_output_bias);
     using QkNorm = nn::AttentionLayer::QkNorm;
     if (config_.qk_norm != DecoderConfig::QkNorm::kNone) {
       const bool before = config_.qk_norm == DecoderConfig::QkNorm::kBeforeRope;
@@ -155,8 +212,8 @@ class Builder {
     }
     if (config_.layer_ropes[index])
       made.rotary = slides && weights.local_rotary ? weights.local_rotary.get() : weights.rotary.get();
-    made.heads = config_.num_attention_heads;
-    made.kv_heads = config_.num_key_value_heads;
+    made.heads = shards_.heads.count;
+    made.kv_heads = shards_.kv_heads.count;
     made.head_dim = dim;
     made.window = slides ? config_.sliding_window : 0;
     made.scale = config_.attention_scale;
@@ -180,8 +237,8 @@ class Builder {
     if (made.is_moe) {
       made.moe = moe(layer);
     } else {
-      made.mlp = mlp(names_.gate_up, {{names_.gate, inner}, {names_.up, inner}}, names_.down, layer,
-                     config_.mlp_bias);
+      made.mlp = mlp(names_.gate_up, {{names_.gate, inner, {shards_.ffn}}, {names_.up, inner, {shards_.ffn}}},
+                     names_.down, layer, config_.mlp_bias);
     }
     return made;
   }
@@ -189,8 +246,39 @@ class Builder {
   TensorLoader& loader_;
   const TensorNames& names_;
   const DecoderConfig& config_;
+  const Shards& shards_;
   Backend* backend_;  // null: only checks
 };
+
+Shards all_of(const DecoderConfig& config) { return *share_out(config, {}, 0, 1); }
+
+// The largest blocks of the weights whose columns are shared out; 1 where there are none, which the checking
+// pass tells.
+ShardBlocks blocks_of(const ModelFiles& files, const TensorLoader& loader, const TensorNames& names,
+                      const DecoderConfig& config, bool quantize_f8) {
+  const auto block_of = [&](const TensorInfo& tensor) -> int64_t {
+    const bool becomes_f8 =
+        quantize_f8 && !traits(tensor.dtype).quantized && tensor.shape.back() % kF8Block == 0;
+    return becomes_f8 ? kF8Block : traits(tensor.dtype).block_elements;
+  };
+  ShardBlocks blocks;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const auto look = [&](std::string_view stem, int64_t& block) {
+      if (stem.empty()) return;
+      for (const std::string_view suffix : {".weight", ""}) {
+        const TensorInfo* tensor = files.find(loader.name(stem, layer) + std::string(suffix));
+        if (tensor != nullptr && tensor->unsupported.empty() && !tensor->shape.empty())
+          block = std::max(block, block_of(*tensor));
+      }
+    };
+    look(names.attention_output, blocks.attention);
+    look(names.down, blocks.ffn);
+    look(names.experts_down, blocks.expert_ffn);
+    look(names.expert_down, blocks.expert_ffn);
+    look(names.shared_down, blocks.shared_ffn);
+  }
+  return blocks;
+}
 
 }  // namespace
 
@@ -199,7 +287,14 @@ DecoderWeights load_weights(const ModelFiles& files, Backend& backend, const Dec
   const bool gguf = files.kind() == ModelFiles::Kind::kGguf;
   const Family& family = find_family(ConfigReader(files));
   TensorLoader loader(files, backend, options);
-  Builder builder(loader, family.names(gguf), config, &backend);
+  const TensorNames& names = family.names(gguf);
+  const Communicator* ranks = options.ranks;
+  const Shards shards =
+      ranks == nullptr || ranks->size() == 1
+          ? all_of(config)
+          : need_shards(config, blocks_of(files, loader, names, config, options.quantize_f8), ranks->rank(),
+                        ranks->size(), files.path().string());
+  Builder builder(loader, names, config, shards, &backend);
   builder.build();
   loader.refuse_unknown(config.num_hidden_layers);
   loader.start_loading();
@@ -210,7 +305,8 @@ std::vector<TensorInfo> list_weights(const ModelFiles& files, const DecoderConfi
   const Family& family = find_family(ConfigReader(files));
   TensorLoader::Listing listing = {.fused = family.defaults.fused, .dtype = dtype, .tensors = {}};
   TensorLoader loader(files, listing);
-  Builder(loader, family.names(false), config, nullptr).build();
+  const Shards shards = all_of(config);
+  Builder(loader, family.names(false), config, shards, nullptr).build();
   return {listing.tensors.begin(), listing.tensors.end()};
 }
 

@@ -23,7 +23,9 @@ struct DecoderWeights {
   nn::EmbeddingLayer embedding;
   std::vector<DecoderLayer> layers;
   nn::RmsNormLayer final_norm;
-  nn::LinearLayer head;                                   // shares the embedding's weight where they are tied
+  // Shares the embedding's weight where they are tied and on one rank. Of several ranks each has some rows.
+  nn::LinearLayer head;
+  std::vector<int64_t> head_rows;                         // by rank; empty: one rank
   std::unique_ptr<nn::RotaryTable> rotary, local_rotary;  // local: of sliding layers, or absent
   uint64_t bytes = 0;
 };

@@ -80,6 +80,11 @@ class Context {
   const RouterTap& router_tap() const { return router_tap_; }
   // As if it had been taken.
   Tensor given(const Tensor& memory);
+  // Weights are spread over ranks: what is partial is summed over them. Null: nothing is.
+  void set_collectives(Collectives* collectives) { collectives_ = collectives; }
+  void sum_over_ranks(const Tensor& partial) {
+    if (collectives_ != nullptr && !measuring_) collectives_->all_reduce_sum(partial);
+  }
   void set_adapter_dropout(const AdapterDropout& dropout) { adapter_dropout_ = dropout; }
   const AdapterDropout& adapter_dropout() const { return adapter_dropout_; }
 
@@ -118,6 +123,7 @@ class Context {
   std::span<const AdapterRows> adapter_rows_;
   AdapterDropout adapter_dropout_;
   RouterTap router_tap_;
+  Collectives* collectives_ = nullptr;
   Tape* tape_ = nullptr;
   bool keeps_inputs_ = false;
 };

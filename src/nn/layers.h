@@ -102,7 +102,7 @@ struct AttentionLayer {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   int64_t window = 0;  // 0: unlimited
   float scale = 1.0f, soft_cap = 0.0f;
-  Compute compute = Compute::kF32;  // of attend
+  Compute compute = Compute::kF32;  // of attend, and of the way back of attend_packed
 
   struct Projections {
     Tensor q, k, v;  // [T, H, D], [T, G, D] twice

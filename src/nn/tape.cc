@@ -112,6 +112,7 @@ void Tape::back(const Linear& op) {
   back.dy = read_gradient(op.y);
   back.x = op.x;
   back.weight = op.weight;
+  back.compute = gradient_compute(op.compute);
   back.dx = write_gradient(op.x, &back.add_dx);
   if (parameters_ != nullptr) {
     back.dw = parameters_->of(*op.weight);
@@ -188,6 +189,7 @@ void Tape::back(const AttentionVarlen& op) {
   back.causal = op.causal;
   back.window = op.window;
   back.soft_cap = op.soft_cap;
+  back.compute = op.gradient;
   back.out = op.out;
   back.log_sum_exp = op.log_sum_exp;
   back.dout = read_gradient(op.out);
@@ -207,6 +209,7 @@ void Tape::back(const GroupedLinear& op) {
   back.x = op.x;
   back.weight = op.weight;
   back.counts = op.counts;
+  back.compute = gradient_compute(op.compute);
   back.dx = write_gradient(op.x, &back.add_dx);
   if (parameters_ != nullptr) {
     if (const Tensor dw = parameters_->of(*op.weight); dw.present())

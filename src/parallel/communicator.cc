@@ -13,12 +13,22 @@ class LoneCommunicator final : public Communicator {
   int size() const override { return 1; }
   std::string name(int) const override { return "rank 0"; }
   int sharing_cores() const override { return 1; }
+  int sharing_host() const override { return 1; }
+  int place_on_host() const override { return 0; }
   void send(int, std::span<const std::byte>) override { QIAO_ASSERT(false); }
   void receive(int, std::span<std::byte>) override { QIAO_ASSERT(false); }
   void finish() override {}
+  void end_all(const std::string& why) override { throw_error(ErrorKind::kUnavailable, "{}", why); }
 };
 
 }  // namespace
+
+// Of two that only sent, each could wait for the other.
+void Communicator::exchange(int other, std::span<const std::byte> sent, std::span<std::byte> received) {
+  if (rank() < other) send(other, sent);
+  receive(other, received);
+  if (rank() > other) send(other, sent);
+}
 
 void Communicator::barrier() {
   std::byte none{};

@@ -129,8 +129,13 @@ std::atomic<int> wake_descriptor = -1;     // what the handler of it writes to
 }  // namespace
 
 struct Heartbeat::State {
-  State(Communicator& communicator, double patience, std::function<void(const std::string&)> tell)
-      : rank(communicator.rank()), patience(patience), tell(std::move(tell)), peers(1) {
+  State(Communicator& communicator, const MpiOptions& options, std::function<void(const std::string&)> tell)
+      : rank(communicator.rank()),
+        patience(options.patience_seconds),
+        consequence(options.consequence),
+        takes_sigterm(options.takes_sigterm),
+        tell(std::move(tell)),
+        peers(1) {
     for (int other = 0; other < communicator.size(); ++other) names.push_back(communicator.name(other));
     peers.resize(rank == 0 ? names.size() : 1);
     if (::pipe2(wake, O_CLOEXEC | O_NONBLOCK) != 0) fail("no pipe");
@@ -159,6 +164,8 @@ struct Heartbeat::State {
 
   int rank;
   double patience;
+  std::string consequence;
+  bool takes_sigterm;
   std::function<void(const std::string&)> tell;
   std::vector<std::string> names;
   std::vector<Peer> peers;
@@ -232,9 +239,10 @@ void Heartbeat::State::end(size_t lost, char how) {
     if (was_terminated) ::_exit(1);
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  tell(fmt::format("{} {}: the run ends here; its last whole checkpoint stays", names[lost],
+  tell(fmt::format("{} {}: {}", names[lost],
                    how == kLost ? "is lost, its process has ended"
-                                : fmt::format("hangs, it gave no sign of life for {} s", patience)));
+                                : fmt::format("hangs, it gave no sign of life for {} s", patience),
+                   consequence));
   for (const Peer& peer : peers) say(peer, std::string{kEnd, static_cast<char>(lost), how});
   ::_exit(1);
 }
@@ -249,7 +257,7 @@ void Heartbeat::State::end_terminated() {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   const bool told = std::ranges::any_of(peers, [](const Peer& peer) { return peer.failed; });
-  if (rank == 0 && !told) tell("the run was ended by SIGTERM; its last whole checkpoint stays");
+  if (rank == 0 && !told) tell(fmt::format("ended by SIGTERM: {}", consequence));
   ::_exit(1);
 }
 
@@ -296,9 +304,9 @@ void Heartbeat::State::run() {
   }
 }
 
-Heartbeat::Heartbeat(Communicator& communicator, double patience_seconds,
+Heartbeat::Heartbeat(Communicator& communicator, const MpiOptions& options,
                      std::function<void(const std::string&)> tell)
-    : state_(std::make_unique<State>(communicator, patience_seconds, std::move(tell))) {
+    : state_(std::make_unique<State>(communicator, options, std::move(tell))) {
   const auto until = Clock::now() + std::chrono::seconds(25);
   if (communicator.rank() == 0) {
     state_->listen(communicator, until);
@@ -307,13 +315,15 @@ Heartbeat::Heartbeat(Communicator& communicator, double patience_seconds,
     communicator.receive(0, std::as_writable_bytes(std::span(&meeting, 1)));
     state_->peers[0].socket = connect_to(meeting, communicator.rank(), until);
   }
-  struct sigaction action {};
   wake_descriptor = state_->wake[1];
-  action.sa_handler = [](int) {
-    was_terminated = true;
-    [[maybe_unused]] const ssize_t written = ::write(wake_descriptor, "", 1);
-  };
-  ::sigaction(SIGTERM, &action, &state_->before);
+  if (state_->takes_sigterm) {
+    struct sigaction action {};
+    action.sa_handler = [](int) {
+      was_terminated = true;
+      [[maybe_unused]] const ssize_t written = ::write(wake_descriptor, "", 1);
+    };
+    ::sigaction(SIGTERM, &action, &state_->before);
+  }
   state_->thread = std::thread([this] { state_->run(); });
 }
 
@@ -326,7 +336,7 @@ Heartbeat::~Heartbeat() {
   state_->stops = true;
   [[maybe_unused]] const ssize_t written = ::write(state_->wake[1], "", 1);
   state_->thread.join();
-  ::sigaction(SIGTERM, &state_->before, nullptr);
+  if (state_->takes_sigterm) ::sigaction(SIGTERM, &state_->before, nullptr);
 }
 
 }  // namespace qiao

@@ -14,10 +14,11 @@ namespace qiao {
 class Heartbeat {
  public:
   // Connects every rank with rank 0 by TCP (what they need for it goes by `communicator`) and begins. Where a
-  // rank is lost, hangs for patience_seconds, or SIGTERM comes because the launcher has noticed first, the
-  // first rank that is left calls `tell` with a line that names the rank and its host, and each ends its
-  // process with exit code 1. Throws Error(kUnavailable) where they cannot connect.
-  Heartbeat(Communicator& communicator, double patience_seconds,
+  // rank is lost, hangs for options.patience_seconds, or SIGTERM comes because the launcher has noticed first
+  // (where it is ours to take), the first rank that is left calls `tell` with a line that names the rank and
+  // its host, and each ends its process with exit code 1. Throws Error(kUnavailable) where they cannot
+  // connect.
+  Heartbeat(Communicator& communicator, const MpiOptions& options,
             std::function<void(const std::string&)> tell);
   // After a barrier behind which no rank does anything that could fail: ends in peace.
   ~Heartbeat();

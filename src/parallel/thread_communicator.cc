@@ -68,9 +68,12 @@ class ThreadCommunicator final : public Communicator {
   int size() const override { return group_->size(); }
   std::string name(int rank) const override { return fmt::format("rank {}", rank); }
   int sharing_cores() const override { return size(); }
+  int sharing_host() const override { return size(); }
+  int place_on_host() const override { return rank_; }
   void send(int to, std::span<const std::byte> bytes) override { group_->send(rank_, to, bytes); }
   void receive(int from, std::span<std::byte> bytes) override { group_->receive(from, rank_, bytes); }
   void finish() override { barrier(); }
+  void end_all(const std::string& why) override { throw_error(ErrorKind::kUnavailable, "{}", why); }
 
  private:
   std::shared_ptr<ThreadGroup> group_;

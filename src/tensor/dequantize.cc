@@ -103,6 +103,12 @@ QuantTerm iq4_xs(const Block& b, int i) {
           as_float(kNonLinear4[b.nibble(8 + group * 16 + i % 16, i % 32 >= 16)])};
 }
 
+QuantTerm f8_128(const Block& b, int i) {
+  float scale;
+  std::memcpy(&scale, b.bytes + 128, sizeof scale);
+  return {scale * e4m3_to_float(static_cast<uint8_t>(b.at(i)))};
+}
+
 QuantTerm f32(const Block& b, int) {
   float value;
   std::memcpy(&value, b.bytes, sizeof value);
@@ -147,6 +153,8 @@ Element element_of(DType dtype) {
       return iq4_xs;
     case DType::kMXFP4:
       return mxfp4;
+    case DType::kF8_128:
+      return f8_128;
     default:
       throw_error(ErrorKind::kUnsupported, "dequantize: {} is no weight's dtype", traits(dtype).name);
   }

@@ -10,7 +10,8 @@
 namespace qiao {
 
 // An element is product + minimum: scale times quant, and what the format adds (0 where it adds nothing).
-// Both are exact in F32; only their sum rounds.
+// Both are exact in F32, but for F8_128, whose scale has all of F32's bits: its product is rounded to F32.
+// The sum rounds.
 struct QuantTerm {
   float product = 0;
   float minimum = 0;

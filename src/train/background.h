@@ -1,6 +1,8 @@
-// One job at a time on a thread of its own: a checkpoint is written while training goes on.
+// One job at a time beside the caller, or when the caller waits for it: a checkpoint is written while
+// training goes on, or at its end.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <future>
 
@@ -8,10 +10,12 @@ namespace qiao::train {
 
 class Background {
  public:
-  ~Background();  // waits
+  enum class When : uint8_t { kNow, kAtFinish };  // on a thread of its own; on the one that calls finish()
+
+  ~Background();  // waits for one that runs
 
   // After the one before has been waited for.
-  void start(std::function<void()> job);
+  void start(std::function<void()> job, When when = When::kNow);
   bool is_done() const;  // there is none that runs
   // Waits for the last job and throws what it threw, once.
   void finish();

@@ -6,7 +6,6 @@
 #include "base/error.h"
 #include "base/process_memory.h"
 #include "base/units.h"
-#include "train/snapshot.h"
 
 namespace qiao::train {
 namespace {
@@ -28,7 +27,8 @@ int64_t largest(int64_t most, const std::function<bool(int64_t)>& fits) {
 }  // namespace
 
 MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const Optimizer& optimizer,
-                       const ModelFiles& files, const MicroBatch& batch, Recompute recompute) {
+                       const ModelFiles& files, const MicroBatch& batch, Recompute recompute,
+                       Snapshot::Kind snapshot) {
   MemoryPlan plan;
   plan.weights = decoder.weight_bytes();
   const uint64_t resident = resident_bytes();
@@ -41,7 +41,7 @@ MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, con
     // Read from another rank's file.
     if (!tensor.is_here) elsewhere = std::max(elsewhere, static_cast<uint64_t>(tensor.count) * sizeof(float));
   }
-  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer) + converted + elsewhere;
+  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer, snapshot) + converted + elsewhere;
   const uint64_t free = decoder.backend().describe().free_bytes, others = plan.parameters + plan.checkpoint;
   const DecoderTraining::Plan passes = DecoderTraining::plan(
       decoder, batch.tokens, batch.documents, recompute, free - std::min(free, others), batch.needs);

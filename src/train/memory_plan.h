@@ -6,6 +6,7 @@
 #include "models/decoder_training.h"
 #include "train/optimizer.h"
 #include "train/parameters.h"
+#include "train/snapshot.h"
 #include "train/trainer.h"
 
 namespace qiao::train {
@@ -18,7 +19,8 @@ struct MicroBatch {
 
 // Of a process that has loaded its decoder, data and all else but what is planned here.
 MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const Optimizer& optimizer,
-                       const ModelFiles& files, const MicroBatch& batch, Recompute recompute);
+                       const ModelFiles& files, const MicroBatch& batch, Recompute recompute,
+                       Snapshot::Kind snapshot);
 
 // Throws Error(kTooLarge), with every part of the plan, what is free and the largest micro-batch, or else
 // sequence, that fits, where the plan does not. kAuto: what fits is told of layers that are computed again.

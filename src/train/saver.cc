@@ -13,10 +13,21 @@ const std::string kNoChecksum(kSha256Digits, '-');
 
 }  // namespace
 
-Saver::Saver(Setup setup) : setup_(std::move(setup)), snapshot_(setup_.parameters, setup_.optimizer) {}
+Snapshot::Kind Saver::needed_for(const TrainOptions& options) {
+  const bool is_last_alone = options.checkpoint_every == 0 || options.checkpoint_every >= options.steps;
+  return is_last_alone ? Snapshot::Kind::kInPlace : Snapshot::Kind::kCopy;
+}
+
+Saver::Saver(Setup setup)
+    : setup_(std::move(setup)), snapshot_(setup_.parameters, setup_.optimizer, setup_.snapshot) {}
 
 std::string Saver::not_written(const std::string& why) const {
   return fmt::format("the checkpoint of step {} is not written: {}", state_.step, why);
+}
+
+void Saver::start(std::function<void()> job) {
+  writer_.start(std::move(job), setup_.snapshot == Snapshot::Kind::kInPlace ? Background::When::kAtFinish
+                                                                            : Background::When::kNow);
 }
 
 // Empty, or what the job threw.
@@ -61,7 +72,7 @@ void Saver::start_shares() {
     }
   };
   shares_pending_ = !setup_.ranks.is_alone();
-  writer_.start([this, write] {
+  start([this, write] {
     write();
     if (setup_.ranks.is_alone()) publish(true);
   });
@@ -71,7 +82,7 @@ void Saver::begin_model(int64_t step) {
   settle();
   state_.step = step;
   snapshot_.take();
-  if (setup_.ranks.leads()) writer_.start([this] { publish(false); });
+  if (setup_.ranks.leads()) start([this] { publish(false); });
 }
 
 // On rank 0, whose checksums are those of all.
@@ -106,7 +117,7 @@ void Saver::exchange() {
     if (failure_.empty()) failure_ = not_written("another process could not write its share");
     if (ranks.leads()) abandon_checkpoint(setup_.options.out, state_.step);
   } else if (ranks.leads()) {
-    writer_.start([this] { publish(true); });
+    start([this] { publish(true); });
   }
 }
 

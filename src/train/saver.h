@@ -1,6 +1,6 @@
 // Writes checkpoints, and the model from them, on a thread of its own while the run goes on: a step waits for
-// a copy alone. Several processes write their shares side by side; between steps they tell each other when
-// all have, and rank 0 does the rest.
+// a copy alone. A run that writes at its end alone needs neither thread nor copy. Several processes write
+// their shares side by side; between steps they tell each other when all have, and rank 0 does the rest.
 #pragma once
 
 #include <functional>
@@ -25,7 +25,11 @@ class Saver {
     const Ranks& ranks;
     std::function<void(const MasterOf&)> write_model;  // into RUN/model, on rank 0; throws Error
     std::function<void(const std::string&)> warn;
+    Snapshot::Kind snapshot = Snapshot::Kind::kCopy;  // kInPlace: finish() follows what is begun
   };
+  // In place, where no checkpoint is due while steps are still to come.
+  static Snapshot::Kind needed_for(const TrainOptions& options);
+
   // Takes the memory of the copy. What it refers to outlives it. All that follows is called by all ranks
   // alike, and throws Error(kUnavailable) where one is lost.
   explicit Saver(Setup setup);
@@ -43,6 +47,7 @@ class Saver {
   void finish();
 
  private:
+  void start(std::function<void()> job);
   void exchange();
   void start_shares();
   void publish(bool is_new);

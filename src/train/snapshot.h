@@ -1,7 +1,9 @@
-// A copy in host memory of what a checkpoint keeps, so that training goes on while it is written.
+// What a checkpoint keeps: a copy of it in host memory, so that training goes on while it is written, or,
+// where nothing is trained any more, what the parameters and the optimizer have.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -12,14 +14,20 @@
 
 namespace qiao::train {
 
-// Of the tensors whose masters are in this process. One thread may read it while another trains; take() is
-// for when nobody reads.
+// Of the tensors whose masters are in this process. One thread may read a copy while another trains; take()
+// is for when nobody reads.
 class Snapshot {
  public:
-  // Takes the memory. Both outlive it.
-  Snapshot(const Parameters& parameters, const Optimizer& optimizer);
+  enum class Kind : uint8_t {
+    kCopy,
+    kInPlace,  // is read where it lies, a tensor at a time: for a run's end
+  };
 
-  // Copies masters and states: all that a step waits for.
+  // Takes the memory. Both outlive it.
+  Snapshot(const Parameters& parameters, const Optimizer& optimizer, Kind kind);
+
+  Kind kind() const { return kind_; }
+  // Copies masters and states, where it is a copy: all that a step waits for.
   void take();
 
   struct Kept {
@@ -30,23 +38,25 @@ class Snapshot {
     size_t first = 0, bytes = 0;  // of the copy
   };
   const std::vector<Kept>& kept() const { return kept_; }  // masters in the file's order, then states
-  std::span<const std::byte> bytes(const Kept& kept) const {
-    return {memory_.get() + kept.first, kept.bytes};
-  }
+  // In place: until the next call of this or master().
+  std::span<const std::byte> bytes(const Kept& kept) const;
   // Of a tensor that is here.
   std::span<const float> master(size_t tensor) const;
 
-  static size_t bytes_for(const Parameters& parameters, const Optimizer& optimizer);
+  static size_t bytes_for(const Parameters& parameters, const Optimizer& optimizer, Kind kind);
 
  private:
   void add(Kept kept);
+  void read(const Kept& kept, std::byte* to) const;
 
   const Parameters& parameters_;
   const Optimizer& optimizer_;
+  const Kind kind_;
   std::vector<Kept> kept_;
+  size_t states_ = 0;            // the first of kept_ that is one
   std::vector<size_t> masters_;  // by tensor, of kept_
   size_t size_ = 0;
-  std::unique_ptr<std::byte[]> memory_;  // not touched before the first take()
+  std::unique_ptr<std::byte[]> memory_;  // of all, or of the largest; not touched before it is needed
 };
 
 }  // namespace qiao::train

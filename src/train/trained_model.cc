@@ -49,7 +49,8 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
         "GGUF file too (--lora-rank), and `qiao export --hf` makes a directory of it",
         options.init.string());
   }
-  backend = make_backend(options.device, {.threads = threads_of(options, communicator)});
+  backend = make_backend(
+      options.device, {.threads = threads_of(options, communicator), .device = communicator.place_on_host()});
   if (options.profile) {
     peaks = backend->measure_peaks();
   } else if (options.measure_peak) {
@@ -114,8 +115,8 @@ Json TrainedModel::fixed() const {
   return fixed;
 }
 
-// The way back costs twice as much as the way there: the matrix products, and attention's over the pairs that
-// are seen.
+// Matrix products, and attention's over the pairs that are seen. The way back costs twice as much as the way
+// there, or, of weights that are not trained, as much. Only tokens with a loss reach the head.
 double TrainedModel::flops(const PackedBatch& batch) const {
   const DecoderConfig& config = decoder->config();
   const DecoderWork work = decoder->work();
@@ -130,7 +131,10 @@ double TrainedModel::flops(const PackedBatch& batch) const {
   }
   const double attention = 4 * static_cast<double>(config.num_attention_heads * config.head_dim) * pairs;
   const auto tokens = static_cast<double>(batch.tokens.size());
-  return 3 * (tokens * (work.layer_flops_per_token + work.logits_flops_per_row) + attention);
+  const auto labels =
+      static_cast<double>(std::ranges::count_if(batch.labels, [](int32_t id) { return id >= 0; }));
+  const double passes = lora != nullptr ? 2 : 3;
+  return passes * (tokens * work.layer_flops_per_token + labels * work.logits_flops_per_row) + 3 * attention;
 }
 
 }  // namespace qiao::train

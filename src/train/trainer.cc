@@ -123,8 +123,9 @@ void Run::take_memory() {
                                                          : Recompute::kAuto;
   MemoryPlan& memory = report_.memory;
   report_.parameters = model_->parameters->count();
-  memory =
-      plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch, wanted);
+  const Snapshot::Kind snapshot = Saver::needed_for(options_);
+  memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch,
+                       wanted, snapshot);
   check_memory(memory, *model_->decoder, batch, wanted);
   const Recompute recompute = memory.recomputes ? Recompute::kOn : Recompute::kOff;
   model_->prepare();
@@ -146,7 +147,8 @@ void Run::take_memory() {
       .optimizer = *model_->optimizer,
       .ranks = ranks_,
       .write_model = [this](const MasterOf& master) { model_->write(options_.out / "model", master); },
-      .warn = [this](const std::string& text) { warn(text); }});
+      .warn = [this](const std::string& text) { warn(text); },
+      .snapshot = snapshot});
 }
 
 // Runs all that a step and a checkpoint run, over a few tokens and without changing anything: their code is

@@ -42,6 +42,19 @@ TEST_F(AttentionVarlenBackwardTest, AnExampleByHand) {
   EXPECT_FLOAT_EQ(dq_.data()[1], 0);
 }
 
+// The law rounds what it is given, and leaves p and ds as they are: the bounds allow for theirs.
+TEST_F(AttentionVarlenBackwardTest, InBF16RoundsWhatItMultiplies) {
+  op_.causal = true, op_.compute = Compute::kBF16;
+  dout_.data()[1] = 2 * (1 + 0x1p-8f);  // becomes 2, but in delta, 14 (1 + 2^-8)
+  chip_->attention_varlen_backward(op_);
+  const double delta = 14 * (1 + 0x1p-8), rounded_ln3 = 141.0 / 128;
+  EXPECT_FLOAT_EQ(dv_.data()[0], 0.5f);
+  EXPECT_FLOAT_EQ(dv_.data()[1], 1.5f);
+  EXPECT_NEAR(dk_.data()[0], 0.25 * (8 - delta), 1e-6);
+  EXPECT_NEAR(dk_.data()[1], 0.75 * (16 - delta), 1e-6);
+  EXPECT_NEAR(dq_.data()[1], 0.75 * (16 - delta) * rounded_ln3, 1e-6);
+}
+
 TEST_F(AttentionVarlenBackwardTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(3), 10 * 3);
   EXPECT_EQ(op_.bytes(), 4 * 20);
@@ -54,6 +67,9 @@ TEST_F(AttentionVarlenBackwardTest, Refuses) {
   EXPECT_EQ(refusal(op), "attention_varlen_backward: q is F32[2, 1], expected 3 dimensions");
   op = op_, op.k = reshaped(k_, {1, 1, 2});
   EXPECT_EQ(refusal(op), "attention_varlen_backward: k is F32[1, 1, 2], expected F32[2, 1, 1]");
+  op = op_, op.compute = Compute::kQ8;
+  EXPECT_EQ(refusal(op),
+            "attention_varlen_backward: compute is of products with weights alone, expected F32 or BF16");
   op = op_, op.dout = {};
   EXPECT_EQ(refusal(op), "attention_varlen_backward: dout is absent, expected F32[2, 1, 1]");
   op = op_, op.out = reshaped(out_, {1, 2, 1});

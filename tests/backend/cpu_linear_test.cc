@@ -18,6 +18,17 @@ Rounded as_computed(const std::vector<float>& x, Compute compute) {
   if (compute == Compute::kBF16) {
     for (size_t i = 0; i < x.size(); ++i) r.values[i] = bf16_to_float(float_to_bf16(x[i]));
   }
+  if (compute == Compute::kF8) {
+    for (size_t i = 0; i < x.size(); i += 128) {
+      float most = 0;
+      for (size_t j = i; j < i + 128; ++j) most = std::max(most, std::fabs(x[j]));
+      const float scale = most / 448.0f, inverse = most == 0 ? 0.0f : 448.0f / most;
+      for (size_t j = i; j < i + 128; ++j) {
+        const float number = e4m3_to_float(float_to_e4m3(x[j] * inverse));
+        r.values[j] = static_cast<double>(scale) * static_cast<double>(number);
+      }
+    }
+  }
   if (compute == Compute::kQ8) {
     for (size_t i = 0; i < x.size(); i += 32) {
       float most = 0;
@@ -36,8 +47,9 @@ void expect_within_bound(const std::vector<float>& y, const std::vector<float>& 
                          const std::vector<float>& w, int64_t rows, int64_t outputs, int64_t columns,
                          Compute compute, double slack, const std::string& what) {
   constexpr double u = 0x1p-24;
-  const double m = compute == Compute::kQ8 ? 3.0 * static_cast<double>(columns) / 32 + 4
-                                           : static_cast<double>(columns) + 2;
+  const double m = compute == Compute::kQ8   ? 3.0 * static_cast<double>(columns) / 32 + 4
+                   : compute == Compute::kF8 ? 128 + 3.0 * static_cast<double>(columns) / 128 + 5
+                                             : static_cast<double>(columns) + 2;
   const double gamma = m * u / (1 - m * u);
   const Rounded r = as_computed(x, compute);
   for (int64_t t = 0; t < rows; ++t) {
@@ -73,7 +85,8 @@ TEST(CpuLinear, IsWithinTheBoundOfPlainLoops) {
     for (const Isa isa : usable_isas()) {
       for (const Compute compute : computes) {
         // With a minimum, w = d q + m may cancel where d q and m do not.
-        const bool cancels = traits(dtype).quantized && has_minimum(format_form(dtype).family);
+        const bool cancels =
+            traits(dtype).quantized && dtype != DType::kF8_128 && has_minimum(format_form(dtype).family);
         expect_within_bound(linear(weight, x, compute, isa, pool), x, w, kRows, kOutputs, kColumns, compute,
                             cancels && compute == Compute::kQ8 ? 4 : 1, describe(dtype, isa));
       }
@@ -83,6 +96,7 @@ TEST(CpuLinear, IsWithinTheBoundOfPlainLoops) {
     for (const int fill : {-1, 0, 255, 127, 128}) check(dtype, fill, {Compute::kF32, Compute::kQ8});
   }
   for (const DType dtype : kPlainFormats) check(dtype, -1, {Compute::kF32, Compute::kBF16});
+  for (const int fill : {-1, 0, 1, 7, 126, 254}) check(DType::kF8_128, fill, {Compute::kF32, Compute::kF8});
 }
 
 // The two promises that batch invariance rests on: a row's result is the same bytes whatever stands beside
@@ -114,6 +128,8 @@ TEST(CpuLinear, GivesTheSameBytesForAnyRowCountAndInstructionSet) {
   };
   for (const DType dtype : kBlockFormats) check(dtype, Compute::kQ8);
   check(DType::kQ4_K, Compute::kF32);
+  check(DType::kF8_128, Compute::kF8);
+  check(DType::kF8_128, Compute::kF32);
   for (const DType dtype : kPlainFormats) check(dtype, Compute::kF32);
   check(DType::kBF16, Compute::kBF16);
   check(DType::kF16, Compute::kBF16);

@@ -378,7 +378,7 @@ TEST_F(CudaBackendTest, EachFormatIsTheHosts) {
           << ", expected " << expected[i];
     }
   }
-  EXPECT_EQ(formats, 16);
+  EXPECT_EQ(formats, 17);
 }
 
 }  // namespace

@@ -14,10 +14,10 @@
 namespace qiao::cuda {
 namespace {
 
-constexpr DType kWeightDTypes[] = {DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0,
-                                   DType::kQ4_1, DType::kQ5_0,   DType::kQ5_1,   DType::kQ8_0,
-                                   DType::kQ2_K, DType::kQ3_K,   DType::kQ4_K,   DType::kQ5_K,
-                                   DType::kQ6_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
+constexpr DType kWeightDTypes[] = {DType::kF32,   DType::kF16,   DType::kBF16, DType::kQ4_0,   DType::kQ4_1,
+                                   DType::kQ5_0,  DType::kQ5_1,  DType::kQ8_0, DType::kQ2_K,   DType::kQ3_K,
+                                   DType::kQ4_K,  DType::kQ5_K,  DType::kQ6_K, DType::kIQ4_NL, DType::kIQ4_XS,
+                                   DType::kMXFP4, DType::kF8_128};
 
 std::vector<std::byte> random_bytes(size_t count, uint32_t seed) {
   std::mt19937 random(seed);
@@ -105,6 +105,13 @@ class CudaSegmentsTest : public ::testing::TestWithParam<Product> {
       if (dtype == DType::kQ4_K) put(&bytes[i], 0x2000), put(&bytes[i + 2], 0x1c00);  // 2^-7, 2^-8
       if (dtype == DType::kQ6_K) put(&bytes[i + 208], 0x1c00);
       if (dtype == DType::kBF16) put(&bytes[i], static_cast<uint16_t>(0x3c00 + random() % 512));
+      if (dtype == DType::kF8_128) {  // no NaN
+        for (size_t k = i; k < i + static_cast<size_t>(kF8Block); ++k) {
+          if ((bytes[k] & std::byte{0x7f}) == std::byte{0x7f}) bytes[k] = std::byte{0x11};
+        }
+        const float scale = static_cast<float>(random() % 2001) * 1e-7f;
+        std::memcpy(&bytes[i + static_cast<size_t>(kF8Block)], &scale, sizeof scale);
+      }
       if (dtype == DType::kF32) {
         const float value = static_cast<float>(random() % 2001) * 1e-3f - 1;
         std::memcpy(&bytes[i], &value, sizeof value);
@@ -216,7 +223,8 @@ INSTANTIATE_TEST_SUITE_P(
     Kinds, CudaSegmentsTest,
     ::testing::Values(Product{DType::kF32, Compute::kF32}, Product{DType::kBF16, Compute::kBF16},
                       Product{DType::kBF16, Compute::kBF16, 8}, Product{DType::kQ4_0, Compute::kQ8},
-                      Product{DType::kQ4_K, Compute::kQ8}, Product{DType::kQ6_K, Compute::kQ8}),
+                      Product{DType::kQ4_K, Compute::kQ8}, Product{DType::kQ6_K, Compute::kQ8},
+                      Product{DType::kF8_128, Compute::kF8}, Product{DType::kF8_128, Compute::kF8, 8}),
     [](const auto& info) {
       return std::string(traits(info.param.dtype).name) + (info.param.major == 9 ? "" : "BeforeHopper");
     });

@@ -1,5 +1,5 @@
-// BF16 products of many tokens on Hopper, on the stand-in: the bits of mma.sync's kernel, which a device
-// before Hopper runs, for every shape of tiles, who adds segments up, experts and what follows a sum.
+// BF16 and FP8 products of many tokens on Hopper, on the stand-in: the bits of mma.sync's kernel, which a
+// device before Hopper runs, for every shape of tiles, who adds segments up, experts and what follows a sum.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -10,6 +10,8 @@
 #include "backend/cuda/matmul_wgmma.h"
 #include "backend/cuda/weight.h"
 #include "backend/cuda_stand_in/stand_in.h"
+#include "tensor/floats.h"
+#include "tensor/fp8.h"
 
 namespace qiao::cuda {
 namespace {
@@ -21,6 +23,7 @@ struct WgmmaCase {
   bool bias = false, residual = false;
   Activation activation = Activation::kNone;
   std::vector<int32_t> counts;  // of experts
+  Compute compute = Compute::kBF16;
 };
 
 class CudaWgmmaTest : public ::testing::Test {
@@ -33,16 +36,25 @@ class CudaWgmmaTest : public ::testing::Test {
     return values;
   }
 
+  static DType dtype_of(const WgmmaCase& of) {
+    return of.compute == Compute::kF8 ? DType::kF8_128 : DType::kBF16;
+  }
   struct Operands {
     std::vector<float> x, bias, residual;
-    std::vector<uint16_t> weight;
+    std::vector<std::byte> weight;
   };
   Operands operands(const WgmmaCase& of) {
     const int64_t experts = of.counts.empty() ? 1 : static_cast<int64_t>(of.counts.size());
     Operands o;
     o.x = floats(of.tokens * of.columns), o.bias = floats(of.rows);
     o.residual = floats(of.tokens * of.rows);
-    for (const float v : floats(experts * of.rows * of.columns)) o.weight.push_back(float_to_bf16(v));
+    const std::vector<float> weight = floats(experts * of.rows * of.columns);
+    o.weight.resize(static_cast<size_t>(experts * of.rows * row_bytes(dtype_of(of), of.columns)));
+    if (of.compute == Compute::kF8) {
+      quantize_f8(weight, experts * of.rows, of.columns, o.weight.data());
+    } else {
+      from_floats(weight, DType::kBF16, o.weight.data());
+    }
     return o;
   }
 
@@ -67,9 +79,9 @@ class CudaWgmmaTest : public ::testing::Test {
       WeightSource source;
       source.experts = of.counts.empty() ? 1 : static_cast<int64_t>(of.counts.size());
       source.columns = of.columns;
-      const auto* bytes = reinterpret_cast<const std::byte*>(o.weight.data());
+      const int64_t each = of.rows * row_bytes(dtype_of(of), of.columns);
       for (int64_t e = 0; e < source.experts; ++e) {
-        source.parts.push_back({DType::kBF16, of.rows, bytes + e * of.rows * of.columns * 2});
+        source.parts.push_back({dtype_of(of), of.rows, o.weight.data() + e * each});
       }
       return backend->make_weight(source);
     }
@@ -92,7 +104,7 @@ class CudaWgmmaTest : public ::testing::Test {
     of_y.shape[1] = of.rows;
     if (of.counts.empty()) {
       Linear op;
-      op.x = x, op.weight = weight.get(), op.compute = Compute::kBF16, op.y = of_y;
+      op.x = x, op.weight = weight.get(), op.compute = of.compute, op.y = of_y;
       if (of.bias) op.bias = chip.tensor(DType::kF32, {of.rows}, o.bias);
       if (of.residual) op.residual = chip.tensor(DType::kF32, {of.tokens, of.rows}, o.residual);
       op.activation = of.activation, op.soft_cap = of.activation == Activation::kSoftCap ? 3.0f : 0.0f;
@@ -100,7 +112,7 @@ class CudaWgmmaTest : public ::testing::Test {
       chip.backend->linear(op);
     } else {
       GroupedLinear op;
-      op.x = x, op.weight = weight.get(), op.compute = Compute::kBF16, op.y = of_y;
+      op.x = x, op.weight = weight.get(), op.compute = of.compute, op.y = of_y;
       op.counts = chip.tensor(DType::kI32, {static_cast<int64_t>(of.counts.size())}, of.counts);
       with_workspace(chip, op);
       chip.backend->grouped_linear(op);
@@ -149,6 +161,23 @@ TEST_F(CudaWgmmaTest, ExpertsRowsBeginAnywhere) {
   of.counts[0] = 1, of.counts[31] = 200, of.counts[32] = 3, of.counts[33] = 5, of.counts[39] = 115;
   of.tokens = 324, of.columns = 64;
   expect_same(of);
+}
+
+TEST_F(CudaWgmmaTest, Fp8IsThatOfMmaSync) {
+  const auto check = [&](WgmmaCase of) {
+    of.compute = Compute::kF8;
+    expect_same(of);
+  };
+  check({65, 144, 128});
+  check({130, 20, 384});
+  check({200, 260, 640});  // a last segment of one block
+  check({129, 130, 256, 2, 0, true, true, Activation::kGeluTanh});
+  check({100, 128, 1024, 132});  // segments of their own
+  check({67 * 64, 16, 512, 132});
+  WgmmaCase of{0, 80, 384};
+  of.counts = {3, 0, 70, 1, 129, 0, 0, 66};
+  for (const int32_t count : of.counts) of.tokens += count;
+  check(of);
 }
 
 // One kernel after the other, with segments of 256 that each block walks.

@@ -3,6 +3,7 @@
 
 #include "backend/op_test.h"
 #include "backend/ops/linear.h"
+#include "tensor/half.h"
 
 namespace qiao {
 namespace {
@@ -119,8 +120,28 @@ TEST_F(GroupedLinearBackwardTest, Refuses) {
   EXPECT_EQ(refusal(op), "grouped_linear_backward: dx is F32[6], expected F32[3, 2]");
   op = op_, op.dx = {}, op.add_dx = true;
   EXPECT_EQ(refusal(op), "grouped_linear_backward: add_dx is set, but dx is absent");
+  op = op_, op.compute = Compute::kBF16;
+  EXPECT_EQ(refusal(op),
+            "grouped_linear_backward: compute is BF16, but weight rows from 0 are F32, expected BF16");
   op = op_, op.dw = reshaped(dw_, {6, 2});
   EXPECT_EQ(refusal(op), "grouped_linear_backward: dw is F32[6, 2], expected F32[3, 2, 2]");
+}
+
+TEST_F(GroupedLinearBackwardTest, InBF16RoundsWhatItMultiplies) {
+  const std::vector<uint16_t> rows = {float_to_bf16(7), float_to_bf16(2)};  // of two experts
+  WeightSource source;
+  source.experts = 2, source.columns = 1;
+  for (const uint16_t& row : rows)
+    source.parts.push_back({DType::kBF16, 1, reinterpret_cast<const std::byte*>(&row)});
+  const auto weight = chip_->make_weight(source);
+  Floats dy({2, 1}, {1 + 0x1p-8f, 1 + 0x3p-8f}), x({2, 1}, {1, 2 + 0x1p-7f}), dx({2, 1}), dw({2, 1, 1});
+  const Ints counts({2}, {0, 2});
+  GroupedLinearBackward op;
+  op.dy = dy, op.x = x, op.weight = weight.get(), op.counts = counts, op.dx = dx, op.dw = dw;
+  op.compute = Compute::kBF16;
+  chip_->grouped_linear_backward(op);
+  EXPECT_THAT(dx.list(), ::testing::ElementsAre(2, 2 + 0x1p-5f));
+  EXPECT_THAT(dw.list(), ::testing::ElementsAre(0, 1 + 2 * (1 + 0x1p-6f)));
 }
 
 TEST_F(GroupedLinearBackwardTest, RefusesOverlap) {

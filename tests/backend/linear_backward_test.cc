@@ -122,6 +122,26 @@ TEST_F(LinearBackwardTest, IsTheDerivativeOfLinear) {
   }
 }
 
+// Between two numbers of BF16 (which are 2^-7 apart from 1 on) to the even one.
+TEST_F(LinearBackwardTest, InBF16RoundsWhatItMultiplies) {
+  const std::vector<uint16_t> rows = {float_to_bf16(1), float_to_bf16(2), float_to_bf16(-3),
+                                      float_to_bf16(4)};
+  WeightSource source;
+  source.columns = 2;
+  source.parts = {{DType::kBF16, 2, reinterpret_cast<const std::byte*>(rows.data())}};
+  const auto weight = chip_->make_weight(source);
+  Floats dy({1, 2}, {1 + 0x1p-8f, 1 + 0x3p-8f}), x({1, 2}, {2 + 0x1p-7f, 3}), dx({1, 2}), dw({2, 2}),
+      dbias({2});
+  LinearBackward op;
+  op.dy = dy, op.x = x, op.weight = weight.get(), op.dx = dx, op.dw = dw, op.dbias = dbias;
+  op.compute = Compute::kBF16;
+  chip_->linear_backward(op);
+  // dy becomes 1 and 1 + 2^-6, x 2 and 3; dbias is of dy as it was.
+  EXPECT_THAT(dx.list(), ::testing::ElementsAre(1 - 3 * (1 + 0x1p-6f), 2 + 4 * (1 + 0x1p-6f)));
+  EXPECT_THAT(dw.list(), ::testing::ElementsAre(2, 3, 2 + 0x1p-5f, 3 + 3 * 0x1p-6f));
+  EXPECT_THAT(dbias.list(), ::testing::ElementsAre(1 + 0x1p-8f, 1 + 0x3p-8f));
+}
+
 TEST_F(LinearBackwardTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(), 2 * 2 * 2 * 2 * 3 + 4);
   EXPECT_EQ(op_.bytes(), 4 * (4 + 6 + 6 + 6 + 2 * 6 + 2 * 2));
@@ -156,6 +176,10 @@ TEST_F(LinearBackwardTest, Refuses) {
   EXPECT_EQ(refusal(op), "linear_backward: dw F32[2, 3] has strides [4, 1], expected it without gaps");
   op = op_, op.dbias = reshaped(dbias_, {1});
   EXPECT_EQ(refusal(op), "linear_backward: dbias is F32[1], expected F32[2]");
+  op = op_, op.compute = Compute::kQ8;
+  EXPECT_EQ(refusal(op), "linear_backward: compute is of the forward pass alone, expected F32 or BF16");
+  op = op_, op.compute = Compute::kBF16;
+  EXPECT_EQ(refusal(op), "linear_backward: compute is BF16, but weight rows from 0 are F32, expected BF16");
   op = op_, op.dy.dtype = DType::kF16;
   EXPECT_EQ(refusal(op), "linear_backward: dy is F16[2, 2], expected F32[2, 2]");
 }

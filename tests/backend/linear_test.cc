@@ -84,6 +84,35 @@ TEST_F(LinearTest, Q8QuantizesActivationsInBlocksOf32) {
   EXPECT_THAT(y.list(), ::testing::ElementsAre(143, 0));
 }
 
+TEST_F(LinearTest, F8RoundsActivationsInBlocksOf128) {
+  // One block: scale 0.5, numbers 1, 2, 3 and zeros.
+  std::vector<std::byte> block(132);
+  block[0] = std::byte{0x38}, block[1] = std::byte{0x40}, block[2] = std::byte{0x44};
+  const float half = 0.5f;
+  std::memcpy(block.data() + 128, &half, sizeof half);
+  WeightSource source;
+  source.columns = 128;
+  source.parts = {{DType::kF8_128, 1, block.data()}};
+  const auto weight = chip_->make_weight(source);
+  // Row 0: the largest is 448, so the scale is 1. From 16 on numbers are 2 apart: 17 rounds to 16, 19 to 20,
+  // and the sum is half of 448 + 2*16 + 3*20. Row 1: below the least that is rounded, all zero. Row 2: not
+  // finite.
+  Floats x({3, 128}, {448, 17, 19}), y({3, 1});
+  x.data()[128] = 0x1p-101f;
+  x.data()[256 + 5] = INFINITY;
+  Linear op;
+  op.x = x, op.weight = weight.get(), op.compute = Compute::kF8, op.y = y;
+  chip_->linear(op);
+  EXPECT_EQ(y.list()[0], 270);
+  EXPECT_EQ(y.list()[1], 0);
+  EXPECT_TRUE(std::isnan(y.list()[2]));
+  op.compute = Compute::kQ8;
+  EXPECT_EQ(refusal(op),
+            "linear: compute is Q8, but weight rows from 0 are F8_128, expected a block format of integers");
+  op = op_, op.compute = Compute::kF8;
+  EXPECT_EQ(refusal(op), "linear: compute is F8, but weight rows from 0 are F32, expected F8_128");
+}
+
 TEST_F(LinearTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(), 2 * 2 * 3 * 2);
   EXPECT_EQ(op_.bytes(), 4 * (6 + 6 + 2 + 4 + 4));
@@ -157,7 +186,8 @@ TEST_F(LinearTest, RowsThatInterleaveDoNotOverlap) {
 
 TEST_F(LinearTest, RefusesComputeThatTheWeightHasNot) {
   op_.compute = Compute::kQ8;
-  EXPECT_EQ(refusal(op_), "linear: compute is Q8, but weight rows from 0 are F32, expected a block format");
+  EXPECT_EQ(refusal(op_),
+            "linear: compute is Q8, but weight rows from 0 are F32, expected a block format of integers");
   op_.compute = Compute::kBF16;
   EXPECT_EQ(refusal(op_), "linear: compute is BF16, but weight rows from 0 are F32, expected BF16");
 }
@@ -218,8 +248,9 @@ TEST_F(GroupedLinearTest, Refuses) {
   op = op_, op.y = reshaped(x_, {3, 1});
   EXPECT_EQ(refusal(op), "grouped_linear: y F32[3, 1] overlaps x F32[3, 2]");
   op = op_, op.compute = Compute::kQ8;
-  EXPECT_EQ(refusal(op),
-            "grouped_linear: compute is Q8, but weight rows from 0 are F32, expected a block format");
+  EXPECT_EQ(
+      refusal(op),
+      "grouped_linear: compute is Q8, but weight rows from 0 are F32, expected a block format of integers");
   op = op_, op.workspace = reshaped(y_, {3, 1});
   EXPECT_EQ(refusal(op), "grouped_linear: workspace is F32[3, 1], expected U8 of one dimension without gaps");
 }

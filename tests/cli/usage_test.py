@@ -47,7 +47,7 @@ def on_terminal(*arguments, columns, keys=(), seconds=30):
 
 class UsageTest(unittest.TestCase):
     def test_a_full_disk_is_an_error(self):
-        for arguments in (["list"], ["--help"], ["chat", "--help"], ["list", "--json"], ["generate", "-m", MODEL, "-p", "x", "-n", "2"]):
+        for arguments in (["list"], ["--help"], ["chat", "--help"], ["serve", "--help"], ["train", "grpo", "--help"], ["list", "--json"], ["generate", "-m", MODEL, "-p", "x", "-n", "2"]):
             with open("/dev/full", "w") as full:
                 run = qiao(*arguments, stdout=full, stderr=subprocess.PIPE, capture_output=False)
             self.assertEqual(run.returncode, 1, arguments)

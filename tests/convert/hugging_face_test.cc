@@ -66,6 +66,23 @@ std::vector<float> logits_of(const ModelFiles& files, const std::vector<int32_t>
   return driver.feed_in_chunks(prompt, prompt.size());
 }
 
+// FP8 becomes floats, which another directory and a GGUF file hold exactly.
+TEST(Fp8ExportTest, ComputesAsTheCheckpoint) {
+  const fs::path model = fs::path(QIAO_TEST_DATA) / "golden" / "fp8" / "qwen3-moe-block";
+  const auto prompt = parse_json(read_file(model / "prompt.json"), "prompt.json").get<std::vector<int32_t>>();
+  const auto files = ModelFiles::open(model);
+  const std::vector<float> expected = logits_of(*files, prompt, 0);
+  const qiao::testing::TemporaryDirectory out;
+  write_hugging_face(*files, out.path() / "floats", {.dtype = DType::kF32});
+  const auto floats = ModelFiles::open(out.path() / "floats");
+  EXPECT_FALSE(floats->config().contains("quantization_config"));
+  for (const TensorInfo& tensor : floats->tensors()) EXPECT_EQ(tensor.dtype, DType::kF32) << tensor.name;
+  EXPECT_EQ(logits_of(*floats, prompt, 0), expected);
+  write_hugging_face(*files, out.path() / "bf16", {});
+  EXPECT_EQ(ModelFiles::open(out.path() / "bf16")->find("model.layers.0.self_attn.q_proj.weight")->dtype,
+            DType::kBF16);
+}
+
 class MergeTest : public ::testing::TestWithParam<MergeCase> {};
 
 TEST_P(MergeTest, ComputesAsTheBaseBesideItsAdapter) {

@@ -38,6 +38,8 @@ TEST(DTypeTest, SizesAreTheSpecifications) {
       {DType::kIQ4_NL, "IQ4_NL", 32, 18},
       {DType::kIQ4_XS, "IQ4_XS", 256, 136},
       {DType::kMXFP4, "MXFP4", 32, 17},
+      {DType::kF8_128, "F8_128", 128, 132},
+      {DType::kF8_E4M3, "F8_E4M3", 1, 1},
   };
   ASSERT_EQ(std::size(rows), static_cast<size_t>(kDTypeCount));
   for (const Row& row : rows) {

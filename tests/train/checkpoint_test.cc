@@ -126,6 +126,17 @@ TEST(CheckpointTest, MetricsWaitForRoomAndNoLineIsTornOrLost) {
   EXPECT_EQ(read_file(folder.path() / "lines"), "one\nsecond\nthird\n");
 }
 
+TEST(CheckpointTest, OneAtTheEndAloneNeedsNoCopyAndHasTheSameBytes) {
+  const testing::TemporaryDirectory folder;
+  TrainOptions between = short_run(folder.path() / "between", 4);
+  TrainOptions at_end = short_run(folder.path() / "at_end", 4);
+  at_end.checkpoint_every = 0;
+  const MemoryPlan copied = run(between).report.memory, in_place = run(at_end).report.memory;
+  EXPECT_LT(in_place.checkpoint * 2, copied.checkpoint);
+  for (const char* file : {"model/model.safetensors", "checkpoints/step-00000004/state.safetensors"})
+    EXPECT_EQ(read_file(between.out / file), read_file(at_end.out / file)) << file;
+}
+
 TEST(CheckpointTest, TheLastOnesStay) {
   const testing::TemporaryDirectory folder;
   TrainOptions options = short_run(folder.path() / "run", 9);
@@ -280,6 +291,21 @@ TEST(BackgroundTest, AJobRunsBesideAndItsFailureIsToldOnce) {
   background.start([&] { second = true; });
   background.finish();
   EXPECT_TRUE(second);
+}
+
+TEST(BackgroundTest, AJobForTheEndRunsOnTheThreadThatWaits) {
+  std::thread::id where;
+  {
+    Background background;
+    background.start([&] { where = std::this_thread::get_id(); }, Background::When::kAtFinish);
+    EXPECT_TRUE(background.is_done());
+    EXPECT_EQ(where, std::thread::id());
+    background.finish();
+    EXPECT_EQ(where, std::this_thread::get_id());
+    where = {};
+    background.start([&] { where = std::this_thread::get_id(); }, Background::When::kAtFinish);
+  }
+  EXPECT_EQ(where, std::thread::id());  // nobody waited for it
 }
 
 }  // namespace

@@ -203,7 +203,8 @@ struct BackwardCase {
   Guarded starts, q, k, v, out, log_sum_exp, dout, dq, dk, dv;
   AttentionVarlenBackward op, law;
 
-  BackwardCase(Harness& h, const VarlenHeads& of, const std::vector<int64_t>& lengths, bool gaps)
+  BackwardCase(Harness& h, const VarlenHeads& of, const std::vector<int64_t>& lengths, bool gaps,
+               Compute compute)
       : heads(of), starts(starts_of(h, lengths)) {
     const int64_t tokens = sum_of(lengths);
     const auto make = [&](int64_t count) {
@@ -218,6 +219,7 @@ struct BackwardCase {
     v.fill([&] { return h.normal(); });
     dout.fill([&] { return h.chance(0.05) ? 0.0f : h.normal(); });
     random_varlen_rule(h, heads.width, &op);
+    op.compute = compute;
     AttentionVarlen forward;
     forward.scale = op.scale, forward.causal = op.causal, forward.window = op.window;
     forward.soft_cap = op.soft_cap;
@@ -244,8 +246,9 @@ struct BackwardCase {
   }
 };
 
-void backward_case(Harness& h, size_t line) {
-  BackwardCase c(h, random_varlen_heads(h), random_lengths(h, 4, h.options().quick ? 80 : 200), true);
+void backward_case(Harness& h, size_t line, Compute compute) {
+  BackwardCase c(h, random_varlen_heads(h), random_lengths(h, 4, h.options().quick ? 80 : 200), true,
+                 compute);
   c.run(h, line);
   c.q.download(line, "q", false);
   c.k.download(line, "k", false);
@@ -254,16 +257,18 @@ void backward_case(Harness& h, size_t line) {
   const reference::AttentionGradients exact = reference::exact_attention_varlen_backward(c.law);
   const auto width = static_cast<double>(c.heads.width);
   const double cap = c.op.soft_cap;
+  const bool rounded = compute == Compute::kBF16;
   // Of one row, or of some with the largest of both.
   struct Shares {
-    double p, ds;  // the contract's P and F
+    double p, ds;  // the contract's P and F, in kBF16 with the rounding of p and ds
   };
   const auto shares = [&](double score, double log_sum_exp) {
-    const double moved = gamma(width + 16) * score;
+    const double moved = (gamma(width + 16) + (rounded ? 0x1p-14 : 0)) * score;
     Shares s;
     s.p = std::expm1(moved + 3 * kUnit * (score + log_sum_exp) + 8 * kUnit);
     const double slope = cap > 0 ? (1 + moved / cap) * (1 + moved / cap) : 1;
     s.ds = (1 + s.p) * (1 + gamma(width + 4)) * (slope + 8 * kUnit) - 1;
+    if (rounded) s.p += 0x1p-8 * (1 + s.p), s.ds += 0x1p-8 * (1 + s.ds);
     return s;
   };
   const auto compare_all = [&](const Guarded& got, const reference::AttentionGradients::Gradient& gradient,
@@ -303,8 +308,8 @@ void backward_case(Harness& h, size_t line) {
 }
 
 // Each sequence alone, then packed: the same bytes.
-void backward_invariance(Harness& h, size_t line, const std::vector<int64_t>& lengths) {
-  BackwardCase c(h, random_varlen_heads(h), lengths, false);
+void backward_invariance(Harness& h, size_t line, const std::vector<int64_t>& lengths, Compute compute) {
+  BackwardCase c(h, random_varlen_heads(h), lengths, false, compute);
   c.run(h, line);
   const auto bytes_of = [](const Guarded& tensor) {
     const auto* data = tensor.result().as<float>();
@@ -343,22 +348,24 @@ constexpr int64_t kTrainedPairs = kTrainedSequences * kTrainedLength * (kTrained
 }  // namespace
 
 void conform_attention_varlen_backward(Harness& h) {
-  const size_t line = h.line("attention_varlen_backward", "F32");
   const bool quick = h.options().quick;
-  for (int i = 0; i < (quick ? 12 : 80); ++i) h.run_case(line, [&] { backward_case(h, line); });
-  for (int i = 0; i < (quick ? 2 : 8); ++i) {
+  for (const Compute compute : {Compute::kF32, Compute::kBF16}) {
+    const size_t line = h.line("attention_varlen_backward", compute == Compute::kF32 ? "F32" : "F32 bf16");
+    for (int i = 0; i < (quick ? 12 : 80); ++i) h.run_case(line, [&] { backward_case(h, line, compute); });
+    for (int i = 0; i < (quick ? 2 : 8); ++i) {
+      h.run_case(line, [&] {
+        backward_invariance(h, line, {h.between(1, 150), 1, h.between(1, 70), 16, 130}, compute);
+      });
+    }
     h.run_case(line, [&] {
-      backward_invariance(h, line, {h.between(1, 150), 1, h.between(1, 70), 16, 130});
+      if (!h.benches()) return;
+      BackwardCase c(h, kTrained, std::vector<int64_t>(kTrainedSequences, kTrainedLength), false, compute);
+      c.op.causal = true, c.op.window = 0, c.op.soft_cap = 0;
+      h.give_workspace(&c.op);
+      h.bench(line, "S=4 length=512 H=9 G=3 D=64 causal", c.op.bytes(), c.op.flops(kTrainedPairs),
+              peak_of(compute), [&] { h.chip().attention_varlen_backward(c.op); });
     });
   }
-  h.run_case(line, [&] {
-    if (!h.benches()) return;
-    BackwardCase c(h, kTrained, std::vector<int64_t>(kTrainedSequences, kTrainedLength), false);
-    c.op.causal = true, c.op.window = 0, c.op.soft_cap = 0;
-    h.give_workspace(&c.op);
-    h.bench(line, "S=4 length=512 H=9 G=3 D=64 causal", c.op.bytes(), c.op.flops(kTrainedPairs),
-            Harness::Peak::kF32, [&] { h.chip().attention_varlen_backward(c.op); });
-  });
 }
 
 void conform_attention_varlen(Harness& h) {

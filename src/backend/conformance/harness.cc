@@ -70,6 +70,8 @@ double Harness::measured(Peak peak) const {
       return report_->peaks.bf16_flops;
     case Peak::kInt8:
       return report_->peaks.int8_ops;
+    case Peak::kF8:  // a chip without such units computes it in F32
+      return report_->peaks.f8_flops > 0 ? report_->peaks.f8_flops : report_->peaks.f32_flops;
   }
   return 0;
 }

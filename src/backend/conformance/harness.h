@@ -30,7 +30,7 @@ class Harness {
   void element(size_t line, double actual, double expected, double bound, int64_t row, int64_t column);
 
   // Times `call`, its least of several runs, where benches are asked for. `peak` is the arithmetic it uses.
-  enum class Peak { kNone, kF32, kBF16, kInt8 };
+  enum class Peak { kNone, kF32, kBF16, kInt8, kF8 };
   void bench(size_t line, std::string shape, double bytes, double flops, Peak peak,
              const std::function<void()>& call);
   bool benches() const { return options_.bench; }
@@ -128,6 +128,9 @@ std::span<const DType> weight_dtypes();
 std::vector<Compute> computes_of(DType dtype);
 std::string_view name(Compute compute);
 Harness::Peak peak_of(Compute compute);
+// The bound of a sum of `columns` products and one more addition (ops/linear.h), on this chip.
+double sum_bound(const Backend& chip, Compute compute, int64_t columns, double magnitude, double x_sum,
+                 double w_sum);
 
 // The case tables, one file an op.
 void conform_gather(Harness& harness);

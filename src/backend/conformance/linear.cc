@@ -11,16 +11,6 @@
 namespace qiao::conformance {
 namespace {
 
-// A flushed or underflowing result or operand loses at most the least normal number, times the other operand.
-constexpr double kLeastNormal = 0x1p-126;
-
-// The bound of a sum of K products, and one more addition (ops/linear.h).
-double sum_bound(Compute compute, int64_t columns, double magnitude, double x_sum, double w_sum) {
-  const double m = compute == Compute::kQ8 ? 3.0 * static_cast<double>(columns) / kQ8Block + 4
-                                           : static_cast<double>(columns) + 2;
-  return gamma(m) * magnitude + kLeastNormal * (m + x_sum + w_sum);
-}
-
 // The largest slope of an activation.
 double slope(Activation activation) {
   return activation == Activation::kNone || activation == Activation::kSoftCap ? 1.0 : 1.13;
@@ -92,7 +82,7 @@ void linear_case(Harness& h, size_t line, std::span<const SegmentSpec> segments,
     const auto at = static_cast<size_t>(i);
     const double b = with_bias ? bias.host_at(n) : 0.0f;
     const double r = with_residual ? residual.host_at(i) : 0.0f;
-    double bound = sum_bound(compute, shape.columns, products.magnitude[at] + std::abs(b),
+    double bound = sum_bound(h.chip(), compute, shape.columns, products.magnitude[at] + std::abs(b),
                              products.x_sum[static_cast<size_t>(t)], products.w_sum[static_cast<size_t>(n)]);
     if (op.activation != Activation::kNone) {
       bound = slope(op.activation) * bound +
@@ -110,7 +100,7 @@ void linear_invariance(Harness& h, size_t line, std::span<const SegmentSpec> seg
     rows += s.rows;
     block = std::max<int64_t>(block, traits(s.dtype).block_elements);
   }
-  const int64_t columns = block * (block == 1 ? 200 : block == 32 ? 9 : 2);
+  const int64_t columns = block * (block == 1 ? 200 : block == 32 ? 9 : block == 128 ? 3 : 2);
   constexpr int64_t kTokens = 256;
   const WeightPair weights = make_weights(h, segments, columns);
   Guarded x(h, DType::kF32, {kTokens, columns}), all(h, DType::kF32, {kTokens, rows});
@@ -131,10 +121,10 @@ void linear_invariance(Harness& h, size_t line, std::span<const SegmentSpec> seg
   const reference::Products products = reference::exact_products(law.x, *law.weight, compute, {0, 0, 0, 0});
   for (int64_t i = 0; i < 4 * rows; ++i) {
     const auto at = static_cast<size_t>(i);
-    const double bound =
-        sum_bound(compute, columns, products.magnitude[at], products.x_sum[at / static_cast<size_t>(rows)],
-                  products.w_sum[at % static_cast<size_t>(rows)]) +
-        kUnit * std::abs(products.sum[at]);
+    const double bound = sum_bound(h.chip(), compute, columns, products.magnitude[at],
+                                   products.x_sum[at / static_cast<size_t>(rows)],
+                                   products.w_sum[at % static_cast<size_t>(rows)]) +
+                         kUnit * std::abs(products.sum[at]);
     h.element(line, all.result_at(i), products.sum[at], bound, i / rows, i % rows);
   }
   for (const auto& [begin, count] :
@@ -215,9 +205,9 @@ void grouped_case(Harness& h, size_t line, std::span<const SegmentSpec> segments
     const int64_t t = i / shape.rows, n = i % shape.rows;
     const double w_sum =
         products.w_sum[static_cast<size_t>(expert_of[static_cast<size_t>(t)] * shape.rows + n)];
-    const double bound =
-        sum_bound(compute, columns, products.magnitude[at], products.x_sum[static_cast<size_t>(t)], w_sum) +
-        kUnit * std::abs(products.sum[at]);
+    const double bound = sum_bound(h.chip(), compute, columns, products.magnitude[at],
+                                   products.x_sum[static_cast<size_t>(t)], w_sum) +
+                         kUnit * std::abs(products.sum[at]);
     h.element(line, y.result_at(i), products.sum[at], bound, t, n);
   }
   // Each row alone with its expert: the same bytes.
@@ -260,7 +250,8 @@ void grouped_bench(Harness& h, size_t line, DType dtype, Compute compute) {
 // Fused projections: rows of several formats in one handle.
 std::vector<std::vector<SegmentSpec>> mixed_segments() {
   return {{{DType::kQ4_K, 33}, {DType::kQ4_K, 8}, {DType::kQ6_K, 15}},
-          {{DType::kQ8_0, 16}, {DType::kQ4_0, 1}, {DType::kIQ4_NL, 30}}};
+          {{DType::kQ8_0, 16}, {DType::kQ4_0, 1}, {DType::kIQ4_NL, 30}},
+          {{DType::kF8_128, 33}, {DType::kF8_128, 8}, {DType::kF8_128, 15}}};
 }
 
 }  // namespace
@@ -283,7 +274,8 @@ void conform_linear(Harness& h) {
     }
   }
   for (const std::vector<SegmentSpec>& segments : mixed_segments()) {
-    for (const Compute compute : {Compute::kF32, Compute::kQ8}) {
+    const bool f8 = segments.front().dtype == DType::kF8_128;
+    for (const Compute compute : {Compute::kF32, f8 ? Compute::kF8 : Compute::kQ8}) {
       const size_t line = h.line("linear", fmt::format("mixed {}", name(compute)));
       for (int i = 0; i < cases; ++i) h.run_case(line, [&] { linear_case(h, line, segments, compute); });
       h.run_case(line, [&] { linear_invariance(h, line, segments, compute); });

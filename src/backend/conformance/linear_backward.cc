@@ -1,5 +1,5 @@
-// linear_backward and grouped_linear_backward: each weight format, every choice of results, sums that begin
-// with what was there.
+// linear_backward and grouped_linear_backward: each weight format with the compute kinds that take it, every
+// choice of results, sums that begin with what was there.
 #include <bit>
 #include <cstring>
 
@@ -27,22 +27,33 @@ void compare_sums(Harness& h, size_t line, const Guarded& actual, const referenc
   }
 }
 
-void backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments,
-                   const BackwardShape& shape) {
+// A gradient as fill_activations, with numbers halfway between two of BF16 among them.
+void fill_gradient(Harness& h, Guarded* dy) {
+  fill_activations(h, dy);
+  for (int64_t i = 0; i < dy->elements(); ++i) {
+    if (!h.chance(0.1)) continue;
+    dy->host_at(i) = h.pick({1.0f, -1.0f}) * (1 + static_cast<float>(2 * h.between(0, 127) + 1) * 0x1p-8f);
+  }
+  dy->upload();
+}
+
+void backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments, const BackwardShape& shape,
+                   Compute compute) {
   const auto [tokens, rows, columns] = shape;
   const WeightPair weights = make_weights(h, segments, columns);
   Guarded dy(h, DType::kF32, {tokens, rows}, h.between(0, 5)),
       x(h, DType::kF32, {tokens, columns}, h.between(0, 5)),
       dx(h, DType::kF32, {tokens, columns}, h.between(0, 5)), dw(h, DType::kF32, {rows, columns}),
       dbias(h, DType::kF32, {rows});
-  fill_activations(h, &dy);
-  fill_activations(h, &x);
+  fill_gradient(h, &dy);
+  fill_gradient(h, &x);
   const bool with_dx = h.chance(0.8), add_dx = with_dx && h.chance(0.5);
   const bool with_dw = h.chance(0.7), with_dbias = h.chance(0.5);
   if (add_dx) dx.fill([&] { return h.normal(); });
   dw.fill([&] { return h.chance(0.5) ? 0.0f : 10 * h.normal(); });
   dbias.fill([&] { return h.normal(); });
   LinearBackward op, law;
+  op.compute = law.compute = compute;
   op.add_dx = law.add_dx = add_dx;
   op.dy = dy.device(), law.dy = dy.host();
   op.weight = weights.chip.get(), law.weight = weights.law.get();
@@ -64,13 +75,14 @@ void backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segment
 
 // dx of the same rows alone, in 1s, 16 and 17: the same bytes.
 void backward_invariance(Harness& h, size_t line, std::span<const SegmentSpec> segments, int64_t rows,
-                         int64_t columns) {
+                         int64_t columns, Compute compute) {
   constexpr int64_t kTokens = 256;
   const WeightPair weights = make_weights(h, segments, columns);
   Guarded dy(h, DType::kF32, {kTokens, rows});
   Guarded all(h, DType::kF32, {kTokens, columns}), some(h, DType::kF32, {kTokens, columns});
-  fill_activations(h, &dy);
+  fill_gradient(h, &dy);
   LinearBackward op;
+  op.compute = compute;
   op.weight = weights.chip.get();
   op.dy = dy.device(), op.dx = all.device();
   h.give_workspace(&op);
@@ -90,25 +102,28 @@ void backward_invariance(Harness& h, size_t line, std::span<const SegmentSpec> s
   }
 }
 
-void backward_bench(Harness& h, size_t line, DType dtype, bool of_weight) {
+void backward_bench(Harness& h, size_t line, DType dtype, Compute compute, bool of_weight,
+                    const BackwardShape& shape = {512, 1536, 768}) {
   if (!h.benches()) return;
-  const int64_t tokens = 512, rows = 1536, columns = 768;
+  const auto [tokens, rows, columns] = shape;
   const SegmentSpec segment{dtype, rows};
   const WeightPair weights = make_weights(h, {&segment, 1}, columns);
   Guarded dy(h, DType::kF32, {tokens, rows}), x(h, DType::kF32, {tokens, columns}),
       dx(h, DType::kF32, {tokens, columns}), dw(h, DType::kF32, {rows, columns});
   for (Guarded* tensor : {&dy, &x, &dw}) tensor->fill([&] { return h.normal(); });
   LinearBackward op;
+  op.compute = compute;
   op.weight = weights.chip.get();
   op.dy = dy.device();
   if (of_weight) op.x = x.device(), op.dw = dw.device();
   if (!of_weight) op.dx = dx.device();
   h.give_workspace(&op);
   h.bench(line, fmt::format("{} T={} N={} K={}", of_weight ? "dw" : "dx", tokens, rows, columns), op.bytes(),
-          op.flops(), Harness::Peak::kF32, [&] { h.chip().linear_backward(op); });
+          op.flops(), peak_of(compute), [&] { h.chip().linear_backward(op); });
 }
 
-void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments, int64_t columns) {
+void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments, int64_t columns,
+                           Compute compute) {
   const int64_t experts = h.between(1, 6);
   int64_t rows = 0, tokens = 0;
   for (const SegmentSpec& segment : segments) rows += segment.rows;
@@ -119,12 +134,13 @@ void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec>
   Guarded dy(h, DType::kF32, {tokens, rows}, h.between(0, 5)),
       x(h, DType::kF32, {tokens, columns}, h.between(0, 5)),
       dx(h, DType::kF32, {tokens, columns}, h.between(0, 5)), dw(h, DType::kF32, {experts, rows, columns});
-  fill_activations(h, &dy);
-  fill_activations(h, &x);
+  fill_gradient(h, &dy);
+  fill_gradient(h, &x);
   const bool with_dx = h.chance(0.8), add_dx = with_dx && h.chance(0.5), with_dw = h.chance(0.7);
   if (add_dx) dx.fill([&] { return h.normal(); });
   dw.fill([&] { return h.chance(0.5) ? 0.0f : 10 * h.normal(); });
   GroupedLinearBackward op, law;
+  op.compute = law.compute = compute;
   op.add_dx = law.add_dx = add_dx;
   op.dy = dy.device(), law.dy = dy.host();
   op.weight = weights.chip.get(), law.weight = weights.law.get();
@@ -174,7 +190,7 @@ void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec>
   }
 }
 
-void grouped_backward_bench(Harness& h, size_t line, DType dtype, bool of_weight) {
+void grouped_backward_bench(Harness& h, size_t line, DType dtype, Compute compute, bool of_weight) {
   if (!h.benches()) return;
   const int64_t experts = 8, tokens = 512, rows = 768, columns = 1024;
   const SegmentSpec segment{dtype, rows};
@@ -185,6 +201,7 @@ void grouped_backward_bench(Harness& h, size_t line, DType dtype, bool of_weight
   counts.fill([] { return int32_t{tokens / experts}; });
   for (Guarded* tensor : {&dy, &x, &dw}) tensor->fill([&] { return h.normal(); });
   GroupedLinearBackward op;
+  op.compute = compute;
   op.weight = weights.chip.get();
   op.dy = dy.device(), op.counts = counts.device();
   if (of_weight) op.x = x.device(), op.dw = dw.device();
@@ -192,69 +209,91 @@ void grouped_backward_bench(Harness& h, size_t line, DType dtype, bool of_weight
   h.give_workspace(&op);
   h.bench(line,
           fmt::format("{} E={} T'={} N={} K={}", of_weight ? "dw" : "dx", experts, tokens, rows, columns),
-          op.bytes(), op.flops(), Harness::Peak::kF32, [&] { h.chip().grouped_linear_backward(op); });
+          op.bytes(), op.flops(), peak_of(compute), [&] { h.chip().grouped_linear_backward(op); });
+}
+
+// Calls body(dtype, compute, the op's line of both).
+template <typename Body>
+void each_gradient_kind(Harness& h, std::string_view op, Body body) {
+  for (const DType dtype : weight_dtypes()) {
+    body(dtype, Compute::kF32, h.line(op, traits(dtype).name));
+    if (dtype != DType::kBF16) continue;
+    body(dtype, Compute::kBF16, h.line(op, fmt::format("{} {}", traits(dtype).name, name(Compute::kBF16))));
+  }
 }
 
 // Fused projections: rows of several formats in one handle.
 constexpr SegmentSpec kMixedSegments[] = {
     {DType::kQ4_K, 33}, {DType::kF16, 8}, {DType::kQ6_K, 15}, {DType::kF32, 3}};
+constexpr SegmentSpec kFusedSegments[] = {{DType::kBF16, 33}, {DType::kBF16, 8}, {DType::kBF16, 19}};
 
 }  // namespace
 
 void conform_linear_backward(Harness& h) {
   const bool quick = h.options().quick;
-  for (const DType dtype : weight_dtypes()) {
+  each_gradient_kind(h, "linear_backward", [&](DType dtype, Compute compute, size_t line) {
     const int64_t block = traits(dtype).block_elements;
-    const size_t line = h.line("linear_backward", traits(dtype).name);
     for (int i = 0; i < (quick ? 8 : 30); ++i) {
       const SegmentSpec segment{dtype, h.pick<int64_t>({1, 2, 7, 15, 16, 17, 33, 64, 100})};
       const int64_t columns = h.chance(0.3) ? block : block * h.between(1, std::max<int64_t>(1, 320 / block));
       const BackwardShape shape{h.pick<int64_t>({0, 1, 2, 5, 6, 7, 16, 17, 33, 100}), segment.rows, columns};
-      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, shape); });
+      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, shape, compute); });
     }
     const SegmentSpec segment{dtype, 33};
     const int64_t columns = block * (block == 1 ? 70 : block == 32 ? 3 : 1);
-    h.run_case(line, [&] { backward_invariance(h, line, {&segment, 1}, 33, columns); });
+    h.run_case(line, [&] { backward_invariance(h, line, {&segment, 1}, 33, columns, compute); });
     // Sums longer than any kernel packs at a time, and rows wider than it unpacks.
     const SegmentSpec tall{dtype, 1100};
     const int64_t few = block == 1 ? 5 : block;
-    if (!quick || dtype == DType::kF32) {
-      h.run_case(line, [&] { backward_case(h, line, {&tall, 1}, {9, 1100, few}); });
-      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {1100, 33, few}); });
+    if (!quick || dtype == DType::kF32 || compute == Compute::kBF16) {
+      h.run_case(line, [&] { backward_case(h, line, {&tall, 1}, {9, 1100, few}, compute); });
+      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {1100, 33, few}, compute); });
       const int64_t wide = block * (block == 1 ? 1351 : 1536 / block);
-      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {7, 33, wide}); });
+      h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {7, 33, wide}, compute); });
+    }
+    if (compute == Compute::kBF16) {  // and one whose rows fill more than a tile in each direction
+      const SegmentSpec large{dtype, 300};
+      h.run_case(line, [&] { backward_case(h, line, {&large, 1}, {150, 300, 333}, compute); });
+      h.run_case(line, [&] { backward_invariance(h, line, {&large, 1}, 300, 200, compute); });
     }
     h.run_case(line, [&] {
-      backward_bench(h, line, dtype, false);
-      if (dtype == DType::kF32) backward_bench(h, line, dtype, true);
+      backward_bench(h, line, dtype, compute, false);
+      if (dtype == DType::kF32 || compute == Compute::kBF16) backward_bench(h, line, dtype, compute, true);
     });
-  }
+  });
   const size_t line = h.line("linear_backward", "mixed");
   for (int i = 0; i < (quick ? 8 : 16); ++i) {
     const BackwardShape shape{h.pick<int64_t>({1, 2, 17, 33}), 59, 256 * h.between(1, 4)};
-    h.run_case(line, [&] { backward_case(h, line, kMixedSegments, shape); });
+    h.run_case(line, [&] { backward_case(h, line, kMixedSegments, shape, Compute::kF32); });
   }
-  h.run_case(line, [&] { backward_invariance(h, line, kMixedSegments, 59, 256); });
+  h.run_case(line, [&] { backward_invariance(h, line, kMixedSegments, 59, 256, Compute::kF32); });
+  // Fused projections in BF16: segments that end inside a group of rows.
+  const size_t fused = h.line("linear_backward", "BF16 bf16");
+  for (int i = 0; i < (quick ? 4 : 16); ++i) {
+    const BackwardShape shape{h.pick<int64_t>({1, 2, 17, 33}), 60, h.between(1, 100)};
+    h.run_case(fused, [&] { backward_case(h, fused, kFusedSegments, shape, Compute::kBF16); });
+  }
 }
 
 void conform_grouped_linear_backward(Harness& h) {
   const int cases = h.options().quick ? 6 : 20;
-  for (const DType dtype : weight_dtypes()) {
+  each_gradient_kind(h, "grouped_linear_backward", [&](DType dtype, Compute compute, size_t line) {
     const int64_t block = traits(dtype).block_elements;
-    const size_t line = h.line("grouped_linear_backward", traits(dtype).name);
     for (int i = 0; i < cases; ++i) {
       const SegmentSpec segment{dtype, h.pick<int64_t>({1, 2, 7, 15, 16, 17, 33, 64})};
       const int64_t columns = h.chance(0.3) ? block : block * h.between(1, std::max<int64_t>(1, 320 / block));
-      h.run_case(line, [&] { grouped_backward_case(h, line, {&segment, 1}, columns); });
+      h.run_case(line, [&] { grouped_backward_case(h, line, {&segment, 1}, columns, compute); });
     }
     h.run_case(line, [&] {
-      grouped_backward_bench(h, line, dtype, false);
-      if (dtype == DType::kF32) grouped_backward_bench(h, line, dtype, true);
+      grouped_backward_bench(h, line, dtype, compute, false);
+      if (dtype == DType::kF32 || compute == Compute::kBF16)
+        grouped_backward_bench(h, line, dtype, compute, true);
     });
-  }
+  });
   const size_t line = h.line("grouped_linear_backward", "mixed");
   for (int i = 0; i < cases; ++i)
-    h.run_case(line, [&] { grouped_backward_case(h, line, kMixedSegments, 256 * h.between(1, 2)); });
+    h.run_case(line,
+               [&] { grouped_backward_case(h, line, kMixedSegments, 256 * h.between(1, 2), Compute::kF32); });
 }
 
 }  // namespace qiao::conformance

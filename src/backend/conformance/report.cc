@@ -70,7 +70,8 @@ Json to_json(const Report& report) {
   json["peaks"] = {{"read_bytes_per_second", report.peaks.read_bytes_per_second},
                    {"f32_flops", report.peaks.f32_flops},
                    {"bf16_flops", report.peaks.bf16_flops},
-                   {"int8_ops", report.peaks.int8_ops}};
+                   {"int8_ops", report.peaks.int8_ops},
+                   {"f8_flops", report.peaks.f8_flops}};
   json["lines"] = Json::array();
   for (const Line& line : report.lines) {
     Json entry = {{"op", line.op},

@@ -17,6 +17,7 @@ constexpr DType kLogprobDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DTyp
 
 // What both directions take, on both sides.
 struct LogprobCase {
+  const Backend* chip;
   std::vector<SegmentSpec> segments;
   WeightPair weights;
   int64_t tokens, columns, vocabulary = 0;
@@ -24,7 +25,8 @@ struct LogprobCase {
   float temperature, soft_cap;
   Compute compute;
 
-  LogprobCase(Harness& h, DType dtype, Compute kind, int64_t rows) : tokens(rows), compute(kind) {
+  LogprobCase(Harness& h, DType dtype, Compute kind, int64_t rows)
+      : chip(&h.chip()), tokens(rows), compute(kind) {
     const int64_t block = traits(dtype).block_elements;
     if (h.chance(0.15)) {  // more than one piece
       columns = std::max<int64_t>(block, 8);
@@ -59,13 +61,10 @@ struct LogprobCase {
   // e_v: how far z_v may be off (ops/token_logprob.h, by ops/linear.h).
   double logit_bound(const reference::LogprobTerms& terms, int64_t t, int64_t v) const {
     const auto at = static_cast<size_t>(t * vocabulary + v);
-    const double m = compute == Compute::kQ8 ? 3.0 * static_cast<double>(columns) / kQ8Block + 4
-                                             : static_cast<double>(columns) + 2;
     const reference::Products& products = terms.products;
     const double capped = terms.z[at] * static_cast<double>(temperature);
-    double bound =
-        gamma(m) * products.magnitude[at] +
-        0x1p-126 * (m + products.x_sum[static_cast<size_t>(t)] + products.w_sum[static_cast<size_t>(v)]);
+    double bound = sum_bound(*chip, compute, columns, products.magnitude[at],
+                             products.x_sum[static_cast<size_t>(t)], products.w_sum[static_cast<size_t>(v)]);
     if (soft_cap > 0) bound += 16 * kUnit * (std::abs(products.sum[at]) + std::abs(capped));
     bound += kUnit * std::abs(capped);
     return bound / static_cast<double>(temperature) + kUnit * std::abs(terms.z[at]);
@@ -198,6 +197,7 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
   // E_v of the contract, and |g / temperature|.
   std::vector<double> error(exact.h.size()), share(static_cast<size_t>(c.tokens));
   const double temperature = c.temperature;
+  const bool rounded = gradient_compute(compute) == Compute::kBF16;
   for (int64_t t = 0; t < c.tokens; ++t) {
     if (c.labels.host_at<int32_t>(t) < 0 || dlogprob.host_at(t) == 0) continue;
     share[static_cast<size_t>(t)] = std::abs(static_cast<double>(dlogprob.host_at(t))) / temperature;
@@ -208,6 +208,7 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
       const double p = std::expm1(e + 2 * kUnit * (std::abs(exact.terms.z[at]) + sum) + 8 * kUnit);
       const double moved = c.soft_cap > 0 ? 1 + e * temperature / static_cast<double>(c.soft_cap) : 1;
       error[at] = exact.size[at] * ((1 + p) * (moved * moved + 8 * kUnit) * (1 + 6 * kUnit) - 1);
+      if (rounded) error[at] += 0x1p-8 * (error[at] + std::abs(exact.h[at])) + 0x1p-126;
     }
   }
   const auto compare = [&](float got, double expected, double bound, double span, int64_t row, int64_t k) {
@@ -232,7 +233,9 @@ void logprob_backward_case(Harness& h, size_t line, DType dtype, Compute compute
     for (int64_t t = 0; t < c.tokens; ++t) {
       if (share[static_cast<size_t>(t)] == 0) continue;
       const auto at = static_cast<size_t>(t * c.vocabulary + v);
-      const double x = std::abs(static_cast<double>(c.x.host_at(t * c.columns + k)));
+      double x = 0;
+      reference::round_activations(gradient_compute(compute), &c.x.host_at(t * c.columns + k), 1, &x);
+      x = std::abs(x);
       bound += (error[at] * (1 + of_t) + of_t * std::abs(exact.h[at])) * x;
       span += share[static_cast<size_t>(t)] * x;
     }

@@ -1,5 +1,6 @@
 // Random weights of every format, on the chip and for the law.
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "backend/conformance/harness.h"
@@ -9,10 +10,10 @@
 namespace qiao::conformance {
 namespace {
 
-constexpr std::array kWeightDTypes = {DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0,
-                                      DType::kQ4_1, DType::kQ5_0,   DType::kQ5_1,   DType::kQ8_0,
-                                      DType::kQ2_K, DType::kQ3_K,   DType::kQ4_K,   DType::kQ5_K,
-                                      DType::kQ6_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4};
+constexpr std::array kWeightDTypes = {
+    DType::kF32,  DType::kF16,    DType::kBF16,   DType::kQ4_0,  DType::kQ4_1,  DType::kQ5_0,
+    DType::kQ5_1, DType::kQ8_0,   DType::kQ2_K,   DType::kQ3_K,  DType::kQ4_K,  DType::kQ5_K,
+    DType::kQ6_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kMXFP4, DType::kF8_128};
 
 // Where a block holds F16 scales and minimums: bytes there must not be an infinity or NaN, nor wild.
 std::vector<int> half_offsets(DType dtype) {
@@ -49,19 +50,36 @@ void put_half(std::byte* at, float value) {
 std::span<const DType> weight_dtypes() { return kWeightDTypes; }
 
 std::vector<Compute> computes_of(DType dtype) {
+  if (dtype == DType::kF8_128) return {Compute::kF32, Compute::kF8};
   if (traits(dtype).quantized) return {Compute::kF32, Compute::kQ8};
   if (dtype == DType::kBF16) return {Compute::kF32, Compute::kBF16};
   return {Compute::kF32};
 }
 
 std::string_view name(Compute compute) {
-  static constexpr std::string_view kNames[] = {"f32", "bf16", "q8"};
+  static constexpr std::string_view kNames[] = {"f32", "bf16", "q8", "f8"};
   return kNames[static_cast<size_t>(compute)];
 }
 
 Harness::Peak peak_of(Compute compute) {
-  static constexpr Harness::Peak kPeaks[] = {Harness::Peak::kF32, Harness::Peak::kBF16, Harness::Peak::kInt8};
+  static constexpr Harness::Peak kPeaks[] = {Harness::Peak::kF32, Harness::Peak::kBF16, Harness::Peak::kInt8,
+                                             Harness::Peak::kF8};
   return kPeaks[static_cast<size_t>(compute)];
+}
+
+double sum_bound(const Backend& chip, Compute compute, int64_t columns, double magnitude, double x_sum,
+                 double w_sum) {
+  // A flushed or underflowing result or operand loses at most the least normal number, times the other one.
+  constexpr double kLeastNormal = 0x1p-126;
+  const auto k = static_cast<double>(columns);
+  const double m = compute == Compute::kQ8   ? 3 * k / kQ8Block + 4
+                   : compute == Compute::kF8 ? 3 * k / kF8Block + 5
+                                             : k + 2;
+  double bound = gamma(m) * magnitude + kLeastNormal * (m + x_sum + w_sum);
+  if (compute == Compute::kF8) {
+    bound += 132 * std::ldexp(1.0, -chip.e4m3_sum_bits()) * magnitude + kLeastNormal * 0x1p18 * k;
+  }
+  return bound;
 }
 
 std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, int64_t columns) {
@@ -86,6 +104,13 @@ std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, 
       put_half(b + offset, scale * harness.normal());
     }
     if (dtype == DType::kMXFP4) b[0] = static_cast<std::byte>(harness.between(115, 128));
+    if (dtype == DType::kF8_128) {  // no NaN among the numbers; a scale that has all of F32's bits
+      for (size_t i = 0; i < static_cast<size_t>(kF8Block); ++i)
+        if ((b[i] & std::byte{0x7f}) == std::byte{0x7f}) b[i] ^= std::byte{1};
+      const float scale = harness.chance(0.03) ? 0.0f : harness.chance(0.03) ? 1e-41f : 1e-4f;
+      const float value = scale * std::abs(harness.normal());
+      std::memcpy(b + kF8Block, &value, sizeof value);
+    }
   }
   return bytes;
 }

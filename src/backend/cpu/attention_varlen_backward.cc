@@ -1,8 +1,9 @@
 // The way back through attention over packed sequences (FlashAttention-2). An item of work is one key/value
 // head of one sequence. For each block of 64 keys, and each block of 64 queries of each of its heads that
 // sees some of it: q·k and dout·v by attention's own tiles (so p is of the forward pass's scores), the
-// softmax's way back, and three more products by add_products_inl.h's tiles into dv, dk and dq. The
-// multiply-adds are the limit.
+// softmax's way back, and three more products by add_products_inl.h's tiles into dv, dk and dq. In kBF16 the
+// blocks are rounded before those products, and multiplied in F32 as they are. The multiply-adds are the
+// limit.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
 #include "backend/cpu/kv_write_kernels.h"
+#include "backend/cpu/linear_backward_kernels.h"
 #include "base/error.h"
 
 namespace qiao::cpu {
@@ -22,9 +24,11 @@ constexpr int64_t kQueryBlock = 64;
 constexpr int64_t kSmallBackwardProducts = 1 << 16;  // below some ten microseconds, one thread does it all
 
 // The workspace is [delta: T, H][a scratch for each worker]: keys and values laid out, rows of values beside
-// them that nobody reads, a block of q and of dout, and its scores and their gradients.
+// them that nobody reads, a block of q and of dout, and its scores and their gradients; in kBF16 also rows of
+// k and of q, rounded.
 struct BackwardPlan {
   int64_t share, dim, pitch, delta_floats, worker_floats;
+  bool rounds;
 
   explicit BackwardPlan(const AttentionVarlenBackward& op) {
     const auto up = [](int64_t value) { return (value + 15) / 16 * 16; };
@@ -32,7 +36,9 @@ struct BackwardPlan {
     dim = op.q.shape[2];
     pitch = up(dim);
     delta_floats = up(op.q.shape[0] * op.q.shape[1]);
-    worker_floats = up(kBlockKeys * (2 * dim + pitch) + 2 * kQueryBlock * (dim + kBlockKeys));
+    rounds = op.compute == Compute::kBF16;
+    worker_floats = up(kBlockKeys * (2 * dim + pitch) + 2 * kQueryBlock * (dim + kBlockKeys) +
+                       (rounds ? (kBlockKeys + kQueryBlock) * dim : 0));
   }
   int64_t bytes(int threads) const { return 4 * (delta_floats + threads * worker_floats); }
 };
@@ -41,6 +47,7 @@ struct BackwardKernels {
   const AttentionKernels& attention;
   const AddProductsKernels& products;
   const KvWriteKernels& kv_write;
+  void (*round)(const float* from, int64_t count, float* to);  // to BF16, kept as F32; to may be from
 };
 
 // One key/value head of the sequence whose rows are [first, first + length).
@@ -62,6 +69,8 @@ class BackwardHead {
     dout_ = q_ + kQueryBlock * plan.dim;
     scores_ = dout_ + kQueryBlock * plan.dim;
     products_ = scores_ + kQueryBlock * kBlockKeys;
+    rounded_keys_ = products_ + kQueryBlock * kBlockKeys;
+    rounded_q_ = rounded_keys_ + kBlockKeys * plan.dim;
   }
 
   void run() {
@@ -78,6 +87,10 @@ class BackwardHead {
       const int64_t keys = std::min(kBlockKeys, length_ - key);
       lay_out(op_.k, key, keys, keys_);
       lay_out(op_.v, key, keys, values_);
+      if (plan_.rounds) {
+        round(values_, kBlockKeys * plan_.dim, values_);
+        round_rows(op_.k, key, keys, group_, rounded_keys_);
+      }
       // The queries that see some of these keys; key is a multiple of kQueryBlock.
       const int64_t begin = op_.causal ? key : 0;
       const int64_t end = op_.window > 0 ? std::min(length_, key + keys - 1 + op_.window) : length_;
@@ -96,6 +109,8 @@ class BackwardHead {
   float* row(const Tensor& tensor, int64_t t, int64_t h) const {
     return tensor.as<float>() + (first_ + t) * tensor.stride[0] + h * tensor.stride[1];
   }
+
+  void round(const float* from, int64_t count, float* to) const { kernels_.round(from, count, to); }
 
   void lay_out(const Tensor& rows, int64_t key, int64_t keys, float* to) const {
     static constexpr auto kSlots = [] {
@@ -116,6 +131,10 @@ class BackwardHead {
     }
   }
 
+  void round_rows(const Tensor& from, int64_t first, int64_t count, int64_t h, float* to) const {
+    for (int64_t i = 0; i < count; ++i) round(row(from, first + i, h), plan_.dim, to + i * plan_.dim);
+  }
+
   void multiply(const float* rows, int64_t queries, const float* keys, int64_t count, float* scores) const {
     AttentionBlock block{};
     for (int64_t group = 0; group < kBlockGroups; ++group) {
@@ -133,26 +152,38 @@ class BackwardHead {
   void add_block(int64_t h, int64_t key, int64_t keys, int64_t query, int64_t queries) const {
     const int64_t dim = plan_.dim, heads = op_.q.shape[1];
     copy_rows(op_.q, query, queries, h, q_);
-    copy_rows(op_.dout, query, queries, h, dout_);
+    if (plan_.rounds) {
+      round_rows(op_.dout, query, queries, h, dout_);
+    } else {
+      copy_rows(op_.dout, query, queries, h, dout_);
+    }
     multiply(q_, queries, keys_, keys, scores_);
     multiply(dout_, queries, values_, keys, products_);
     const int64_t at = (first_ + query) * heads + h;
     kernels_.attention.gradients({scores_, products_, op_.log_sum_exp.as<float>() + at, delta_ + at, heads,
                                   queries, op_.scale, op_.soft_cap, keys, query - key, op_.window,
                                   op_.causal});
+    const float *q = q_, *k = row(op_.k, key, group_);
+    int64_t k_stride = op_.k.stride[0];
+    if (plan_.rounds) {
+      round(scores_, queries * kBlockKeys, scores_);
+      round(products_, queries * kBlockKeys, products_);
+      round(q_, queries * dim, rounded_q_);
+      q = rounded_q_, k = rounded_keys_, k_stride = dim;
+    }
     kernels_.products.add(
         {scores_, 1, kBlockKeys, dout_, dim, queries, row(op_.dv, key, group_), op_.dv.stride[0], keys, dim});
     kernels_.products.add(
-        {products_, 1, kBlockKeys, q_, dim, queries, row(op_.dk, key, group_), op_.dk.stride[0], keys, dim});
-    kernels_.products.add({products_, kBlockKeys, 1, row(op_.k, key, group_), op_.k.stride[0], keys,
-                           row(op_.dq, query, h), op_.dq.stride[0], queries, dim});
+        {products_, 1, kBlockKeys, q, dim, queries, row(op_.dk, key, group_), op_.dk.stride[0], keys, dim});
+    kernels_.products.add(
+        {products_, kBlockKeys, 1, k, k_stride, keys, row(op_.dq, query, h), op_.dq.stride[0], queries, dim});
   }
 
   const AttentionVarlenBackward& op_;
   const BackwardPlan& plan_;
   const BackwardKernels& kernels_;
   int64_t group_, first_, length_;
-  float *delta_, *keys_, *values_, *unread_, *q_, *dout_, *scores_, *products_;
+  float *delta_, *keys_, *values_, *unread_, *q_, *dout_, *scores_, *products_, *rounded_keys_, *rounded_q_;
 };
 
 }  // namespace
@@ -164,9 +195,11 @@ size_t CpuBackend::workspace_bytes(const AttentionVarlenBackward& op) const {
 void CpuBackend::do_attention_varlen_backward(const AttentionVarlenBackward& op) {
   const BackwardPlan plan(op);
   QIAO_ASSERT(op.workspace.bytes() >= plan.bytes(pool_.size()));
-  const BackwardKernels kernels = {choose(kAttentionGeneric, kAttentionAvx2, kAttentionAvx512),
-                                   choose(kAddProductsGeneric, kAddProductsAvx2, kAddProductsAvx512),
-                                   choose(kKvWriteGeneric, kKvWriteAvx2, kKvWriteAvx512)};
+  const BackwardKernels kernels = {
+      choose(kAttentionGeneric, kAttentionAvx2, kAttentionAvx512),
+      choose(kAddProductsGeneric, kAddProductsAvx2, kAddProductsAvx512),
+      choose(kKvWriteGeneric, kKvWriteAvx2, kKvWriteAvx512),
+      choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512).round_row};
   const int32_t* starts = op.starts.as<int32_t>();
   const int64_t sequences = op.starts.shape[0] - 1, groups = op.k.shape[1];
   float* delta = op.workspace.as<float>();

@@ -20,7 +20,7 @@ void gather_row(const LinearKernels& kernels, const CpuWeight& weight, int64_t i
   alignas(64) float scales[kMaxChunk / kTile * 64];
   for (int64_t k = 0; k < weight.columns(); k += p->chunk) {
     const int64_t elements = std::min(p->chunk, weight.columns() - k);
-    if (traits(p->dtype).quantized) {
+    if (traits(p->dtype).quantized && p->dtype != DType::kF8_128) {
       const FormatForm form = format_form(p->dtype);
       const int stride = scale_floats(form.family);
       const uint8_t* shared = quants;
@@ -44,6 +44,8 @@ void gather_row(const LinearKernels& kernels, const CpuWeight& weight, int64_t i
       const float* values = floats;
       if (p->dtype == DType::kF32) {
         values = reinterpret_cast<const float*>(panel);
+      } else if (p->dtype == DType::kF8_128) {
+        kernels.f8_to_f32(panel, elements, true, floats);
       } else {
         (p->dtype == DType::kF16 ? kernels.f16_to_f32 : kernels.bf16_to_f32)(panel, elements, floats);
       }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
 #include "backend/cpu/linear_backward.h"
 #include "backend/cpu/matmul.h"
@@ -56,12 +55,13 @@ void CpuBackend::do_grouped_linear(const GroupedLinear& op) {
 }
 
 size_t linear_backward_workspace_bytes(const GroupedLinearBackward& op, int threads) {
-  return gradient_workspace_bytes(op.dy.shape[0], op.weight->rows(), op.weight->columns(), threads);
+  return gradient_workspace_bytes(op.dy.shape[0], op.weight->rows(), op.weight->columns(), op.compute,
+                                  threads);
 }
 
 void run_linear_backward(const GroupedLinearBackward& op, const LinearKernels& linear,
                          const LinearBackwardKernels& kernels, ThreadPool& pool) {
-  const GradientContext context{linear, kernels, pool, op.workspace.as<std::byte>()};
+  const GradientContext context{linear, kernels, pool, op.workspace.as<std::byte>(), op.compute};
   const auto& weight = static_cast<const CpuWeight&>(*op.weight);
   int64_t first = 0;
   for (int64_t expert = 0; expert < weight.experts(); ++expert) {
@@ -82,8 +82,7 @@ size_t CpuBackend::workspace_bytes(const GroupedLinearBackward& op) const {
 }
 
 void CpuBackend::do_grouped_linear_backward(const GroupedLinearBackward& op) {
-  run_linear_backward(op, linear_kernels(active_isa()),
-                      choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512), pool_);
+  run_linear_backward(op, linear_kernels(active_isa()), gradient_kernels(active_isa()), pool_);
 }
 
 }  // namespace qiao::cpu

@@ -2,7 +2,8 @@
 // (W or x) is packed into panels as wide as a tile, once, by all threads; then threads take blocks of the
 // result, each walked in slices, so that a panel's slice stays in the L1 cache while the
 // tiles of a block pass over it. An element's sum goes on from what memory holds of it, so its order is that
-// of n, or of t, alone. The kernel and its limit are in linear_backward_inl.h.
+// of n, or of t, alone. In kBF16 what was packed is rounded, and dy's part of a run is packed too: the rest
+// is the same. The kernel and its limit are in linear_backward_inl.h.
 #include "backend/cpu/linear_backward.h"
 
 #include <algorithm>
@@ -16,6 +17,16 @@ namespace qiao::cpu {
 
 const LinearBackwardKernels kLinearBackwardGeneric = linear_backward_kernels<generic::Simd>();
 
+const LinearBackwardKernels& gradient_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) return kLinearBackwardAvx512Bf16;
+  if (isa >= Isa::kAvx512) return kLinearBackwardAvx512;
+  if (isa == Isa::kAvx2) return kLinearBackwardAvx2;
+#endif
+  static_cast<void>(isa);
+  return kLinearBackwardGeneric;
+}
+
 namespace {
 
 constexpr int64_t kDepth = 512;     // steps packed at a time
@@ -27,13 +38,25 @@ constexpr int64_t kMostPanel = 64;
 // What one thread needs.
 struct GradientScratch {
   MatmulScratch matmul;
-  alignas(64) std::array<float, static_cast<size_t>(kDwRows* kDepth)> dy;
+  alignas(64) std::array<float, static_cast<size_t>(kDwRows* kDepth)> dy, rounded;
 };
 
 int64_t packed_bytes(int64_t tokens, int64_t rows, int64_t columns) {
   const int64_t depth = std::min(kDepth, std::max(tokens, rows));
   const int64_t padded = (columns + kMostPanel - 1) / kMostPanel * kMostPanel;
   return depth * padded * static_cast<int64_t>(sizeof(float));
+}
+
+// Of kBF16: a run of dy's columns.
+int64_t rounded_bytes(int64_t tokens, int64_t rows, Compute compute) {
+  const int64_t bytes = tokens * std::min(kDepth, rows) * static_cast<int64_t>(sizeof(float));
+  return compute == Compute::kBF16 ? (bytes + 63) / 64 * 64 : 0;
+}
+
+// Steps of a product over `depth` numbers of the sum.
+int64_t steps_of(const GradientContext& context, int64_t depth) {
+  const int64_t each = context.compute == Compute::kBF16 ? context.kernels.bf16_steps : 1;
+  return (depth + each - 1) / each;
 }
 
 // The groups of 16 rows that make a run of at most kDepth rows.
@@ -101,8 +124,21 @@ void pack_rows(const Tensor& x, int64_t from, int64_t depth, const GradientConte
   });
 }
 
+// Panels of `depth` rows to what kBF16 multiplies.
+void round_panels(int64_t columns, int64_t depth, const GradientContext& context, float* packed) {
+  const int64_t panel = context.kernels.panel, panels = (columns + panel - 1) / panel;
+  context.pool.parallel_for(panels, row_grain(depth * panel), [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p) {
+      float* at = packed + p * depth * panel;
+      context.kernels.round_rows(at, panel, depth, panel, at);
+    }
+  });
+}
+
 // One panel's columns of a block of rows: `product` holds all but its slice and its tile.
-void multiply_block(const LinearBackwardKernels& kernels, TileProduct product, int64_t rows, int64_t a_tile) {
+void multiply_block(const GradientContext& context, TileProduct product, int64_t rows, int64_t a_tile) {
+  const LinearBackwardKernels& kernels = context.kernels;
+  const auto multiply = context.compute == Compute::kBF16 ? kernels.multiply_bf16 : kernels.multiply;
   const TileProduct whole = product;
   const int64_t slice = kSlice / kernels.panel;
   for (int64_t s = 0; s < whole.steps; s += slice) {
@@ -113,24 +149,26 @@ void multiply_block(const LinearBackwardKernels& kernels, TileProduct product, i
       product.rows = std::min(kernels.tile_rows, rows - r);
       product.a = whole.a + r / kernels.tile_rows * a_tile + s * whole.a_step;
       product.c = whole.c + r * whole.c_stride;
-      kernels.multiply(product);
+      multiply(product);
     }
   }
 }
 
 struct GradientPlaces {
-  float* packed;
+  float *packed, *rounded;
   GradientScratch* scratch;
 };
-GradientPlaces gradient_places(int64_t tokens, int64_t rows, int64_t columns, std::byte* workspace) {
-  return {reinterpret_cast<float*>(workspace),
-          reinterpret_cast<GradientScratch*>(workspace + packed_bytes(tokens, rows, columns))};
+GradientPlaces gradient_places(int64_t tokens, int64_t rows, int64_t columns,
+                               const GradientContext& context) {
+  std::byte* rounded = context.workspace + packed_bytes(tokens, rows, columns);
+  return {reinterpret_cast<float*>(context.workspace), reinterpret_cast<float*>(rounded),
+          reinterpret_cast<GradientScratch*>(rounded + rounded_bytes(tokens, rows, context.compute))};
 }
 
 }  // namespace
 
-size_t gradient_workspace_bytes(int64_t tokens, int64_t rows, int64_t columns, int threads) {
-  return static_cast<size_t>(packed_bytes(tokens, rows, columns)) +
+size_t gradient_workspace_bytes(int64_t tokens, int64_t rows, int64_t columns, Compute compute, int threads) {
+  return static_cast<size_t>(packed_bytes(tokens, rows, columns) + rounded_bytes(tokens, rows, compute)) +
          sizeof(GradientScratch) * static_cast<size_t>(threads);
 }
 
@@ -139,26 +177,38 @@ void input_gradient(const Tensor& dy, const WeightRows& weight, const Tensor& dx
   const int64_t tokens = dy.shape[0], width = dy.shape[1], columns = dx.shape[1];
   if (tokens == 0) return;
   const LinearBackwardKernels& kernels = context.kernels;
-  const GradientPlaces place = gradient_places(tokens, width, columns, context.workspace);
+  const GradientPlaces place = gradient_places(tokens, width, columns, context);
   const int64_t panels = (columns + kernels.panel - 1) / kernels.panel;
   const int64_t blocks = (tokens + kBlockRows - 1) / kBlockRows;
   for (int64_t n = 0; n < width;) {
     const GroupRun run = group_run(weight.weight, weight.first + n, width - n);
     pack_weight(weight, run, context, place.packed, place.scratch);
+    const float* a = dy.as<float>() + n;
+    int64_t a_row = dy.stride[0];
+    const int64_t steps = steps_of(context, run.rows);
+    if (context.compute == Compute::kBF16) {
+      // W is BF16 as it is: it need but be paired.
+      if (kernels.bf16_steps > 1) round_panels(columns, run.rows, context, place.packed);
+      context.pool.parallel_for(tokens, row_grain(run.rows), [&](int64_t begin, int64_t end, int) {
+        for (int64_t t = begin; t < end; ++t)
+          kernels.round_row(a + t * a_row, run.rows, place.rounded + t * steps);
+      });
+      a = place.rounded, a_row = steps;
+    }
     context.pool.parallel_for(panels * blocks, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % panels * kernels.panel, t = i / panels * kBlockRows;
         TileProduct product{};
-        product.a = dy.as<float>() + t * dy.stride[0] + n;
-        product.a_row = dy.stride[0];
+        product.a = a + t * a_row;
+        product.a_row = a_row;
         product.a_step = 1;
         product.b = place.packed + column * run.rows;
-        product.steps = run.rows;
+        product.steps = steps;
         product.columns = std::min(kernels.panel, columns - column);
         product.c = dx.as<float>() + t * dx.stride[0] + column;
         product.c_stride = dx.stride[0];
         product.add = add || n > 0;
-        multiply_block(kernels, product, std::min(kBlockRows, tokens - t), kernels.tile_rows * dy.stride[0]);
+        multiply_block(context, product, std::min(kBlockRows, tokens - t), kernels.tile_rows * a_row);
       }
     });
     n += run.rows;
@@ -168,21 +218,30 @@ void input_gradient(const Tensor& dy, const WeightRows& weight, const Tensor& dx
 void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const GradientContext& context) {
   const int64_t tokens = dy.shape[0], width = dy.shape[1], columns = x.shape[1];
   const LinearBackwardKernels& kernels = context.kernels;
-  const GradientPlaces place = gradient_places(tokens, width, columns, context.workspace);
+  const GradientPlaces place = gradient_places(tokens, width, columns, context);
   const int64_t panels = (columns + kernels.panel - 1) / kernels.panel;
   const int64_t blocks = (width + kDwRows - 1) / kDwRows;
   // Blocks are cut across, too, where there are few: each piece packs their dy again.
   const int64_t pieces = std::clamp<int64_t>((8 * context.pool.size() + blocks - 1) / blocks, 1, panels);
   for (int64_t t = 0; t < tokens; t += kDepth) {
     const int64_t depth = std::min(kDepth, tokens - t);
+    const int64_t steps = steps_of(context, depth);
     pack_rows(x, t, depth, context, place.packed);
+    if (context.compute == Compute::kBF16) round_panels(columns, depth, context, place.packed);
     context.pool.parallel_for(blocks * pieces, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / pieces * kDwRows, piece = i % pieces;
         const int64_t rows = std::min(kDwRows, width - n), tile = kernels.tile_rows;
-        // dy^T as tiles [rows / tile][depth][tile].
+        // dy^T as tiles [rows / tile][steps][tile].
         float* a = place.scratch[worker].dy.data();
-        kernels.pack_tiles(dy.as<float>() + t * dy.stride[0] + n, dy.stride[0], depth, rows, a);
+        const float* from = dy.as<float>() + t * dy.stride[0] + n;
+        if (context.compute == Compute::kBF16) {
+          float* rounded = place.scratch[worker].rounded.data();
+          kernels.round_rows(from, dy.stride[0], depth, rows, rounded);
+          kernels.pack_tiles(rounded, rows, steps, rows, a);
+        } else {
+          kernels.pack_tiles(from, dy.stride[0], depth, rows, a);
+        }
         for (int64_t p = piece * panels / pieces; p < (piece + 1) * panels / pieces; ++p) {
           const int64_t column = p * kernels.panel;
           TileProduct product{};
@@ -190,12 +249,12 @@ void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const Gradien
           product.a_row = 1;
           product.a_step = tile;
           product.b = place.packed + column * depth;
-          product.steps = depth;
+          product.steps = steps;
           product.columns = std::min(kernels.panel, columns - column);
           product.c = dw + n * columns + column;
           product.c_stride = columns;
           product.add = true;
-          multiply_block(kernels, product, rows, tile * depth);
+          multiply_block(context, product, rows, tile * steps);
         }
       }
     });
@@ -203,12 +262,13 @@ void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const Gradien
 }
 
 size_t linear_backward_workspace_bytes(const LinearBackward& op, int threads) {
-  return gradient_workspace_bytes(op.dy.shape[0], op.weight->rows(), op.weight->columns(), threads);
+  return gradient_workspace_bytes(op.dy.shape[0], op.weight->rows(), op.weight->columns(), op.compute,
+                                  threads);
 }
 
 void run_linear_backward(const LinearBackward& op, const LinearKernels& linear,
                          const LinearBackwardKernels& kernels, ThreadPool& pool) {
-  const GradientContext context{linear, kernels, pool, op.workspace.as<std::byte>()};
+  const GradientContext context{linear, kernels, pool, op.workspace.as<std::byte>(), op.compute};
   const auto& weight = static_cast<const CpuWeight&>(*op.weight);
   if (op.dx.present()) input_gradient(op.dy, {weight}, op.dx, op.add_dx, context);
   if (op.dw.present()) weight_gradient(op.dy, op.x, op.dw.as<float>(), context);
@@ -228,8 +288,7 @@ size_t CpuBackend::workspace_bytes(const LinearBackward& op) const {
 }
 
 void CpuBackend::do_linear_backward(const LinearBackward& op) {
-  run_linear_backward(op, linear_kernels(active_isa()),
-                      choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512), pool_);
+  run_linear_backward(op, linear_kernels(active_isa()), gradient_kernels(active_isa()), pool_);
 }
 
 }  // namespace qiao::cpu

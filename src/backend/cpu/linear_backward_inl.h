@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/element.h"
 #include "backend/cpu/linear_backward_kernels.h"
 #include "backend/cpu/unroll.h"
 
@@ -68,6 +69,43 @@ struct LinearBackwardKernel {
     }
   }
 
+  static void round_row(const float* from, int64_t count, float* to) {
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) V::store(to + i, V::brain(V::load(from + i)));
+    if (i < count) V::store_part(to + i, V::brain(V::load_part(from + i, count - i)), count - i);
+  }
+
+  static void round_rows(const float* from, int64_t stride, int64_t depth, int64_t width, float* to) {
+    if (stride == width) return round_row(from, depth * width, to);
+    for (int64_t s = 0; s < depth; ++s) round_row(from + s * stride, width, to + s * width);
+  }
+
+  static void pair_row(const float* from, int64_t count, float* to) {
+    auto* halves = reinterpret_cast<Brain*>(to);
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) V::store(halves + i, V::load(from + i));
+    if (i == count) return;
+    Brain last[16];
+    V::store(last, V::load_part(from + i, count - i));
+    std::memcpy(halves + i, last, static_cast<size_t>((count - i + 1) / 2) * sizeof(float));
+  }
+
+  static void pair_rows(const float* from, int64_t stride, int64_t depth, int64_t width, float* to) {
+    for (int64_t s = 0; s < depth; s += 2, from += 2 * stride, to += width) {
+      for (int64_t j = 0; j < width; j += 16) {
+        const int64_t count = width - j < 16 ? width - j : 16;
+        const F low = V::load_part(from + j, count);
+        const F high = s + 1 < depth ? V::load_part(from + stride + j, count) : V::set(0.0f);
+        Brain halves[2][16];
+        V::store(halves[0], low);
+        V::store(halves[1], high);
+        uint32_t pairs[16];
+        for (int i = 0; i < 16; ++i) pairs[i] = halves[0][i].bits | uint32_t{halves[1][i].bits} << 16;
+        std::memcpy(to + j, pairs, static_cast<size_t>(count) * sizeof(float));
+      }
+    }
+  }
+
  private:
   template <int R>
   static void some_rows(const TileProduct& p) {
@@ -106,8 +144,27 @@ struct LinearBackwardKernel {
 template <class V>
 constexpr LinearBackwardKernels linear_backward_kernels() {
   using Kernel = LinearBackwardKernel<V>;
-  return {V::kTileRows,       Kernel::kPanel,   Kernel::multiply,
-          Kernel::pack_group, Kernel::pack_row, Kernel::pack_tiles};
+  return {V::kTileRows,
+          Kernel::kPanel,
+          Kernel::multiply,
+          Kernel::pack_group,
+          Kernel::pack_row,
+          Kernel::pack_tiles,
+          1,
+          Kernel::round_row,
+          Kernel::round_rows,
+          Kernel::multiply};
+}
+
+// The same, with P::fma as the product of two pairs: P is V in all else.
+template <class V, class P>
+constexpr LinearBackwardKernels pair_kernels() {
+  LinearBackwardKernels kernels = linear_backward_kernels<V>();
+  kernels.bf16_steps = 2;
+  kernels.round_row = LinearBackwardKernel<V>::pair_row;
+  kernels.round_rows = LinearBackwardKernel<V>::pair_rows;
+  kernels.multiply_bf16 = LinearBackwardKernel<P>::multiply;
+  return kernels;
 }
 
 }  // namespace qiao::cpu

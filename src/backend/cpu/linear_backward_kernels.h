@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "backend/cpu/isa.h"
+
 namespace qiao::cpu {
 
 // c[i, j] = (add ? c[i, j] : 0) + sum over s of a[i * a_row + s * a_step] * b[s * panel + j], s ascending,
@@ -30,7 +32,22 @@ struct LinearBackwardKernels {
   void (*pack_row)(const float* from, int64_t columns, int64_t depth, float* packed);
   // `rows` columns of `depth` rows to tiles: tiles[column / tile_rows][depth][tile_rows].
   void (*pack_tiles)(const float* from, int64_t stride, int64_t depth, int64_t rows, float* tiles);
+
+  // What follows is of Compute::kBF16. A step of the product is bf16_steps numbers of the sum: 1, a number
+  // rounded to BF16 and kept as F32; or 2, a pair of them in a float's place, the first in the low half, an
+  // odd last one with a zero.
+  int64_t bf16_steps;
+  // Steps along a row: `count` numbers. To `from` itself, or to nothing that overlaps it.
+  void (*round_row)(const float* from, int64_t count, float* to);
+  // Steps from row to row: `depth` rows of `width`, `stride` apart, to rows of steps without gaps. To `from`
+  // itself (then stride is width), or to nothing that overlaps it.
+  void (*round_rows)(const float* from, int64_t stride, int64_t depth, int64_t width, float* to);
+  void (*multiply_bf16)(const TileProduct& product);  // of such steps; a and b are not read as floats
 };
-extern const LinearBackwardKernels kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512;
+extern const LinearBackwardKernels kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512,
+    kLinearBackwardAvx512Bf16;
+
+// The table of a set this machine has (Isa up to widest_isa()).
+const LinearBackwardKernels& gradient_kernels(Isa isa);
 
 }  // namespace qiao::cpu

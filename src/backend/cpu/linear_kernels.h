@@ -9,6 +9,10 @@
 //   two (16 elements):  sum = fma(dot_low, scale_low * x.scale, sum);  the same with high;
 //                       sum = fma(fma(minimum_high, sum_high, minimum_low * sum_low), x.scale, sum)
 // with dot = sum of (quant - offset) * x in integers; so all sets agree bit for bit.
+//
+// F8_128 has a form of its own: its numbers are unpacked to F32 without their scale, and dot_f32 adds up a
+// block of 128, whose sum is then
+//   sum = fma(block, scale * x.scale, sum)
 #pragma once
 
 #include <array>
@@ -17,6 +21,7 @@
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/weight_layout.h"
+#include "backend/ops/common.h"
 #include "tensor/dtype.h"
 
 namespace qiao::cpu {
@@ -100,6 +105,17 @@ struct DotFloat {
   float* sums;
 };
 
+// sums += blocks times the scales of a block of F8_128 and of a block of each row of x.
+struct AddF8Block {
+  std::array<const float*, kPair> scales;  // [16] of each group
+  int groups;                              // 1 or 2
+  int64_t rows;
+  const float* x_scales;  // of this block in the first row
+  int64_t x_stride;       // to the next row's
+  const float* blocks;    // [rows][2][16]
+  float* sums;            // the same
+};
+
 struct LinearKernels {
   Isa isa;
   // One row; columns a multiple of 32.
@@ -117,6 +133,11 @@ struct LinearKernels {
                       float* out),
              kFamilies>
       dequantize;
+  // One row as Compute::kF8 says, the numbers kept as F32; columns a multiple of kF8Block, a scale each.
+  void (*quantize_f8)(const float* x, int64_t columns, float* numbers, float* scales);
+  // A chunk of F8_128 to F32 [k][16]: its numbers, or with `scaled` its values.
+  void (*f8_to_f32)(const std::byte* chunk, int64_t elements, bool scaled, float* out);
+  void (*add_f8_block)(const AddF8Block&);
   // F16 and BF16 chunks to F32 [k][16].
   void (*f16_to_f32)(const std::byte* chunk, int64_t elements, float* out);
   void (*bf16_to_f32)(const std::byte* chunk, int64_t elements, float* out);

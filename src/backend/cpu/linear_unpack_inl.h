@@ -224,6 +224,35 @@ void bf16_to_f32(const std::byte* chunk, int64_t elements, float* out) {
   }
 }
 
+// Four numbers of each of 16 rows a step; those below 2^-6 are whole multiples of 2^-9.
+void f8_to_f32(const std::byte* chunk, int64_t elements, bool scaled, float* __restrict out) {
+  const uint8_t* scales = bytes_of(chunk) + elements * 16;
+  for (int64_t k = 0; k < elements; k += 4, chunk += 64, out += 64) {
+    if (k != 0 && k % kF8Block == 0) scales += 64;
+    const Words words = words16(bytes_of(chunk));
+    Words scale;
+    __builtin_memcpy(&scale, scales, sizeof scale);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      for (int r = 0; r < 16; ++r) {
+        const uint32_t byte = words.lane[r] >> (8 * i);
+        const uint32_t magnitude = byte & 127;
+        const float small = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-9f;
+        uint32_t bits;
+        __builtin_memcpy(&bits, &small, sizeof small);
+        bits = magnitude < 8 ? bits : (magnitude << 20) + 0x3c000000u;
+        bits = magnitude == 127 ? 0x7fc00000u : bits;
+        bits |= (byte & 128) << 24;
+        __builtin_memcpy(out + i * 16 + r, &bits, sizeof bits);
+      }
+    }
+    if (!scaled) continue;
+    float factors[16];
+    __builtin_memcpy(factors, &scale, sizeof factors);
+    for (int i = 0; i < 64; ++i) out[i] *= factors[i % 16];
+  }
+}
+
 // ---- activations ----
 
 // The magnitudes' bits order as the magnitudes do, NaN above all, so a NaN reaches the scale and the output.
@@ -258,6 +287,54 @@ void quantize(const float* x, int64_t columns, int8_t* quants, TileMeta* meta) {
     meta->scaled_sum = meta->scale * static_cast<float>(low + high);
     meta->minus_sum = -(low + high);
     meta->minus_sum_low = -low;
+  }
+}
+
+// Rounding to E4M3 keeps 20 bits fewer of a float; below 2^-6, where the numbers are 2^-9 apart, adding and
+// taking away 2^14 does it.
+void quantize_f8(const float* x, int64_t columns, float* numbers, float* scales) {
+  for (int64_t k = 0; k < columns; k += kF8Block, x += kF8Block, numbers += kF8Block, ++scales) {
+    int32_t most = 0;
+    for (int i = 0; i < kF8Block; ++i) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, x + i, sizeof bits);
+      const auto magnitude = static_cast<int32_t>(bits & 0x7fffffffu);
+      most = magnitude > most ? magnitude : most;
+    }
+    float maximum;
+    __builtin_memcpy(&maximum, &most, sizeof most);
+    const bool zero = maximum < kQ8Smallest, finite = most < 0x7f800000;
+    const float inverse = zero ? 0.0f : 448.0f / maximum;
+    *scales = zero ? 0.0f : finite ? maximum / 448.0f : __builtin_nanf("");
+    for (int i = 0; i < kF8Block; ++i) {
+      float v = x[i] * inverse;
+      v = v > -448.0f ? v : -448.0f;
+      v = v < 448.0f ? v : 448.0f;
+      uint32_t bits;
+      __builtin_memcpy(&bits, &v, sizeof bits);
+      const uint32_t magnitude = bits & 0x7fffffffu;
+      const uint32_t normal = (magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) & 0xfff00000u;
+      float small;
+      __builtin_memcpy(&small, &magnitude, sizeof magnitude);
+      small = (small + 0x1p14f) - 0x1p14f;
+      uint32_t rounded;
+      __builtin_memcpy(&rounded, &small, sizeof small);
+      rounded = magnitude < 0x3c800000u ? rounded : normal;
+      rounded |= bits & 0x80000000u;
+      __builtin_memcpy(numbers + i, &rounded, sizeof rounded);
+    }
+  }
+}
+
+void add_f8_block(const AddF8Block& a) {
+  for (int64_t t = 0; t < a.rows; ++t) {
+    const float x_scale = a.x_scales[t * a.x_stride];
+    for (int g = 0; g < a.groups; ++g) {
+      const float* __restrict scales = a.scales[static_cast<size_t>(g)];
+      const float* __restrict blocks = a.blocks + t * kPair * 16 + g * 16;
+      float* __restrict sums = a.sums + t * kPair * 16 + g * 16;
+      for (int r = 0; r < 16; ++r) sums[r] = __builtin_fmaf(blocks[r], scales[r] * x_scale, sums[r]);
+    }
   }
 }
 
@@ -298,4 +375,7 @@ inline void fill_unpack(LinearKernels& table) {
   table.bf16_to_f32 = bf16_to_f32;
   table.quantize = quantize;
   table.round_bf16 = round_bf16;
+  table.quantize_f8 = quantize_f8;
+  table.f8_to_f32 = f8_to_f32;
+  table.add_f8_block = add_f8_block;
 }

@@ -19,7 +19,7 @@ constexpr int64_t kConvertedRows = 4;
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct Places {
-  int64_t floats = 0, pairs = 0, meta = 0, end = 0;
+  int64_t floats = 0, pairs = 0, meta = 0, f8_scales = 0, end = 0;
 };
 Places places(int64_t rows, int64_t columns, Compute compute) {
   Places p;
@@ -29,6 +29,9 @@ Places places(int64_t rows, int64_t columns, Compute compute) {
   } else if (compute == Compute::kBF16) {
     p.pairs = aligned(rows * columns * 4);
     p.end = p.pairs + rows * aligned(columns * 2);
+  } else if (compute == Compute::kF8) {
+    p.f8_scales = aligned(rows * columns * 4);
+    p.end = p.f8_scales + aligned(rows * (columns / kF8Block) * 4);
   }
   return p;
 }
@@ -130,6 +133,9 @@ DotFloat dot_float_of(const Activations& a, int groups, int64_t row, int64_t row
 // A chunk of one group of a block format, as F32 [elements][16].
 void dequantize(const LinearKernels& kernels, const CpuWeight::Panels& panels, const std::byte* chunk,
                 int64_t elements, int group, MatmulScratch& scratch) {
+  if (panels.dtype == DType::kF8_128) {
+    return kernels.f8_to_f32(chunk, elements, true, scratch.floats.data() + group * kMaxChunk * 16);
+  }
   const FormatForm form = format_form(panels.dtype);
   const int floats = scale_floats(form.family);
   const int offset = has_minimum(form.family) ? 0 : 1 << form.offset_shift;
@@ -154,6 +160,43 @@ void multiply_dequantized(const LinearKernels& kernels, const CpuWeight::Panels&
     dot.steps = elements;
     dot.x = a.floats + row * a.floats_stride + k;
     kernels.dot_f32(dot);
+  }
+}
+
+// F8_128 in kF8: block by block.
+void multiply_f8(const LinearKernels& kernels, const CpuWeight::Panels& panels,
+                 std::array<const std::byte*, kPair> panel, int groups, const Activations& a, int64_t row,
+                 int64_t rows, MatmulScratch& scratch) {
+  DotFloat dot = dot_float_of(a, groups, row, rows, scratch);
+  dot.steps = kF8Block;
+  dot.sums = scratch.blocks.data();
+  AddF8Block add;
+  add.groups = groups;
+  add.rows = rows;
+  add.x_stride = a.columns / kF8Block;
+  add.blocks = scratch.blocks.data();
+  add.sums = scratch.sums.data();
+  for (int64_t k = 0; k < a.columns; k += panels.chunk) {
+    const int64_t elements = std::min(panels.chunk, a.columns - k);
+    for (int g = 0; g < groups; ++g) {
+      const auto at = static_cast<size_t>(g);
+      float* numbers = scratch.floats.data() + g * kMaxChunk * 16;
+      kernels.f8_to_f32(panel[at], elements, false, numbers);
+      dot.weights[at] = numbers;
+      add.scales[at] = reinterpret_cast<const float*>(panel[at] + scales_offset(panels.dtype, elements));
+      panel[at] += chunk_bytes(panels.dtype, elements);
+    }
+    for (int64_t block = 0; block < elements; block += kF8Block) {
+      std::memset(scratch.blocks.data(), 0, static_cast<size_t>(rows) * kPair * 16 * sizeof(float));
+      dot.x = a.floats + row * a.floats_stride + k + block;
+      kernels.dot_f32(dot);
+      add.x_scales = a.f8_scales + row * add.x_stride + (k + block) / kF8Block;
+      kernels.add_f8_block(add);
+      for (size_t g = 0; g < static_cast<size_t>(groups); ++g) {
+        dot.weights[g] = static_cast<const float*>(dot.weights[g]) + kF8Block * 16;
+        add.scales[g] += 16;
+      }
+    }
   }
 }
 
@@ -253,6 +296,17 @@ Activations prepare(const Tensor& x, const CpuWeight& weight, Compute compute, c
     });
     return a;
   }
+  if (compute == Compute::kF8) {
+    auto* numbers = reinterpret_cast<float*>(workspace);
+    auto* scales = reinterpret_cast<float*>(workspace + p.f8_scales);
+    a.floats = numbers;
+    a.floats_stride = columns;
+    a.f8_scales = scales;
+    each_row([&](int64_t t, const float* row) {
+      kernels.quantize_f8(row, columns, numbers + t * columns, scales + t * (columns / kF8Block));
+    });
+    return a;
+  }
   bool any_pairs = false, any_floats = false;
   for (const CpuWeight::Panels& panels : weight.panels()) {
     (panels.dtype == DType::kBF16 && kernels.dot_bf16 != nullptr ? any_pairs : any_floats) = true;
@@ -277,6 +331,8 @@ void multiply_pair(const LinearKernels& kernels, const CpuWeight::Panels& panels
   std::memset(scratch.sums.data(), 0, static_cast<size_t>(rows) * kPair * 16 * sizeof(float));
   if (!traits(panels.dtype).quantized) {
     multiply_plain(kernels, panels, panel, groups, activations, row, rows, scratch);
+  } else if (activations.compute == Compute::kF8) {
+    multiply_f8(kernels, panels, panel, groups, activations, row, rows, scratch);
   } else if (activations.compute != Compute::kQ8) {
     multiply_dequantized(kernels, panels, panel, groups, activations, row, rows, scratch);
   } else if (rows <= kernels.packed_rows[static_cast<size_t>(panels.dtype)]) {

@@ -22,13 +22,14 @@ struct MatmulScratch {
   alignas(64) std::array<uint8_t, static_cast<size_t>(kPair* kMaxChunk * 16)> quants;
   alignas(64) std::array<float, static_cast<size_t>(kPair * 64 * kMaxChunk / kTile)> scales;
   alignas(64) std::array<float, static_cast<size_t>(kPair* kMaxChunk * 16)> floats;
+  alignas(64) std::array<float, static_cast<size_t>(kRowBlock* kPair * 16)> blocks;  // sums of F8_128
 };
 
 // T rows of K activations. What a policy does not need is null.
 struct Activations {
   Compute compute = Compute::kF32;
   int64_t columns = 0;
-  const float* floats = nullptr;  // as given, or rounded to BF16
+  const float* floats = nullptr;  // as given, or rounded to BF16, or the numbers of kF8
   int64_t floats_stride = 0;
   const uint16_t* pairs = nullptr;  // BF16
   int64_t pairs_stride = 0;         // elements, even
@@ -36,6 +37,7 @@ struct Activations {
   int64_t quants_stride = 0;
   const TileMeta* meta = nullptr;
   int64_t meta_stride = 0;
+  const float* f8_scales = nullptr;  // [T, K / kF8Block]
 };
 
 // Workspace of a product of T rows: the activations, then a scratch a thread.

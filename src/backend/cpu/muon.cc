@@ -46,7 +46,7 @@ void transpose(const float* from, int64_t rows, int64_t columns, float* to, Thre
 size_t CpuBackend::workspace_bytes(const Muon& op) const {
   const MuonShape shape(op);
   return shape.floats() * sizeof(float) +
-         gradient_workspace_bytes(shape.most, shape.least, shape.most, pool_.size());
+         gradient_workspace_bytes(shape.most, shape.least, shape.most, Compute::kF32, pool_.size());
 }
 
 void CpuBackend::do_muon(const Muon& op) {
@@ -84,9 +84,8 @@ void CpuBackend::do_muon(const Muon& op) {
     transpose(x, rows, columns, y, pool_);
   }
 
-  const GradientContext context{linear_kernels(active_isa()),
-                                choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512),
-                                pool_, op.workspace.as<std::byte>() + shape.floats() * sizeof(float)};
+  const GradientContext context{linear_kernels(active_isa()), gradient_kernels(active_isa()), pool_,
+                                op.workspace.as<std::byte>() + shape.floats() * sizeof(float)};
   const auto matrix = [](float* at, int64_t r, int64_t c) { return Tensor(at, DType::kF32, {r, c}); };
   const float a = rounded(Muon::kA), b = rounded(Muon::kB), c = rounded(Muon::kC);
   for (int step = 0; step < Muon::kSteps; ++step) {

@@ -66,6 +66,14 @@ struct Simd {
   static F min(F a, F b) { return _mm512_min_ps(a, b); }              // b where either is NaN
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F brain(F a) {  // rounded to BF16, nearest even
+    const __m512i bits = _mm512_castps_si512(a),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i right = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), rounded, quiet);
+    return _mm512_castsi512_ps(_mm512_and_si512(right, _mm512_set1_epi32(-65536)));
+  }
   static F abs(F a) { return _mm512_abs_ps(a); }
   static F with_sign(F magnitude, F sign) {
     return _mm512_or_ps(magnitude, _mm512_and_ps(sign, _mm512_set1_ps(-0.0f)));

@@ -111,6 +111,12 @@ struct Simd {
                   std::nearbyint(a.q[i][3])};
     });
   }
+  static F brain(F a) {
+    return each([&](int i) {
+      const auto one = [&](int lane) { return bf16_to_float(float_to_bf16(a.q[i][lane])); };
+      return Quad{one(0), one(1), one(2), one(3)};
+    });
+  }
   static F abs(F a) {
     return each([&](int i) { return to_floats(to_bits(a.q[i]) & INT32_MAX); });
   }

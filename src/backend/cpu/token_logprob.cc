@@ -68,7 +68,8 @@ void CpuBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
   if (op.dx.present()) clear_rows(op.dx);
   LossRows rows(op, plan, pool_);
   float* logits = rows.logits() + kPairColumns;
-  const GradientContext context = head_gradients(pool_, op.workspace.as<std::byte>() + plan.gradients_at);
+  const GradientContext context =
+      head_gradients(op.compute, pool_, op.workspace.as<std::byte>() + plan.gradients_at);
   while (rows.next([&](int64_t row) { return dlogprob[row] != 0; })) {
     rows.for_each_piece(
         true, kPieceStride, [&](int64_t) { return logits; },

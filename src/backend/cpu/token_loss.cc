@@ -78,7 +78,8 @@ void CpuBackend::do_token_loss(const TokenLoss& op) {
   std::fill_n(op.log_sum_exp.as<float>(), op.x.shape[0], 0.0f);
   clear_rows(op.dx);
   LossRows rows(op, plan, pool_);
-  const GradientContext context = head_gradients(pool_, op.workspace.as<std::byte>() + plan.gradients_at);
+  const GradientContext context =
+      head_gradients(op.compute, pool_, op.workspace.as<std::byte>() + plan.gradients_at);
   while (rows.next([](int64_t) { return true; })) {
     make_logits(op, rows, pool_);
     walk_back(op, rows, context);

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <new>
 
-#include "backend/cpu/choose.h"
 #include "backend/cpu/linear_backward.h"
 #include "backend/cpu/log_sum_exp.h"
 #include "backend/cpu/matmul.h"
@@ -46,7 +45,8 @@ struct TokenPlan {
     rows_at = gradients_at;
     if (backward) {
       const int64_t width = std::min(op.weight->rows(), kVocabularyPiece);
-      rows_at += up(static_cast<int64_t>(gradient_workspace_bytes(rows, width, columns, threads)));
+      rows_at += up(static_cast<int64_t>(
+          gradient_workspace_bytes(rows, width, columns, gradient_compute(op.compute), threads)));
     }
     matmul_at = rows_at + up(rows * static_cast<int64_t>(sizeof(LossRow)));
     bytes = static_cast<size_t>(matmul_at) + matmul_workspace_bytes(rows, columns, op.compute, threads);
@@ -150,9 +150,9 @@ inline void clear_rows(const Tensor& matrix) {
     std::fill_n(matrix.as<float>() + t * matrix.stride[0], matrix.shape[1], 0.0f);
 }
 
-inline GradientContext head_gradients(ThreadPool& pool, std::byte* workspace) {
-  return {linear_kernels(active_isa()),
-          choose(kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512), pool, workspace};
+inline GradientContext head_gradients(Compute compute, ThreadPool& pool, std::byte* workspace) {
+  return {linear_kernels(active_isa()), gradient_kernels(active_isa()), pool, workspace,
+          gradient_compute(compute)};
 }
 
 }  // namespace qiao::cpu

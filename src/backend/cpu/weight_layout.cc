@@ -47,6 +47,8 @@ constexpr BlockLayout layout_of(DType dtype) {
       return {3, 1, {{{8, 128, 4}, {4, 4, 4}, {0, 4, 2}}}};
     case DType::kMXFP4:
       return {2, 1, {{{1, 16, 4}, {0, 1, 1}}}};
+    case DType::kF8_128:
+      return {2, 1, {{{0, 128, 4}, {128, 4, 4}}}};
     default:
       return {0, 0, {}};
   }

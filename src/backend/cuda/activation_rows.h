@@ -1,7 +1,9 @@
-// Rows of x as the tensor cores take them: BF16, or quants of 8 bits in blocks of 32 (ops/common.h).
+// Rows of x as the tensor cores take them: BF16, or quants of 8 bits in blocks of 32, or E4M3 in blocks of
+// 128 (ops/common.h).
 #pragma once
 
 #include "backend/cuda/matmul.h"
+#include "tensor/half.h"
 
 namespace qiao::cuda {
 
@@ -40,6 +42,26 @@ __device__ inline uint32_t quantize_four(const float (&x)[4], ActivationMeta& me
   meta.scale = zero ? 0.0f : most / 127.0f;
   meta.sums = static_cast<int>(static_cast<unsigned>(high) << 16 | (static_cast<unsigned>(low) & 0xffffu));
   return quants;
+}
+
+// Four of 128 elements that the warp has, each lane four that follow each other: as numbers of E4M3. `scale`
+// is the block's, in each lane.
+__device__ inline uint32_t quantize_four_f8(const float (&x)[4], float& scale) {
+  unsigned largest = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) largest = max(largest, __float_as_uint(x[i]) & 0x7fffffffu);
+#pragma unroll
+  for (int lanes = 1; lanes < 32; lanes *= 2) {
+    largest = max(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
+  }
+  const float most = __uint_as_float(largest);
+  const bool zero = most < kQ8Smallest, finite = largest < 0x7f800000u;
+  const float inverse = zero ? 0.0f : kMostE4M3 / most;
+  scale = zero ? 0.0f : finite ? most / kMostE4M3 : __uint_as_float(0x7fc00000u);
+  uint32_t numbers = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) numbers |= uint32_t{e4m3_of(x[i] * inverse)} << (8 * i);
+  return numbers;
 }
 
 __device__ inline int low_sum(int sums) { return static_cast<int16_t>(sums & 0xffff); }

@@ -1,8 +1,10 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <cstdlib>
 #include <optional>
 
 #include "backend/cuda/cuda_class.h"
+#include "backend/cuda/nccl_collectives.h"
 #include "base/error.h"
 
 namespace qiao {
@@ -122,6 +124,15 @@ const std::byte* CudaBackend::finish_download(Landing& landing) {
 }
 
 void CudaBackend::synchronize() { stream_.synchronize(); }
+
+std::unique_ptr<Collectives> CudaBackend::make_collectives(Communicator& communicator) {
+  const char* const way = std::getenv("QIAO_COLLECTIVES");
+  const std::string_view wanted = way == nullptr ? "nccl" : way;
+  if (wanted == "host") return Backend::make_collectives(communicator);
+  if (wanted != "nccl")
+    throw_error(ErrorKind::kInvalidInput, "QIAO_COLLECTIVES is {}: nccl or host was expected", wanted);
+  return make_nccl_collectives(*this, communicator, find_nccl());
+}
 
 void CudaBackend::do_repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) {
   if (recording == nullptr) {

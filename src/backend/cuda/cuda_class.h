@@ -22,6 +22,8 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, size_t bytes) override;
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override;
+  // Between GPUs by NCCL (nccl_collectives.h); through the host where QIAO_COLLECTIVES says so.
+  std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
   bool runs_behind() const override { return true; }
   void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
   const std::byte* finish_download(Landing& landing) override;
@@ -30,6 +32,8 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const Linear& op) const override;
   size_t workspace_bytes(const GroupedLinear& op) const override;
+  size_t workspace_bytes(const LinearBackward& op) const override;
+  size_t workspace_bytes(const GroupedLinearBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
@@ -63,7 +67,7 @@ class CudaBackend final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;
 
-  // linear.cu, linear_backward.cu, token_logprob.cu
+  // linear.cu, linear_backward.cu (with gradient_bf16.cu), token_logprob.cu
   void do_linear(const Linear& op) override;
   void do_grouped_linear(const GroupedLinear& op) override;
   void do_linear_backward(const LinearBackward& op) override;

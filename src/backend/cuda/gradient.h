@@ -1,7 +1,8 @@
-// The products of a way back (linear_backward.cu), which token_logprob's takes a piece of the vocabulary at a
-// time.
+// The products of a way back, in F32 (linear_backward.cu) and in BF16 (gradient_bf16.cu), which
+// token_logprob's takes a piece of the vocabulary at a time.
 #pragma once
 
+#include "backend/cuda/cuda_class.h"
 #include "backend/cuda/matmul.h"
 #include "backend/cuda/weight.h"
 
@@ -38,5 +39,26 @@ struct WeightGradientArguments {
 
 // dw += dy^T x.
 void launch_weight_gradient(const Stream& stream, const WeightGradientArguments& arguments);
+
+// The same with operands rounded to BF16, of a weight in BF16; workspace: bf16_gradient_bytes of as many
+// tokens or more, 256-byte aligned.
+void run_input_gradient_bf16(const CudaBackend& chip, const GradientArguments& arguments,
+                             std::byte* workspace);
+void run_weight_gradient_bf16(const CudaBackend& chip, const WeightGradientArguments& arguments,
+                              std::byte* workspace);
+size_t bf16_gradient_bytes(int64_t experts, int64_t rows, int64_t columns, int64_t tokens);
+
+// The rows of one expert; by whole warps, the same in each lane.
+struct RowRange {
+  int64_t begin, end;
+};
+__device__ inline RowRange rows_of_expert(const int32_t* counts, int64_t tokens, int expert) {
+  if (counts == nullptr) return {0, tokens};
+  int before = 0;
+  for (int e = static_cast<int>(threadIdx.x % 32); e < expert; e += 32) before += counts[e];
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) before += __shfl_xor_sync(kAllLanes, before, lanes);
+  return {before, before + counts[expert]};
+}
 
 }  // namespace qiao::cuda

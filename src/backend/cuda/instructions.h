@@ -263,6 +263,15 @@ __device__ inline float float_of_e4m3(uint8_t bits) {
   return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3)));
 }
 
+// Four numbers of it, the first in the lowest bits, as F16, exactly: the first two, and the other two.
+__device__ inline void unpack_e4m3(uint32_t four, uint32_t& first, uint32_t& second) {
+  const auto two = [](uint32_t word) {
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(word), __NV_E4M3);
+    return pair.x | static_cast<uint32_t>(pair.y) << 16;
+  };
+  first = two(four & 0xffff), second = two(four >> 16);
+}
+
 // What follows is of Hopper alone (sm_90a): a kernel that was built for another device ends with an error
 // there.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -317,9 +326,10 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
 // wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
 // the same instructions), N = 8, 64, 128 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's a is
 // that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T lies
-// in shared memory: rows of 64 elements of 16 bits (128 bytes), from a multiple of 1024 bytes on, in which
-// 16-byte piece p of row r lies at place p ^ (r % 8); an instruction takes 16 columns of it, those that
-// multiply_operand's `step` names. (PTX ISA, "Matrix fragments for wgmma .m64nNk16", "128-Byte swizzle".)
+// in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128 bytes), from a
+// multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an instruction
+// takes 16 columns of it, those that multiply_operand's `step` names. (PTX ISA, "Matrix fragments for wgmma
+// .m64nNk16", "128-Byte swizzle".)
 //
 // The products are made at any time from multiply_async to multiply_wait: until then nobody writes those rows
 // of B^T, reads d or writes a. They are made in order, each added to the sum before. multiply_begin comes
@@ -372,6 +382,14 @@ __device__ inline void multiply_async(float (&d)[4], const uint32_t (&a)[4], uin
 __device__ inline void multiply_async(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   QIAO_HOPPER(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+      : QIAO_D16(0), QIAO_D16(16)
+      : QIAO_A);
+}
+__device__ inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
       "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
       "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
       : QIAO_D16(0), QIAO_D16(16)

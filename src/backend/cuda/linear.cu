@@ -24,7 +24,7 @@ int64_t segment_length(int64_t rows, int64_t columns) {
 int64_t up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 int64_t prepared_columns(int64_t columns, Compute compute) {
-  const int64_t stage = compute == Compute::kBF16 ? 64 : 256;
+  const int64_t stage = compute == Compute::kBF16 ? 64 : compute == Compute::kF8 ? kF8Block : 256;
   return ceil_div(columns, stage) * stage;
 }
 
@@ -68,6 +68,10 @@ Prepared prepared_of(const CudaWeight& weight, Compute compute, int64_t tokens) 
     const int64_t all = up(ceil_div(tokens, 8) * 8 * columns * 2);  // as launch_prepare_wgmma's
     return {all, 0, all};
   }
+  if (compute == Compute::kF8) {
+    const int64_t bytes = up(ceil_div(tokens, 8) * 8 * columns * 2);  // as launch_prepare_wgmma_f8's
+    return {bytes, bytes, bytes + up(ceil_div(tokens, 8) * 8 * columns / kF8Block * 8)};
+  }
   const int64_t bytes = up(tokens * columns);
   return {bytes, bytes,
           bytes + up(tokens * columns / kQ8Block * static_cast<int64_t>(sizeof(ActivationMeta)))};
@@ -83,7 +87,7 @@ size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tok
     const int64_t rows = panel.rows, columns = weight.columns(), experts = weight.experts();
     partial = std::max(partial, split_partial_bytes(rows, columns, tokens, experts, f32));
     if (!f32) partial = std::max(partial, few_partial_bytes(rows, columns, tokens, experts));
-    if (compute != Compute::kBF16) continue;
+    if (compute != Compute::kBF16 && compute != Compute::kF8) continue;
     const int64_t segments = ceil_div(columns, segment_length(rows, columns));
     partial = std::max(partial, wgmma_partial_bytes(rows, segments, tokens, experts));
   }
@@ -99,7 +103,8 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   const int64_t tiles = few_tiles(call.tokens, call.counts == nullptr ? 0 : experts);
   // Experts with few rows each are a column of tiles each.
   const bool few = call.tokens <= kFewTokens * experts && tiles <= kMostTickets;
-  const bool wgmma = call.compute == Compute::kBF16 && stream.compute_major() == 9 && !few;
+  const bool f8 = call.compute == Compute::kF8;
+  const bool wgmma = (f8 || call.compute == Compute::kBF16) && stream.compute_major() == 9 && !few;
   MatmulArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
   a.x = call.x, a.x_stride = call.x_stride, a.tokens = call.tokens;
@@ -116,14 +121,14 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
     a.prepared_columns = prepared_columns(weight.columns(), call.compute);
     auto* rows = reinterpret_cast<uint8_t*>(workspace);
     a.prepared = rows;
-    if (wgmma) {
+    if (wgmma && !f8) {
       launch_prepare_wgmma(stream, a, rows);
     } else if (call.compute == Compute::kBF16) {
       launch_prepare_bf16(stream, a, rows);
     } else {
       auto* meta = reinterpret_cast<ActivationMeta*>(rows + prepared.meta_at);
       a.meta = meta;
-      launch_prepare_q8(stream, a, rows, meta);
+      (wgmma ? launch_prepare_wgmma_f8 : f8 ? launch_prepare_f8 : launch_prepare_q8)(stream, a, rows, meta);
     }
     partials += prepared.all;
   }
@@ -143,7 +148,7 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
     a.segments = ceil_div(weight.columns(), a.segment);
     const bool whole = a.first_row == 0 && a.end_row == panel.rows;
     if (wgmma) {
-      launch_matmul_wgmma(stream, a, whole);
+      (f8 ? launch_matmul_wgmma_f8 : launch_matmul_wgmma)(stream, a, whole);
       continue;
     }
     a.split = whole && a.segments > 1 && call.tokens <= kMostSplitTokens &&
@@ -152,7 +157,9 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
       launch_matmul_f32(stream, a, few);
       continue;
     }
-    const auto launch_matmul = call.compute == Compute::kBF16 ? launch_matmul_bf16 : launch_matmul_q8;
+    const auto launch_matmul = call.compute == Compute::kBF16 ? launch_matmul_bf16
+                               : f8                           ? launch_matmul_f8
+                                                              : launch_matmul_q8;
     if (!few) {
       launch_matmul(stream, a, false);
       continue;

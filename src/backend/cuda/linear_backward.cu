@@ -1,9 +1,9 @@
-// linear_backward and grouped_linear_backward: dx = dy W, dw += dy^T x, dbias. Both products are in F32 by
-// the tiles of tile_f32.h, 128 columns of K by 64 rows (of x, or of the weight) a block, over the whole of n
-// or t in one ascending chain that begins with what was there; weights of every dtype are unpacked as they
-// come. dbias: a warp reads 32 columns, eight warps an eighth of the rows each, added up in order. Limit: F32
-// arithmetic. Tensor cores would need operands of three TF32 parts to stay inside the contract's bound. Not
-// yet run on a device.
+// linear_backward and grouped_linear_backward: dx = dy W, dw += dy^T x, dbias. Both products are in BF16 by
+// gradient_bf16.cu, or in F32 by the tiles of tile_f32.h, 128 columns of K by 64 rows (of x, or of the
+// weight) a block, over the whole of n or t in one ascending chain that begins with what was there; weights
+// of every dtype are unpacked as they come. dbias: a warp reads 32 columns, eight warps an eighth of the rows
+// each, added up in order. Limit: F32 arithmetic. Tensor cores would need operands of three TF32 parts to
+// stay inside the contract's bound of kF32. Measured: docs/h200.md.
 #include "backend/ops/linear.h"
 
 #include <algorithm>
@@ -47,19 +47,6 @@ __global__ void __launch_bounds__(kTileThreads, 2) input_gradient(GradientArgume
   for (int n = 0; n < GradientTile::kCount; ++n) {
     if (float* at = place(n); at != nullptr) *at = sums[n];
   }
-}
-
-// The rows of one expert; by whole warps, the same in each lane.
-struct RowRange {
-  int64_t begin, end;
-};
-__device__ RowRange rows_of_expert(const int32_t* counts, int64_t tokens, int expert) {
-  if (counts == nullptr) return {0, tokens};
-  int before = 0;
-  for (int e = static_cast<int>(threadIdx.x % 32); e < expert; e += 32) before += counts[e];
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) before += __shfl_xor_sync(kAllLanes, before, lanes);
-  return {before, before + counts[expert]};
 }
 
 __global__ void __launch_bounds__(kTileThreads, 2) weight_gradient(WeightGradientArguments op) {
@@ -111,7 +98,7 @@ __global__ void __launch_bounds__(32 * kBiasWarps)
 
 // What both ops share.
 template <class Op>
-void input_gradients(const Stream& stream, const Op& op, const int32_t* counts) {
+void input_gradients(const CudaBackend& chip, const Op& op, const int32_t* counts) {
   const auto& weight = static_cast<const CudaWeight&>(*op.weight);
   GradientArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
@@ -123,19 +110,34 @@ void input_gradients(const Stream& stream, const Op& op, const int32_t* counts) 
     a.end_row = weight.panels()[i].rows;
     a.column = weight.panels()[i].first_row;
     a.add = op.add_dx || i > 0;
-    launch_input_gradient(stream, a);
+    if (op.compute == Compute::kBF16) {
+      run_input_gradient_bf16(chip, a, op.workspace.template as<std::byte>());
+    } else {
+      launch_input_gradient(chip.stream(), a);
+    }
   }
 }
 
 template <class Op>
-WeightGradientArguments weight_gradients(const Op& op, const int32_t* counts) {
+void weight_gradients(const CudaBackend& chip, const Op& op, const int32_t* counts) {
   WeightGradientArguments a;
   a.dy = op.dy.template as<float>(), a.dy_stride = op.dy.stride[0];
   a.x = op.x.template as<float>(), a.x_stride = op.x.stride[0];
   a.tokens = op.dy.shape[0], a.rows = op.dy.shape[1], a.columns = op.x.shape[1];
   a.counts = counts, a.experts = static_cast<int>(op.weight->experts());
   a.dw = op.dw.template as<float>();
-  return a;
+  if (op.compute == Compute::kBF16) {
+    run_weight_gradient_bf16(chip, a, op.workspace.template as<std::byte>());
+  } else {
+    launch_weight_gradient(chip.stream(), a);
+  }
+}
+
+template <class Op>
+size_t gradient_workspace_bytes(const Op& op) {
+  if (op.compute != Compute::kBF16) return 0;
+  const Weight& weight = *op.weight;
+  return bf16_gradient_bytes(weight.experts(), weight.rows(), weight.columns(), op.dy.shape[0]);
 }
 
 }  // namespace
@@ -159,9 +161,14 @@ void launch_weight_gradient(const Stream& stream, const WeightGradientArguments&
          kTileThreads, GradientTile::kSharedBytes, a);
 }
 
+size_t CudaBackend::workspace_bytes(const LinearBackward& op) const { return gradient_workspace_bytes(op); }
+size_t CudaBackend::workspace_bytes(const GroupedLinearBackward& op) const {
+  return gradient_workspace_bytes(op);
+}
+
 void CudaBackend::do_linear_backward(const LinearBackward& op) {
-  if (op.dx.present()) input_gradients(stream_, op, nullptr);
-  if (op.dw.present()) launch_weight_gradient(stream_, weight_gradients(op, nullptr));
+  if (op.dx.present()) input_gradients(*this, op, nullptr);
+  if (op.dw.present()) weight_gradients(*this, op, nullptr);
   if (op.dbias.present() && op.dy.shape[0] > 0) {
     launch("linear_backward", stream_, bias_gradient, blocks_for(op.dy.shape[1], 32), 32 * kBiasWarps, 0,
            op.dy.as<float>(), op.dy.stride[0], op.dy.shape[0], op.dy.shape[1], op.dbias.as<float>());
@@ -170,8 +177,8 @@ void CudaBackend::do_linear_backward(const LinearBackward& op) {
 
 void CudaBackend::do_grouped_linear_backward(const GroupedLinearBackward& op) {
   const auto* counts = op.counts.as<int32_t>();
-  if (op.dx.present()) input_gradients(stream_, op, counts);
-  if (op.dw.present()) launch_weight_gradient(stream_, weight_gradients(op, counts));
+  if (op.dx.present()) input_gradients(*this, op, counts);
+  if (op.dw.present()) weight_gradients(*this, op, counts);
 }
 
 }  // namespace qiao::cuda

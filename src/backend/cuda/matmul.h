@@ -3,12 +3,13 @@
 // and K:
 // - K is cut into segments (segment_length), multiples of 256. Inside one an output is one chain of steps, k
 //   ascending: of one k in F32 (fmaf), of 16 for BF16 (mma.m16n8k16), of 32 for block formats (mma.m16n8k32,
-//   whose integer sum is exact, then one fmaf; one more where the format has minimums).
+//   whose integer sum is exact, then one fmaf; one more where the format has minimums), of 128 for FP8
+//   (eight mma.m16n8k16, then one fmaf: matmul_f8.h).
 // - The segments' sums are added in ascending order, beginning with the first.
 // Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
 // each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
-// tokens on Hopper).
+// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h and
+// matmul_wgmma_f8.h: BF16 and FP8 with many tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"
@@ -23,7 +24,7 @@ inline constexpr int kFewTokens = 8, kManyTokens = 64;
 inline constexpr int kManyRows = 128;
 
 // A token's scale in a group of 32 and the sums of its quants: of the first 16 in the low half, of the rest
-// above.
+// above. Of FP8 the scale of a block of 128 alone.
 struct ActivationMeta {
   float scale;
   int sums;
@@ -65,20 +66,28 @@ struct MatmulArguments {
   float soft_cap = 0;
 };
 
-// Of each compute kind; `few`: kFewTokens tokens a block, else kManyTokens. matmul_f32.cu, matmul_bf16.cu and
-// matmul_q8_*.cu. The grid is (row_blocks * token_tiles, split ? segments : 1), but for few in BF16 and Q8.
+// Of each compute kind; `few`: kFewTokens tokens a block, else kManyTokens. matmul_f32.cu, matmul_bf16.cu,
+// matmul_f8.cu and matmul_q8_*.cu. The grid is (row_blocks * token_tiles, split ? segments : 1), but for few
+// in BF16, F8 and Q8.
 void launch_matmul_f32(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_bf16(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_q8(const Stream& stream, const MatmulArguments& arguments, bool few);
+void launch_matmul_f8(const Stream& stream, const MatmulArguments& arguments, bool few);
 // BF16 on Hopper alone, matmul_wgmma.cu: token_tiles and split are its own. x is prepared for it alone,
 // ceil8(tokens) * prepared_columns elements. partials has wgmma_partial_bytes, of a call with all of a
 // panel's rows (`whole`; of part of them no segment has a block of its own).
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments, bool whole);
 void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
+// The same of F8: prepared has the numbers as F16, meta their scales.
+void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments, bool whole);
+void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
+                             ActivationMeta* meta);
 int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);
-// Rows of x to BF16, or to quants and meta, `columns` a row: zeros from K on.
+// Rows of x to BF16, or to quants or numbers of E4M3 and meta, `columns` a row: zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 void launch_prepare_q8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
+                       ActivationMeta* meta);
+void launch_prepare_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
                        ActivationMeta* meta);
 
 inline dim3 matmul_grid(const MatmulArguments& a) {

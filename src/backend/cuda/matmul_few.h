@@ -38,7 +38,7 @@ struct FewShape {
 
   // Of x, `columns` of so many tokens.
   static int64_t x_bytes(int64_t columns, int64_t tokens) {
-    return columns / P::kStep * kTokenBytes * tokens + columns / 32 * kFewTokens * kMetaBytes;
+    return columns / P::kStep * kTokenBytes * tokens + columns / P::kGroup * kFewTokens * kMetaBytes;
   }
 };
 
@@ -68,7 +68,7 @@ struct FewBlock {
   using S = FewShape<P>;
   const MatmulArguments& op;
   int log_warps, warp, lane;
-  // In shared memory: this warp's stages; x; [group of 32][token] a scale and what add_few() takes with it;
+  // In shared memory: this warp's stages; x; [group][token] a scale and what add_few() takes with it;
   // by the warp that a row tile begins in, how many of its segments are there.
   uint8_t *stages, *x, *meta;
   unsigned* tickets;
@@ -83,7 +83,7 @@ struct FewBlock {
     stages = shared + warp * S::kWarpBytes;
     x = shared + (S::kWarpBytes << log_warps);
     meta = x + columns / P::kStep * S::kTokenBytes * static_cast<int>(op.slot_tokens);
-    tickets = reinterpret_cast<unsigned*>(meta + columns / 32 * kFewTokens * S::kMetaBytes);
+    tickets = reinterpret_cast<unsigned*>(meta + columns / P::kGroup * kFewTokens * S::kMetaBytes);
   }
 
   __device__ uint8_t* stage_at(int slot) const { return stages + slot * S::kStageBytes; }
@@ -132,6 +132,11 @@ struct FewBlock {
       *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four(values, own);
       if (threadIdx.x % 8 != 0) return;
       store_meta<typename P::F>(own, meta + (at / 32 * kFewTokens + token) * S::kMetaBytes);
+    } else if constexpr (P::kF8) {  // a warp has a whole block of 128
+      float scale;
+      *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four_f8(values, scale);
+      if (threadIdx.x % 32 != 0) return;
+      *reinterpret_cast<float*>(meta + (at / P::kGroup * kFewTokens + token) * S::kMetaBytes) = scale;
     } else {
       to += inside % 8 / 2 * 8;
       *reinterpret_cast<uint32_t*>(to) = two_bf16(values[0], values[1]);
@@ -268,11 +273,13 @@ struct FewBlock {
       slot = slot == S::kStages - 1 ? 0 : slot + 1;
       const int first_step = (k - phase.begin) / P::kStep;
       const uint8_t* x_step = x_lane + first_step * step_bytes;
-      const uint8_t* metas = meta_lane + first_step * (kFewTokens * S::kMetaBytes);
+      const uint8_t* metas = meta_lane + (k - phase.begin) / P::kGroup * (kFewTokens * S::kMetaBytes);
       const auto multiply_step = [&](int step) {
         multiply<L>(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
       };
-      if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
+      if constexpr (P::kF8) {
+        add_few_f8_block(w, x_step, step_bytes, metas, lane, sums);
+      } else if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
 #pragma unroll S::kUnrolled
         for (int step = 0; step < S::kSteps; ++step) multiply_step(step);
       } else {

@@ -1,4 +1,4 @@
-// The tensor cores' products (matmul.h), for BF16 and for every block format; with few tokens matmul_few.h.
+// The tensor cores' products (matmul.h), for BF16, FP8 and every block format; with few tokens matmul_few.h.
 // The weight is the M operand: 16 rows by a step of K are a warp's A, from shared memory as they lie in
 // device memory (weight_layout.h: one 16-byte load a lane, no bank conflict); tokens are N, eight a tile,
 // read by ldmatrix from rows that are padded apart. Plan: a block has 128 rows by 64 tokens. Warps own rows,
@@ -9,15 +9,14 @@
 // for block formats (one of 8: held to 128 they spill). Measured: docs/h200.md.
 #pragma once
 
-#include "backend/cuda/activation_rows.h"
-#include "backend/cuda/weight_formats.h"
+#include "backend/cuda/matmul_f8.h"
 
 namespace qiao::cuda {
 
 // BF16: steps of 16. kStage: columns of a stage, kFewStage with few tokens.
 struct Bf16Product {
-  static constexpr bool kQuants = false;
-  static constexpr int kMetaBytes = 0;  // with few tokens
+  static constexpr bool kQuants = false, kF8 = false;
+  static constexpr int kMetaBytes = 0, kGroup = 32;  // with few tokens, of so many columns
   static constexpr int kFewStage = 64, kStage = 64, kStages = 4;
   static constexpr int kWarps = 4, kRowTiles = 2;  // of a warp
   static constexpr int kStep = 16, kElementBytes = 2;
@@ -28,10 +27,21 @@ struct Bf16Product {
 template <DType kType>
 struct QuantProduct {
   using F = Format<kType>;
-  static constexpr bool kQuants = true;
-  static constexpr int kMetaBytes = F::kHalves ? 16 : 8;
+  static constexpr bool kQuants = true, kF8 = false;
+  static constexpr int kMetaBytes = F::kHalves ? 16 : 8, kGroup = 32;
   static constexpr int kFewStage = F::kTileBytes * (256 / F::kElements) > 4096 ? 128 : 256;
   static constexpr int kStage = 256, kStages = 2;
+  static constexpr int kWarps = 8, kRowTiles = 1;
+  static constexpr int kStep = 32, kElementBytes = 1;
+  static constexpr int kUnit = F::kElements, kUnitBytes = F::kTileBytes;
+};
+
+// F8_128: steps of 32, a stage for each of its blocks.
+struct F8Product {
+  using F = Format<DType::kF8_128>;
+  static constexpr bool kQuants = false, kF8 = true;
+  static constexpr int kMetaBytes = 4, kGroup = 128;
+  static constexpr int kFewStage = 128, kStage = 128, kStages = 3;
   static constexpr int kWarps = 8, kRowTiles = 1;
   static constexpr int kStep = 32, kElementBytes = 1;
   static constexpr int kUnit = F::kElements, kUnitBytes = F::kTileBytes;
@@ -49,7 +59,8 @@ struct MmaShape {
   static constexpr int kXRow = kStage * P::kElementBytes + 16;
   static constexpr int kXStageBytes = kManyTokens * kXRow;
   static constexpr int kMetaStageBytes =
-      P::kQuants ? kManyTokens * (kStage / 32) * static_cast<int>(sizeof(ActivationMeta)) : 0;
+      P::kQuants || P::kF8 ? kManyTokens * (kStage / P::kGroup) * static_cast<int>(sizeof(ActivationMeta))
+                           : 0;
   static constexpr size_t kSharedBytes = kWeightBytes + kStages * (kXStageBytes + kMetaStageBytes);
   static_assert(kWeightBytes % 128 == 0 && kXStageBytes % 16 == 0 &&
                 P::kWarps * kRowTiles * kTileRows == kManyRows);
@@ -70,7 +81,7 @@ struct MmaBlock {
     return shared + (warp * S::kStages + slot) * S::kWarpStageBytes;
   }
   __device__ uint8_t* x_stage(int slot) const { return shared + S::kWeightBytes + slot * S::kXStageBytes; }
-  // [group of 32][token]
+  // [group][token]
   __device__ ActivationMeta* meta_at(int slot) const {
     return reinterpret_cast<ActivationMeta*>(shared + S::kWeightBytes + S::kStages * S::kXStageBytes +
                                              slot * S::kMetaStageBytes);
@@ -97,14 +108,14 @@ struct MmaBlock {
       const int token = i / kPieces, piece = i % kPieces;
       copy_async<16>(x_to + token * S::kXRow + piece * 16, x + token * row_bytes + piece * 16);
     }
-    if constexpr (P::kQuants) {
-      constexpr int kGroups = S::kStage / 32;
-      const ActivationMeta* meta = op.meta + tile.first * (op.prepared_columns / 32) + k / 32;
+    if constexpr (P::kQuants || P::kF8) {
+      constexpr int kGroups = S::kStage / P::kGroup;
+      const int64_t row_groups = op.prepared_columns / P::kGroup;
+      const ActivationMeta* meta = op.meta + tile.first * row_groups + k / P::kGroup;
       ActivationMeta* meta_to = meta_at(slot);
       for (int i = static_cast<int>(threadIdx.x); i < tile.count * kGroups; i += S::kThreads) {
         const int token = i / kGroups, group = i % kGroups;
-        copy_async<8>(meta_to + group * kManyTokens + token,
-                      meta + token * (op.prepared_columns / 32) + group);
+        copy_async<8>(meta_to + group * kManyTokens + token, meta + token * row_groups + group);
       }
     }
   }
@@ -185,7 +196,10 @@ __global__ void __launch_bounds__(MmaShape<P>::kThreads, MmaShape<P>::kThreads >
     const uint8_t* x = block.x_stage(slot);
     const int64_t left = end - k;
     const int steps = static_cast<int>(left < S::kStage ? ceil_div(left, P::kStep) : S::kStage / P::kStep);
-    if (block.has_rows(0)) {
+    if constexpr (P::kF8) {
+      if (block.has_rows(0))
+        add_f8_block<S::kTiles>(w, x, S::kXRow, block.meta_at(slot), tile.count, lane, sums);
+    } else if (block.has_rows(0)) {
 #pragma unroll 2
       for (int step = 0; step < steps; ++step) {
         const uint8_t* x_step = x + step * (P::kStep * P::kElementBytes);

@@ -10,16 +10,6 @@ namespace qiao::cuda {
 namespace {
 
 constexpr int kPiecesThreads = 256;
-// As many tiles leave half of a device idle where a block walks all segments.
-constexpr int64_t kSplitTiles = 66;
-
-// Tiles of `size` tokens, at most; those of experts begin at multiples of 8.
-int64_t tiles_of_tokens(int64_t tokens, int64_t experts, bool counted, int size) {
-  if (!counted) return ceil_div(tokens, size);
-  const int64_t with_rows = std::min(experts, tokens);
-  return with_rows + (tokens + 7 * with_rows) / size;
-}
-
 // Tokens of a tile: what the device is done with first. Smaller ones load operands more often, so they take
 // more than their share of the time.
 int best_tile(const MatmulArguments& op, int64_t multiprocessors) {
@@ -65,19 +55,19 @@ void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& op, uint8
 
 int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts) {
   const int64_t row_blocks = ceil_div(rows, kManyRows);
-  if (segments == 1 || tokens <= kFewTokens || row_blocks > kSplitTiles) return 0;
+  if (segments == 1 || tokens <= kFewTokens || row_blocks > kWgmmaSplitTiles) return 0;
   int64_t floats = 0;
   for (const int size : {64, 128}) {
-    const int64_t tiles = row_blocks * tiles_of_tokens(tokens, experts, true, size);
-    floats = std::max(floats, std::min(tiles, kSplitTiles) * kManyRows * size);
+    const int64_t tiles = row_blocks * wgmma_token_tiles(tokens, experts, true, size);
+    floats = std::max(floats, std::min(tiles, kWgmmaSplitTiles) * kManyRows * size);
   }
   return segments * floats * static_cast<int64_t>(sizeof(float));
 }
 
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments op, bool whole) {
   const int size = best_tile(op, stream.multiprocessors());
-  op.token_tiles = tiles_of_tokens(op.tokens, op.experts, op.counts != nullptr, size);
-  op.split = whole && op.segments > 1 && op.row_blocks * op.token_tiles <= kSplitTiles;
+  op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, op.counts != nullptr, size);
+  op.split = whole && op.segments > 1 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
   if (size == 64) {
     launch_wgmma<64>(stream, op);
   } else if (size == 128) {

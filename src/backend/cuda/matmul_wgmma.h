@@ -393,6 +393,16 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
   }
 }
 
+// As many tiles leave half of a device idle where a block walks all segments.
+inline constexpr int64_t kWgmmaSplitTiles = 66;
+
+// Tiles of `size` tokens, at most; those of experts begin at multiples of 8.
+inline int64_t wgmma_token_tiles(int64_t tokens, int64_t experts, bool counted, int size) {
+  if (!counted) return ceil_div(tokens, size);
+  const int64_t with_rows = std::min(experts, tokens);
+  return with_rows + (tokens + 7 * with_rows) / size;
+}
+
 template <int kTokens>
 void launch_wgmma(const Stream& stream, const MatmulArguments& op) {
   const int blocks = std::min(wgmma_items(op), stream.multiprocessors());

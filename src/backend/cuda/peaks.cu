@@ -93,6 +93,7 @@ DevicePeaks CudaBackend::measure_arithmetic() {
   peaks.int8_ops = rate(stream_, warps * kChains * 2 * 16 * 8 * 32, [&](int iterations) {
     launch("peak_s8", stream_, peak_s8, blocks, kPeakThreads, 0, iterations, 0u, sink.as<float>());
   });
+  peaks.f8_flops = peaks.bf16_flops;  // as F16 (matmul_f8.h), whose rate is BF16's
   return peaks;
 }
 

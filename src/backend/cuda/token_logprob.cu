@@ -1,8 +1,9 @@
 // token_logprob and its way back. Plan: the rows that carry a loss are gathered, kLossRows at a time, into
 // the workspace; a piece of the vocabulary after the other, linear's products of those rows lie there for one
 // pass over each row: forward a block a row takes log_sum_exp.h's pieces, back a thread a logit makes h of
-// it, which the two products of gradient.h use up. How many rows carry a loss is known to the device alone:
-// kernels get counts, and blocks without rows end. The products are the limit. Measured: docs/h200.md.
+// it, which the two products of gradient.h use up (in BF16 by tensor cores). How many rows carry a loss is
+// known to the device alone: kernels get counts, and blocks without rows end. The products are the limit.
+// Measured: docs/h200.md.
 #include "backend/ops/token_logprob.h"
 
 #include <algorithm>
@@ -131,7 +132,19 @@ __global__ void __launch_bounds__(kPassThreads) logit_gradients(LogitPass op) {
   logit = h;
 }
 
-// The workspace: [logits][rows of x][rows of dx, on the way back][active][counts][states][the products'].
+// The pieces of a vocabulary that the way back takes, kLogitColumns at most: each begins where a stage of a
+// panel's rows does. body(panel, its first row in it, its rows).
+template <class Body>
+void each_piece(const CudaWeight& weight, Body body) {
+  for (size_t i = 0; i < weight.panels().size(); ++i) {
+    const int64_t rows = weight.panels()[i].rows;
+    for (int64_t first = 0; first < rows; first += kLogitColumns)
+      body(i, first, std::min(kLogitColumns, rows - first));
+  }
+}
+
+// The workspace: [logits][rows of x][rows of dx, on the way back][active][counts][states][the products', and
+// then the way back's in BF16].
 struct LogprobMemory {
   int64_t rows, runs, logit_columns;
   size_t x_at, dx_at, active_at, counts_at, states_at, products_at, bytes;
@@ -149,7 +162,13 @@ struct LogprobMemory {
     counts_at = active_at + up(tokens * static_cast<int64_t>(sizeof(int32_t)));
     states_at = counts_at + up(runs * static_cast<int64_t>(sizeof(int32_t)));
     products_at = states_at + up(rows * static_cast<int64_t>(sizeof(LossState)));
-    bytes = products_at + matmul_workspace_bytes(*op.weight, op.compute, rows);
+    size_t products = matmul_workspace_bytes(*op.weight, op.compute, rows);
+    if (back && gradient_compute(op.compute) == Compute::kBF16) {
+      each_piece(static_cast<const CudaWeight&>(*op.weight), [&](size_t, int64_t, int64_t columns) {
+        products = std::max(products, bf16_gradient_bytes(1, columns, width, rows));
+      });
+    }
+    bytes = products_at + products;
   }
 };
 
@@ -245,6 +264,7 @@ void CudaBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
   const LossRows rows(op, true, *this);
   const auto& weight = static_cast<const CudaWeight&>(*op.weight);
   const int64_t tokens = op.x.shape[0], width = op.x.shape[1];
+  const bool in_bf16 = gradient_compute(op.compute) == Compute::kBF16;
   if (tokens == 0) return;
   if (op.dx.present()) {
     launch("token_logprob_backward", stream_, clear_rows, static_cast<unsigned>(tokens), kPassThreads, 0,
@@ -255,35 +275,33 @@ void CudaBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
     const int64_t most = rows.most_rows(run);
     rows.move<false>(run, op.x, rows.memory().x_at);
     bool add = false;
-    for (size_t i = 0; i < weight.panels().size(); ++i) {
-      const CudaWeight::Panel& panel = weight.panels()[i];
-      // Pieces of a panel, so that each begins where a stage of its rows does.
-      for (int64_t first = 0; first < panel.rows; first += kLogitColumns, add = true) {
-        const int64_t columns = std::min(kLogitColumns, panel.rows - first), id = panel.first_row + first;
-        LogitPass pass = rows.logits(run, id, columns);
-        pass.dlogprob = op.dlogprob.as<float>();
-        launch("token_logprob_backward", stream_, logit_gradients,
-               dim3(blocks_for(columns, kPassThreads), static_cast<unsigned>(most)), kPassThreads, 0, pass);
-        if (op.dx.present()) {
-          GradientArguments a;
-          a.weight = weight.rows_of(0, i);
-          a.first_row = first, a.end_row = first + columns;
-          a.dy = pass.logits, a.dy_stride = pass.stride, a.column = -first, a.tokens = most;
-          a.counts = rows.count(run);
-          a.dx = rows.at<float>(rows.memory().dx_at), a.dx_stride = width, a.add = add;
-          launch_input_gradient(stream_, a);
-        }
-        if (op.dw.present()) {
-          WeightGradientArguments a;
-          a.dy = pass.logits, a.dy_stride = pass.stride;
-          a.x = rows.at<float>(rows.memory().x_at), a.x_stride = width;
-          a.tokens = most, a.rows = columns, a.columns = width;
-          a.counts = rows.count(run);
-          a.dw = op.dw.as<float>() + id * width;
-          launch_weight_gradient(stream_, a);
-        }
+    each_piece(weight, [&](size_t i, int64_t first, int64_t columns) {
+      const int64_t id = weight.panels()[i].first_row + first;
+      LogitPass pass = rows.logits(run, id, columns);
+      pass.dlogprob = op.dlogprob.as<float>();
+      launch("token_logprob_backward", stream_, logit_gradients,
+             dim3(blocks_for(columns, kPassThreads), static_cast<unsigned>(most)), kPassThreads, 0, pass);
+      auto* products = rows.at<std::byte>(rows.memory().products_at);
+      if (op.dx.present()) {
+        GradientArguments a;
+        a.weight = weight.rows_of(0, i);
+        a.first_row = first, a.end_row = first + columns;
+        a.dy = pass.logits, a.dy_stride = pass.stride, a.column = -first, a.tokens = most;
+        a.counts = rows.count(run);
+        a.dx = rows.at<float>(rows.memory().dx_at), a.dx_stride = width, a.add = add;
+        in_bf16 ? run_input_gradient_bf16(*this, a, products) : launch_input_gradient(stream_, a);
       }
-    }
+      if (op.dw.present()) {
+        WeightGradientArguments a;
+        a.dy = pass.logits, a.dy_stride = pass.stride;
+        a.x = rows.at<float>(rows.memory().x_at), a.x_stride = width;
+        a.tokens = most, a.rows = columns, a.columns = width;
+        a.counts = rows.count(run);
+        a.dw = op.dw.as<float>() + id * width;
+        in_bf16 ? run_weight_gradient_bf16(*this, a, products) : launch_weight_gradient(stream_, a);
+      }
+      add = true;
+    });
     if (op.dx.present()) rows.move<true>(run, op.dx, rows.memory().dx_at);
   }
 }

@@ -1,6 +1,7 @@
 // The block formats as their tiles (weight_layout.h) give them to a warp: the quants of 16 rows by 32 columns
 // as the four words of a lane that mma.m16n8k32 takes as A, each byte an element, and each row's scales. In
-// the same arithmetic as src/tensor/dequantize.cc: products and minimums are exact in F32.
+// the same arithmetic as src/tensor/dequantize.cc: products and minimums are exact in F32, but the
+// products of F8_128.
 #pragma once
 
 #include <type_traits>
@@ -281,6 +282,18 @@ struct Format<DType::kIQ4_XS> : FormatTraits<DType::kIQ4_XS, false, false> {
   }
 };
 
+// Numbers of E4M3 rather than integers.
+template <>
+struct Format<DType::kF8_128> : FormatTraits<DType::kF8_128, false, false> {
+  __device__ static void quants(const uint8_t* t, int lane, int group, uint32_t (&a)[4]) {
+    const uint4 w = tile::four(t + group * 512 + lane * 16);
+    a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
+  }
+  __device__ static GroupScales scales(const uint8_t* t, int row, int) {
+    return {__uint_as_float(tile::word(t + 2048 + 4 * row))};
+  }
+};
+
 // The elements themselves.
 template <class F>
 __device__ inline void signed_quants(const uint8_t* t, int lane, int group, uint32_t (&a)[4]) {
@@ -312,6 +325,7 @@ QIAO_HOST_DEVICE inline bool for_block_format(DType dtype, Run run) {
     QIAO_CASE(kIQ4_NL)
     QIAO_CASE(kIQ4_XS)
     QIAO_CASE(kMXFP4)
+    QIAO_CASE(kF8_128)
     default:
       return false;
   }

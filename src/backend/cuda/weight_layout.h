@@ -1,5 +1,5 @@
 // How a weight lies in the device's memory. Rows come 16 at a time, and of those a unit of K at a time: a
-// tile, which holds 16 blocks of the file (16 x 256 elements, or 16 x 32; of plain dtypes 16 x 16 or 16 x 8,
+// tile, which holds 16 blocks of the file (16 x 256, 128 or 32 elements; of plain dtypes 16 x 16 or 16 x 8,
 // padded with zeros at the end of a row). In a tile the blocks' fields lie apart:
 // - quants as mma.m16n8k32 takes its A (mma.m16n8k16 for 16-bit elements): for each run of 32 bytes of the
 // file
@@ -91,6 +91,8 @@ constexpr TileLayout tile_layout(DType dtype) {
       return {256, 176, 3, {{48, 128, kWords32}, {16, 32, kWords32}, {0, 16, kRows}}};
     case DType::kQ6_K:
       return {256, 210, 4, {{0, 128, kWords32}, {128, 64, kWords32}, {192, 16, kRows}, {208, 2, kRows}}};
+    case DType::kF8_128:
+      return {128, 132, 2, {{0, 128, kWords32}, {128, 4, kRows}}};
     case DType::kIQ4_XS:
       return {256, 136, 2, {{8, 128, kWords16}, {0, 8, kRows}}};
     default:

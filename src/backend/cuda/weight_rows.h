@@ -23,7 +23,9 @@ __device__ inline void unpack_lane(const uint8_t* tile, int lane, int group, flo
       const uint32_t four = quants[2 * part + half];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float quant = static_cast<float>(static_cast<int8_t>(four >> (8 * e)));
+        const float quant = kType == DType::kF8_128
+                                ? float_of_e4m3(static_cast<uint8_t>(four >> (8 * e)))
+                                : static_cast<float>(static_cast<int8_t>(four >> (8 * e)));
         value[4 * (2 * part + half) + e] = F::kMinimum ? fmaf(scale, quant, minimum) : scale * quant;
       }
     }

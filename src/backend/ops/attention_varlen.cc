@@ -84,6 +84,8 @@ void AttentionVarlenBackward::check() const {
   check::rows(op, "dq", dq, DType::kF32, {tokens, heads, width});
   check::rows(op, "dk", dk, DType::kF32, {tokens, kv_heads, width});
   check::rows(op, "dv", dv, DType::kF32, {tokens, kv_heads, width});
+  if (compute != Compute::kF32 && compute != Compute::kBF16)
+    check::refuse(op, "compute is of products with weights alone, expected F32 or BF16");
   check::workspace(op, workspace);
   struct Named {
     std::string_view name;

@@ -30,7 +30,9 @@ struct AttentionVarlen {
   float soft_cap = 0.0f;  // 0: none
   // F32 [T, H] or absent: the logarithm of each query's sum_j exp(score_j), for the way back.
   Tensor log_sum_exp;
-  Tensor out;        // F32 [T, H, D], last dimension contiguous; overlaps nothing
+  Tensor out;  // F32 [T, H, D], last dimension contiguous; overlaps nothing
+  // What the way back of this is asked for (AttentionVarlenBackward::compute): nothing here depends on it.
+  Compute gradient = Compute::kF32;
   Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
@@ -48,22 +50,30 @@ struct AttentionVarlen {
 // alone. out and log_sum_exp are taken as given. Bounds, with B and log_sum_exp of the row (of dk and dv: the
 // largest of the sequence's rows of the group), W_j = |dout|·|v_j| + |dout|·|out|, n the keys or the rows
 // that are added up and gamma as in linear.h:
-//   P = exp(gamma_(D+16) B + 3 u (B + |log_sum_exp|) + 8 u) - 1, relative, of p
-//   C = (1 + gamma_(D+16) B / c)^2, or 1 without a soft-cap
+//   P = exp(R B + 3 u (B + |log_sum_exp|) + 8 u) - 1, relative, of p, with R = gamma_(D+16)
+//   C = (1 + R B / c)^2, or 1 without a soft-cap
 //   F = (1 + P)(1 + gamma_(D+4))(C + 8 u) - 1, of ds, beside p W
 //   dq: ((1 + F)(1 + gamma_(n+4)) - 1) * |scale| sum_j p_j W_j |k_j|;  dk: the same with |q|
 //   dv: ((1 + P)(1 + gamma_(n+1)) - 1) * sum p |dout|
 // each + 2^-125 * (1 + the same sum without p): a p that underflows is lost.
+//
+// That is kF32. In kBF16 (nearest even) all but the scores are products of BF16: v and dout are rounded for
+// dp, p and dout for dv, ds, k and q for dq and dk; delta is of dout as given. Scores are of q and k as given
+// (what the forward pass made, in F32, is what p goes back through), though made, where that is faster, of
+// two parts of BF16 each, which miss a product by less than 2^-14 of it. The bounds are those above with v,
+// dout, k and q as they are rounded (but in B and in |dout|·|out|), R = gamma_(D+16) + 2^-14, 1 + P of dv and
+// 1 + F times 1 + 2^-8, and the sums of |k| and |q| beside the 1 of 2^-125.
 struct AttentionVarlenBackward {
   Tensor q, k, v, starts;  // as AttentionVarlen's
   float scale = 1.0f;
   bool causal = false;
   int64_t window = 0;
   float soft_cap = 0.0f;
-  Tensor out, log_sum_exp;  // as it gave them
-  Tensor dout;              // F32 [T, H, D], last dimension contiguous
-  Tensor dq, dk, dv;        // as q, k, v; overlap nothing
-  Tensor workspace;         // U8 [>= Backend::workspace_bytes(*this)]
+  Tensor out, log_sum_exp;          // as it gave them
+  Tensor dout;                      // F32 [T, H, D], last dimension contiguous
+  Tensor dq, dk, dv;                // as q, k, v; overlap nothing
+  Compute compute = Compute::kF32;  // or kBF16
+  Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   double flops(int64_t pairs) const;

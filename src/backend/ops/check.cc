@@ -152,15 +152,26 @@ void compute(std::string_view op, const Weight& weight, Compute compute) {
   if (compute == Compute::kF32) return;
   for (const Weight::Segment& segment : weight.segments()) {
     const DTypeTraits& dtype = traits(segment.dtype);
-    if (compute == Compute::kQ8 && !dtype.quantized) {
-      refuse(op, fmt::format("compute is Q8, but weight rows from {} are {}, expected a block format",
+    if (compute == Compute::kF8 && segment.dtype != DType::kF8_128) {
+      refuse(op, fmt::format("compute is F8, but weight rows from {} are {}, expected F8_128",
                              segment.first_row, dtype.name));
+    }
+    if (compute == Compute::kQ8 && (!dtype.quantized || segment.dtype == DType::kF8_128)) {
+      refuse(op,
+             fmt::format("compute is Q8, but weight rows from {} are {}, expected a block format of integers",
+                         segment.first_row, dtype.name));
     }
     if (compute == Compute::kBF16 && segment.dtype != DType::kBF16) {
       refuse(op, fmt::format("compute is BF16, but weight rows from {} are {}, expected BF16",
                              segment.first_row, dtype.name));
     }
   }
+}
+
+void gradient_compute(std::string_view op, const Weight& weight, Compute kind) {
+  if (kind != Compute::kF32 && kind != Compute::kBF16)
+    refuse(op, "compute is of the forward pass alone, expected F32 or BF16");
+  compute(op, weight, kind);
 }
 
 void workspace(std::string_view op, const Tensor& workspace) {

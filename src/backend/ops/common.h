@@ -18,11 +18,23 @@ enum class Compute : uint8_t {
   // Activations are quantized for each row in blocks of kQ8Block: scale = max|x| / 127 (F32 division),
   // inverse = 127 / max|x|, both 0 where max|x| < kQ8Smallest (the inverse would overflow), and
   // q = round_half_even(x * inverse), all in F32. Integer dot products inside a block are exact, blocks
-  // accumulate in F32. Weights of a block format only.
+  // accumulate in F32. Weights of a block format only, but not F8_128.
   kQ8,
+  // Activations are quantized for each row in blocks of kF8Block: scale = max|x| / 448 (F32 division),
+  // inverse = 448 / max|x|, both 0 where max|x| < kQ8Smallest, and q = the number of E4M3 nearest to
+  // x * inverse (half to even). Products inside a block are exact and added up without the scales, in F32 or
+  // as Hopper's tensor cores do (Backend::e4m3_sum_bits); blocks, times both scales, accumulate in F32.
+  // A NaN or an infinity among a block's activations makes its part of the sum NaN. Weights of F8_128 only.
+  kF8,
 };
 
-inline constexpr int64_t kQ8Block = 32;
+// What the way back of a product is computed in: kBF16 where that is, else kF32 (an op's own comment says
+// how).
+inline Compute gradient_compute(Compute forward) {
+  return forward == Compute::kBF16 ? Compute::kBF16 : Compute::kF32;
+}
+
+inline constexpr int64_t kQ8Block = 32;  // and kF8Block, of tensor/dtype.h
 inline constexpr float kQ8Smallest = 0x1p-100f;
 
 // y = f(x); for gated kinds y = f(gate) * up.

@@ -76,6 +76,7 @@ void LinearBackward::check() const {
   if (add_dx && !dx.present()) check::refuse(op, "add_dx is set, but dx is absent");
   if (dw.present()) check::dense(op, "dw", dw, DType::kF32, {width, columns});
   if (dbias.present()) check::dense(op, "dbias", dbias, DType::kF32, {width});
+  check::gradient_compute(op, *weight, compute);
   check::workspace(op, workspace);
   check::distinct(op, "dx", dx, "dy", dy);
   check::distinct(op, "dx", dx, "x", x);
@@ -118,6 +119,7 @@ void GroupedLinearBackward::check() const {
   if (dx.present()) check::rows(op, "dx", dx, DType::kF32, {tokens, columns});
   if (add_dx && !dx.present()) check::refuse(op, "add_dx is set, but dx is absent");
   if (dw.present()) check::dense(op, "dw", dw, DType::kF32, {weight->experts(), width, columns});
+  check::gradient_compute(op, *weight, compute);
   check::workspace(op, workspace);
   check::distinct(op, "dx", dx, "dy", dy);
   check::distinct(op, "dx", dx, "x", x);

@@ -10,17 +10,25 @@ namespace qiao {
 // rounded always in the same way: a row's result depends on that row alone, never on T (batch invariance).
 // Dequantized weights: F32, F16 and BF16 exactly; block formats as the format's home defines them
 // (ggml-quants.c, dequantize_row_*): scale times quant and the minimum, both exact in F32, and their sum
-// rounded to F32 for kF32, not rounded for kQ8. Bound, element by element, with u = 2^-24 and
-// gamma_m = m*u / (1 - m*u):
-//   sum:        gamma_m * (M + |bias|) + 2^-126 * (m + sum_k |x'| + sum_k |w'|)
+// rounded to F32 for kF32, not rounded for kQ8; F8_128's scale times number rounded to F32. Bound, element by
+// element, with u = 2^-24 and gamma_m = m*u / (1 - m*u):
+//   sum:        gamma_m * (M + |bias|) + 2^-126 * (m + sum_k |x'| + sum_k |w'|) + (for kF8) e
 //   activation: 1.13 (1 without one or with kSoftCap; the largest slope) * that
 //               + 16 u * (|sum + bias| + |activation|), as in gated_activation.h
 //   y:          that + u * (|y| + |residual|)
 // x' and w' are the operands after the compute kind's rounding. M = sum_k |x'·w'|; for kQ8
 // sum_k |x'| * (|scale part of w'| + |minimum part|), because the two are summed apart and may cancel. m is
 // the additions on the longest path: K + 2 for kF32 and kBF16, 3 * (K / 32) + 4 for kQ8 (a block's integer
-// sum is exact; its conversion, scales, minimum and addition round). The term of 2^-126 lets a unit flush
-// subnormal operands and results. y may alias residual exactly; nothing else overlaps.
+// sum is exact; its conversion, scales, minimum and addition round), 3 * (K / 128) + 5 for kF8 (a block's
+// sum has its error in e; both scales' product, its product with the sum, the addition and w' round). The
+// term of 2^-126 lets a unit flush subnormal operands and results.
+//   e = 132 * 2^-b * M + 2^-126 * 2^18 K,    b = Backend::e4m3_sum_bits()
+// In a block Hopper's tensor cores take four steps of 32 products, and in each shift the 32 and the sum so
+// far to the largest of them, keep b fraction bits of each and cut off the rest (DeepSeek-V3 Technical
+// Report, section 3.3.2): 33 addends in each of 4 steps lose at most 2^-b of the largest, which is no more
+// than the block's part of M. Sums in F32 (b = 23) are well within the same. The last term is for scales
+// whose product is below the least normal number: products of E4M3 are at most 448^2 < 2^18. y may alias
+// residual exactly; nothing else overlaps.
 struct Linear {
   Tensor x;                        // F32 [T, K], rows contiguous
   const Weight* weight = nullptr;  // [N, K], one expert
@@ -55,11 +63,16 @@ struct GroupedLinear {
 // Gradients of Linear without activation (and of its residual, which is dy itself):
 //   dx[t, k] = sum_n dy[t, n] * W[n, k]      (+ dx as it was, with add_dx)
 //   dw[n, k] += sum_t dy[t, n] * x[t, k];    dbias[n] += sum_t dy[t, n]
-// W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a quantized
-// base is read straight through: QLoRA, Dettmers et al. 2023). Sums are F32, in ascending order of n and of
-// t (dbias may take runs of t, then their sums), and begin with what was there: dx of a row depends on that
-// row alone. dw and dbias are canonical: row-major, as the file has the weight.
-// Bounds, with gamma_m and u as above:
+// The rounding of the forward pass's operands is passed straight through. Sums are F32; dx of a row depends
+// on that row alone. dw and dbias are canonical: row-major, as the file has the weight.
+//   kF32: W is dequantized to F32 exactly as for kF32, whatever the compute kind of the forward pass (a
+//     quantized base is read straight through: QLoRA, Dettmers et al. 2023), dy and x are as given. In
+//     ascending order of n and of t, beginning with what was there.
+//   kBF16, of BF16 weights alone: dy and x are rounded to BF16 (nearest even) for the two products, whose
+//     terms then are exact. In an order that N, K and the chip decide, of dw also T; what was there is added
+//     first or last.
+//   dbias is the same in both: dy as given, t ascending, or runs of t and then their sums.
+// Bounds, with gamma_m and u as above, dy and x as the compute kind rounds them:
 //   dx:     gamma_(N + 2) * (sum_n |dy W| + |dx before|) + 2^-126 * (N + 2 + sum_n |dy| + sum_n |W|)
 //   dw:     gamma_(T + 2) * (sum_t |dy x| + |dw before|) + 2^-126 * (T + 2 + sum_t |dy| + sum_t |x|)
 //   dbias:  gamma_(T + 2) * (sum_t |dy| + |dbias before|) + 2^-126 * (T + 2)
@@ -70,9 +83,10 @@ struct LinearBackward {
   const Weight* weight = nullptr;  // [N, K], one expert
   Tensor dx;                       // F32 [T, K], rows contiguous, or absent
   bool add_dx = false;
-  Tensor dw;         // F32 [N, K], dense, or absent
-  Tensor dbias;      // F32 [N] or absent; no result overlaps anything
-  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+  Tensor dw;                        // F32 [N, K], dense, or absent
+  Tensor dbias;                     // F32 [N] or absent; no result overlaps anything
+  Compute compute = Compute::kF32;  // or kBF16
+  Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   double flops() const;
@@ -82,7 +96,7 @@ struct LinearBackward {
 // Gradients of GroupedLinear: LinearBackward's, expert by expert over the rows that are its own.
 //   dx[t, k] = sum_n dy[t, n] * W[e(t), n, k]      (+ dx as it was, with add_dx)
 //   dw[e, n, k] += sum_t dy[t, n] * x[t, k], over the rows t of expert e: one without rows stays as it was
-// Weights are read, sums ordered and bounded as LinearBackward's, with T the rows of the expert.
+// Operands are rounded, sums ordered and bounded as LinearBackward's, with T the rows of the expert.
 struct GroupedLinearBackward {
   Tensor dy;                       // F32 [T', N], rows contiguous
   Tensor x;                        // F32 [T', K], rows contiguous; absent without dw
@@ -90,8 +104,9 @@ struct GroupedLinearBackward {
   Tensor counts;                   // I32 [E], each >= 0, their sum T': the producer's duty
   Tensor dx;                       // F32 [T', K], rows contiguous, or absent
   bool add_dx = false;
-  Tensor dw;         // F32 [E, N, K], dense, or absent; no result overlaps anything
-  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+  Tensor dw;                        // F32 [E, N, K], dense, or absent; no result overlaps anything
+  Compute compute = Compute::kF32;  // or kBF16
+  Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   double flops() const;

@@ -35,13 +35,14 @@ struct TokenLogprob {
 //   dz_v = g * ((v == label) - p_v), over the temperature and times the soft-cap's slope: the product's
 //   gradient h_v;  dx[t] = sum_v h_v W[v];  dw[v] += sum_t h_v x[t]
 // The products are made again in `compute`, as the forward pass made them; its rounding of x and W is passed
-// straight through: W here is dequantized to F32 as for kF32, x as given. Sums are F32, in ascending order of
-// v and of t: dx of a row depends on that row alone. Rows with label -1 or g = 0 give nothing, whatever their
-// x. log_sum_exp is taken as given. Bounds, with e_v as above, u and gamma as in linear.h and |h_v| <= H_v =
-// |g| ((v == label) + p_v) / temperature:
+// straight through. The two of the way back are LinearBackward's, in gradient_compute(compute): kBF16 rounds
+// h and x to BF16; in kF32 W is dequantized to F32, x as given, and sums are in ascending order of v and of
+// t. dx of a row depends on that row alone. Rows with label -1 or g = 0 give nothing, whatever their x.
+// log_sum_exp is taken as given. Bounds, with e_v as above, u and gamma as in linear.h, x as it is rounded
+// and |h_v| <= H_v = |g| ((v == label) + p_v) / temperature:
 //   P = exp(e_v + 2 u (|z_v| + |log_sum_exp|) + 8 u) - 1
 //   C = (1 + e_v temperature / soft_cap)^2, or 1 without a soft-cap
-//   E_v = H_v ((1 + P)(C + 8 u)(1 + 6 u) - 1)
+//   E_v = H_v ((1 + P)(C + 8 u)(1 + 6 u) - 1), in kBF16 that + 2^-8 (that + |h_v|) + 2^-126
 //   dx: sum_v (E_v (1 + gamma_(V+2)) + gamma_(V+2) |h_v|) |W[v]|
 //   dw: sum_t (E_v (1 + gamma_(T+2)) + gamma_(T+2) |h_v|) |x[t]| + gamma_(T+2) |dw before|
 // each + 2^-125 * (1 + sum |g / temperature| |W or x|).
@@ -51,7 +52,7 @@ struct TokenLogprobBackward {
   Tensor labels;
   float temperature = 1.0f;
   float soft_cap = 0.0f;
-  Compute compute = Compute::kF32;  // of the products, as in the forward pass
+  Compute compute = Compute::kF32;  // as in the forward pass
   Tensor log_sum_exp;               // F32 [T]
   Tensor dlogprob;                  // F32 [T]
   Tensor dx;                        // F32 [T, C], rows contiguous, or absent; overlaps nothing

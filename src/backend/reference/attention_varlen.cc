@@ -109,6 +109,14 @@ AttentionGradients exact_attention_varlen_backward(const AttentionVarlenBackward
     }
   }
   result.score.resize(static_cast<size_t>(op.q.shape[0] * heads));
+  const bool is_rounded = op.compute == Compute::kBF16;
+  // As an operand of a product that is not the scores'.
+  const auto operand = [&](const Tensor& tensor, int64_t t, int64_t h, int64_t d) {
+    const float value = at(tensor, t, h, d);
+    double rounded = 0;
+    round_activations(op.compute, &value, 1, &rounded);
+    return rounded;
+  };
   const auto add = [](AttentionGradients::Gradient& to, int64_t index, double value, double magnitude,
                       double span) {
     const auto i = static_cast<size_t>(index);
@@ -140,19 +148,19 @@ AttentionGradients exact_attention_varlen_backward(const AttentionVarlenBackward
           const double p = std::exp(score - static_cast<double>(at(op.log_sum_exp, t, h)));
           double dp = 0, dp_size = 0;
           for (int64_t d = 0; d < width; ++d) {
-            const double product =
-                static_cast<double>(at(op.dout, t, h, d)) * static_cast<double>(at(op.v, j, group, d));
+            const double product = operand(op.dout, t, h, d) * operand(op.v, j, group, d);
             dp += product;
             dp_size += std::abs(product);
           }
           const double ds = p * (dp - delta) * slope * scale;
           const double ds_span = (dp_size + delta_size) * std::abs(scale);
           for (int64_t d = 0; d < width; ++d) {
-            const double q = at(op.q, t, h, d), k = at(op.k, j, group, d), dout = at(op.dout, t, h, d);
+            const double q = operand(op.q, t, h, d), k = operand(op.k, j, group, d),
+                         dout = operand(op.dout, t, h, d), least = is_rounded ? 1 : 0;
             const int64_t key = (j * kv_heads + group) * width + d;
             add(result.dq, (t * heads + h) * width + d, ds * k, p * ds_span * std::abs(k),
-                ds_span * std::abs(k));
-            add(result.dk, key, ds * q, p * ds_span * std::abs(q), ds_span * std::abs(q));
+                (ds_span + least) * std::abs(k));
+            add(result.dk, key, ds * q, p * ds_span * std::abs(q), (ds_span + least) * std::abs(q));
             add(result.dv, key, p * dout, p * std::abs(dout), std::abs(dout));
           }
         }

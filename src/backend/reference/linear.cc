@@ -13,6 +13,17 @@ void round_activations(Compute compute, const float* x, int64_t count, double* o
     for (int64_t i = 0; i < count; ++i) out[i] = x[i];
   } else if (compute == Compute::kBF16) {
     for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(float_to_bf16(x[i]));
+  } else if (compute == Compute::kF8) {
+    for (int64_t block = 0; block < count; block += kF8Block) {
+      float largest = 0;
+      for (int64_t i = block; i < block + kF8Block; ++i) largest = std::max(largest, std::abs(x[i]));
+      const bool zero = largest < kQ8Smallest;
+      const float scale = zero ? 0.0f : largest / kMostE4M3;
+      const float inverse = zero ? 0.0f : kMostE4M3 / largest;
+      for (int64_t i = block; i < block + kF8Block; ++i)
+        out[i] =
+            static_cast<double>(scale) * static_cast<double>(e4m3_to_float(float_to_e4m3(x[i] * inverse)));
+    }
   } else {
     for (int64_t block = 0; block < count; block += kQ8Block) {
       float largest = 0;
@@ -128,6 +139,17 @@ std::vector<int64_t> experts_of_rows(const Tensor& counts) {
   return experts;
 }
 
+namespace {
+
+// An operand of a way back.
+double operand(Compute compute, float value) {
+  double rounded = 0;
+  round_activations(compute, &value, 1, &rounded);
+  return rounded;
+}
+
+}  // namespace
+
 LinearGradients exact_linear_backward(const LinearBackward& op) {
   const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
   const int64_t tokens = op.dy.shape[0], rows = weight.rows(), columns = weight.columns();
@@ -141,12 +163,12 @@ LinearGradients exact_linear_backward(const LinearBackward& op) {
   for (int64_t n = 0; n < rows; ++n) {
     weight.row_terms(0, n, row.data());
     for (int64_t t = 0; t < tokens; ++t) {
-      const double dy = at(op.dy, t, n);
+      const double dy = operand(op.compute, at(op.dy, t, n));
       for (int64_t k = 0; k < columns; ++k) {
         if (op.dx.present()) g.dx.add(t * columns + k, dy, row[static_cast<size_t>(k)].value());
-        if (op.dw.present()) g.dw.add(n * columns + k, dy, at(op.x, t, k));
+        if (op.dw.present()) g.dw.add(n * columns + k, dy, operand(op.compute, at(op.x, t, k)));
       }
-      if (op.dbias.present()) g.dbias.add(n, dy, 1);
+      if (op.dbias.present()) g.dbias.add(n, at(op.dy, t, n), 1);
     }
   }
   return g;
@@ -165,10 +187,11 @@ LinearGradients exact_grouped_linear_backward(const GroupedLinearBackward& op) {
     const int64_t expert = experts[static_cast<size_t>(t)];
     for (int64_t n = 0; n < rows; ++n) {
       weight.row_terms(expert, n, row.data());
-      const double dy = at(op.dy, t, n);
+      const double dy = operand(op.compute, at(op.dy, t, n));
       for (int64_t k = 0; k < columns; ++k) {
         if (op.dx.present()) g.dx.add(t * columns + k, dy, row[static_cast<size_t>(k)].value());
-        if (op.dw.present()) g.dw.add((expert * rows + n) * columns + k, dy, at(op.x, t, k));
+        if (op.dw.present())
+          g.dw.add((expert * rows + n) * columns + k, dy, operand(op.compute, at(op.x, t, k)));
       }
     }
   }

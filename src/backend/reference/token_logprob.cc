@@ -82,6 +82,7 @@ LogprobGradients exact_token_logprob_backward(const TokenLogprobBackward& op) {
   result.dx.resize(static_cast<size_t>(tokens * width));
   const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
   std::vector<Term> row(static_cast<size_t>(width));
+  std::vector<double> x(static_cast<size_t>(width));
   for (int64_t v = 0; v < vocabulary; ++v) {
     weight.row_terms(0, v, row.data());
     for (const Term& term : row) result.w.push_back(static_cast<double>(term.value()));
@@ -91,6 +92,7 @@ LogprobGradients exact_token_logprob_backward(const TokenLogprobBackward& op) {
     const int32_t label = op.labels.as<int32_t>()[t];
     const double g = op.dlogprob.as<float>()[t];
     if (label < 0 || g == 0) continue;
+    round_activations(gradient_compute(op.compute), &at(op.x, t, 0), width, x.data());
     for (int64_t v = 0; v < vocabulary; ++v) {
       const auto i = static_cast<size_t>(t * vocabulary + v);
       const double z = result.terms.z[i];
@@ -101,7 +103,7 @@ LogprobGradients exact_token_logprob_backward(const TokenLogprobBackward& op) {
       for (int64_t c = 0; c < width; ++c) {
         result.dx[static_cast<size_t>(t * width + c)] +=
             result.h[i] * result.w[static_cast<size_t>(v * width + c)];
-        result.dw[static_cast<size_t>(v * width + c)] += result.h[i] * static_cast<double>(at(op.x, t, c));
+        result.dw[static_cast<size_t>(v * width + c)] += result.h[i] * x[static_cast<size_t>(c)];
       }
     }
   }

@@ -254,27 +254,6 @@ cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t s
   });
 }
 
-float e4m3_to_float(uint8_t bits) {
-  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-  if (exponent == 15 && mantissa == 7) return NAN;
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  return (bits & 0x80) != 0 ? -magnitude : magnitude;
-}
-
-uint8_t float_to_e4m3(float value) {
-  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
-  if (std::isnan(value)) return static_cast<uint8_t>(sign | 0x7f);
-  const float magnitude = std::min(std::abs(value), 448.0f);
-  uint8_t best = 0;  // the nearest of 127, the even one of two
-  for (uint8_t code = 1; code < 0x7f; ++code) {
-    const float here = std::abs(e4m3_to_float(code) - magnitude),
-                there = std::abs(e4m3_to_float(best) - magnitude);
-    if (here < there || (here == there && code % 2 == 0)) best = code;
-  }
-  return static_cast<uint8_t>(sign | best);
-}
-
 }  // namespace qiao::stand_in
 
 cudaError_t cudaGetDeviceCount(int* count) {

@@ -17,6 +17,7 @@ constexpr int kDepth = 16;
 struct Product {
   int sums;  // of a lane
   uint64_t b;
+  bool is_f16;  // else BF16
   uint32_t a[32][4];
   float* d[32];
   Where where;
@@ -41,6 +42,7 @@ struct WarpgroupProducts {
   struct Issued {
     uint64_t b;
     int sums;
+    bool is_f16;
     unsigned line;
     bool operator==(const Issued&) const = default;
   };
@@ -51,7 +53,10 @@ struct WarpgroupProducts {
 std::vector<WarpProducts> warps;
 std::vector<WarpgroupProducts> warpgroups;
 
-float element(uint32_t word, int i) { return bf16_to_float(static_cast<uint16_t>(word >> (16 * i))); }
+float element(const Product& product, uint32_t word, int i) {
+  const auto bits = static_cast<uint16_t>(word >> (16 * i));
+  return product.is_f16 ? f16_to_float(bits) : bf16_to_float(bits);
+}
 
 // B[k][n] by the descriptor: rows of 128 bytes in groups of 8, in which the address's bits 7 to 9 are added
 // to bits 4 to 6.
@@ -72,7 +77,7 @@ void read_b(const Product& product, std::vector<double>& b, int columns) {
       uint16_t bits[8];
       std::memcpy(bits, at, sizeof bits);
       for (int i = 0; i < 8; ++i) {
-        b[static_cast<size_t>((k + i) * columns + n)] = static_cast<double>(bf16_to_float(bits[i]));
+        b[static_cast<size_t>((k + i) * columns + n)] = static_cast<double>(element(product, bits[i], 0));
       }
     }
   }
@@ -92,7 +97,7 @@ void make(WarpProducts& warp, const Product& product) {
     double a[kDepth];
     for (int k = 0; k < kDepth; ++k) {
       const uint32_t word = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      a[k] = static_cast<double>(element(word, k % 2));
+      a[k] = static_cast<double>(element(product, word, k % 2));
     }
     for (int tile = 0; tile < columns; tile += 8) {
       double sums[8] = {};
@@ -119,6 +124,7 @@ struct Issue {
   const uint32_t* a;
   int sums;
   uint64_t b;
+  bool is_f16;
   const Where* where;
 };
 
@@ -128,14 +134,14 @@ void issue(void* const (&lanes)[32], uint32_t) {
   WarpProducts& warp = warps[warp_index()];
   if (!warp.begun) fault(where, "wgmma without a fence since its registers were last touched");
   if (warps.size() % 4 != 0) fault(where, "wgmma in a block that is not of whole warpgroups");
-  Product product{at(0)->sums, at(0)->b, {}, {}, where};
+  Product product{at(0)->sums, at(0)->b, at(0)->is_f16, {}, {}, where};
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (at(lane)->b != product.b) fault(where, "wgmma of lanes with different descriptors");
     std::memcpy(product.a[lane], at(lane)->a, sizeof product.a[lane]);
     product.d[lane] = at(lane)->d;
   }
   WarpgroupProducts& group = warpgroups[warp_index() / 4];
-  const WarpgroupProducts::Issued own{product.b, product.sums, where.line()};
+  const WarpgroupProducts::Issued own{product.b, product.sums, product.is_f16, where.line()};
   const size_t index = group.count[warp_index() % 4]++;
   if (index == group.issued.size()) group.issued.push_back(own);
   if (group.issued[index] != own) fault(where, "wgmma that the warpgroup's other warps are not at");
@@ -178,8 +184,8 @@ void multiply_begin(const Where& where) {
       [](void* const(&)[32], uint32_t) { warps[warp_index()].begun = true; }, where);
 }
 
-void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, const Where& where) {
-  Issue mine{d, a, sums, b, &where};
+void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, bool is_f16, const Where& where) {
+  Issue mine{d, a, sums, b, is_f16, &where};
   together(0xffffffffu, "wgmma.mma_async", &mine, issue, where);
 }
 

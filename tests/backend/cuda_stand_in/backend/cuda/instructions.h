@@ -14,8 +14,6 @@ namespace qiao::stand_in {
 
 cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream);
-float e4m3_to_float(uint8_t bits);
-uint8_t float_to_e4m3(float value);
 
 }  // namespace qiao::stand_in
 
@@ -151,9 +149,7 @@ inline double read_bf16(uint32_t word, int i) {
 inline double read_f16(uint32_t word, int i) { return f16_to_float(static_cast<uint16_t>(word >> (16 * i))); }
 inline int read_s8(uint32_t word, int i) { return static_cast<int8_t>(word >> (8 * i)); }
 inline double read_tf32(uint32_t word, int) { return std::bit_cast<float>(word & 0xffffe000u); }
-inline double read_e4m3(uint32_t word, int i) {
-  return stand_in::e4m3_to_float(static_cast<uint8_t>(word >> (8 * i)));
-}
+inline double read_e4m3(uint32_t word, int i) { return e4m3_to_float(static_cast<uint8_t>(word >> (8 * i))); }
 
 }  // namespace matrices
 
@@ -214,8 +210,14 @@ inline float exp2_flushed(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 
-inline uint8_t e4m3_of(float value) { return stand_in::float_to_e4m3(value); }
-inline float float_of_e4m3(uint8_t bits) { return stand_in::e4m3_to_float(bits); }
+inline uint8_t e4m3_of(float value) { return float_to_e4m3(value); }
+inline float float_of_e4m3(uint8_t bits) { return e4m3_to_float(bits); }
+inline void unpack_e4m3(uint32_t four, uint32_t& first, uint32_t& second) {
+  const auto half = [&](int i) {
+    return uint32_t{float_to_f16(e4m3_to_float(static_cast<uint8_t>(four >> (8 * i))))};
+  };
+  first = half(0) | half(1) << 16, second = half(2) | half(3) << 16;
+}
 
 inline uint32_t shared_address(const void* data) {
   return static_cast<uint32_t>(static_cast<const std::byte*>(data) - stand_in::dynamic_shared());
@@ -272,7 +274,11 @@ template <int kCount>
 requires(kCount == 4 || kCount == 32 || kCount == 64 ||
          kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             Caller where = Caller::current()) {
-  stand_in::multiply_async(d, kCount, a, b, where);
+  stand_in::multiply_async(d, kCount, a, b, false, where);
+}
+inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                               Caller where = Caller::current()) {
+  stand_in::multiply_async(d, 32, a, b, true, where);
 }
 template <int kRegisters, bool kMore>
 void set_registers() {

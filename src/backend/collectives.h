@@ -1,0 +1,36 @@
+// What several processes of one model do together with tensors in their chips' memory. A chip may bring its
+// own way (Backend::make_collectives); the common one goes through the host and a Communicator.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "tensor/tensor.h"
+
+namespace qiao {
+
+// The order of addition is fixed, a function of the number of ranks alone: neighbours first, then neighbours
+// of those, (0 + 1) + (2 + 3), and of three (0 + 1) + 2; each addition rounds to F32. Every rank gets the
+// same bits, whatever else is in the step: batch invariance holds within one number of ranks. Beside the
+// exact sum of n addends x_r the error is at most γ_d Σ|x_r|, d = ceil(log2 n) (Higham 2002, 4.2).
+class Collectives {
+ public:
+  virtual ~Collectives() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // All ranks call the same ones in the same order, with the same shapes; ordered with the chip's ops. Throw
+  // Error(kUnavailable), naming the rank, where one is lost.
+
+  // `values`, dense F32, becomes the sum of what the ranks have there, on each of them.
+  virtual void all_reduce_sum(const Tensor& values) = 0;
+  // Columns of every rank side by side, on rank 0: `own`, dense F32 [O, columns[rank]], of rank r to
+  // all[:, columns before r…]. `all`, F32 [O, sum of columns], has rows without gaps and is absent elsewhere;
+  // what lies in it of rank 0 itself is there already.
+  virtual void gather_columns(const Tensor& own, std::span<const int64_t> columns, const Tensor& all) = 0;
+
+  // Whether calls may be part of what Backend::repeat keeps: no host has a hand in them.
+  virtual bool can_be_repeated() const = 0;
+};
+
+}  // namespace qiao

@@ -1,0 +1,63 @@
+// One decoder spread over several processes: what rank 0 tells the others, so that all run the same steps on
+// their parts. Page numbers, sampling and requests are rank 0's alone.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "models/decoder.h"
+#include "parallel/communicator.h"
+
+namespace qiao {
+
+// One thread at a time. What it throws where a rank is lost is the communicator's.
+class DecoderRanks {
+ public:
+  // Both outlive it. All ranks make it alike.
+  DecoderRanks(Communicator& communicator, Backend& backend);
+  ~DecoderRanks();
+
+  bool leads() const { return communicator_.rank() == 0; }
+  int size() const { return communicator_.size(); }
+  Collectives& collectives() { return *collectives_; }
+
+  // Called by all: throws Error(kInvalidInput) on rank 0, naming the rank, where another has other files,
+  // options or another kind of device. No bit of the ranks' common state would agree.
+  void agree(const std::string& model);
+
+  // Of rank 0; the others do the same behind follow().
+
+  // What a rank can still allocate: of the one that can the least. Ranks that share a host's memory have
+  // equal parts of it.
+  uint64_t free_bytes();
+  // Has the others make a cache of the same pages (once for each cache) and a workspace; returns its number.
+  // Throws Error(kTooLarge), naming the rank, where one cannot.
+  int64_t make(const KvCache& cache, const Decoder::Limits& limits);
+  void drop(int64_t workspace) noexcept;
+  void start_step(int64_t workspace, const StepBatch& batch, bool want_logits);
+  void end() noexcept;  // of their following
+
+  // Of the others: does what rank 0 tells until it says that this is the end.
+  void follow(const Decoder& decoder);
+
+  // A step did not come to its end on this rank: they are no longer in step.
+  [[noreturn]] void fail(const std::string& why);
+
+ private:
+  enum class What : int64_t;
+  struct Call;
+  class Follower;
+  uint64_t own_free_bytes() const;
+  template <typename T>
+  void tell(std::span<const T> values);
+
+  Communicator& communicator_;
+  Backend& backend_;
+  std::unique_ptr<Collectives> collectives_;
+  std::vector<int32_t> indices_;  // of a step
+  int64_t last_workspace_ = 0;
+  bool ended_ = false;
+};
+
+}  // namespace qiao

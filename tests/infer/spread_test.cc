@@ -1,0 +1,153 @@
+// An engine whose model is spread over several ranks, threads here: the answers of one rank, the same bits in
+// any company, and what a request hears where a rank is lost.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include "infer/engine_harness.h"
+#include "parallel/communicator.h"
+#include "support/expect_error.h"
+
+namespace qiao::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::shared_ptr<LanguageModel> load_rank(Communicator& ranks) {
+  LanguageModelOptions options;
+  options.device = "cpu";
+  options.threads = 1;
+  options.decoder.ranks = &ranks;
+  return LanguageModel::load(std::filesystem::path(QIAO_TEST_DATA) / "golden" / "chat", options);
+}
+
+// The chat model on `size` ranks, rank 0's in `body`. The others follow, or are lost as they would begin to.
+void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<LanguageModel>)>& body) {
+  auto communicators = make_thread_communicators(size, 60);
+  std::vector<std::thread> others;
+  for (size_t rank = 1; rank < communicators.size(); ++rank) {
+    others.emplace_back([lost, own = std::move(communicators[rank])]() mutable {
+      auto model = load_rank(*own);
+      if (!lost) {
+        model->decoder().follow();
+        own->finish();
+      }
+      model.reset();
+      own.reset();
+    });
+  }
+  std::shared_ptr<LanguageModel> model = load_rank(*communicators[0]);
+  body(std::move(model));
+  if (!lost) communicators[0]->finish();
+  communicators[0].reset();
+  for (std::thread& other : others) other.join();
+}
+
+std::vector<GenerationRequest> some_requests(const LanguageModel& model) {
+  std::vector<GenerationRequest> list;
+  const std::string text = "A bridge carries people over a river; this one carries words.";
+  for (size_t i = 0; i < 12; ++i) {
+    GenerationRequest request = greedy(model, text.substr(0, 4 + 5 * i), 20);
+    request.logprobs = true;
+    request.prompt_logprobs = i % 3 == 0;
+    if (i % 2 == 1) {
+      request.sampling.temperature = 1.0f;
+      request.sampling.seed = i;
+    }
+    list.push_back(std::move(request));
+  }
+  return list;
+}
+
+std::vector<Answer> answers(Engine& engine, const std::vector<GenerationRequest>& list, bool together) {
+  std::vector<std::unique_ptr<Pending>> pending;
+  std::vector<Answer> all;
+  for (const GenerationRequest& request : list) {
+    pending.push_back(std::make_unique<Pending>(engine, request));
+    if (!together) all.push_back(pending.back()->wait());
+  }
+  for (size_t i = all.size(); i < list.size(); ++i) all.push_back(pending[i]->wait());
+  return all;
+}
+
+TEST(SpreadEngineTest, AnswersAreThoseOfOneRankAndTheSameBitsInAnyCompany) {
+  const auto whole = load_chat_model();
+  const auto list = some_requests(*whole);
+  Engine one(whole, {.context = 160, .kv_dtype = DType::kF32});
+  const auto expected = answers(one, list, false);
+  for (const int size : {2, 4}) {
+    on_ranks(size, false, [&](std::shared_ptr<LanguageModel> model) {
+      EXPECT_EQ(model->decoder().ranks(), size);
+      std::vector<Answer> alone;
+      // F32 pages: a difference in a sum's last bit could round a key of 16 bits the other way.
+      std::vector<EngineOptions> settings = {
+          {.context = 160, .prefix_cache = false},
+          {.context = 160, .slots = 12},
+          {.context = 160, .slots = 5, .page_tokens = 7, .batch_tokens = 3},
+          {.context = 160, .slots = 12, .pages = 12, .batch_tokens = 20}};
+      for (EngineOptions& setting : settings) setting.kv_dtype = DType::kF32;
+      for (const EngineOptions& setting : settings) {
+        Engine engine(model, setting);
+        const auto got = answers(engine, list, !alone.empty());
+        if (alone.empty()) alone = got;
+        for (size_t i = 0; i < list.size(); ++i) {
+          EXPECT_EQ(got[i].tokens, expected[i].tokens) << i;
+          EXPECT_EQ(got[i].text, expected[i].text) << i;
+          ASSERT_EQ(got[i].logprobs.size(), alone[i].logprobs.size());
+          ASSERT_EQ(got[i].prompt_logprobs.size(), expected[i].prompt_logprobs.size());
+          for (size_t t = 0; t < got[i].logprobs.size(); ++t) {
+            EXPECT_EQ(got[i].logprobs[t].logprob, alone[i].logprobs[t].logprob) << i << ", " << t;
+            EXPECT_NEAR(got[i].logprobs[t].logprob, expected[i].logprobs[t].logprob, 1e-4) << i << ", " << t;
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST(SpreadEngineTest, HiddenStatesAreThere) {
+  const auto whole = load_chat_model();
+  GenerationRequest request = greedy(*whole, "A bridge carries people");
+  request.embedding = true;
+  Engine one(whole, {.context = 160});
+  const Answer expected = run(one, request);
+  on_ranks(2, false, [&](std::shared_ptr<LanguageModel> model) {
+    Engine engine(std::move(model), {.context = 160});
+    const Answer got = run(engine, request);
+    ASSERT_EQ(got.last.embedding.size(), expected.last.embedding.size());
+    for (size_t i = 0; i < got.last.embedding.size(); ++i)
+      EXPECT_NEAR(got.last.embedding[i], expected.last.embedding[i], 1e-5) << i;
+  });
+}
+
+TEST(SpreadEngineTest, ALostRankIsNamed) {
+  on_ranks(2, true, [&](std::shared_ptr<LanguageModel> model) {
+    EXPECT_QIAO_ERROR(Engine(model, {.context = 160}), kUnavailable, "rank 1 is lost");
+  });
+}
+
+TEST(SpreadEngineTest, RefusesWhatOneProcessAloneDoes) {
+  on_ranks(2, false, [&](std::shared_ptr<LanguageModel> model) {
+    EXPECT_QIAO_ERROR(Engine(model, {.context = 160, .cache_directory = "/nowhere"}), kUnsupported,
+                      "--kv-cache-dir: pages are kept by one process alone, and the model is spread over 2");
+  });
+}
+
+// Other ranks would compute another thing: who runs what is asked before anything else.
+TEST(SpreadEngineTest, RefusesAnotherModelOnAnotherRank) {
+  auto communicators = make_thread_communicators(2, 60);
+  std::thread other([own = std::move(communicators[1])]() mutable {
+    LanguageModelOptions options;
+    options.device = "reference";
+    options.decoder.ranks = own.get();
+    LanguageModel::load(std::filesystem::path(QIAO_TEST_DATA) / "golden" / "chat", options);
+  });
+  EXPECT_QIAO_ERROR(load_rank(*communicators[0]), kInvalidInput, "the same was expected");
+  other.join();
+}
+
+}  // namespace
+}  // namespace qiao::testing

@@ -1,0 +1,165 @@
+// FP8 checkpoints against PyTorch (tests/golden/make_fp8_models.py), and models of floats quantized as they
+// are loaded.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "backend/backend.h"
+#include "formats/safetensors_write.h"
+#include "models/decoder.h"
+#include "models/logits.h"
+#include "models/model_folder.h"
+#include "models/step_driver.h"
+#include "tensor/dequantize.h"
+
+namespace qiao {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::read_floats;
+using testing::StepDriver;
+using testing::worst_position;
+using Policy = DecoderOptions::Policy;
+
+constexpr size_t kVocabulary = 96;
+
+testing::fs::path golden_fp8() { return testing::fs::path(QIAO_TEST_DATA) / "golden" / "fp8"; }
+
+std::vector<int32_t> prompt_of(const std::string& model) {
+  return parse_json(read_file(golden_fp8() / model / "prompt.json"), "prompt.json")
+      .get<std::vector<int32_t>>();
+}
+
+std::vector<float> logits(const ModelFiles& files, Backend& backend, const DecoderOptions& options,
+                          const std::vector<int32_t>& prompt, size_t chunk) {
+  const auto decoder = Decoder::load(files, backend, options);
+  return StepDriver(*decoder, static_cast<int64_t>(prompt.size())).feed_in_chunks(prompt, chunk);
+}
+
+double root_mean_square(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::pow(static_cast<double>(a[i]) - b[i], 2);
+  return std::sqrt(sum / static_cast<double>(a.size()));
+}
+
+struct Fp8Case {
+  std::string model, chip;
+};
+
+class Fp8ModelTest : public ::testing::TestWithParam<Fp8Case> {};
+
+TEST_P(Fp8ModelTest, LogitsArePyTorchs) {
+  const auto& [model, chip] = GetParam();
+  const auto files = ModelFiles::open(golden_fp8() / model);
+  const auto backend = make_backend(chip, {.threads = 1});
+  const std::vector<int32_t> prompt = prompt_of(model);
+  const std::vector<float> exact = read_floats(golden_fp8() / model / "expected.f32"),
+                           rounded = read_floats(golden_fp8() / model / "expected.f8.f32");
+  ASSERT_EQ(exact.size(), prompt.size() * kVocabulary);
+  const std::vector<float> plain = logits(*files, *backend, {.compute = Policy::kF32}, prompt, prompt.size());
+  ASSERT_EQ(plain.size(), exact.size());
+  EXPECT_LE(worst_position(exact, plain, kVocabulary), 1e-4);
+
+  // Where an input is nearly halfway between two numbers of E4M3 the last place of what came before decides:
+  // few of them fall otherwise than in PyTorch, and one moves a logit as much as all the rounding together
+  // moves it.
+  const std::vector<float> got = logits(*files, *backend, {}, prompt, prompt.size());
+  const double effect = root_mean_square(exact, rounded);
+  EXPECT_GT(effect, 0.02);
+  EXPECT_LE(root_mean_square(rounded, got), 0.1 * effect);
+  for (const size_t chunk : {size_t{1}, size_t{7}}) {  // batch invariance
+    const std::vector<float> again = logits(*files, *backend, {}, prompt, chunk);
+    EXPECT_EQ(std::memcmp(got.data(), again.data(), got.size() * sizeof(float)), 0) << "chunks of " << chunk;
+  }
+}
+
+std::vector<Fp8Case> fp8_cases() {
+  std::vector<Fp8Case> cases;
+  for (const std::string model : {"llama-block", "llama-tensor", "llama-channel", "qwen3-moe-block"})
+    for (const std::string chip : {"reference", "cpu"}) cases.push_back({model, chip});
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Fp8ModelTest, ::testing::ValuesIn(fp8_cases()), [](const auto& param) {
+  std::string name = param.param.model + "_" + param.param.chip;
+  std::ranges::replace(name, '-', '_');
+  return name;
+});
+
+// The model with its FP8 weights written as floats.
+std::shared_ptr<ModelFiles> as_floats(const std::string& model, const testing::fs::path& folder) {
+  const auto files = ModelFiles::open(golden_fp8() / model);
+  std::vector<std::vector<float>> memory;
+  std::vector<TensorToWrite> tensors;
+  for (const TensorInfo& tensor : files->tensors()) {
+    std::vector<float> values(static_cast<size_t>(tensor.elements()));
+    dequantize(tensor.dtype, files->bytes(tensor).data(), tensor.elements(), values.data());
+    memory.push_back(std::move(values));
+  }
+  for (size_t i = 0; i < memory.size(); ++i) {
+    const std::vector<float>& values = memory[i];
+    tensors.push_back({files->tensors()[i].name, DType::kF32, files->tensors()[i].shape,
+                       [&values] { return std::as_bytes(std::span(values)); }});
+  }
+  write_safetensors(folder / "model.safetensors", tensors);
+  Json config = files->config();
+  config.erase("quantization_config");
+  testing::write_text(folder / "config.json", dump_json(config));
+  return ModelFiles::open(folder);
+}
+
+// What was FP8 in blocks of 128 x 128 comes out as it was, but for the last place of its scales.
+TEST(QuantizeF8Test, FloatsBecomeWhatTheCheckpointHas) {
+  for (const std::string model : {"llama-block", "qwen3-moe-block"}) {
+    const testing::TemporaryFolder folder;
+    const auto floats = as_floats(model, folder.path());
+    const auto backend = make_backend("cpu", {.threads = 2});
+    const std::vector<int32_t> prompt = prompt_of(model);
+    const auto decoder = Decoder::load(*floats, *backend, {.quantize_f8 = true});
+    EXPECT_EQ(decoder->work().compute, Compute::kF8);
+    const std::vector<float> expected =
+        logits(*ModelFiles::open(golden_fp8() / model), *backend, {.compute = Policy::kF32}, prompt, 40);
+    const std::vector<float> got =
+        logits(*floats, *backend, {.compute = Policy::kF32, .quantize_f8 = true}, prompt, 40);
+    EXPECT_LE(worst_position(expected, got, kVocabulary), 1e-5) << model;
+  }
+}
+
+TEST(QuantizeF8Test, RefusesWhatItCannotQuantize) {
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const auto refusal = [&](const ModelFiles& files) -> std::string {
+    try {
+      Decoder::load(files, *backend, {.quantize_f8 = true});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(refusal(*testing::ModelFolder("llama").open()), HasSubstr("none of its layers' matrices"));
+}
+
+TEST(Fp8ModelTest, WithoutScalesIsRefusedByName) {
+  const testing::TemporaryFolder folder;
+  std::string bytes = read_file(golden_fp8() / "llama-block" / "model.safetensors");
+  const std::string name = "model.layers.0.mlp.down_proj.weight_scale_inv";
+  const size_t at = bytes.find(name);
+  ASSERT_NE(at, std::string::npos);
+  bytes[at + name.size() - 1] = 'x';
+  testing::write_text(folder.path() / "model.safetensors", bytes);
+  testing::write_text(folder.path() / "config.json", read_file(golden_fp8() / "llama-block" / "config.json"));
+  const auto backend = make_backend("cpu", {.threads = 1});
+  try {
+    Decoder::load(*ModelFiles::open(folder.path()), *backend);
+    ADD_FAILURE() << "not refused";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(),
+                HasSubstr("model.layers.0.mlp.down_proj.weight is F8_E4M3[128, 256] without scales"));
+    EXPECT_THAT(error.what(), HasSubstr("model.layers.0.mlp.down_proj.weight_scale_inv"));
+  }
+}
+
+}  // namespace
+}  // namespace qiao
