@@ -31,7 +31,7 @@ EngineCore::EngineCore(const LanguageModel& model, const EngineOptions& options,
                   .draft_tokens = options.lookup}),
       runner_(model, cache_, step_limits(options)),
       drafter_(make_draft(model, options)),
-      // A draft is made of tokens that are known, and so is what other processes are told of a step.
+      // A draft is made of tokens that are known, and so is what other ranks are told.
       runs_ahead_(options.run_ahead.value_or(model.backend().runs_behind()) && !options.draft &&
                   options.lookup == 0 && model.decoder().ranks() == 1) {
   if (options.cache_directory.empty() || !options.prefix_cache) return;

@@ -81,7 +81,7 @@ std::string ways_out(const LanguageModel& model, const EngineOptions& o, uint64_
     ways.push_back(fmt::format("--kv-type q8_0 with a context of {}", longest(DType::kQ8_0)));
   if (o.batch_tokens > kSmallBatch || o.slots > 1)
     ways.emplace_back("fewer tokens a step (-b) or slots (-np)");
-  ways.emplace_back("a smaller or quantized model file");
+  ways.emplace_back("a smaller or quantized model file (--quantize fp8 makes one of floats at load)");
   return fmt::format("{}", fmt::join(ways, "; or "));
 }
 

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/quote.h"
 #include "models/lora_files.h"
+#include "parallel/communicator.h"
 #include "text/chat_text.h"
 #include "text/chat_variables.h"
 
@@ -63,15 +64,17 @@ void LanguageModel::drop_chip() {
 
 void LanguageModel::load_chip() {
   if (files_ == nullptr) throw_error(ErrorKind::kUnsupported, "the model's weights are somebody else's");
+  const bool loaded_before = config_.vocabulary_size > 0;
+  if (loaded_before && options_.decoder.ranks != nullptr && options_.decoder.ranks->size() > 1)
+    throw_error(ErrorKind::kUnsupported, "of several processes each has a part of the model");
   backend_ = make_backend(options_.device, {.threads = options_.threads, .device = options_.device_number});
   if (options_.device == "auto") options_.device = backend_->chip();  // another one has other bits
   std::shared_ptr<Decoder> decoder = Decoder::load(*files_, *backend_, options_.decoder);
   decoder_ = decoder;
   std::vector<std::string> keys = load_adapters(options_.adapters, *decoder);
-  const bool again = !adapters_.empty();
-  if (again && keys != adapter_keys_)
+  if (loaded_before && keys != adapter_keys_)
     throw_error(ErrorKind::kInvalidInput, "the files of an adapter have changed since the start");
-  if (!again) adapter_keys_ = std::move(keys);
+  if (!loaded_before) adapter_keys_ = std::move(keys);
 }
 
 std::shared_ptr<LanguageModel> LanguageModel::wrap(const ModelFiles& files,

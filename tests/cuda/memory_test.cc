@@ -64,7 +64,7 @@ TEST(CudaMemoryTest, TooLittleSaysWhatWouldFit) {
 }
 
 TEST(CudaMemoryTest, WeightsThatDoNotFitSayWhatQuantizedOnesTake) {
-  stand_in::reset(machine_of(64 << 10));
+  stand_in::reset(machine_of(96 << 10));
   try {
     load_chat_model(1, "cuda");
     FAIL() << "it fits";

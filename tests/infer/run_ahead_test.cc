@@ -118,6 +118,7 @@ TEST(RunAheadTest, DecodingRunsAheadAndNoFurtherThanTheLength) {
   const auto model = load_chat_model();
   Engine engine(model, {.run_ahead = true});
   EXPECT_EQ(run(engine, greedy(*model, "A bridge", 8)).tokens.size(), 8u);
+  engine.drain();
   EXPECT_EQ(engine.stats().steps, 8);
   EXPECT_EQ(engine.stats().ahead_steps, 7);
 }
@@ -131,6 +132,7 @@ TEST(RunAheadTest, PenaltiesAndGrammarsWaitForTheToken) {
   grammar.grammar = constrain::compile_regex("[a-z ]*", "regex");
   run(engine, penalty);
   run(engine, grammar);
+  engine.drain();
   EXPECT_EQ(engine.stats().ahead_steps, 0);
 }
 
