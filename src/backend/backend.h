@@ -50,7 +50,7 @@ struct DevicePeaks {
   double f32_flops = 0;  // two operations a multiply-add, as everywhere
   double bf16_flops = 0;
   double int8_ops = 0;
-  double f8_flops = 0;  // of E4M3
+  double f8_flops = 0;  // of Compute::kF8, by whatever units the chip makes it with
 };
 
 // Hears of every op that a Backend runs, in order.

@@ -1,10 +1,15 @@
 // Runs requests on an engine over the tiny golden chat model, and waits for their answers.
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "infer/engine.h"
@@ -85,5 +90,34 @@ inline GenerationRequest greedy(const LanguageModel& model, std::string_view tex
   request.ignore_eos = true;
   return request;
 }
+
+// Requests that were given one after the other, with pauses between some; some were cancelled.
+struct RandomRequests {
+  std::vector<std::unique_ptr<Pending>> pending;
+  std::vector<bool> cancelled;
+
+  RandomRequests(Engine& engine, const std::vector<GenerationRequest>& list, std::mt19937_64& random)
+      : cancelled(list.size()) {
+    for (size_t i = 0; i < list.size(); ++i) {
+      pending.push_back(std::make_unique<Pending>(engine, list[i]));
+      if (random() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+      if (random() % 8 == 0) {
+        const size_t victim = random() % (i + 1);
+        cancelled[victim] = true;
+        pending[victim]->generation->cancel();
+      }
+    }
+  }
+
+  // Waits for all; check(i, answer) hears of those that ended of themselves.
+  template <typename Check>
+  void wait(Check check) {
+    for (size_t i = 0; i < pending.size(); ++i) {
+      const Answer answer = pending[i]->wait();
+      EXPECT_EQ(answer.last_events, 1);
+      if (!cancelled[i] || answer.last.finish != FinishReason::kCancelled) check(i, answer);
+    }
+  }
+};
 
 }  // namespace qiao::testing

@@ -223,25 +223,11 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
         kSeed, round, options.slots, options.pages, engine.options().sliding_pages, options.page_tokens,
         options.batch_tokens, options.prefix_cache, traits(options.kv_dtype).name, options.lookup, draft,
         options.draft_max, options.run_ahead ? "running ahead" : "step by step");
-    std::vector<std::unique_ptr<Pending>> pending;
-    std::vector<bool> cancelled(list.size());
-    for (size_t i = 0; i < list.size(); ++i) {
-      GenerationRequest request = list[i];
-      request.tenant = random() % 4 == 0 ? "other" : "";
-      pending.push_back(std::make_unique<Pending>(engine, request));
-      if (random() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
-      if (random() % 8 == 0) {
-        const size_t victim = random() % (i + 1);
-        cancelled[victim] = true;
-        pending[victim]->generation->cancel();
-      }
-    }
-    for (size_t i = 0; i < list.size(); ++i) {
-      const Answer answer = pending[i]->wait();
-      EXPECT_EQ(answer.last_events, 1);
-      if (cancelled[i] && answer.last.finish == FinishReason::kCancelled) continue;
+    std::vector<GenerationRequest> requests = list;
+    for (GenerationRequest& request : requests) request.tenant = random() % 4 == 0 ? "other" : "";
+    RandomRequests(engine, requests, random).wait([&](size_t i, const Answer& answer) {
       expect_same(answer, judge.alone.at(options.kv_dtype)[i], fmt::format("{}, request {}", where, i));
-    }
+    });
     engine.drain();
     const EngineStats stats = engine.stats();
     EXPECT_EQ(stats.pages.used + stats.sliding_pages.used, 0) << where;

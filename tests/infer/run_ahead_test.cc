@@ -4,7 +4,6 @@
 
 #include <array>
 #include <random>
-#include <thread>
 
 #include "constrain/structure.h"
 #include "infer/engine_harness.h"
@@ -85,23 +84,9 @@ TEST(RunAheadTest, NoAnswerChanges) {
     }
     options.run_ahead = true;
     Engine engine(model, options);
-    std::vector<std::unique_ptr<Pending>> pending;
-    std::vector<bool> cancelled(list.size());
-    for (size_t i = 0; i < list.size(); ++i) {
-      pending.push_back(std::make_unique<Pending>(engine, list[i]));
-      if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
-      if (random() % 8 == 0) {
-        const size_t victim = random() % (i + 1);
-        cancelled[victim] = true;
-        pending[victim]->generation->cancel();
-      }
-    }
-    for (size_t i = 0; i < list.size(); ++i) {
-      const Answer answer = pending[i]->wait();
-      EXPECT_EQ(answer.last_events, 1);
-      if (cancelled[i] && answer.last.finish == FinishReason::kCancelled) continue;
+    RandomRequests(engine, list, random).wait([&](size_t i, const Answer& answer) {
       expect_equal(answer, wanted[i], fmt::format("round {}, request {}", round, i));
-    }
+    });
     engine.drain();
     const EngineStats stats = engine.stats();
     EXPECT_EQ(stats.pages.used + stats.sliding_pages.used, 0) << round;

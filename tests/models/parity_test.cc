@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backend/backend.h"
+#include "models/golden_cases.h"
 #include "models/logits.h"
 #include "models/model_folder.h"
 #include "models/step_driver.h"
@@ -19,33 +20,18 @@ using testing::read_floats;
 using testing::StepDriver;
 using testing::worst_position;
 
-struct Case {
-  std::string name, folder, config, gguf, expected, chip;
-  std::vector<int32_t> prompt;
-  int64_t context = 0;
+struct Case : testing::GoldenCase {
+  std::string chip;
 };
 
 void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
 
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
-  const Json list = parse_json(read_file(golden_models() / "cases.json"), "cases.json");
-  for (const Json& entry : list) {
-    Case test;
-    test.folder = entry.at("folder").get<std::string>();
-    test.config = entry.at("config").get<std::string>();
-    test.expected = entry.at("expected").get<std::string>();
-    test.prompt = entry.at("prompt").get<std::vector<int32_t>>();
-    test.context = entry.at("context").get<int64_t>();
+  for (const testing::GoldenCase& golden : testing::golden_cases()) {
     for (const std::string chip : {"reference", "cpu"}) {
-      test.chip = chip;
-      test.gguf.clear();
-      test.name = entry.at("name").get<std::string>() + "-directory-" + chip;
-      cases.push_back(test);
-      if (!entry.contains("gguf")) continue;
-      test.gguf = entry.at("gguf").get<std::string>();
-      test.name = entry.at("name").get<std::string>() + "-gguf-" + chip;
-      cases.push_back(test);
+      cases.push_back({golden, chip});
+      cases.back().name += "-" + chip;
     }
   }
   return cases;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "models/families.h"
+#include "models/golden_cases.h"
 #include "models/logits.h"
 #include "models/model_folder.h"
 #include "models/shards.h"
@@ -24,10 +25,8 @@ using testing::SpreadDecoder;
 using testing::StepDriver;
 using testing::worst_position;
 
-struct SpreadCase {
-  std::string name, folder, config, gguf, expected, chip;
-  std::vector<int32_t> prompt;
-  int64_t context = 0;
+struct SpreadCase : testing::GoldenCase {
+  std::string chip;
   int size = 2;
 };
 
@@ -35,27 +34,13 @@ void PrintTo(const SpreadCase& test, std::ostream* out) { *out << test.name; }
 
 std::vector<SpreadCase> spread_cases() {
   std::vector<SpreadCase> cases;
-  const Json list = parse_json(read_file(golden_models() / "cases.json"), "cases.json");
-  for (const Json& entry : list) {
-    SpreadCase test;
-    test.folder = entry.at("folder").get<std::string>();
-    test.config = entry.at("config").get<std::string>();
-    test.expected = entry.at("expected").get<std::string>();
-    test.prompt = entry.at("prompt").get<std::vector<int32_t>>();
-    test.context = entry.at("context").get<int64_t>();
+  for (const testing::GoldenCase& golden : testing::golden_cases()) {
     for (const auto& [chip, size] : {std::pair("cpu", 2), {"cpu", 4}, {"reference", 2}}) {
-      test.chip = chip;
-      test.size = size;
-      test.gguf.clear();
-      const auto add = [&](const char* kind) {
-        test.name = fmt::format("{}_{}_{}_of_{}", entry.at("name").get<std::string>(), kind, chip, size);
-        std::ranges::replace(test.name, '-', '_');
-        cases.push_back(test);
-      };
-      add("directory");
-      if (!entry.contains("gguf") || test.chip != "cpu") continue;
-      test.gguf = entry.at("gguf").get<std::string>();
-      add("gguf");
+      if (!golden.gguf.empty() && chip != std::string_view("cpu")) continue;
+      cases.push_back({golden, chip, size});
+      std::string& name = cases.back().name;
+      name = fmt::format("{}_{}_of_{}", golden.name, chip, size);
+      std::ranges::replace(name, '-', '_');
     }
   }
   return cases;

@@ -12,18 +12,24 @@ __device__ inline uint32_t two_bf16(float low, float high) {
          uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(high))} << 16;
 }
 
-// Four of 32 elements; eight lanes that follow each other, from a multiple of 8 on, have the block, and all
-// lanes of the warp call. The four quants of this lane; `meta` is the block's, in each lane.
-__device__ inline uint32_t quantize_four(const float (&x)[4], ActivationMeta& meta) {
-  // The bits of magnitudes order as the magnitudes do, NaN above all, so that a NaN reaches the scale.
+// The largest magnitude of what kLanes lanes that follow each other, from a multiple of them on, have; in
+// each of them. As bits, which order as the magnitudes do, NaN above all, so that a NaN reaches the scale.
+template <int kLanes>
+__device__ inline unsigned largest_magnitude(const float (&x)[4]) {
   unsigned largest = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) largest = max(largest, __float_as_uint(x[i]) & 0x7fffffffu);
 #pragma unroll
-  for (int lanes = 1; lanes < 8; lanes *= 2) {
+  for (int lanes = 1; lanes < kLanes; lanes *= 2) {
     largest = max(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
   }
-  const float most = __uint_as_float(largest);
+  return largest;
+}
+
+// Four of 32 elements; eight lanes that follow each other, from a multiple of 8 on, have the block, and all
+// lanes of the warp call. The four quants of this lane; `meta` is the block's, in each lane.
+__device__ inline uint32_t quantize_four(const float (&x)[4], ActivationMeta& meta) {
+  const float most = __uint_as_float(largest_magnitude<8>(x));
   const bool zero = most < kQ8Smallest;
   const float inverse = zero ? 0.0f : 127.0f / most;
   uint32_t quants = 0;
@@ -47,13 +53,7 @@ __device__ inline uint32_t quantize_four(const float (&x)[4], ActivationMeta& me
 // Four of 128 elements that the warp has, each lane four that follow each other: as numbers of E4M3. `scale`
 // is the block's, in each lane.
 __device__ inline uint32_t quantize_four_f8(const float (&x)[4], float& scale) {
-  unsigned largest = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) largest = max(largest, __float_as_uint(x[i]) & 0x7fffffffu);
-#pragma unroll
-  for (int lanes = 1; lanes < 32; lanes *= 2) {
-    largest = max(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
-  }
+  const unsigned largest = largest_magnitude<32>(x);
   const float most = __uint_as_float(largest);
   const bool zero = most < kQ8Smallest, finite = largest < 0x7f800000u;
   const float inverse = zero ? 0.0f : kMostE4M3 / most;

@@ -367,12 +367,9 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
   }
 }
 
-// The grid is as many blocks as run at once, or as there are items.
-template <int kTokens>
-__global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma(MatmulArguments op) {
-  let_next_begin();
-  using S = WgmmaShape<kTokens>;
-  auto* shared = shared_memory<uint8_t>();
+// By all threads of a block, before its warps take their roles.
+template <class S>
+__device__ inline void open_ring(uint8_t* shared) {
   if (threadIdx.x == 0) {
     WgmmaRing<S> ring{shared};
     for (; ring.parity == 0; ring.advance()) {
@@ -382,6 +379,15 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
     arrivals_ready();
   }
   __syncthreads();
+}
+
+// The grid is as many blocks as run at once, or as there are items.
+template <int kTokens>
+__global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma(MatmulArguments op) {
+  let_next_begin();
+  using S = WgmmaShape<kTokens>;
+  auto* shared = shared_memory<uint8_t>();
+  open_ring<S>(shared);
   // Of the 512 registers that a quarter of a multiprocessor has for a lane of each of its three warps.
   if (threadIdx.x >= S::kConsumers) {
     set_registers<72, false>();

@@ -164,15 +164,7 @@ __global__ void __launch_bounds__(WgmmaF8Shape::kThreads, 1) matmul_wgmma_f8(Mat
   let_next_begin();
   using S = WgmmaF8Shape;
   auto* shared = shared_memory<uint8_t>();
-  if (threadIdx.x == 0) {
-    WgmmaRing<S> ring{shared};
-    for (; ring.parity == 0; ring.advance()) {
-      arrivals_init(ring.full(), 4);
-      arrivals_init(ring.empty(), S::kConsumerWarps);
-    }
-    arrivals_ready();
-  }
-  __syncthreads();
+  open_ring<S>(shared);
   if (threadIdx.x >= S::kConsumers) {
     set_registers<72, false>();
     bring_f8_stages(op, shared);
