@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 
+#include "backend/conformance/harness.h"
 #include "backend/op_test.h"
 
 namespace qiao::conformance {
@@ -51,7 +52,7 @@ class MeddledChip final : public Backend {
 
   std::string_view chip() const override { return "meddled"; }
   DeviceInfo describe() const override { return law_->describe(); }
-  DevicePeaks measure_peaks() override { return {}; }
+  DevicePeaks measure_peaks() override { return peaks; }
   std::span<const MissingOp> missing() const override { return listed; }
   void upload(void* device, const void* host, size_t bytes) override { law_->upload(device, host, bytes); }
   void download(void* host, const void* device, size_t bytes) override {
@@ -60,6 +61,7 @@ class MeddledChip final : public Backend {
   void synchronize() override {}
 
   std::vector<MissingOp> listed;
+  DevicePeaks peaks;
 
  protected:
   void* do_allocate(size_t bytes) override { return ::operator new (bytes, std::align_val_t{64}); }
@@ -371,6 +373,36 @@ TEST(ConformanceTest, WhatTrainingLacksDoesNotStopServing) {
   EXPECT_FALSE(report.green_for_train);
   EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is green for profile serve"));
   EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is NOT green for profile train"));
+}
+
+TEST(ConformanceTest, ABenchIsNamedByWhatLimitsIt) {
+  const auto limits = [](DevicePeaks peaks) {
+    MeddledChip chip("", {});
+    chip.peaks = peaks;
+    Options options = quick();
+    options.bench = true;
+    Report report;
+    Harness harness(chip, options, &report);
+    std::string names;
+    for (const auto& [peak, flops] : {std::pair{Harness::Peak::kNone, 1e9},
+                                      {Harness::Peak::kF32, 1e9},
+                                      {Harness::Peak::kBF16, 1e9},
+                                      {Harness::Peak::kInt8, 1e9},
+                                      {Harness::Peak::kF8, 1e9},
+                                      {Harness::Peak::kF8, 0.0}}) {
+      const size_t line = harness.line("op", fmt::format("{}", names.size()));
+      int calls = 0;
+      harness.bench(line, "shape", 1, flops, peak, [&] { ++calls; });
+      EXPECT_GT(calls, 0);
+      names += fmt::format("{} ", report.lines[line].benches.at(0).of);
+    }
+    EXPECT_THAT(to_table(report), ::testing::HasSubstr("% of f32"));
+    return names;
+  };
+  EXPECT_EQ(
+      limits({.read_bytes_per_second = 1, .f32_flops = 1, .bf16_flops = 1, .int8_ops = 1, .f8_flops = 1}),
+      "read f32 bf16 int8 fp8 read ");
+  EXPECT_EQ(limits({.f32_flops = 1, .int8_ops = 1}), " f32  int8 f32  ");
 }
 
 TEST(ConformanceTest, AnUnknownOpIsNamed) {

@@ -42,21 +42,12 @@ struct Answer {
 // One request under way. Destroy only after wait().
 class Pending {
  public:
-  Pending(Engine& engine, GenerationRequest request) {
+  // `then`, on the engine's thread behind each event: while it waits, the engine does.
+  Pending(Engine& engine, GenerationRequest request, std::function<void()> then = {}) {
     const bool logprobs = request.logprobs;
-    generation = engine.submit(std::move(request), [this, logprobs](const GenerationEvent& event) {
-      const std::lock_guard lock(mutex_);
-      if (event.has_token) {
-        answer_.tokens.push_back(event.token);
-        if (logprobs) answer_.logprobs.push_back(event.logprobs);
-      }
-      if (!event.prompt_logprobs.empty()) answer_.prompt_logprobs = event.prompt_logprobs;
-      answer_.text += event.text;
-      if (event.finish != FinishReason::kNone) {
-        answer_.last = event;
-        ++answer_.last_events;
-      }
-      changed_.notify_all();
+    generation = engine.submit(std::move(request), [this, logprobs, then](const GenerationEvent& event) {
+      take(event, logprobs);
+      if (then) then();
     });
   }
 
@@ -73,6 +64,21 @@ class Pending {
   std::shared_ptr<Generation> generation;
 
  private:
+  void take(const GenerationEvent& event, bool logprobs) {
+    const std::lock_guard lock(mutex_);
+    if (event.has_token) {
+      answer_.tokens.push_back(event.token);
+      if (logprobs) answer_.logprobs.push_back(event.logprobs);
+    }
+    if (!event.prompt_logprobs.empty()) answer_.prompt_logprobs = event.prompt_logprobs;
+    answer_.text += event.text;
+    if (event.finish != FinishReason::kNone) {
+      answer_.last = event;
+      ++answer_.last_events;
+    }
+    changed_.notify_all();
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
   Answer answer_;

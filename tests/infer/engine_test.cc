@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <future>
 #include <set>
 #include <thread>
 
@@ -273,11 +274,13 @@ TEST_F(EngineTest, RefusesRequestsThatCannotRun) {
 
 TEST_F(EngineTest, AFullQueueIsAnErrorNotAWait) {
   Engine small(load_chat_model(), {.context = 2048, .slots = 1, .max_queued = 1});
-  Pending running(small,
-                  greedy(*model_, kPrompt, 1900));  // long enough for what follows to come before its end
+  std::promise<void> refused;
+  Pending running(small, greedy(*model_, kPrompt, 20),
+                  [until = refused.get_future().share()] { until.wait(); });
   running.wait_for_tokens(1);
   Pending queued(small, greedy(*model_, kPrompt, 2));
   EXPECT_QIAO_ERROR(run(small, greedy(*model_, kPrompt, 2)), kUnavailable, "queue");
+  refused.set_value();
   EXPECT_EQ(queued.wait().tokens.size(), 2u);
   running.wait();
 }

@@ -60,20 +60,21 @@ void Harness::element(size_t line, double actual, double expected, double bound,
   compare(actual, expected, bound, row, column, &report_->lines[line].errors);
 }
 
-double Harness::measured(Peak peak) const {
+Harness::Rate Harness::measured(Peak peak) const {
+  const DevicePeaks& peaks = report_->peaks;
   switch (peak) {
     case Peak::kNone:
-      return 0;
+      break;
     case Peak::kF32:
-      return report_->peaks.f32_flops;
+      return {peaks.f32_flops, "f32"};
     case Peak::kBF16:
-      return report_->peaks.bf16_flops;
+      return {peaks.bf16_flops, "bf16"};
     case Peak::kInt8:
-      return report_->peaks.int8_ops;
+      return {peaks.int8_ops, "int8"};
     case Peak::kF8:  // a chip without such units computes it in F32
-      return report_->peaks.f8_flops > 0 ? report_->peaks.f8_flops : report_->peaks.f32_flops;
+      return peaks.f8_flops > 0 ? Rate{peaks.f8_flops, "fp8"} : Rate{peaks.f32_flops, "f32"};
   }
-  return 0;
+  return {};
 }
 
 void Harness::bench(size_t line, std::string shape, double bytes, double flops, Peak peak,
@@ -102,15 +103,14 @@ void Harness::bench(size_t line, std::string shape, double bytes, double flops, 
     return;
   }
   Bench bench{std::move(shape), best};
-  static constexpr std::string_view kNames[] = {"", "f32", "bf16", "int8"};
   if (report_->peaks.read_bytes_per_second > 0) {
     bench.roofline = bytes / best / report_->peaks.read_bytes_per_second;
     bench.of = "read";
   }
-  if (const double arithmetic = measured(peak);
-      arithmetic > 0 && flops / best / arithmetic > bench.roofline) {
-    bench.roofline = flops / best / arithmetic;
-    bench.of = kNames[static_cast<size_t>(peak)];
+  if (const Rate arithmetic = measured(peak);
+      arithmetic.per_second > 0 && flops / best / arithmetic.per_second > bench.roofline) {
+    bench.roofline = flops / best / arithmetic.per_second;
+    bench.of = arithmetic.of;
   }
   l.benches.push_back(std::move(bench));
 }

@@ -52,7 +52,11 @@ class Harness {
 
  private:
   Tensor workspace_of(size_t bytes);
-  double measured(Peak peak) const;
+  struct Rate {
+    double per_second = 0;
+    std::string_view of;
+  };
+  Rate measured(Peak peak) const;
 
   Backend& chip_;
   std::unique_ptr<Backend> law_;

@@ -30,9 +30,10 @@ std::string to_table(const Report& report) {
   std::string text = fmt::format("conformance of {}, seed {}\n", report.chip, report.seed);
   if (report.peaks.read_bytes_per_second > 0) {
     text += fmt::format(
-        "measured: reads {:.1f} GB/s, f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s\n",
+        "measured: reads {:.1f} GB/s, f32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s, fp8 {}\n",
         report.peaks.read_bytes_per_second / 1e9, report.peaks.f32_flops / 1e9, report.peaks.bf16_flops / 1e9,
-        report.peaks.int8_ops / 1e9);
+        report.peaks.int8_ops / 1e9,
+        report.peaks.f8_flops > 0 ? fmt::format("{:.0f} GFLOP/s", report.peaks.f8_flops / 1e9) : "-");
   }
   constexpr std::string_view kColumns = "{:<25} {:<12} {:>5} {:>9} {:>8} {:>8} {:>10}  {:<7}";
   text += fmt::format(kColumns, "op", "variant", "cases", "elements", "max/bnd", "mean/bnd", "max error", "");
