@@ -395,7 +395,7 @@ void conform_token_logprob_backward(Harness& h) {
 void conform_token_loss(Harness& h) {
   const bool quick = h.options().quick;
   each_logprob_line(h, "token_loss", [&](size_t line, DType dtype, Compute compute) {
-    for (int i = 0; i < (quick ? 4 : 20); ++i) {
+    for (int i = 0; i < (quick ? 8 : 20); ++i) {
       const int64_t tokens = i == 0 ? 70 : random_loss_rows(h);
       h.run_case(line, [&] { loss_case(h, line, dtype, compute, tokens); });
     }

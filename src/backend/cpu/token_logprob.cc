@@ -70,16 +70,25 @@ void CpuBackend::do_token_logprob_backward(const TokenLogprobBackward& op) {
   float* logits = rows.logits() + kPairColumns;
   const GradientContext context =
       head_gradients(op.compute, pool_, op.workspace.as<std::byte>() + plan.gradients_at);
-  while (rows.next([&](int64_t row) { return dlogprob[row] != 0; })) {
+  // Where dw adds up rows by pairs, those without a slope keep their places in it, as TokenLoss has them.
+  const bool all = op.dw.present() && context.compute == Compute::kBF16 && context.kernels.bf16_steps > 1;
+  while (rows.next([&](int64_t row) { return all || dlogprob[row] != 0; })) {
+    for (int64_t t = 0; all && t < rows.count(); ++t) {
+      if (dlogprob[rows[t].row] == 0) rows.clear_x(t);  // whatever it holds
+    }
     rows.for_each_piece(
         true, kPieceStride, [&](int64_t) { return logits; },
         [&](int64_t first, int64_t count) {
           pool_.parallel_for(rows.count(), row_grain(count), [&](int64_t begin, int64_t end, int) {
             for (int64_t t = begin; t < end; ++t) {
               const LossRow& row = rows[t];
-              kernels.gradients({logits + t * kPieceStride, count, row.label - first, op.temperature,
-                                 op.soft_cap, op.log_sum_exp.as<float>()[row.row],
-                                 dlogprob[row.row] / op.temperature});
+              float* z = logits + t * kPieceStride;
+              if (dlogprob[row.row] == 0) {
+                std::fill_n(z, count, 0.0f);
+                continue;
+              }
+              kernels.gradients({z, count, row.label - first, op.temperature, op.soft_cap,
+                                 op.log_sum_exp.as<float>()[row.row], dlogprob[row.row] / op.temperature});
             }
           });
           const Tensor dz = Tensor(logits, DType::kF32, {rows.count(), kPieceStride}).narrow(1, 0, count);

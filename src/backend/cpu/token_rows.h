@@ -84,6 +84,10 @@ class LossRows {
   LossRow& operator[](int64_t i) const { return rows_[i]; }
   const CpuWeight& weight() const { return weight_; }
   Tensor x() const { return matrix(plan_.x_at); }
+  void clear_x(int64_t t) const {
+    const int64_t columns = op_.x.shape[1];
+    std::fill_n(x().template as<float>() + t * columns, columns, 0.0f);
+  }
   Tensor dx() const { return matrix(plan_.dx_at); }
   float* logits() const { return reinterpret_cast<float*>(workspace_); }
 
