@@ -139,7 +139,9 @@ void DraftModel::compute(std::span<Row> rows) {
 // target cannot read and before the end of the answer: nothing follows that.
 void DraftModel::draw(std::span<Row> rows) {
   samples_.clear();
-  for (const Row& row : rows) samples_.add(*row.sequence, std::ssize(row.sequence->draft));
+  for (const Row& row : rows) {
+    samples_.add(*row.sequence, std::ssize(row.sequence->tokens) + std::ssize(row.sequence->draft));
+  }
   const std::span<const int32_t> drawn = samples_.draw(outputs_.logits, {}).ids;
   for (size_t i = 0; i < rows.size(); ++i) {
     Sequence& sequence = *rows[i].sequence;

@@ -84,12 +84,11 @@ void SampleBatch::end_row() {
   bias_offsets_.push_back(static_cast<int32_t>(bias_ids_.size()));
 }
 
-void SampleBatch::add(const Sequence& sequence, int64_t ahead) {
+void SampleBatch::add(const Sequence& sequence, int64_t index) {
   const GenerationRequest& request = sequence.request();
-  rows_.push_back(
-      sample_row(request.sampling, request.choice, static_cast<int64_t>(sequence.tokens.size()) + ahead));
+  rows_.push_back(sample_row(request.sampling, request.choice, index));
   rows_.back().logprob_temperature = logprob_temperature(request);
-  add_history(sequence, ahead);
+  add_history(sequence, index - std::ssize(sequence.tokens));
   for (const auto& [id, bias] : request.sampling.logit_bias) add_bias(id, bias);
   end_row();
 }
@@ -102,10 +101,16 @@ void SampleBatch::add_known(const Sequence& sequence, TokenId target) {
   end_row();
 }
 
+void SampleBatch::add_nothing() {
+  rows_.emplace_back();
+  end_row();
+}
+
 Tensor SampleBatch::device(int index, DType dtype, std::initializer_list<int64_t> shape) {
   Tensor tensor(nullptr, dtype, shape);
   const auto bytes = static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 64));
   if (device_[index].bytes() < bytes) {
+    recordings_.clear();        // of other addresses
     device_[index] = Buffer();  // free first: both need not fit
     device_[index] = backend_.allocate(bytes * 2);
   }
@@ -169,9 +174,18 @@ void SampleBatch::start(const Tensor& logits, const Wanted& wanted, Flight& flig
   }
   if (const size_t size = backend_.workspace_bytes(op); size > 0)
     op.workspace = device(kWorkspace, DType::kU8, {static_cast<int64_t>(size)});
-  backend_.sample(op);
+  give(op, {logits.data, rows, flight.top, op.mask.present(), wanted.log_probabilities});
   flight.ids = op.ids;
   backend_.start_download(flight.landing, results.data, static_cast<size_t>(bytes));
+}
+
+// Apart from the forward pass: what it takes from the host may come while that runs.
+void SampleBatch::give(const Sample& op, const Shape& shape) {
+  if (op.history_ids.present() || op.bias_ids.present()) return backend_.sample(op);
+  recordings_.run(backend_, shape, [&] {
+    backend_.sample(op);
+    return Nothing();
+  });
 }
 
 SampleBatch::Draws SampleBatch::finish(Flight& flight) {

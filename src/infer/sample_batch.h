@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "backend/recordings.h"
 #include "infer/sequence.h"
 
 namespace qiao {
@@ -21,11 +22,13 @@ class SampleBatch {
   static size_t planned_bytes(const Backend& backend, int64_t vocabulary, int64_t rows, int64_t top);
 
   void clear();
-  // A row: the draw of the token behind the first `ahead` tokens of the sequence's draft, as if those had
-  // been drawn. Tokens beyond the vocabulary are left out of what it asks for.
-  void add(const Sequence& sequence, int64_t ahead);
+  // A row: the draw of the sequence's token `index`; what it has fewer of is awaited, or the draft's first,
+  // as if those had been drawn. Tokens beyond the vocabulary are left out of what it asks for.
+  void add(const Sequence& sequence, int64_t index);
   // A row whose draw is `target`, for its log-probability in that sequence.
   void add_known(const Sequence& sequence, TokenId target);
+  // A row that nobody asks for.
+  void add_nothing();
 
   struct Wanted {
     std::span<const uint32_t> masks;  // [rows, ceil(V / 32)]: the tokens allowed; empty: all
@@ -56,6 +59,16 @@ class SampleBatch {
  private:
   enum { kRows, kMask, kHistory, kBias = kHistory + 3, kResults = kBias + 3, kWorkspace, kBuffers };
   using Sizes = std::array<size_t, kBuffers>;
+  // What a draw without penalties and biases follows from, beside what this fixes.
+  struct Shape {
+    const void* logits = nullptr;
+    int64_t rows = 0, top = 0;
+    bool masked = false, log_probabilities = false;
+    auto operator<=>(const Shape&) const =
+        default;  // NOLINT(modernize-use-nullptr): it takes the default for a 0
+  };
+  struct Nothing {};
+  void give(const Sample& op, const Shape& shape);
   static Sizes planned(const Backend& backend, int64_t vocabulary, int64_t rows, int64_t top);
   void add_history(const Sequence& sequence, int64_t ahead);
   void add_count(TokenId id, int32_t count);
@@ -70,7 +83,8 @@ class SampleBatch {
   std::vector<SampleRow> rows_;
   std::vector<int32_t> history_ids_, history_counts_, history_offsets_, bias_ids_, bias_offsets_;
   std::vector<float> bias_values_;
-  Flight flight_;            // of draw()
+  Flight flight_;  // of draw()
+  Recordings<Shape, Nothing> recordings_;
   Buffer device_[kBuffers];  // the same on the chip, grown when a step needs more
 };
 

@@ -36,7 +36,7 @@ struct Job {
   // the host does not know these, but that they follow `tokens`.
   int64_t under_way = 0, awaited = 0;
   bool leaves = false;  // as soon as no step is under way
-  // Whether its next step needs nothing of what is awaited but the token itself, which the chip has.
+  // Whether its next forward pass needs nothing of what is awaited but the token itself, which the chip has.
   enum class Ahead { kNo, kYes, kEnds };  // kEnds: with what is awaited it has all that it may
   virtual Ahead ahead() const { return Ahead::kNo; }
 

@@ -61,11 +61,9 @@ bool Sequence::keeps_history() const {
          sampling.presence_penalty != 0.0f;
 }
 
-// A grammar's mask and penalties follow from the token that is awaited; log-probabilities of forced tokens
-// and prompts are not counted before they come.
+// Log-probabilities of forced tokens and prompts are not counted before they come.
 Job::Ahead Sequence::ahead() const {
-  if (constraint_ || keeps_history() || !draft.empty() || outputs_had < outputs_wanted || !draws())
-    return Ahead::kNo;
+  if (!draft.empty() || outputs_had < outputs_wanted || !draws()) return Ahead::kNo;
   const bool full = static_cast<int64_t>(tokens.size()) + awaited >= context_;
   const bool all = request_.max_tokens >= 0 && completion_tokens_ + awaited >= request_.max_tokens;
   return full || all ? Ahead::kEnds : Ahead::kYes;

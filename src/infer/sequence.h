@@ -39,6 +39,8 @@ class Sequence final : public Job {
     return !request_.embedding && request_.max_tokens != 0 && ending_ == FinishReason::kNone;
   }
   bool constrained() const { return constraint_.has_value(); }
+  // Whether a draw takes more of the host than how many tokens there are: those that came before it.
+  bool draws_by_history() const { return constrained() || keeps_history(); }
   // Which tokens may be drawn behind the first `ahead` tokens of the draft: [ceil(V / 32)] words. May finish
   // the sequence with an error.
   void mask(int64_t ahead, std::span<uint32_t> words);

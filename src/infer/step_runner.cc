@@ -85,13 +85,14 @@ void StepRunner::pack(const StepEntry& entry, Flight& flight) {
     const bool wanted = position >= sequence.outputs_had && position < sequence.outputs_wanted;
     if (wanted) {
       output_rows_.push_back(row);
-      flight.outputs.push_back({&sequence, 0, 0, false, flight.embeds ? 0 : sequence.tokens[index + 1]});
+      flight.outputs.push_back({&sequence, position + 1, 0, Output::kKnown});
     }
     const int64_t ahead = position + 1 - static_cast<int64_t>(known);
     if (ahead >= sequence.awaited && sequence.draws()) {
       output_rows_.push_back(row);
       if (ahead == sequence.awaited) flight.drawing.push_back(&sequence);
-      flight.outputs.push_back({&sequence, ahead, ahead - sequence.awaited, true, 0});
+      flight.outputs.push_back({&sequence, position + 1, ahead - sequence.awaited, Output::kDraws});
+      flight.draws_later |= sequence.awaited > 0 && sequence.draws_by_history();
     }
   }
   lengths_.push_back(static_cast<int32_t>(end));
@@ -134,20 +135,22 @@ void StepRunner::launch(std::span<const StepEntry> entries) {
   Flight& flight = flights_[(first_ + count_) % 2];
   flight.outputs.clear();
   flight.drawing.clear();
+  flight.draws_later = false;
   flight.embeds = entries.front().job->embedding;
   take_entries(entries, flight);
   if (flight.entries.empty()) return;
   for (const StepEntry& entry : flight.entries) pack(entry, flight);
   const Decoder::Outputs out = forward(flight);
-  flight.hidden = out.hidden;
-  if (!flight.outputs.empty() && !flight.embeds) draw(out.logits, flight);
+  flight.hidden = out.hidden, flight.logits = out.logits;
+  if (!flight.outputs.empty() && !flight.embeds && !flight.draws_later) draw(flight);
   // All of it is given: from here on nothing throws.
   for (const StepEntry& entry : flight.entries) {
     entry.job->computed += entry.count;
     ++entry.job->under_way;
   }
   for (size_t i = 0; i < flight.outputs.size(); ++i)
-    if (flight.outputs[i].draws) flight.outputs[i].sequence->drawn_row = static_cast<int32_t>(i);
+    if (flight.outputs[i].wants == Output::kDraws)
+      flight.outputs[i].sequence->drawn_row = static_cast<int32_t>(i);
   for (Sequence* sequence : flight.drawing) ++sequence->awaited;
   ahead_ += count_;
   ++count_;
@@ -168,7 +171,42 @@ std::span<const StepEntry> StepRunner::land() {
   }
   first_ ^= 1;
   --count_;
+  if (count_ > 0 && flights_[first_].draws_later) draw_at_last(flights_[first_]);
   return flight.entries;
+}
+
+// What the step before has drawn is known, and its forward pass runs. Where a grammar has forced tokens
+// behind one of those, the next is known as well.
+void StepRunner::draw_at_last(Flight& flight) {
+  for (Output& output : flight.outputs) {
+    Sequence& sequence = *output.sequence;
+    if (output.wants != Output::kDraws) continue;
+    if (sequence.finished) {
+      output.wants = Output::kNothing;
+    } else if (std::ssize(sequence.tokens) > output.index) {
+      const bool wanted = output.index > sequence.outputs_had && output.index <= sequence.outputs_wanted;
+      output.wants = wanted ? Output::kKnown : Output::kNothing;
+      --sequence.awaited;
+      std::erase(flight.drawing, &sequence);
+    }
+  }
+  try {
+    draw(flight);
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kTooLarge) throw;
+    take_back(flight);
+  }
+}
+
+// The last step that was given has not been: its jobs are where they were before.
+void StepRunner::take_back(Flight& flight) {
+  for (const StepEntry& entry : flight.entries) {
+    entry.job->computed -= entry.count;
+    --entry.job->under_way;
+  }
+  for (Sequence* sequence : flight.drawing) --sequence->awaited;
+  --count_;
+  --ahead_;
 }
 
 std::vector<StepEntry> StepRunner::forget() {
@@ -204,35 +242,47 @@ void StepRunner::settle_draft(Sequence& sequence) {
 void StepRunner::fill_masks(const Flight& flight) {
   masks_.clear();
   const std::vector<Output>& outputs = flight.outputs;
-  if (std::none_of(outputs.begin(), outputs.end(),
-                   [](const Output& output) { return output.draws && output.sequence->constrained(); })) {
+  if (std::none_of(outputs.begin(), outputs.end(), [](const Output& output) {
+        return output.wants == Output::kDraws && output.sequence->constrained();
+      })) {
     return;
   }
   const auto words = static_cast<size_t>((vocabulary_ + 31) / 32);
   masks_.assign(outputs.size() * words, ~uint32_t{0});
   for (size_t i = 0; i < outputs.size(); ++i) {
     const Output& output = outputs[i];
-    if (output.draws && output.sequence->constrained())
+    if (output.wants == Output::kDraws && output.sequence->constrained())
       output.sequence->mask(output.drafted, std::span(masks_).subspan(i * words, words));
   }
 }
 
-void StepRunner::draw(const Tensor& logits, Flight& flight) {
+void StepRunner::draw(Flight& flight) {
   fill_masks(flight);
   batch_.clear();
   int64_t top = 0;
   for (const Output& output : flight.outputs) {
     top = std::max<int64_t>(top, output.sequence->request().top_logprobs);
-    output.draws ? batch_.add(*output.sequence, output.ahead)
-                 : batch_.add_known(*output.sequence, output.target);
+    const Sequence& sequence = *output.sequence;
+    switch (output.wants) {
+      case Output::kDraws:
+        batch_.add(sequence, output.index);
+        break;
+      case Output::kKnown:
+        batch_.add_known(sequence, sequence.tokens[static_cast<size_t>(output.index)]);
+        break;
+      case Output::kNothing:
+        batch_.add_nothing();
+    }
   }
-  batch_.start(logits, {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)},
+  batch_.start(flight.logits,
+               {.masks = masks_, .log_probabilities = true, .top = std::min(top, kTopLogprobs)},
                flight.draws);
 }
 
 void StepRunner::take_draws(const Flight& flight, const SampleBatch::Draws& draws) {
   for (size_t i = 0; i < flight.outputs.size(); ++i) {
     const Output& output = flight.outputs[i];
+    if (output.wants == Output::kNothing) continue;
     Sequence& sequence = *output.sequence;
     TokenLogprobs logprobs;
     logprobs.logprob = draws.log_probabilities[i];
@@ -242,7 +292,7 @@ void StepRunner::take_draws(const Flight& flight, const SampleBatch::Draws& draw
       logprobs.top.emplace_back(draws.top_ids[at], draws.top_log_probabilities[at]);
     }
     const TokenId drawn = draws.ids[i];
-    if (!output.draws) {
+    if (output.wants == Output::kKnown) {
       sequence.add_logprobs(std::move(logprobs));
     } else if (sequence.finished || output.drafted > sequence.draft_accepted) {
       continue;  // drawn behind a draft that was wrong, or behind the end

@@ -35,8 +35,10 @@ class StepRunner {
 
   // The same in two parts, two steps under way at most: launch gives a step to the chip, land waits for the
   // first one's results. In a step that is launched while another one is under way, a job's next token may be
-  // one that this one draws: it is put in its place by the chip. Where the job turns out to have finished
-  // before, what the later step drew for it is dropped.
+  // one that this one draws: it is put in its place by the chip. Where a draw follows from that token (a
+  // grammar, penalties), the later step's forward pass is given before it is known and its draws by land,
+  // while the pass runs; where memory for them runs out, that step is taken back. Where the job turns out to
+  // have finished before, or a grammar forces what comes next, what the later step drew for it is dropped.
   void launch(std::span<const StepEntry> entries);
   // Returns the entries of the step, valid until the next launch.
   std::span<const StepEntry> land();
@@ -52,17 +54,17 @@ class StepRunner {
  private:
   struct Output {
     Sequence* sequence;
-    int64_t ahead;    // tokens before what is drawn that are not known: of the draft, or one awaited
-    int64_t drafted;  // those of the draft
-    bool draws;       // else: the log-probability of `target`
-    TokenId target;
+    int64_t index;                            // of the token
+    int64_t drafted;                          // tokens of the draft before it
+    enum { kDraws, kKnown, kNothing } wants;  // kKnown: the log-probability of the token that is there
   };
   struct Flight {
     std::vector<StepEntry> entries;  // in the order in which they are packed
     std::vector<Output> outputs;
     std::vector<Sequence*> drawing;
     bool embeds = false;
-    Tensor hidden;
+    bool draws_later = false;  // when what the draws follow from is known
+    Tensor hidden, logits;
     SampleBatch::Flight draws;
   };
   void take_entries(std::span<const StepEntry> entries, Flight& flight);
@@ -71,7 +73,9 @@ class StepRunner {
   void pack_pages(std::span<const int32_t> pages, int64_t begin, int64_t end, std::vector<int32_t>& slots,
                   std::vector<int32_t>& table) const;
   void fill_masks(const Flight& flight);
-  void draw(const Tensor& logits, Flight& flight);
+  void draw(Flight& flight);
+  void draw_at_last(Flight& flight);
+  void take_back(Flight& flight);
   void take_draws(const Flight& flight, const SampleBatch::Draws& draws);
   void settle_draft(Sequence& sequence);
   void take_hidden(const Flight& flight);

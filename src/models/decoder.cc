@@ -4,13 +4,13 @@
 #include <atomic>
 #include <cstring>
 
+#include "backend/recordings.h"
 #include "base/error.h"
 #include "models/decoder_checks.h"
 #include "models/decoder_layers.h"
 #include "models/decoder_ranks.h"
 #include "models/decoder_work.h"
 #include "models/lora.h"
-#include "models/step_recordings.h"
 #include "models/weights.h"
 
 namespace qiao {
@@ -88,6 +88,15 @@ class IndexBlock {
   size_t used_ = 0;
 };
 
+// All that a step's ops follow from, beside what its workspace fixes.
+struct StepKey {
+  uint64_t cache = 0;                             // KvCache::serial
+  int64_t sequences = 0, pages = 0, outputs = 0;  // a token of each sequence, M of its page table, O
+  bool want_logits = false;
+  auto operator<=>(const StepKey&) const =
+      default;  // NOLINT(modernize-use-nullptr): it takes the default for a 0
+};
+
 class StepMemory final : public Decoder::Workspace {
  public:
   StepMemory(Backend& backend, const Decoder::Limits& step_limits, int64_t tables, size_t scratch_bytes)
@@ -103,7 +112,7 @@ class StepMemory final : public Decoder::Workspace {
   Decoder::Limits limits;
   IndexBlock indices;
   Buffer scratch;
-  StepRecordings recordings;
+  Recordings<StepKey, Decoder::Outputs> recordings;
   std::vector<nn::AdapterRows> token_adapters, output_adapters;  // of the step
   std::shared_ptr<DecoderRanks> ranks;                           // where this one leads
   int64_t number = 0;                                            // by which the others know it

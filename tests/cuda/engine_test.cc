@@ -57,14 +57,14 @@ TEST(CudaEngineTest, AnswersAreTheSameBytesAloneAndInCompany) {
   }
 }
 
-// Seven steps of decoding after the first token: called once, then one launch each.
+// Seven steps of decoding after the first token and eight draws: each called once, then one launch.
 TEST(CudaEngineTest, DecodingIsOneLaunchAStep) {
   const auto model = load_chat_model(1, "cuda");
   Engine engine(model, {});
   const int before = stand_in::use().graph_launches;
   const Answer answer = run(engine, greedy(*model, "A bridge", 8));
   EXPECT_EQ(answer.tokens.size(), 8u);
-  EXPECT_EQ(stand_in::use().graph_launches - before, 6);
+  EXPECT_EQ(stand_in::use().graph_launches - before, 6 + 7);
 }
 
 // The first token's log-probability is the CPU's to a few units: the same model runs.
@@ -186,6 +186,31 @@ TEST(CudaEngineTest, MemoryThatRunsOutLosesNothingThatFitsInParts) {
     }
   }
   EXPECT_EQ(wrong, 0) << "of " << right + wrong;
+}
+
+// With penalties a draw is given when the pass before it is: where it finds no memory then, that step has not
+// been, and is given again.
+TEST(CudaEngineTest, AStepWhoseDrawFindsNoMemoryIsTakenBack) {
+  const auto model = load_chat_model(1, "cuda");
+  const GenerationRequest request = some_requests(*model)[1];
+  std::vector<TokenId> expected;
+  int64_t ahead = 0;
+  const auto answer = [&](int64_t n) {
+    Engine engine(model, {});
+    if (n > 0) stand_in::fail_call("cudaMemcpyAsync", n, cudaErrorMemoryAllocation);
+    const Answer got = run(engine, request);
+    engine.drain();
+    const EngineStats stats = engine.stats();
+    if (n == 0) expected = got.tokens, ahead = stats.ahead_steps;
+    EXPECT_EQ(got.tokens, expected) << n;
+    EXPECT_EQ(stats.pages.used, 0) << n;
+    return stats.ahead_steps < ahead;
+  };
+  EXPECT_FALSE(answer(0));
+  EXPECT_EQ(ahead, 7);
+  int taken_back = 0;
+  for (int64_t n = 1; n <= 24; ++n) taken_back += answer(n) ? 1 : 0;
+  EXPECT_GT(taken_back, 5);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ TokenId end_of(const LanguageModel& model) {
 }
 
 // Answers that end in every way: by the end token, a stop text, their length or the context's. Some have
-// penalties or a grammar, with which nothing can run ahead.
+// penalties or a grammar, whose draws wait for the token before; some grammars force tokens.
 std::vector<GenerationRequest> mixed(const LanguageModel& model, std::mt19937_64& random, size_t count) {
   std::vector<GenerationRequest> list;
   const TokenId end = end_of(model);
@@ -37,8 +37,10 @@ std::vector<GenerationRequest> mixed(const LanguageModel& model, std::mt19937_64
     request.top_logprobs = static_cast<int32_t>(random() % 4);
     request.prompt_logprobs = random() % 6 == 0;
     if (random() % 4 == 0) request.stop = {"e", "th"};
-    if (random() % 12 == 0) request.sampling.frequency_penalty = 0.5f;
-    if (random() % 12 == 0) request.grammar = constrain::compile_regex("([a-z]+ )*", "regex");
+    if (random() % 6 == 0) request.sampling.frequency_penalty = 0.5f;
+    const char* const grammars[] = {"([a-z]+ )*", "(one|two|three hundred) bridges?( over the [a-z]+)*",
+                                    "[a-z]{2,9}"};
+    if (random() % 5 == 0) request.grammar = constrain::compile_regex(grammars[random() % 3], "regex");
     list.push_back(std::move(request));
   }
   return list;
@@ -50,6 +52,7 @@ void expect_equal(const Answer& got, const Answer& wanted, const std::string& wh
   EXPECT_EQ(got.last.finish, wanted.last.finish) << where;
   EXPECT_EQ(got.last.stop_text, wanted.last.stop_text) << where;
   EXPECT_EQ(got.last.completion_tokens, wanted.last.completion_tokens) << where;
+  EXPECT_EQ(got.last.forced_tokens, wanted.last.forced_tokens) << where;
   ASSERT_EQ(got.logprobs.size(), wanted.logprobs.size()) << where;
   for (size_t i = 0; i < got.logprobs.size(); ++i) {
     EXPECT_EQ(got.logprobs[i].logprob, wanted.logprobs[i].logprob) << where;
@@ -108,8 +111,8 @@ TEST(RunAheadTest, DecodingRunsAheadAndNoFurtherThanTheLength) {
   EXPECT_EQ(engine.stats().ahead_steps, 7);
 }
 
-// What follows from the token that is awaited waits for it.
-TEST(RunAheadTest, PenaltiesAndGrammarsWaitForTheToken) {
+// Where a draw follows from the token that is awaited, the forward pass before it is given all the same.
+TEST(RunAheadTest, PenaltiesAndGrammarsRunAhead) {
   const auto model = load_chat_model();
   Engine engine(model, {.run_ahead = true});
   GenerationRequest penalty = greedy(*model, "A bridge", 8), grammar = penalty;
@@ -118,7 +121,24 @@ TEST(RunAheadTest, PenaltiesAndGrammarsWaitForTheToken) {
   run(engine, penalty);
   run(engine, grammar);
   engine.drain();
-  EXPECT_EQ(engine.stats().ahead_steps, 0);
+  EXPECT_EQ(engine.stats().ahead_steps, 14);
+}
+
+// A token that a grammar forces is not drawn, and its log-probability is that of the pass already given.
+TEST(RunAheadTest, ForcedTokensComeBehindAPassThatWasGiven) {
+  const auto model = load_chat_model();
+  GenerationRequest request = greedy(*model, "A bridge", 40);
+  request.grammar = constrain::compile_regex("[ab] is a bridge( [cd] is a tower)", "regex");
+  request.logprobs = true;
+  Answer answers[2];
+  for (const bool ahead : {false, true}) {
+    Engine engine(model, {.run_ahead = ahead});
+    answers[ahead] = run(engine, request);
+    engine.drain();
+    EXPECT_GT(answers[ahead].last.forced_tokens, 0);
+    EXPECT_EQ(engine.stats().ahead_steps > 0, ahead);
+  }
+  expect_equal(answers[1], answers[0], "ahead");
 }
 
 }  // namespace
