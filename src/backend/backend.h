@@ -117,6 +117,8 @@ class Backend {
   // Fraction bits that are kept of each addend, below the largest, where products of E4M3 are added up inside
   // a block (ops/linear.h): 23 where that is done in F32.
   virtual int e4m3_sum_bits() const { return 23; }
+  // Whether a row's bits follow from that row alone: false with BackendOptions::fast.
+  virtual bool batch_invariant() const { return true; }
   // A table of the chip's own (<chip>/missing.cc); nothing is missing where a chip has none.
   virtual std::span<const MissingOp> missing() const { return {}; }
 
@@ -274,6 +276,9 @@ class Backend {
 struct BackendOptions {
   int threads = 0;  // 0: as many as this process may use
   int device = 0;   // of several alike: "cuda:1"
+  // Sums in whatever order is quickest for a call's shape, within the same bounds: a row's bits may depend on
+  // how many are computed with it. For a chip that has no such choice it says nothing.
+  bool fast = false;
 };
 
 // The chips built into this program, best first ("cpu", "reference").

@@ -238,6 +238,7 @@ void bench(const BenchFlags& flags) {
                    {"quantize", flags.model.quantize.empty() ? Json() : Json(flags.model.quantize)},
                    {"device", device.name},
                    {"threads", device.threads},
+                   {"fast", flags.model.fast},
                    {"processes", model->decoder().ranks()},
                    {"prompt_tokens", prompt_tokens},
                    {"decode_tokens", flags.decode_tokens},

@@ -44,6 +44,10 @@ void add_conformance_command(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--quick", arguments->options.quick, "Fewer and smaller cases, no timing");
   command->add_flag("--no-bench", arguments->no_bench, "All cases, no timing");
+  command->add_flag(
+      "--fast", arguments->backend_options.fast,
+      "Of a GPU that adds up in the order that is quickest for each shape: rows are not compared "
+      "with themselves alone");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->footer(
       "Examples:\n  qiao conformance --backend cpu\n  qiao conformance --backend cpu --op linear --quick");

@@ -85,6 +85,10 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
           "each 128 x 128; activations too, as they come); half of bf16's memory")
       ->check(CLI::IsMember({"fp8"}))
       ->type_name("TYPE");
+  command.add_flag(
+      "--fast", flags.fast,
+      "Let a GPU add up in the order that is quickest for each step: what else is in it may then "
+      "change an answer's bits, and with them a token");
   const auto types = CLI::IsMember({"f16", "bf16", "f32", "q8_0"});
   command
       .add_option("--kv-type", flags.kv_type,
@@ -150,6 +154,7 @@ std::shared_ptr<Model> load_at(const ModelFlags& flags, const std::filesystem::p
   LanguageModelOptions options;
   options.device = flags.device;
   options.threads = threads_on_ranks(flags.threads);
+  options.fast = flags.fast;
   options.decoder.ranks = ranks;
   if (ranks != nullptr) options.device_number = ranks->place_on_host();
   options.chat_template_file = flags.chat_template_file;

@@ -20,6 +20,7 @@ struct ModelFlags {
   std::string model;
   std::string device = "auto";
   int threads = 0;
+  bool fast = false;
   int64_t context = 0;
   int64_t batch = 512;
   int64_t lookup = 0;

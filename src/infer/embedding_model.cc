@@ -41,7 +41,7 @@ void EmbeddingModel::drop_chip() {
 }
 
 void EmbeddingModel::load_chip() {
-  backend_ = make_backend(options_.device, {.threads = options_.threads});
+  backend_ = make_backend(options_.device, {.threads = options_.threads, .fast = options_.fast});
   if (options_.device == "auto") options_.device = backend_->chip();  // another one has other bits
   encoder_ = Encoder::load(*files_, *backend_, options_.decoder);
 }

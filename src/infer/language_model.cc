@@ -67,7 +67,9 @@ void LanguageModel::load_chip() {
   const bool loaded_before = config_.vocabulary_size > 0;
   if (loaded_before && options_.decoder.ranks != nullptr && options_.decoder.ranks->size() > 1)
     throw_error(ErrorKind::kUnsupported, "of several processes each has a part of the model");
-  backend_ = make_backend(options_.device, {.threads = options_.threads, .device = options_.device_number});
+  backend_ =
+      make_backend(options_.device,
+                   {.threads = options_.threads, .device = options_.device_number, .fast = options_.fast});
   if (options_.device == "auto") options_.device = backend_->chip();  // another one has other bits
   std::shared_ptr<Decoder> decoder = Decoder::load(*files_, *backend_, options_.decoder);
   decoder_ = decoder;

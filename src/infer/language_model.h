@@ -27,6 +27,7 @@ struct LanguageModelOptions {
   std::string device = "auto";
   int threads = 0;        // 0: as many as this process may use
   int device_number = 0;  // of several alike, where `device` does not say
+  bool fast = false;      // BackendOptions::fast
   DecoderOptions decoder;
   std::string chat_template_file;  // in place of the model's own
   std::vector<AdapterSource> adapters;

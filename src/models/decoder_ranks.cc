@@ -51,7 +51,8 @@ void DecoderRanks::tell(std::span<const T> values) {
 
 void DecoderRanks::agree(const std::string& model) {
   const std::string own =
-      fmt::format("{}; {} ({})", model, backend_.chip(), name_without_threads(backend_.describe()));
+      fmt::format("{}; {} ({}{})", model, backend_.chip(), name_without_threads(backend_.describe()),
+                  backend_.batch_invariant() ? "" : ", fast");
   if (!leads()) {
     const auto length = static_cast<int64_t>(own.size());
     communicator_.send_values(0, std::span(&length, 1));

@@ -76,6 +76,7 @@ std::optional<Graph> record(const Stream& stream, const std::function<void()>& w
 CudaBackend::CudaBackend(const BackendOptions& options)
     : hold_(options.device),
       stream_(selected(options.device)),
+      fast_(options.fast),
       block_shared_bytes_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, options.device)),
       memory_(stream_),
       uploader_(stream_),

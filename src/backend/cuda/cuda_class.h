@@ -25,6 +25,7 @@ class CudaBackend final : public Backend {
   // Between GPUs by NCCL (nccl_collectives.h); through the host where QIAO_COLLECTIVES says so.
   std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
   bool runs_behind() const override { return true; }
+  bool batch_invariant() const override { return !fast_; }
   void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
   const std::byte* finish_download(Landing& landing) override;
   using Backend::workspace_bytes;  // 0 for the other ops
@@ -112,6 +113,7 @@ class CudaBackend final : public Backend {
  private:
   DeviceHold hold_;  // ends last
   Stream stream_;
+  bool fast_;               // BackendOptions::fast
   int block_shared_bytes_;  // the most that a block may have
   Memory memory_;
   Uploader uploader_;

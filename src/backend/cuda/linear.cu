@@ -21,6 +21,13 @@ int64_t segment_length(int64_t rows, int64_t columns) {
   return std::min(ceil_div(units, wanted), kMostSegment / kSegmentUnit) * kSegmentUnit;
 }
 
+// BackendOptions::fast: of as many segments at most as leave no multiprocessor without a block. Partial sums
+// have room where they have it for segment_length's.
+int64_t fast_segment_length(int64_t columns, int64_t segments, int64_t tiles, int multiprocessors) {
+  const int64_t wanted = std::min(segments, ceil_div(multiprocessors, tiles));
+  return ceil_div(ceil_div(columns, kSegmentUnit), wanted) * kSegmentUnit;
+}
+
 int64_t up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 int64_t prepared_columns(int64_t columns, Compute compute) {
@@ -146,6 +153,11 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
     a.row_blocks = ceil_div(a.end_row - a.first_row / kTileRows * kTileRows, kManyRows);
     a.segment = segment_length(panel.rows, weight.columns());
     a.segments = ceil_div(weight.columns(), a.segment);
+    if (!few && !chip.batch_invariant()) {
+      const int64_t tiles = a.row_blocks * ceil_div(a.token_tiles * kManyTokens, kManyRows);
+      a.segment = fast_segment_length(a.weight.columns, a.segments, tiles, a.multiprocessors);
+      a.segments = ceil_div(a.weight.columns, a.segment);
+    }
     const bool whole = a.first_row == 0 && a.end_row == panel.rows;
     if (wgmma) {
       (f8 ? launch_matmul_wgmma_f8 : launch_matmul_wgmma)(stream, a, whole);
