@@ -34,15 +34,15 @@ KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, i
 }
 
 KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
-  if (const int64_t block = traits(dtype).block_elements; config.head_dim % block != 0) {
+  if (const int64_t step = kv_row_step(dtype); config.head_dim % step != 0) {
     throw_error(
         ErrorKind::kInvalidInput,
-        "keys and values of {} numbers a head cannot be kept in {}, whose blocks are of {}; use f16, bf16 "
-        "or f32 (--kv-type)",
-        config.head_dim, traits(dtype).name, block);
+        "keys and values of {} numbers a head cannot be kept in {}, whose rows are multiples of {}; use f16, "
+        "bf16 or f32 (--kv-type)",
+        config.head_dim, traits(dtype).name, step);
   }
   const int64_t rows = 2 * page_tokens * config.num_key_value_heads;
-  const auto layer_bytes = static_cast<uint64_t>(rows * row_bytes(dtype, config.head_dim));
+  const auto layer_bytes = static_cast<uint64_t>(rows * kv_row_bytes(dtype, config.head_dim));
   PageBytes bytes;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     (config.layer_slides[static_cast<size_t>(layer)] ? bytes.sliding : bytes.full) += layer_bytes;

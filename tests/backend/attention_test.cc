@@ -100,8 +100,9 @@ TEST_F(AttentionTest, Q8KeepsThirtyTwoNumbersAndTheirScale) {
 }
 
 TEST_F(AttentionTest, Q8NeedsHeadsOfWholeBlocks) {
-  EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 80, DType::kQ8_0}), kInvalidInput,
-                    "heads of 80 cannot be kept in Q8_0, whose blocks are of 32; use F16, BF16 or F32");
+  EXPECT_QIAO_ERROR(
+      chip_->make_kv_pages({1, 1, 1, 80, DType::kQ8_0}), kInvalidInput,
+      "heads of 80 cannot be kept in Q8_0, whose rows are multiples of 32; use F16, BF16 or F32");
   EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 256, DType::kQ4_K}), kInvalidInput, "Q4_K");
 }
 
