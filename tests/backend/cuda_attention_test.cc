@@ -82,7 +82,7 @@ class Cache {
     const auto gamma = [](double n) { return n * 0x1p-24 / (1 - n * 0x1p-24); };
     const DType dtype = law_pages_->spec().dtype;
     const bool f16 = op.compute == Compute::kBF16 && dtype == DType::kF16;
-    const bool bf16 = op.compute == Compute::kBF16 && dtype == DType::kBF16;
+    const bool bf16 = op.compute == Compute::kBF16 && (dtype == DType::kBF16 || dtype == DType::kF8_E4M3);
     const double rounding = f16 ? 0x1p-11 : bf16 ? 0x1p-8 : 0, tiny = f16 ? 0x1p-24 : 0;
     op.pages = law_pages_.get();
     const reference::AttentionTerms terms = reference::exact_attention(op);
@@ -163,17 +163,17 @@ TEST_P(CudaAttentionPagesTest, ChunksComputedApartAreTheSameBits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CudaAttentionPagesTest,
-                         ::testing::Values(Kind{DType::kF32, Compute::kF32}, Kind{DType::kF16, Compute::kF32},
-                                           Kind{DType::kBF16, Compute::kF32},
-                                           Kind{DType::kQ8_0, Compute::kF32},
-                                           Kind{DType::kF16, Compute::kBF16},
-                                           Kind{DType::kBF16, Compute::kBF16},
-                                           Kind{DType::kQ8_0, Compute::kBF16}),
-                         [](const auto& info) {
-                           return std::string(traits(info.param.dtype).name) +
-                                  (info.param.compute == Compute::kBF16 ? "Rounded" : "");
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CudaAttentionPagesTest,
+    ::testing::Values(Kind{DType::kF32, Compute::kF32}, Kind{DType::kF16, Compute::kF32},
+                      Kind{DType::kBF16, Compute::kF32}, Kind{DType::kQ8_0, Compute::kF32},
+                      Kind{DType::kF16, Compute::kBF16}, Kind{DType::kBF16, Compute::kBF16},
+                      Kind{DType::kQ8_0, Compute::kBF16}, Kind{DType::kF8_E4M3, Compute::kF32},
+                      Kind{DType::kF8_E4M3, Compute::kBF16}),
+    [](const auto& info) {
+      return std::string(traits(info.param.dtype).name) +
+             (info.param.compute == Compute::kBF16 ? "Rounded" : "");
+    });
 
 // Rows that F16 would not hold as they are, beside small ones, through heads of 128 and several tiles of
 // rows.
