@@ -60,6 +60,7 @@ TEST(CudaMemoryTest, TooLittleSaysWhatWouldFit) {
     EXPECT_THAT(e.what(), HasSubstr("GiB and the steps' workspace"));
     EXPECT_THAT(e.what(), HasSubstr("of the device's memory are free beside the weights"));
     EXPECT_THAT(e.what(), HasSubstr("what may fit: a context of "));
+    EXPECT_THAT(e.what(), HasSubstr("--kv-type fp8 with a context of "));  // heads of 16: no blocks of q8_0
     EXPECT_THAT(e.what(), HasSubstr("or a smaller or quantized model file"));
   }
 }

@@ -22,8 +22,8 @@ struct KvLayout {
   int64_t row_bytes, head_bytes, page_bytes;
   int page_tokens, kv_heads, dim;
 
-  int64_t values_offset() const { return page_tokens * row_bytes; }  // from a key to its value
-  int64_t scales_offset() const { return 2 * values_offset(); }      // from a head's first key
+  constexpr int64_t values_offset() const { return page_tokens * row_bytes; }  // from a key to its value
+  constexpr int64_t scales_offset() const { return 2 * values_offset(); }      // from a head's first key
 };
 
 class CudaKvPages final : public KvPages {

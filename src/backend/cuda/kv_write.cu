@@ -5,6 +5,7 @@
 #include "backend/cuda/kernel.h"
 #include "backend/cuda/kv_pages.h"
 #include "backend/ops/attention.h"
+#include "tensor/half.h"
 
 namespace qiao::cuda {
 namespace {
