@@ -23,8 +23,10 @@ struct ChunkShape {
   static constexpr int kSumsAt = kLargestAt + kWarps * kWarpRows * 4;
   static constexpr int kSharedBytes = kSumsAt + kWarps * kWarpRows * 4 * 4;
   static_assert(kChunkKeys % kStep == 0);
-  // An SM's, by Hopper's 228 KB, of which a block takes two besides; a thread has 128 registers or more.
-  static constexpr int kFit = 228 * 1024 / (kSharedBytes + 2048), kMost = kWarps == 4 ? 3 : 2;
+  // An SM's, by Hopper's 228 KB, of which a block takes two besides; a thread has 128 registers or more,
+  // more in F32's products of eight warps.
+  static constexpr bool kWide = Elements::kWeightBytes == 4 && kWarps == 8;
+  static constexpr int kFit = 228 * 1024 / (kSharedBytes + 2048), kMost = kWarps == 4 ? 3 : kWide ? 1 : 2;
   static constexpr int kBlocks = kFit < kMost ? kFit : kMost;
 };
 
