@@ -108,6 +108,23 @@ TEST(SpreadEngineTest, AnswersAreThoseOfOneRankAndTheSameBitsInAnyCompany) {
   }
 }
 
+// Whatever one rank would answer: each has the rows of its own heads, and their scales.
+TEST(SpreadEngineTest, PagesOfFp8AreTheSameBitsInAnyCompany) {
+  const auto list = some_requests(*load_chat_model());
+  on_ranks(2, false, [&](std::shared_ptr<LanguageModel> model) {
+    Engine single(model, {.context = 160, .kv_dtype = DType::kF8_E4M3, .prefix_cache = false});
+    const auto alone = answers(single, list, false);
+    Engine engine(model, {.context = 160, .slots = 5, .page_tokens = 7, .kv_dtype = DType::kF8_E4M3});
+    const auto got = answers(engine, list, true);
+    for (size_t i = 0; i < list.size(); ++i) {
+      EXPECT_EQ(got[i].tokens, alone[i].tokens) << i;
+      ASSERT_EQ(got[i].logprobs.size(), alone[i].logprobs.size());
+      for (size_t t = 0; t < got[i].logprobs.size(); ++t)
+        EXPECT_EQ(got[i].logprobs[t].logprob, alone[i].logprobs[t].logprob) << i << ", " << t;
+    }
+  });
+}
+
 TEST(SpreadEngineTest, HiddenStatesAreThere) {
   const auto whole = load_chat_model();
   GenerationRequest request = greedy(*whole, "A bridge carries people");

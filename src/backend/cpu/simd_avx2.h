@@ -41,8 +41,8 @@ struct Simd {
   static constexpr float kE4m3Unit = 256;
   static F load(const E4m3* p) {
     const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(numbers), 8);
-    const __m256i halves = _mm256_and_si256(_mm256_srai_epi16(high, 1), _mm256_set1_epi16(-0x4001));
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(numbers), 7);  // the sign twice
+    const __m256i halves = _mm256_and_si256(wide, _mm256_set1_epi16(-0x4001));
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
   }

@@ -38,8 +38,8 @@ struct Simd {
   static constexpr float kE4m3Unit = 256;
   static F load(const E4m3* p) {
     const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(numbers), 8);
-    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(high, 1), _mm256_set1_epi16(-0x4001)));
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(numbers), 7);  // the sign twice
+    return _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(-0x4001)));
   }
   static F set(const Half* p) { return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(p->bits))); }
   static M first(int64_t n) { return n >= 16 ? M(0xffff) : static_cast<M>((1u << n) - 1u); }
