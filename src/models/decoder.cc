@@ -50,7 +50,7 @@ KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t 
 }
 
 struct Decoder::Parts {
-  DecoderConfig config;
+  DecoderConfig config, whole;  // of this rank, and of the model
   Backend* backend = nullptr;
   const Family* family = nullptr;
   bool gguf = false;
@@ -261,6 +261,10 @@ uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
 int Decoder::ranks() const { return parts_->ranks ? parts_->ranks->size() : 1; }
 
+void Decoder::agree(const std::string& what) const {
+  if (parts_->ranks) parts_->ranks->agree(what);
+}
+
 void Decoder::follow() const {
   QIAO_ASSERT(parts_->ranks && !parts_->ranks->leads());
   parts_->ranks->follow(*this);
@@ -292,6 +296,7 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   parts->backend = &backend;
   parts->weights = load_weights(files, backend, parts->config, options);
   const nn::AttentionLayer& attention = parts->weights.layers.front().attention;
+  parts->whole = parts->config;
   parts->config.num_attention_heads = attention.heads;  // this rank's
   parts->config.num_key_value_heads = attention.kv_heads;
   if (options.ranks != nullptr && options.ranks->size() > 1) {
@@ -302,11 +307,7 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
 }
 
 int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out) {
-  if (parts_->ranks) {
-    throw_error(ErrorKind::kUnsupported, "{}: LoRA adapters run in one process alone, and {} were started",
-                files.source(), ranks());
-  }
-  const LoraBase base = {parts_->config, *parts_->family, parts_->gguf};
+  const LoraBase base = {parts_->whole, parts_->weights.shards, *parts_->family, parts_->gguf};
   parts_->weights.bytes +=
       add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights, laid_out);
   return parts_->adapters++;

@@ -127,6 +127,9 @@ class Decoder {
 
   // How many processes share the model.
   int ranks() const;
+  // Of several processes, called by all: throws Error(kInvalidInput) in the first, naming another, where
+  // `what` differs.
+  void agree(const std::string& what) const;
   // Of the ranks behind the first: takes part in what the first one's callers do, until its decoder is
   // destroyed. Throws what a step throws.
   void follow() const;

@@ -16,8 +16,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::shared_ptr<LanguageModel> load_rank(Communicator& ranks) {
+std::shared_ptr<LanguageModel> load_rank(Communicator& ranks,
+                                         const std::vector<AdapterSource>& adapters = {}) {
   LanguageModelOptions options;
+  options.adapters = adapters;
   options.device = "cpu";
   options.threads = 1;
   options.decoder.ranks = &ranks;
@@ -25,12 +27,13 @@ std::shared_ptr<LanguageModel> load_rank(Communicator& ranks) {
 }
 
 // The chat model on `size` ranks, rank 0's in `body`. The others follow, or are lost as they would begin to.
-void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<LanguageModel>)>& body) {
+void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<LanguageModel>)>& body,
+              const std::vector<AdapterSource>& adapters = {}) {
   auto communicators = make_thread_communicators(size, 60);
   std::vector<std::thread> others;
   for (size_t rank = 1; rank < communicators.size(); ++rank) {
-    others.emplace_back([lost, own = std::move(communicators[rank])]() mutable {
-      auto model = load_rank(*own);
+    others.emplace_back([lost, &adapters, own = std::move(communicators[rank])]() mutable {
+      auto model = load_rank(*own, adapters);
       if (!lost) {
         model->decoder().follow();
         own->finish();
@@ -39,7 +42,7 @@ void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<Lang
       own.reset();
     });
   }
-  std::shared_ptr<LanguageModel> model = load_rank(*communicators[0]);
+  std::shared_ptr<LanguageModel> model = load_rank(*communicators[0], adapters);
   body(std::move(model));
   if (!lost) communicators[0]->finish();
   communicators[0].reset();
@@ -123,6 +126,43 @@ TEST(SpreadEngineTest, PagesOfFp8AreTheSameBitsInAnyCompany) {
         EXPECT_EQ(got[i].logprobs[t].logprob, alone[i].logprobs[t].logprob) << i << ", " << t;
     }
   });
+}
+
+// Each rank has its rows of B or its columns of A. F32, so that the texts are those of one rank.
+TEST(SpreadEngineTest, AdaptersAreThoseOfOneRank) {
+  const auto whole = load_chat_model(1, "cpu", chat_adapters());
+  auto list = some_requests(*whole);
+  for (size_t i = 0; i < list.size(); ++i) list[i].adapter = i % 3 == 0 ? "" : i % 3 == 1 ? "one" : "two";
+  Engine one(whole, {.context = 160, .kv_dtype = DType::kF32});
+  const auto expected = answers(one, list, false);
+  for (const int size : {2, 4}) {
+    on_ranks(
+        size, false,
+        [&](std::shared_ptr<LanguageModel> model) {
+          Engine engine(model, {.context = 160, .slots = 12, .kv_dtype = DType::kF32});
+          const auto got = answers(engine, list, true);
+          for (size_t i = 0; i < list.size(); ++i) {
+            EXPECT_EQ(got[i].tokens, expected[i].tokens) << i;
+            ASSERT_EQ(got[i].logprobs.size(), expected[i].logprobs.size());
+            for (size_t t = 0; t < got[i].logprobs.size(); ++t)
+              EXPECT_NEAR(got[i].logprobs[t].logprob, expected[i].logprobs[t].logprob, 1e-4)
+                  << i << ", " << t;
+          }
+        },
+        chat_adapters());
+  }
+}
+
+// Rank 1 has other ones: the first says so, before any step.
+TEST(SpreadEngineTest, OtherAdaptersAreRefused) {
+  auto communicators = make_thread_communicators(2, 60);
+  std::thread other([&] {
+    auto model = load_rank(*communicators[1], {chat_adapters().front()});
+    model.reset();
+  });
+  EXPECT_QIAO_ERROR(load_rank(*communicators[0], chat_adapters()), kInvalidInput, "LoRA adapters [one ",
+                    ", two ", "the same was expected");
+  other.join();
 }
 
 TEST(SpreadEngineTest, HiddenStatesAreThere) {
