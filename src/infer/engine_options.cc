@@ -103,11 +103,6 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
   check_ranges(o);
   check_context(o.context, "");
-  if (!o.cache_directory.empty() && model.decoder().ranks() > 1) {
-    throw_error(ErrorKind::kUnsupported,
-                "--kv-cache-dir: pages are kept by one process alone, and the model is spread over {}",
-                model.decoder().ranks());
-  }
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const KvCache::PageBytes page = bytes_per_page(model, o);
   const DeviceInfo device = model.backend().describe();

@@ -1,5 +1,7 @@
 #include "infer/language_model.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "base/error.h"

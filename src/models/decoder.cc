@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "models/cache_pages.h"
 #include "models/decoder_checks.h"
 #include "models/decoder_layers.h"
 #include "models/decoder_ranks.h"
@@ -314,6 +315,27 @@ int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out
 }
 
 int32_t Decoder::adapters() const { return parts_->adapters; }
+
+int64_t Decoder::page_bytes(const KvCache& cache, bool sliding) const {
+  int64_t bytes = own_page_bytes(cache, sliding);
+  if (!parts_->ranks) return bytes;
+  for (const int64_t theirs : parts_->ranks->page_bytes(cache, sliding)) bytes += theirs;
+  return bytes;
+}
+
+void Decoder::export_page(const KvCache& cache, int64_t page, bool sliding,
+                          std::span<std::byte> bytes) const {
+  const auto own = static_cast<size_t>(own_page_bytes(cache, sliding));
+  export_own_page(backend(), cache, page, sliding, bytes.first(own));
+  if (parts_->ranks) parts_->ranks->export_page(cache, page, sliding, bytes.subspan(own));
+}
+
+void Decoder::import_page(KvCache& cache, int64_t page, bool sliding,
+                          std::span<const std::byte> bytes) const {
+  const auto own = static_cast<size_t>(own_page_bytes(cache, sliding));
+  import_own_page(backend(), cache, page, sliding, bytes.first(own));
+  if (parts_->ranks) parts_->ranks->import_page(cache, page, sliding, bytes.subspan(own));
+}
 
 namespace {
 

@@ -155,6 +155,12 @@ class Decoder {
   size_t workspace_bytes(const Limits& limits, const KvCache& cache) const;
   std::unique_ptr<Workspace> make_workspace(const Limits& limits, const KvCache& cache) const;
 
+  // A page of one group's layers (KvCache) as bytes, of all ranks one after another, and back. Of several
+  // ranks the cache is one that a workspace was made for.
+  int64_t page_bytes(const KvCache& cache, bool sliding) const;
+  void export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes) const;
+  void import_page(KvCache& cache, int64_t page, bool sliding, std::span<const std::byte> bytes) const;
+
   // Runs one step. Returns views in the chip's memory, valid until the workspace's next use:
   struct Outputs {
     Tensor hidden;  // F32 [O, C]: after the final norm

@@ -10,6 +10,7 @@
 #include "infer/engine_harness.h"
 #include "parallel/communicator.h"
 #include "support/expect_error.h"
+#include "support/temporary_directory.h"
 
 namespace qiao::testing {
 namespace {
@@ -186,11 +187,36 @@ TEST(SpreadEngineTest, ALostRankIsNamed) {
   });
 }
 
-TEST(SpreadEngineTest, RefusesWhatOneProcessAloneDoes) {
-  on_ranks(2, false, [&](std::shared_ptr<LanguageModel> model) {
-    EXPECT_QIAO_ERROR(Engine(model, {.context = 160, .cache_directory = "/nowhere"}), kUnsupported,
-                      "--kv-cache-dir: pages are kept by one process alone, and the model is spread over 2");
-  });
+// In the first one's file, the parts of all; a page whose part is lost would change an answer's bits.
+TEST(SpreadEngineTest, ARestartKeepsThePagesOfAllRanks) {
+  const TemporaryDirectory folder;
+  for (const int size : {2, 4}) {
+    on_ranks(size, false, [&](std::shared_ptr<LanguageModel> model) {
+      GenerationRequest request =
+          greedy(*model, "A bridge carries people over a river; this one carries words.", 12);
+      request.logprobs = true;
+      const EngineOptions options = {.context = 160,
+                                     .page_tokens = 8,
+                                     .kv_dtype = size == 2 ? DType::kF8_E4M3 : DType::kF16,
+                                     .cache_directory = folder.path()};
+      Answer cold;
+      {
+        Engine engine(model, options);
+        EXPECT_EQ(engine.restored(), "");  // those of two are nothing to four
+        cold = run(engine, request);
+        engine.drain();
+        EXPECT_THAT(engine.save_cache(), HasSubstr("Saved "));
+      }
+      Engine engine(model, options);
+      EXPECT_THAT(engine.restored(), HasSubstr("Restored "));
+      const Answer warm = run(engine, request);
+      EXPECT_GE(warm.last.cached_tokens, warm.last.prompt_tokens - 8);
+      EXPECT_EQ(warm.tokens, cold.tokens);
+      ASSERT_EQ(warm.logprobs.size(), cold.logprobs.size());
+      for (size_t i = 0; i < cold.logprobs.size(); ++i)
+        EXPECT_EQ(warm.logprobs[i].logprob, cold.logprobs[i].logprob) << i;
+    });
+  }
 }
 
 // Other ranks would compute another thing: who runs what is asked before anything else.

@@ -224,8 +224,6 @@ def refusals(scratch):
         expect(result.stderr.count(said) == 1, arguments, result.stderr)
 
     refused("numbers of processes that it can be spread over: 1, 2, 4", 3, "generate", "-m", CHAT, "-p", "x")
-    refused("--kv-cache-dir: pages are kept by one process alone", 2, "serve", "-m", CHAT, "--port", "0", "--kv-cache-dir",
-            scratch / "pages")
     refused("an embedding model runs in one process, and 2 were started", 2, "serve", "-m", GOLDEN / "encoders" / "bert",
             "--port", "0")
 
