@@ -30,6 +30,8 @@ def main():
             print(f"| {row['model']} | skipped: its weights have {row['bytes']} bytes | | | | |")
             continue
         name = row["model"] + (f", {row['quantize']}" if row.get("quantize") else "")
+        if row.get("kv_type", "f16") != "f16":
+            name += f", pages of {row['kv_type']}"
         if row.get("what") == "serve":
             print(f"| {name} | serving {row['clients']} clients, {row['input']} in, {row['output']} out | {row['output_tokens_per_second']:.0f} | "
                   f"first token {row['first_token_seconds']:.2f} s, gap {row['gap_seconds'] * 1e3:.1f} ms | | |")

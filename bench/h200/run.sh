@@ -59,9 +59,14 @@ for shape in $shapes; do
   bench --quantize fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
   bench --quantize fp8 -b 8192 -p 512,2048,8192 -n 0 -r 3
   timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 --quantize fp8 >>"$out/qiao.jsonl" || say "$shape: serving failed"
+  say "$shape: FP8 with keys and values in FP8"
+  bench --quantize fp8 --kv-type fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
+  bench --quantize fp8 --kv-type fp8 -b 8192 -p 512,2048,8192 -n 0 -r 3
+  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 --quantize fp8 --kv-type fp8 >>"$out/qiao.jsonl" || say "$shape: serving failed"
   if [[ ! $quick ]]; then
     say "$shape: decoding far into a text"
     bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
+    bench --quantize fp8 --kv-type fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
   fi
   rm -rf "${models:?}/$shape"
 done

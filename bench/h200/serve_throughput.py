@@ -1,4 +1,4 @@
-"""Tokens/s of `qiao serve` with many clients at once: serve_throughput.py QIAO MODEL [--clients N] [--input N] [--output N] [--requests N] [--quantize fp8]
+"""Tokens/s of `qiao serve` with many clients at once: serve_throughput.py QIAO MODEL [--clients N] [--input N] [--output N] [--requests N] [--quantize fp8] [--kv-type TYPE]
 
 Each client asks, reads its streamed answer and asks again, until all requests are answered. Prompts are random token
 ids, new for each request; answers have --output tokens. Prints one JSON object: output tokens/s of all together, and
@@ -45,18 +45,19 @@ def main():
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quantize", choices=["fp8"])
+    parser.add_argument("--kv-type", default="f16")
     arguments = parser.parse_args()
     port = free_port()
     vocabulary = json.loads((pathlib.Path(arguments.model) / "config.json").read_text())["vocab_size"]
     command = [arguments.qiao, "serve", "-m", arguments.model, "--device", arguments.device, "-q", "--port", str(port), "-np", str(arguments.clients), "-b",
-               str(arguments.batch), "-c", str(arguments.input + arguments.output + 32)]
+               str(arguments.batch), "-c", str(arguments.input + arguments.output + 32), "--kv-type", arguments.kv_type]
     if arguments.quantize:
         command += ["--quantize", arguments.quantize]
     with ServerProcess(command, port):
         seconds, outcomes = asyncio.run(ask_all(port, arguments, vocabulary))
     gaps = [b - a for o in outcomes for a, b in zip(o.times, o.times[1:])]
     tokens = sum(o.usage["completion_tokens"] for o in outcomes)
-    print(json.dumps({"what": "serve", "model": pathlib.Path(arguments.model).name, "quantize": arguments.quantize, "clients": arguments.clients, "requests": len(outcomes),
+    print(json.dumps({"what": "serve", "model": pathlib.Path(arguments.model).name, "quantize": arguments.quantize, "kv_type": arguments.kv_type, "clients": arguments.clients, "requests": len(outcomes),
                       "input": arguments.input, "output": arguments.output, "output_tokens_per_second": tokens / seconds,
                       "first_token_seconds": quantile([o.times[0] - o.sent for o in outcomes], 0.5),
                       "gap_seconds": quantile(gaps, 0.5) if gaps else None}))

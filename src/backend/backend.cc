@@ -40,8 +40,16 @@ Weight::Weight(const WeightSource& source) : experts_(source.experts), columns_(
 KvPages::KvPages(const KvPagesSpec& spec) : spec_(spec) {}
 
 size_t KvPages::page_bytes() const {
-  return static_cast<size_t>(2 * spec_.page_tokens * spec_.kv_heads * row_bytes(spec_.dtype, spec_.head_dim));
+  return static_cast<size_t>(2 * spec_.page_tokens * spec_.kv_heads *
+                             kv_row_bytes(spec_.dtype, spec_.head_dim));
 }
+
+int64_t kv_row_bytes(DType dtype, int64_t head_dim) {
+  const auto scale = static_cast<int64_t>(dtype == DType::kF8_E4M3 ? sizeof(float) : 0);
+  return scale + row_bytes(dtype, head_dim);
+}
+
+int64_t kv_row_step(DType dtype) { return dtype == DType::kF8_E4M3 ? 16 : traits(dtype).block_elements; }
 
 namespace {
 
@@ -210,18 +218,19 @@ void Backend::do_write_weight(Weight&, int64_t, const Tensor&) {
 
 std::unique_ptr<KvPages> Backend::make_kv_pages(const KvPagesSpec& spec) {
   const bool dtype_ok = spec.dtype == DType::kF32 || spec.dtype == DType::kF16 ||
-                        spec.dtype == DType::kBF16 || spec.dtype == DType::kQ8_0;
+                        spec.dtype == DType::kBF16 || spec.dtype == DType::kQ8_0 ||
+                        spec.dtype == DType::kF8_E4M3;
   if (!dtype_ok || spec.pages < 1 || spec.page_tokens < 1 || spec.kv_heads < 1 || spec.head_dim < 1 ||
       spec.pages > INT32_MAX / spec.page_tokens) {
     throw_error(ErrorKind::kInvalidInput,
                 "make_kv_pages: {} pages of {} tokens, {} heads of {} in {} cannot be kept", spec.pages,
                 spec.page_tokens, spec.kv_heads, spec.head_dim, traits(spec.dtype).name);
   }
-  if (const int64_t block = traits(spec.dtype).block_elements; spec.head_dim % block != 0) {
-    throw_error(
-        ErrorKind::kInvalidInput,
-        "make_kv_pages: heads of {} cannot be kept in {}, whose blocks are of {}; use F16, BF16 or F32",
-        spec.head_dim, traits(spec.dtype).name, block);
+  if (const int64_t step = kv_row_step(spec.dtype); spec.head_dim % step != 0) {
+    throw_error(ErrorKind::kInvalidInput,
+                "make_kv_pages: heads of {} cannot be kept in {}, whose rows are multiples of {}; use F16, "
+                "BF16 or F32",
+                spec.head_dim, traits(spec.dtype).name, step);
   }
   return do_make_kv_pages(spec);
 }

@@ -62,10 +62,15 @@ class Weight {
 struct KvPagesSpec {
   int64_t pages = 0;
   int64_t page_tokens = 0;
-  int64_t kv_heads = 0;       // G
-  int64_t head_dim = 0;       // D
-  DType dtype = DType::kF16;  // F32, F16, BF16, or Q8_0 where D is a multiple of 32: see KvWrite
+  int64_t kv_heads = 0;  // G
+  int64_t head_dim = 0;  // D
+  // F32, F16, BF16; Q8_0 or F8_E4M3 where D is a multiple of 32 or 16: see KvWrite.
+  DType dtype = DType::kF16;
 };
+
+// Of a row of D in pages of the dtype: its bytes as page_bytes() counts them, and what D is a multiple of.
+int64_t kv_row_bytes(DType dtype, int64_t head_dim);
+int64_t kv_row_step(DType dtype);
 
 class KvPages {
  public:
@@ -74,7 +79,7 @@ class KvPages {
   virtual size_t bytes() const = 0;
 
   // Of a page as any chip reads it: for each token and head its key, then its value, rows of D in the dtype
-  // (Q8_0 as GGUF has it).
+  // (Q8_0 as GGUF has it; F8_E4M3: the scale, F32, then the numbers).
   size_t page_bytes() const;
 
  protected:

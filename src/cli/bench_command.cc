@@ -122,7 +122,7 @@ class Runner {
 // read no more than that.
 double cache_bytes(const DecoderConfig& config, DType dtype, int64_t sequences, double length) {
   const double row = 2.0 * static_cast<double>(config.num_key_value_heads) *
-                     static_cast<double>(row_bytes(dtype, config.head_dim));
+                     static_cast<double>(kv_row_bytes(dtype, config.head_dim));
   double rows = 0;
   for (const bool slides : config.layer_slides)
     rows += slides ? std::min(length, static_cast<double>(config.sliding_window)) : length;
@@ -236,6 +236,7 @@ void bench(const BenchFlags& flags) {
     if (flags.json) {
       Json json = {{"model", model->name()},
                    {"quantize", flags.model.quantize.empty() ? Json() : Json(flags.model.quantize)},
+                   {"kv_type", kv_type(flags.model)},
                    {"device", device.name},
                    {"threads", device.threads},
                    {"fast", flags.model.fast},

@@ -89,10 +89,12 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       "--fast", flags.fast,
       "Let a GPU add up in the order that is quickest for each step: what else is in it may then "
       "change an answer's bits, and with them a token");
-  const auto types = CLI::IsMember({"f16", "bf16", "f32", "q8_0"});
+  const auto types = CLI::IsMember({"f16", "bf16", "f32", "q8_0", "fp8"});
   command
-      .add_option("--kv-type", flags.kv_type,
-                  "Type of cached keys and values: f16, bf16, f32, or q8_0 (half of f16's memory)")
+      .add_option(
+          "--kv-type", flags.kv_type,
+          "Type of cached keys and values: f16, bf16, f32, or half of f16's memory: q8_0 (eight bits, a "
+          "scale for each 32) or fp8 (E4M3, a scale for each token and head)")
       ->check(types)
       ->capture_default_str()
       ->type_name("TYPE");
@@ -201,6 +203,10 @@ std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
   return load_at<EmbeddingModel>(flags, path);
 }
 
+const std::string& kv_type(const ModelFlags& flags) {
+  return flags.key_type.empty() ? flags.kv_type : flags.key_type;
+}
+
 DType kv_dtype(const ModelFlags& flags) {
   if (flags.key_type != flags.value_type) {
     const auto shown = [](const std::string& type) { return type.empty() ? "(not given)" : type; };
@@ -210,7 +216,8 @@ DType kv_dtype(const ModelFlags& flags) {
         "or --kv-type",
         shown(flags.key_type), shown(flags.value_type));
   }
-  return *dtype_named(flags.key_type.empty() ? flags.kv_type : flags.key_type);
+  const std::string& name = kv_type(flags);
+  return name == "fp8" ? DType::kF8_E4M3 : *dtype_named(name);
 }
 
 EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {

@@ -53,6 +53,7 @@ std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
                                                      const std::filesystem::path& path);
 // Of the cache. Throws Error(kInvalidInput) where keys and values were asked for in different types.
 DType kv_dtype(const ModelFlags& flags);
+const std::string& kv_type(const ModelFlags& flags);  // as it was asked for: "f16", "fp8"
 // Loads the draft model too, where one is asked for.
 EngineOptions engine_options(const ModelFlags& flags, int64_t slots);
 

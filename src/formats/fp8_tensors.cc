@@ -14,10 +14,17 @@
 namespace qiao {
 namespace {
 
-// Ends of names of scales that nothing here needs.
-constexpr std::array<std::string_view, 9> kReadOver = {
-    ".input_scale", ".input_scale_ub",   ".output_scale",      ".k_scale",         ".v_scale",
-    ".kv_scale",    ".activation_scale", ".weight_zero_point", ".input_zero_point"};
+// Ends of names of scales that nothing here needs: of activations, and of what attention takes and keeps,
+// which a checkpoint may have whatever its weights are (compressed-tensors, ModelOpt, AutoFP8).
+constexpr std::array<std::string_view, 5> kReadOver = {".input_scale", ".input_scale_ub", ".activation_scale",
+                                                       ".weight_zero_point", ".input_zero_point"};
+constexpr std::array<std::string_view, 10> kOfAttention = {
+    ".k_scale", ".v_scale",    ".kv_scale",     ".kv_cache_scale", ".output_scale",
+    ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point",   ".q_zero_point"};
+
+bool ends_in(const TensorInfo& tensor, std::span<const std::string_view> ends) {
+  return std::ranges::any_of(ends, [&](std::string_view end) { return tensor.name.ends_with(end); });
+}
 
 int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -97,6 +104,7 @@ std::optional<F8Scales> grid_of(const Fp8Tensors::Source& s, const BlockSize& bl
 
 Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config, std::string_view source) {
   Fp8Tensors joined;
+  std::erase_if(tensors, [](const TensorInfo& tensor) { return ends_in(tensor, kOfAttention); });
   const auto is_fp8 = [](const TensorInfo& t) { return t.unsupported.empty() && t.dtype == DType::kF8_E4M3; };
   if (std::ranges::none_of(tensors, is_fp8)) return joined;
   const BlockSize block = block_size(config, source);
@@ -144,8 +152,7 @@ Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config
     joined.sources_.emplace(tensor.name, std::move(made));
   }
   std::erase_if(tensors, [&](const TensorInfo& tensor) {
-    const auto ends = [&](std::string_view end) { return tensor.name.ends_with(end); };
-    return scales.contains(tensor.name) || std::ranges::any_of(kReadOver, ends);
+    return scales.contains(tensor.name) || ends_in(tensor, kReadOver);
   });
   return joined;
 }

@@ -76,9 +76,11 @@ std::string ways_out(const LanguageModel& model, const EngineOptions& o, uint64_
   };
   if (const int64_t tokens = longest(o.kv_dtype); tokens >= kLeastContext)
     ways.push_back(fmt::format("a context of {} (-c)", tokens));
-  const bool blocks = model.config().head_dim % traits(DType::kQ8_0).block_elements == 0;
-  if (o.kv_dtype != DType::kQ8_0 && blocks && longest(DType::kQ8_0) > longest(o.kv_dtype))
-    ways.push_back(fmt::format("--kv-type q8_0 with a context of {}", longest(DType::kQ8_0)));
+  const auto fits_heads = [&](DType dtype) { return model.config().head_dim % kv_row_step(dtype) == 0; };
+  const bool q8 = fits_heads(DType::kQ8_0);  // the more exact of the small types
+  const DType small = q8 ? DType::kQ8_0 : DType::kF8_E4M3;
+  if (fits_heads(small) && longest(small) > longest(o.kv_dtype))
+    ways.push_back(fmt::format("--kv-type {} with a context of {}", q8 ? "q8_0" : "fp8", longest(small)));
   if (o.batch_tokens > kSmallBatch || o.slots > 1)
     ways.emplace_back("fewer tokens a step (-b) or slots (-np)");
   ways.emplace_back("a smaller or quantized model file (--quantize fp8 makes one of floats at load)");
@@ -101,11 +103,6 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   if (o.context <= 0) o.context = trained > 0 ? std::min<int64_t>(trained, 8192) : 4096;
   check_ranges(o);
   check_context(o.context, "");
-  if (!o.cache_directory.empty() && model.decoder().ranks() > 1) {
-    throw_error(ErrorKind::kUnsupported,
-                "--kv-cache-dir: pages are kept by one process alone, and the model is spread over {}",
-                model.decoder().ranks());
-  }
   if (o.draft) DraftModel::check_vocabulary(*o.draft, model);
   const KvCache::PageBytes page = bytes_per_page(model, o);
   const DeviceInfo device = model.backend().describe();

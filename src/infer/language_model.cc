@@ -1,5 +1,7 @@
 #include "infer/language_model.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "base/error.h"
@@ -74,6 +76,7 @@ void LanguageModel::load_chip() {
   std::shared_ptr<Decoder> decoder = Decoder::load(*files_, *backend_, options_.decoder);
   decoder_ = decoder;
   std::vector<std::string> keys = load_adapters(options_.adapters, *decoder);
+  decoder->agree(fmt::format("LoRA adapters [{}]", fmt::join(keys, ", ")));
   if (loaded_before && keys != adapter_keys_)
     throw_error(ErrorKind::kInvalidInput, "the files of an adapter have changed since the start");
   if (!loaded_before) adapter_keys_ = std::move(keys);

@@ -24,10 +24,10 @@ std::string identity_of(const LanguageModel& model, const KvCache& cache) {
   for (const MappedFile& file : files->files()) digest.update(sha256_of_file(file.path()));
   if (files->kind() == ModelFiles::Kind::kHuggingFace) digest.update(dump_json(files->config()));
   const KvPagesSpec& spec = cache.layer(0).spec();
-  digest.update(fmt::format("\n{}\n{}\n{}\n{}\n{} {}\n", version(), model.backend().chip(),
+  digest.update(fmt::format("\n{}\n{}\n{}\n{}\n{} {} {}\n", version(), model.backend().chip(),
                             name_without_threads(model.backend().describe()),
                             static_cast<int>(model.decoder().work().compute), traits(spec.dtype).name,
-                            spec.page_tokens));
+                            spec.page_tokens, model.decoder().ranks()));
   const DecoderConfig& config = model.config();
   for (const RopeTable* table : {&config.rope, &config.rope_local}) {
     digest.update(fmt::format("{} {}\n", table->inverse_frequencies.size(), table->scale));
@@ -51,7 +51,7 @@ std::string megabytes(uint64_t bytes) {
 
 SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePools& pools, PrefixTree& tree,
                        const std::filesystem::path& directory, uint64_t most_bytes)
-    : backend_(model.backend()),
+    : decoder_(model.decoder()),
       cache_(cache),
       pools_(pools),
       tree_(tree),
@@ -66,10 +66,8 @@ SavedPages::SavedPages(const LanguageModel& model, KvCache& cache, PagePools& po
   kind_.identity = identity_of(model, cache);
   kind_.page_tokens = cache.page_tokens();
   kind_.vocabulary = model.config().vocabulary_size;
-  for (int64_t layer = 0; layer < cache.layers(); ++layer) {
-    (cache.slides(layer) ? kind_.sliding_bytes : kind_.page_bytes) +=
-        static_cast<int64_t>(cache.layer(layer).page_bytes());
-  }
+  kind_.page_bytes = decoder_.page_bytes(cache, false);
+  kind_.sliding_bytes = decoder_.page_bytes(cache, true);
   path_ = directory / (kind_.identity.substr(0, 24) + std::string(kSuffix));
 }
 
@@ -127,25 +125,13 @@ void SavedPages::restore_from(const SavedPagesFile& file, int64_t* restored) {
   *restored = std::ssize(added.full);
 }
 
-// A page's contents are those of its group's layers, one after another.
 void SavedPages::import_page(int32_t page, bool sliding, std::string_view contents) {
-  for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
-    if (cache_.slides(layer) != sliding) continue;
-    KvPages& pages = cache_.layer(layer);
-    backend_.import_kv_page(pages, page, reinterpret_cast<const std::byte*>(contents.data()));
-    contents.remove_prefix(pages.page_bytes());
-  }
+  decoder_.import_page(cache_, page, sliding, std::as_bytes(std::span(contents)));
 }
 
 void SavedPages::export_page(int32_t page, bool sliding, std::string& contents) const {
   contents.resize(static_cast<size_t>(sliding ? kind_.sliding_bytes : kind_.page_bytes));
-  char* to = contents.data();
-  for (int64_t layer = 0; layer < cache_.layers(); ++layer) {
-    if (cache_.slides(layer) != sliding) continue;
-    const KvPages& pages = cache_.layer(layer);
-    backend_.export_kv_page(pages, page, reinterpret_cast<std::byte*>(to));
-    to += pages.page_bytes();
-  }
+  decoder_.export_page(cache_, page, sliding, std::as_writable_bytes(std::span(contents)));
 }
 
 std::string SavedPages::save() {

@@ -42,7 +42,7 @@ class SavedPages {
   int64_t write();
   void make_room() const;
 
-  Backend& backend_;
+  const Decoder& decoder_;
   KvCache& cache_;
   PagePools& pools_;
   PrefixTree& tree_;

@@ -6,6 +6,7 @@
 
 #include "backend/recordings.h"
 #include "base/error.h"
+#include "models/cache_pages.h"
 #include "models/decoder_checks.h"
 #include "models/decoder_layers.h"
 #include "models/decoder_ranks.h"
@@ -34,15 +35,15 @@ KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, i
 }
 
 KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
-  if (const int64_t block = traits(dtype).block_elements; config.head_dim % block != 0) {
+  if (const int64_t step = kv_row_step(dtype); config.head_dim % step != 0) {
     throw_error(
         ErrorKind::kInvalidInput,
-        "keys and values of {} numbers a head cannot be kept in {}, whose blocks are of {}; use f16, bf16 "
-        "or f32 (--kv-type)",
-        config.head_dim, traits(dtype).name, block);
+        "keys and values of {} numbers a head cannot be kept in {}, whose rows are multiples of {}; use f16, "
+        "bf16 or f32 (--kv-type)",
+        config.head_dim, traits(dtype).name, step);
   }
   const int64_t rows = 2 * page_tokens * config.num_key_value_heads;
-  const auto layer_bytes = static_cast<uint64_t>(rows * row_bytes(dtype, config.head_dim));
+  const auto layer_bytes = static_cast<uint64_t>(rows * kv_row_bytes(dtype, config.head_dim));
   PageBytes bytes;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     (config.layer_slides[static_cast<size_t>(layer)] ? bytes.sliding : bytes.full) += layer_bytes;
@@ -50,7 +51,7 @@ KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t 
 }
 
 struct Decoder::Parts {
-  DecoderConfig config;
+  DecoderConfig config, whole;  // of this rank, and of the model
   Backend* backend = nullptr;
   const Family* family = nullptr;
   bool gguf = false;
@@ -270,6 +271,10 @@ uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
 int Decoder::ranks() const { return parts_->ranks ? parts_->ranks->size() : 1; }
 
+void Decoder::agree(const std::string& what) const {
+  if (parts_->ranks) parts_->ranks->agree(what);
+}
+
 void Decoder::follow() const {
   QIAO_ASSERT(parts_->ranks && !parts_->ranks->leads());
   parts_->ranks->follow(*this);
@@ -301,6 +306,7 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   parts->backend = &backend;
   parts->weights = load_weights(files, backend, parts->config, options);
   const nn::AttentionLayer& attention = parts->weights.layers.front().attention;
+  parts->whole = parts->config;
   parts->config.num_attention_heads = attention.heads;  // this rank's
   parts->config.num_key_value_heads = attention.kv_heads;
   if (options.ranks != nullptr && options.ranks->size() > 1) {
@@ -311,17 +317,34 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
 }
 
 int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out) {
-  if (parts_->ranks) {
-    throw_error(ErrorKind::kUnsupported, "{}: LoRA adapters run in one process alone, and {} were started",
-                files.source(), ranks());
-  }
-  const LoraBase base = {parts_->config, *parts_->family, parts_->gguf};
+  const LoraBase base = {parts_->whole, parts_->weights.shards, *parts_->family, parts_->gguf};
   parts_->weights.bytes +=
       add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights, laid_out);
   return parts_->adapters++;
 }
 
 int32_t Decoder::adapters() const { return parts_->adapters; }
+
+int64_t Decoder::page_bytes(const KvCache& cache, bool sliding) const {
+  int64_t bytes = own_page_bytes(cache, sliding);
+  if (!parts_->ranks) return bytes;
+  for (const int64_t theirs : parts_->ranks->page_bytes(cache, sliding)) bytes += theirs;
+  return bytes;
+}
+
+void Decoder::export_page(const KvCache& cache, int64_t page, bool sliding,
+                          std::span<std::byte> bytes) const {
+  const auto own = static_cast<size_t>(own_page_bytes(cache, sliding));
+  export_own_page(backend(), cache, page, sliding, bytes.first(own));
+  if (parts_->ranks) parts_->ranks->export_page(cache, page, sliding, bytes.subspan(own));
+}
+
+void Decoder::import_page(KvCache& cache, int64_t page, bool sliding,
+                          std::span<const std::byte> bytes) const {
+  const auto own = static_cast<size_t>(own_page_bytes(cache, sliding));
+  import_own_page(backend(), cache, page, sliding, bytes.first(own));
+  if (parts_->ranks) parts_->ranks->import_page(cache, page, sliding, bytes.subspan(own));
+}
 
 namespace {
 

@@ -127,6 +127,9 @@ class Decoder {
 
   // How many processes share the model.
   int ranks() const;
+  // Of several processes, called by all: throws Error(kInvalidInput) in the first, naming another, where
+  // `what` differs.
+  void agree(const std::string& what) const;
   // Of the ranks behind the first: takes part in what the first one's callers do, until its decoder is
   // destroyed. Throws what a step throws.
   void follow() const;
@@ -151,6 +154,12 @@ class Decoder {
   // What it takes beside the cache: to plan by, with a cache of any number of pages.
   size_t workspace_bytes(const Limits& limits, const KvCache& cache) const;
   std::unique_ptr<Workspace> make_workspace(const Limits& limits, const KvCache& cache) const;
+
+  // A page of one group's layers (KvCache) as bytes, of all ranks one after another, and back. Of several
+  // ranks the cache is one that a workspace was made for.
+  int64_t page_bytes(const KvCache& cache, bool sliding) const;
+  void export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes) const;
+  void import_page(KvCache& cache, int64_t page, bool sliding, std::span<const std::byte> bytes) const;
 
   // Runs one step. Returns views in the chip's memory, valid until the workspace's next use:
   struct Outputs {

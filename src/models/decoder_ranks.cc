@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "models/cache_pages.h"
 
 namespace qiao {
 namespace {
@@ -23,13 +24,22 @@ StepBatch batch_of(const std::array<std::span<const int32_t>, kParts>& parts) {
 
 }  // namespace
 
-enum class DecoderRanks::What : int64_t { kEnd, kFreeBytes, kMake, kDrop, kStep };
+enum class DecoderRanks::What : int64_t {
+  kEnd,
+  kFreeBytes,
+  kMake,
+  kDrop,
+  kStep,
+  kPageBytes,
+  kExportPage,
+  kImportPage
+};
 
 // What rank 0 says. Of a step its indices follow, in the order of parts_of.
 struct DecoderRanks::Call {
   What what = What::kEnd;
   int64_t workspace = 0;
-  // kMake
+  // kMake, kPageBytes, kExportPage, kImportPage
   uint64_t cache = 0;  // KvCache::serial of rank 0's
   int64_t pages = 0, page_tokens = 0, sliding_pages = 0;
   DType dtype = DType::kF16;
@@ -37,6 +47,9 @@ struct DecoderRanks::Call {
   // kStep
   std::array<int64_t, kParts> counts{};
   bool want_logits = false;
+  // kPageBytes, kExportPage, kImportPage
+  int64_t page = 0;
+  bool sliding = false;
 };
 
 DecoderRanks::DecoderRanks(Communicator& communicator, Backend& backend)
@@ -133,6 +146,49 @@ void DecoderRanks::drop(int64_t workspace) noexcept {
   }
 }
 
+DecoderRanks::Call DecoderRanks::of_page(const KvCache& cache, int64_t page, bool sliding) {
+  Call call;
+  call.cache = cache.serial();
+  call.page = page;
+  call.sliding = sliding;
+  return call;
+}
+
+std::vector<int64_t> DecoderRanks::page_bytes(const KvCache& cache, bool sliding) {
+  Call call = of_page(cache, 0, sliding);
+  call.what = What::kPageBytes;
+  tell(std::span<const Call>(&call, 1));
+  std::vector<int64_t> bytes(static_cast<size_t>(size() - 1));
+  for (int other = 1; other < size(); ++other)
+    communicator_.receive_values(other, std::span(&bytes[static_cast<size_t>(other - 1)], 1));
+  return bytes;
+}
+
+void DecoderRanks::export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes) {
+  const std::vector<int64_t> counts = page_bytes(cache, sliding);
+  Call call = of_page(cache, page, sliding);
+  call.what = What::kExportPage;
+  tell(std::span<const Call>(&call, 1));
+  for (int other = 1; other < size(); ++other) {
+    const auto count = static_cast<size_t>(counts[static_cast<size_t>(other - 1)]);
+    communicator_.receive_values(other, bytes.first(count));
+    bytes = bytes.subspan(count);
+  }
+}
+
+void DecoderRanks::import_page(const KvCache& cache, int64_t page, bool sliding,
+                               std::span<const std::byte> bytes) {
+  const std::vector<int64_t> counts = page_bytes(cache, sliding);
+  Call call = of_page(cache, page, sliding);
+  call.what = What::kImportPage;
+  tell(std::span<const Call>(&call, 1));
+  for (int other = 1; other < size(); ++other) {
+    const auto count = static_cast<size_t>(counts[static_cast<size_t>(other - 1)]);
+    communicator_.send_values(other, bytes.first(count));
+    bytes = bytes.subspan(count);
+  }
+}
+
 void DecoderRanks::end() noexcept {
   if (ended_) return;
   ended_ = true;
@@ -187,6 +243,11 @@ class DecoderRanks::Follower {
       case What::kStep:
         step(call);
         return true;
+      case What::kPageBytes:
+      case What::kExportPage:
+      case What::kImportPage:
+        page(call);
+        return true;
     }
     return false;
   }
@@ -201,9 +262,7 @@ class DecoderRanks::Follower {
   // Returns what went wrong; empty: nothing.
   std::string make(const Call& call) {
     try {
-      std::shared_ptr<KvCache> cache;
-      for (const auto& [number, made] : workspaces_)
-        if (made.serial == call.cache) cache = made.cache;
+      std::shared_ptr<KvCache> cache = cache_of(call);
       if (!cache) {
         cache = std::make_shared<KvCache>(decoder_.backend(), decoder_.config(), call.pages, call.page_tokens,
                                           call.dtype, call.sliding_pages);
@@ -213,6 +272,27 @@ class DecoderRanks::Follower {
       return "";
     } catch (const std::exception& problem) {
       return problem.what();
+    }
+  }
+  // Null where none was made.
+  std::shared_ptr<KvCache> cache_of(const Call& call) const {
+    for (const auto& [number, made] : workspaces_)
+      if (made.serial == call.cache) return made.cache;
+    return nullptr;
+  }
+  void page(const Call& call) {
+    const std::shared_ptr<KvCache> cache = cache_of(call);
+    QIAO_ASSERT(cache != nullptr);
+    Backend& backend = decoder_.backend();
+    const int64_t count = own_page_bytes(*cache, call.sliding);
+    if (call.what == What::kPageBytes) return ranks_.communicator_.send_values(0, std::span(&count, 1));
+    page_.resize(static_cast<size_t>(count));
+    if (call.what == What::kExportPage) {
+      export_own_page(backend, *cache, call.page, call.sliding, page_);
+      ranks_.communicator_.send_values(0, std::span<const std::byte>(page_));
+    } else {
+      ranks_.communicator_.receive_values(0, std::span(page_));
+      import_own_page(backend, *cache, call.page, call.sliding, page_);
     }
   }
   void answer(const std::string& problem) {
@@ -240,6 +320,7 @@ class DecoderRanks::Follower {
   const Decoder& decoder_;
   std::map<int64_t, Made> workspaces_;
   std::vector<int32_t> indices_;
+  std::vector<std::byte> page_;
 };
 
 void DecoderRanks::follow(const Decoder& decoder) {

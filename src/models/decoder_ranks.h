@@ -35,6 +35,10 @@ class DecoderRanks {
   // Throws Error(kTooLarge), naming the rank, where one cannot.
   int64_t make(const KvCache& cache, const Decoder::Limits& limits);
   void drop(int64_t workspace) noexcept;
+  // What the others have of a page of the cache (cache_pages.h), one after another; and how much each has.
+  std::vector<int64_t> page_bytes(const KvCache& cache, bool sliding);
+  void export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes);
+  void import_page(const KvCache& cache, int64_t page, bool sliding, std::span<const std::byte> bytes);
   void start_step(int64_t workspace, const StepBatch& batch, bool want_logits);
   void end() noexcept;  // of their following
 
@@ -47,6 +51,7 @@ class DecoderRanks {
  private:
   enum class What : int64_t;
   struct Call;
+  Call of_page(const KvCache& cache, int64_t page, bool sliding);
   class Follower;
   uint64_t own_free_bytes() const;
   template <typename T>

@@ -22,6 +22,7 @@ struct LoraTarget {
   int64_t first_row = 0, rows = 0, columns = 0;
   int64_t rotary_rows = 0;  // the first rows, those of heads that rotate
   int64_t order = 0;
+  LoraShare own;  // this rank's
 };
 
 struct LoraJob {
@@ -39,8 +40,8 @@ class LoraTargets {
       const std::string& stem = gguf ? slot.gguf_stem : slot.hugging_face_stem;
       if (stem.empty()) continue;
       DecoderLayer& layer = weights.layers[static_cast<size_t>(slot.layer)];
-      targets_[stem].push_back(
-          {layer_of(layer, slot.place), slot.first_row, slot.rows, slot.columns, slot.rotary_rows, count_++});
+      targets_[stem].push_back({layer_of(layer, slot.place), slot.first_row, slot.rows, slot.columns,
+                                slot.rotary_rows, count_++, lora_share(slot, base.config, base.shards)});
     }
   }
 
@@ -174,12 +175,17 @@ class LoraLoader {
 
   nn::LowRankAdapter make(std::span<const LoraJob> jobs) {
     nn::LowRankAdapter made;
-    WeightSource a{.experts = 1, .columns = jobs.front().target.columns, .parts = {}};
+    const Range columns = jobs.front().target.own.columns;
+    WeightSource a{.experts = 1, .columns = columns.count, .parts = {}};
+    std::vector<std::vector<std::byte>> cut;
     int64_t rank = 0;
     for (const LoraJob& job : jobs) {
       const TensorInfo& info = *job.pair->a;
-      a.parts.push_back({info.dtype, info.shape[0], files_.bytes(info).data()});
-      made.parts.push_back({make_b(job), job.target.first_row, rank});
+      DType dtype = info.dtype;
+      const std::byte* bytes = files_.bytes(info).data();
+      if (columns.count < info.shape[1]) bytes = cut.emplace_back(columns_of(info, columns, dtype)).data();
+      a.parts.push_back({dtype, info.shape[0], bytes});
+      made.parts.push_back({make_b(job), job.target.own.first_row, rank});
       rank += info.shape[0];
     }
     made.a = backend_.make_weight(a);
@@ -191,7 +197,18 @@ class LoraLoader {
     return made;
   }
 
-  // B with the scale in it, its rows as the base has them.
+  // A matrix's columns, in a type that holds them.
+  std::vector<std::byte> columns_of(const TensorInfo& info, const Range& columns, DType& dtype) const {
+    const std::vector<float> all = files_.floats(info);
+    std::vector<float> values;
+    for (int64_t row = 0; row < info.shape[0]; ++row) {
+      const auto begin = all.begin() + row * info.shape[1] + columns.first;
+      values.insert(values.end(), begin, begin + columns.count);
+    }
+    return narrowed(values, dtype);
+  }
+
+  // B with the scale in it, its rows as the base has them, and of them this rank's.
   std::shared_ptr<Weight> make_b(const LoraJob& job) {
     const TensorInfo& info = *job.pair->b;
     std::vector<float> values = files_.floats(info);
@@ -201,10 +218,15 @@ class LoraLoader {
       values = reordered_rotary_rows(values, info.shape[1], job.target.rotary_rows, base_.config.head_dim,
                                      to_pairs);
     }
+    std::vector<float> own;
+    for (const Range& rows : job.target.own.rows) {
+      const auto begin = values.begin() + rows.first * info.shape[1];
+      own.insert(own.end(), begin, begin + rows.count * info.shape[1]);
+    }
     DType dtype = info.dtype;
-    const std::vector<std::byte> bytes = narrowed(values, dtype);
+    const std::vector<std::byte> bytes = narrowed(own, dtype);
     WeightSource source{.experts = 1, .columns = info.shape[1], .parts = {}};
-    source.parts.push_back({dtype, info.shape[0], bytes.data()});
+    source.parts.push_back({dtype, std::ssize(own) / info.shape[1], bytes.data()});
     std::shared_ptr<Weight> made = backend_.make_weight(source);
     bytes_ += made->bytes();
     return made;

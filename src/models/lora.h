@@ -10,9 +10,10 @@
 
 namespace qiao {
 
-// The model that an adapter is for, and how its own files are written.
+// The model that an adapter is for, whole, and how its own files are written; and what this rank has of it.
 struct LoraBase {
   const DecoderConfig& config;
+  const Shards& shards;
   const Family& family;
   bool gguf;
 };
@@ -29,9 +30,10 @@ struct LaidOutLora {
 using LoraLaidOut = std::function<void(const LaidOutLora& pair)>;
 
 // Gives every layer that the adapter changes its part, as adapter number `index`, and returns the bytes it
-// takes. Either format goes with either format of the base. Every name, dtype and shape is checked before the
-// first matrix is laid out: Error(kInvalidInput or kUnsupported) naming file and tensor; Error(kTooLarge),
-// with both sizes, where memory will not do.
+// takes. Of a layer that has some rows here it is those rows of B, of one that has some columns those of A:
+// what ranks sum up is then the whole. Either format goes with either format of the base. Every name, dtype
+// and shape is checked before the first matrix is laid out: Error(kInvalidInput or kUnsupported) naming file
+// and tensor; Error(kTooLarge), with both sizes, where memory will not do.
 uint64_t add_lora(const LoraFiles& files, const LoraBase& base, Backend& backend, int32_t index,
                   DecoderWeights& weights, const LoraLaidOut& laid_out = {});
 

@@ -69,6 +69,47 @@ std::vector<LoraSlot> lora_slots(const Family& family, const DecoderConfig& conf
   return SlotList(family, config).take();
 }
 
+LoraShare lora_share(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards) {
+  using Place = LoraSlot::Place;
+  const int64_t dim = config.head_dim, q = config.num_attention_heads * dim,
+                kv = config.num_key_value_heads * dim;
+  const auto at = [](int64_t from, const Range& units, int64_t size) {
+    return Range{from + units.first * size, units.count * size};
+  };
+  LoraShare share = {.first_row = slot.first_row, .rows = {{0, slot.rows}}, .columns = {0, slot.columns}};
+  std::vector<Range> own;  // of the layer's rows
+  switch (slot.place) {
+    case Place::kAttentionOutput:
+      share.columns = at(0, shards.heads, dim);
+      return share;
+    case Place::kDown:
+      share.columns = shards.ffn;
+      return share;
+    case Place::kSharedDown:
+      share.columns = shards.shared_ffn;
+      return share;
+    case Place::kQkv:
+      own = {at(0, shards.heads, dim), at(q, shards.kv_heads, dim), at(q + kv, shards.kv_heads, dim)};
+      break;
+    case Place::kGateUp:
+      own = {shards.ffn, at(config.intermediate_size, shards.ffn, 1)};
+      break;
+    case Place::kSharedGateUp:
+      own = {shards.shared_ffn, at(config.shared_intermediate_size, shards.shared_ffn, 1)};
+      break;
+  }
+  share.rows.clear();
+  int64_t before = 0;
+  for (const Range& range : own) {
+    if (range.first >= slot.first_row && range.first < slot.first_row + slot.rows) {
+      if (share.rows.empty()) share.first_row = before;
+      share.rows.push_back({range.first - slot.first_row, range.count});
+    }
+    before += range.count;
+  }
+  return share;
+}
+
 std::vector<LoraModule> lora_modules(const ModelFiles& files, const DecoderConfig& config) {
   const Family& family = find_family(ConfigReader(files));
   const bool gguf = files.kind() == ModelFiles::Kind::kGguf;

@@ -9,6 +9,7 @@
 
 #include "models/config.h"
 #include "models/families.h"
+#include "models/shards.h"
 
 namespace qiao {
 
@@ -25,6 +26,15 @@ struct LoraSlot {
 
 // Layer by layer, in the order of rows. Fused modules (qkv_proj) stand beside the parts that they fuse.
 std::vector<LoraSlot> lora_slots(const Family& family, const DecoderConfig& config);
+
+// What a rank has of a slot: these rows of the module, side by side from row `first_row` of its layer on, and
+// these columns.
+struct LoraShare {
+  int64_t first_row = 0;
+  std::vector<Range> rows;
+  Range columns;
+};
+LoraShare lora_share(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards);
 
 // A module that these files do have.
 struct LoraModule {

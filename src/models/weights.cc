@@ -298,7 +298,9 @@ DecoderWeights load_weights(const ModelFiles& files, Backend& backend, const Dec
   builder.build();
   loader.refuse_unknown(config.num_hidden_layers);
   loader.start_loading();
-  return builder.build();
+  DecoderWeights weights = builder.build();
+  weights.shards = shards;
+  return weights;
 }
 
 std::vector<TensorInfo> list_weights(const ModelFiles& files, const DecoderConfig& config, DType dtype) {

@@ -6,6 +6,7 @@
 
 #include "models/config.h"
 #include "models/decoder.h"
+#include "models/shards.h"
 #include "nn/layers.h"
 
 namespace qiao {
@@ -27,6 +28,7 @@ struct DecoderWeights {
   nn::LinearLayer head;
   std::vector<int64_t> head_rows;                         // by rank; empty: one rank
   std::unique_ptr<nn::RotaryTable> rotary, local_rotary;  // local: of sliding layers, or absent
+  Shards shards;                                          // what of the model this is
   uint64_t bytes = 0;
 };
 

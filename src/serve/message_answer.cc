@@ -175,7 +175,7 @@ void MessageAnswer::finish_with_error(const std::string& message, int status) {
 void MessageAnswer::on_finish(size_t, const ChatFinish& finish) {
   if (finish.reason == ChatFinish::Reason::kError) {
     const ApiError error = to_api_error(Error(finish.error_kind, finish.error));
-    return finish_with_error(error.what(), error.status());
+    return finish_with_error(error.what(), message_error_status(error.status()));
   }
   if (finish.reason == ChatFinish::Reason::kCancelled)
     return finish_with_error("the request was cancelled", 529);

@@ -225,8 +225,6 @@ void page(Context&, const HttpRequest&, const std::shared_ptr<HttpExchange>& exc
 void send_error(const ApiError& error, const HttpRequest& request, HttpExchange& exchange,
                 HttpHeaders headers = {}) {
   if (error.status() == 401) headers.emplace_back("www-authenticate", "Bearer");
-  // A place in the queue is free as soon as any request has ended; clients back off further by themselves.
-  if (error.status() == 429 || error.status() == 503) headers.emplace_back("retry-after", "1");
   if (!request.path.starts_with("/v1/messages"))
     return exchange.send(error.status(), "application/json", dump_json(error.to_json()), headers);
   headers.emplace_back("request-id", request.id);
@@ -328,7 +326,7 @@ void check_content_type(const HttpRequest& request) {
         "content-encoding");
 }
 
-// Adds to every answer of one request: CORS headers, and its count.
+// Adds to every answer of one request: CORS headers, when to come back, and its count.
 class CountedExchange final : public HttpExchange {
  public:
   CountedExchange(std::shared_ptr<HttpExchange> inner, CommonContext& context, std::string path,
@@ -336,7 +334,11 @@ class CountedExchange final : public HttpExchange {
       : inner_(std::move(inner)), context_(context), path_(std::move(path)), extra_(std::move(extra)) {}
   void send(int status, std::string_view type, std::string body, const HttpHeaders& headers) override {
     context_.metrics.count_request(path_, status);
-    inner_->send(status, type, std::move(body), joined(headers));
+    HttpHeaders all = joined(headers);
+    // A place in the queue is free as soon as any request has ended; clients back off further by themselves.
+    // 529: a 503 in Anthropic's words.
+    if (status == 429 || status == 503 || status == 529) all.emplace_back("retry-after", "1");
+    inner_->send(status, type, std::move(body), all);
   }
   void begin(int status, std::string_view type, const HttpHeaders& headers) override {
     context_.metrics.count_request(path_, status);

@@ -40,6 +40,7 @@ inline uint16_t float_to_f16(float value) {
 }
 
 inline constexpr float kMostE4M3 = 448.0f;
+inline constexpr uint8_t kNanE4M3 = 0x7f;
 
 inline float e4m3_to_float(uint8_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24, magnitude = bits & 0x7fu;

@@ -1,6 +1,8 @@
 #include "backend/ops/attention.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "backend/op_test.h"
 #include "support/expect_error.h"
@@ -99,13 +101,67 @@ TEST_F(AttentionTest, Q8KeepsThirtyTwoNumbersAndTheirScale) {
   }
 }
 
+TEST_F(AttentionTest, Fp8KeepsARowsNumbersAndTheirScale) {
+  struct Row {
+    std::vector<float> x;
+    float scale;
+    std::vector<int> numbers;
+  };
+  const float inf = INFINITY, nan = NAN;
+  const std::vector<Row> rows = {
+      // 448, -448, 1, between 1 and 1.125, between 1.125 and 1.25, below half and half way above 2^-9, -0.
+      {{896, -896, 2, 2.125f, 2.375f, 0x1p-9f, 3 * 0x1p-9f, -0.0f},
+       2,
+       {0x7e, 0xfe, 0x38, 0x38, 0x3a, 0, 2, 0x80}},
+      {{897, 0, 112}, 4, {0x76, 0, 0x5e}},  // a power of two more: a fourth's nearest, 224, and 28
+      {{-0x1p-100f, 0x1p-101f}, 0x1p-108f, {0xf8, 0x70}},
+      {{0x1p-101f, -0x1p-140f}, 0, {0, 0x80}},
+      {{inf, -inf, 0x1.fffffep127f, 0x1p119f, 1}, 0x1p119f, {0x7e, 0xfe, 0x7e, 0x38, 0}},
+      {{1, nan}, nan, std::vector<int>(16, 0x7f)}};
+  for (const std::string_view chip : {"reference", "cpu"}) {
+    SCOPED_TRACE(chip);
+    const std::unique_ptr<Backend> backend = make_backend(chip, {.threads = 1});
+    const auto pages = backend->make_kv_pages({1, 3, 1, 16, DType::kF8_E4M3});
+    ASSERT_EQ(pages->page_bytes(), 6u * 20);
+    Floats k({3, 1, 16}), v({3, 1, 16});  // rows 0 to 2, and 3 to 5
+    for (size_t i = 0; i < rows.size(); ++i)
+      std::ranges::copy(rows[i].x, (i < 3 ? k : v).data() + i % 3 * 16);
+    Ints slots({3}, {0, 1, 2});
+    backend->kv_write({k, v, slots, pages.get()});
+    std::vector<std::byte> bytes(pages->page_bytes());
+    backend->export_kv_page(*pages, 0, bytes.data());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const std::byte* row = bytes.data() + (i % 3 * 2 + i / 3) * 20;
+      float scale = 0;
+      std::memcpy(&scale, row, sizeof scale);
+      if (std::isnan(rows[i].scale)) {
+        EXPECT_TRUE(std::isnan(scale));
+      } else {
+        EXPECT_EQ(scale, rows[i].scale) << i;
+      }
+      std::vector<int> numbers;
+      for (int d = 0; d < 16; ++d) numbers.push_back(std::to_integer<int>(row[4 + d]));
+      std::vector<int> expected = rows[i].numbers;
+      expected.resize(16);
+      EXPECT_EQ(numbers, expected) << i;
+    }
+  }
+}
+
 TEST_F(AttentionTest, Q8NeedsHeadsOfWholeBlocks) {
-  EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 80, DType::kQ8_0}), kInvalidInput,
-                    "heads of 80 cannot be kept in Q8_0, whose blocks are of 32; use F16, BF16 or F32");
+  EXPECT_QIAO_ERROR(
+      chip_->make_kv_pages({1, 1, 1, 80, DType::kQ8_0}), kInvalidInput,
+      "heads of 80 cannot be kept in Q8_0, whose rows are multiples of 32; use F16, BF16 or F32");
+  EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 40, DType::kF8_E4M3}), kInvalidInput,
+                    "heads of 40 cannot be kept in F8_E4M3, whose rows are multiples of 16");
   EXPECT_QIAO_ERROR(chip_->make_kv_pages({1, 1, 1, 256, DType::kQ4_K}), kInvalidInput, "Q4_K");
 }
 
 TEST_F(AttentionTest, CountsItsWork) {
+  const auto fp8 = chip_->make_kv_pages({3, 2, 1, 16, DType::kF8_E4M3});
+  AttentionPaged op = op_;
+  op.pages = fp8.get();
+  EXPECT_EQ(op.bytes(4), 4 * 2 * (16 + 4) + 2 * 32);
   EXPECT_EQ(op_.flops(7), 4 * 7 * 4);
   EXPECT_EQ(op_.bytes(4), 4 * 8 + 2 * 32);
 }

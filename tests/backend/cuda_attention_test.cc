@@ -82,7 +82,7 @@ class Cache {
     const auto gamma = [](double n) { return n * 0x1p-24 / (1 - n * 0x1p-24); };
     const DType dtype = law_pages_->spec().dtype;
     const bool f16 = op.compute == Compute::kBF16 && dtype == DType::kF16;
-    const bool bf16 = op.compute == Compute::kBF16 && dtype == DType::kBF16;
+    const bool bf16 = op.compute == Compute::kBF16 && (dtype == DType::kBF16 || dtype == DType::kF8_E4M3);
     const double rounding = f16 ? 0x1p-11 : bf16 ? 0x1p-8 : 0, tiny = f16 ? 0x1p-24 : 0;
     op.pages = law_pages_.get();
     const reference::AttentionTerms terms = reference::exact_attention(op);
@@ -163,17 +163,61 @@ TEST_P(CudaAttentionPagesTest, ChunksComputedApartAreTheSameBits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CudaAttentionPagesTest,
-                         ::testing::Values(Kind{DType::kF32, Compute::kF32}, Kind{DType::kF16, Compute::kF32},
-                                           Kind{DType::kBF16, Compute::kF32},
-                                           Kind{DType::kQ8_0, Compute::kF32},
-                                           Kind{DType::kF16, Compute::kBF16},
-                                           Kind{DType::kBF16, Compute::kBF16},
-                                           Kind{DType::kQ8_0, Compute::kBF16}),
-                         [](const auto& info) {
-                           return std::string(traits(info.param.dtype).name) +
-                                  (info.param.compute == Compute::kBF16 ? "Rounded" : "");
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CudaAttentionPagesTest,
+    ::testing::Values(Kind{DType::kF32, Compute::kF32}, Kind{DType::kF16, Compute::kF32},
+                      Kind{DType::kBF16, Compute::kF32}, Kind{DType::kQ8_0, Compute::kF32},
+                      Kind{DType::kF16, Compute::kBF16}, Kind{DType::kBF16, Compute::kBF16},
+                      Kind{DType::kQ8_0, Compute::kBF16}, Kind{DType::kF8_E4M3, Compute::kF32},
+                      Kind{DType::kF8_E4M3, Compute::kBF16}),
+    [](const auto& info) {
+      return std::string(traits(info.param.dtype).name) +
+             (info.param.compute == Compute::kBF16 ? "Rounded" : "");
+    });
+
+// Numbers that E4M3 has, times powers of two, in FP8 and in BF16: in kBF16 they are the same operands of the
+// same products. Scores are sums of small whole numbers, and so alike in any order.
+TEST_F(CudaAttentionTest, PagesOfFp8AreThoseOfBf16WithTheSameNumbers) {
+  const std::unique_ptr<Backend> chip = make_cuda_backend({});
+  constexpr int64_t kLength = 300, kPage = 32, kPages = 10, kQueries = 40;
+  for (const int64_t width : {64, 80, 128}) {
+    Floats k({kLength, 1, width}), v({kLength, 1, width}), q({kQueries, 3, width});
+    std::mt19937_64 random(static_cast<uint64_t>(width));
+    const auto below = [&](uint64_t count) { return static_cast<float>(random() % count); };
+    for (int64_t i = 0; i < kQueries * 3 * width; ++i) q.data()[i] = below(5) - 2;
+    for (int64_t t = 0; t < kLength; ++t) {
+      // A row of values is anywhere between 2^-105 and 2^105, so that neither product under- or overflows.
+      const float size = std::ldexp(1.0f, static_cast<int>(random() % 211) - 105);
+      for (int64_t d = 0; d < width; ++d) {
+        k.data()[t * width + d] = below(9) - 4;
+        v.data()[t * width + d] = std::ldexp(below(16) - 8, static_cast<int>(random() % 14) - 9) * size;
+      }
+      v.data()[t * width] = 256 * size;  // so the least numbers are E4M3's least, below the normal ones
+    }
+    Ints slots({kLength}), table({1, kPages}), lengths({1}, {kLength});
+    for (int32_t i = 0; i < kLength; ++i) slots.data()[i] = i;
+    for (int32_t i = 0; i < kPages; ++i) table.data()[i] = i;
+    for (const int32_t queries : {1, 40}) {  // in chunks, and in tiles
+      Ints starts({2}, {0, queries});
+      std::vector<std::vector<float>> out;
+      for (const DType dtype : {DType::kF8_E4M3, DType::kBF16}) {
+        const auto pages = chip->make_kv_pages({kPages, kPage, 1, width, dtype});
+        chip->kv_write({k, v, slots, pages.get()});
+        Floats result({queries, 3, width});
+        AttentionPaged op;
+        op.q = q.tensor().slice(0, queries), op.pages = pages.get(), op.page_table = table;
+        op.lengths = lengths, op.query_starts = starts, op.out = result;
+        op.scale = 0.125f, op.compute = Compute::kBF16;
+        const Buffer workspace = chip->allocate(chip->workspace_bytes(op));
+        op.workspace = Tensor(workspace.data(), DType::kU8, {static_cast<int64_t>(workspace.bytes())});
+        chip->attention_paged(op);
+        chip->synchronize();
+        out.push_back(result.list());
+      }
+      EXPECT_EQ(out[0], out[1]) << width << ", " << queries;
+    }
+  }
+}
 
 // Rows that F16 would not hold as they are, beside small ones, through heads of 128 and several tiles of
 // rows.

@@ -350,6 +350,12 @@ TEST_F(CudaStandInTest, E4M3RoundsToNearestEven) {
   for (int code = 0; code < 0x7f; ++code) EXPECT_EQ(e4m3_of(float_of_e4m3(static_cast<uint8_t>(code))), code);
 }
 
+// 1 + 2^-7 times 1.5 is half way between two numbers; the least of all times 2^120 is a normal one.
+TEST_F(CudaStandInTest, ProductsOfBf16RoundToNearestEven) {
+  EXPECT_EQ(multiply_bf16(0x00013f81, 0x7b803fc0), 0x39003fc2u);
+  EXPECT_EQ(multiply_bf16(0x80017fc0, 0x7b803f80) & 0xffff7fffu, 0xb9007fc0u);  // a NaN stays one
+}
+
 __global__ void in_turns(int* order) {
   begin_kernel();
   // Two warps that hand over to each other at named barriers.

@@ -60,6 +60,20 @@ class CacheAndDraft(unittest.TestCase):
         self.assertIn("16", problem)
         self.assertIn("f16, bf16 or f32", problem)
 
+    def test_fp8(self):
+        alone = self.tokens("--temp", "0", "--kv-type", "fp8")
+        self.assertEqual(len(alone), 40)
+        self.assertEqual(self.tokens("--temp", "0", "-ctk", "fp8", "-ctv", "fp8", "-b", "3"), alone)
+        self.assertEqual(self.tokens("--temp", "0", "--kv-type", "fp8", "--draft", str(MODEL)), alone)
+        run = subprocess.run(
+            [QIAO, "bench", "-m", str(MODEL), "-p", "4", "-n", "4", "--kv-type", "fp8", "--json"],
+            capture_output=True, text=True, timeout=60)
+        self.assertEqual(json.loads(run.stdout)["kv_type"], "fp8")
+        status, _, problem = self.generate("--kv-type", "f8")
+        self.assertNotEqual(status, 0)
+        self.assertIn("fp8", problem)
+        self.assertIn("q8_0", problem)
+
     def test_a_benchmark_feeds_random_tokens(self):
         run = subprocess.run([QIAO, "bench", "-m", str(MODEL), "--draft", str(MODEL)], capture_output=True, text=True, timeout=60)
         self.assertEqual(run.returncode, 1)

@@ -21,8 +21,9 @@ TEST(CudaMemoryTest, TheCacheTakesTheShareOfAServersDevice) {
   stand_in::reset(machine_of(uint64_t{96} << 20));
   const auto model = load_chat_model(1, "cuda");
   const uint64_t free = model->backend().describe().free_bytes;
-  for (const double share : {0.0, 0.4}) {
-    Engine engine(model, {.context = 128, .slots = 2, .memory_share = share, .fill_memory = true});
+  for (const auto& [share, dtype] : {std::pair(0.0, DType::kF16), std::pair(0.4, DType::kF8_E4M3)}) {
+    Engine engine(
+        model, {.context = 128, .slots = 2, .kv_dtype = dtype, .memory_share = share, .fill_memory = true});
     const EngineMemory memory = engine.memory();
     const double taken = static_cast<double>(memory.cache + memory.workspace) / static_cast<double>(free);
     EXPECT_LE(taken, share == 0 ? 0.9 : share);
@@ -59,6 +60,7 @@ TEST(CudaMemoryTest, TooLittleSaysWhatWouldFit) {
     EXPECT_THAT(e.what(), HasSubstr("GiB and the steps' workspace"));
     EXPECT_THAT(e.what(), HasSubstr("of the device's memory are free beside the weights"));
     EXPECT_THAT(e.what(), HasSubstr("what may fit: a context of "));
+    EXPECT_THAT(e.what(), HasSubstr("--kv-type fp8 with a context of "));  // heads of 16: no blocks of q8_0
     EXPECT_THAT(e.what(), HasSubstr("or a smaller or quantized model file"));
   }
 }

@@ -159,6 +159,23 @@ TEST(Fp8TensorsTest, EveryKindOfScalesGivesNumberTimesScale) {
   }
 }
 
+// Of keys and values, under each name that checkpoints have them: a row of the cache has its own here.
+TEST(Fp8TensorsTest, ScalesOfTheCacheAreReadOver) {
+  for (const std::string layer : {"a.self_attn", "a.self_attn.attn", "a.self_attn.k_proj"}) {
+    for (const std::string dtype : {"F8_E4M3", "BF16"}) {
+      std::vector<Part> parts = {{"a.weight", dtype, {4, 128}}};
+      for (const std::string name : {"k_scale", "v_scale", "q_scale", "prob_scale", "kv_scale",
+                                     "kv_cache_scale", "k_zero_point", "v_zero_point", "output_scale"}) {
+        parts.push_back({layer + "." + name, "F32", {1}});
+      }
+      const Fp8Folder folder(parts);
+      const auto files = folder.open();
+      ASSERT_EQ(files->tensors().size(), 1u) << layer << ", " << dtype;
+      EXPECT_EQ(files->tensors()[0].name, "a.weight");
+    }
+  }
+}
+
 TEST(Fp8TensorsTest, WithoutScalesItStaysAsItIs) {
   const auto files = Fp8Folder({{"a.weight", "F8_E4M3", {4, 128}}}).open();
   EXPECT_EQ(files->find("a.weight")->dtype, DType::kF8_E4M3);

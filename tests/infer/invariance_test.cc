@@ -179,12 +179,13 @@ TEST(ScheduleInvarianceTest, ARandomScheduleChangesNoTokenAndNoBit) {
   const auto from_to = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
-  const std::vector<DType> both = {DType::kF16, DType::kQ8_0};
+  const std::vector<DType> all = {DType::kF16, DType::kQ8_0, DType::kF8_E4M3};
   const Loader chat = [](int threads) { return load_chat_model(threads, "cpu", chat_adapters()); };
-  const Judge judges[] = {Judge(made({.layers = 2}), both, kSeed, kCount),
-                          Judge(made({.layers = 2, .window = 21}), both, kSeed, kCount),
-                          Judge(chat, {DType::kF16}, kSeed, kCount),  // its heads are no whole blocks of q8_0
-                          Judge(made({.layers = 2, .window = 13, .all_slide = true}), both, kSeed, kCount)};
+  const Judge judges[] = {
+      Judge(made({.layers = 2}), all, kSeed, kCount),
+      Judge(made({.layers = 2, .window = 21}), all, kSeed, kCount),
+      Judge(chat, {DType::kF16, DType::kF8_E4M3}, kSeed, kCount),  // its heads are no whole blocks of q8_0
+      Judge(made({.layers = 2, .window = 13, .all_slide = true}), all, kSeed, kCount)};
   const std::shared_ptr<LanguageModel> drafts[][3] = {
       {nullptr, make_model({.layers = 2, .noise = 0.03f}),
        make_model({.layers = 1, .window = 9, .seed = 77})},

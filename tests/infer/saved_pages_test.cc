@@ -146,7 +146,7 @@ class SavedPagesTest : public ::testing::Test {
 };
 
 TEST_F(SavedPagesTest, ARestartKeepsWarmPromptsOfTheirTenant) {
-  for (const DType dtype : {DType::kF16, DType::kQ8_0}) {
+  for (const DType dtype : {DType::kF16, DType::kQ8_0, DType::kF8_E4M3}) {
     Answer cold;
     {
       Engine engine(model_, options(dtype));
@@ -167,7 +167,7 @@ TEST_F(SavedPagesTest, ARestartKeepsWarmPromptsOfTheirTenant) {
         EXPECT_EQ(answer->logprobs[i].logprob, cold.logprobs[i].logprob);
     }
   }
-  EXPECT_EQ(files().size(), 2u);  // one a dtype: pages of one are nothing to the other
+  EXPECT_EQ(files().size(), 3u);  // one a dtype: pages of one are nothing to the other
   for (const auto& file : files()) {
     EXPECT_EQ(read_file(file).find("secret-key"), std::string::npos);
     EXPECT_EQ(std::filesystem::status(file).permissions(),

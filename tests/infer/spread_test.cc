@@ -10,14 +10,17 @@
 #include "infer/engine_harness.h"
 #include "parallel/communicator.h"
 #include "support/expect_error.h"
+#include "support/temporary_directory.h"
 
 namespace qiao::testing {
 namespace {
 
 using ::testing::HasSubstr;
 
-std::shared_ptr<LanguageModel> load_rank(Communicator& ranks) {
+std::shared_ptr<LanguageModel> load_rank(Communicator& ranks,
+                                         const std::vector<AdapterSource>& adapters = {}) {
   LanguageModelOptions options;
+  options.adapters = adapters;
   options.device = "cpu";
   options.threads = 1;
   options.decoder.ranks = &ranks;
@@ -25,12 +28,13 @@ std::shared_ptr<LanguageModel> load_rank(Communicator& ranks) {
 }
 
 // The chat model on `size` ranks, rank 0's in `body`. The others follow, or are lost as they would begin to.
-void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<LanguageModel>)>& body) {
+void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<LanguageModel>)>& body,
+              const std::vector<AdapterSource>& adapters = {}) {
   auto communicators = make_thread_communicators(size, 60);
   std::vector<std::thread> others;
   for (size_t rank = 1; rank < communicators.size(); ++rank) {
-    others.emplace_back([lost, own = std::move(communicators[rank])]() mutable {
-      auto model = load_rank(*own);
+    others.emplace_back([lost, &adapters, own = std::move(communicators[rank])]() mutable {
+      auto model = load_rank(*own, adapters);
       if (!lost) {
         model->decoder().follow();
         own->finish();
@@ -39,7 +43,7 @@ void on_ranks(int size, bool lost, const std::function<void(std::shared_ptr<Lang
       own.reset();
     });
   }
-  std::shared_ptr<LanguageModel> model = load_rank(*communicators[0]);
+  std::shared_ptr<LanguageModel> model = load_rank(*communicators[0], adapters);
   body(std::move(model));
   if (!lost) communicators[0]->finish();
   communicators[0].reset();
@@ -108,6 +112,60 @@ TEST(SpreadEngineTest, AnswersAreThoseOfOneRankAndTheSameBitsInAnyCompany) {
   }
 }
 
+// Whatever one rank would answer: each has the rows of its own heads, and their scales.
+TEST(SpreadEngineTest, PagesOfFp8AreTheSameBitsInAnyCompany) {
+  const auto list = some_requests(*load_chat_model());
+  on_ranks(2, false, [&](std::shared_ptr<LanguageModel> model) {
+    Engine single(model, {.context = 160, .kv_dtype = DType::kF8_E4M3, .prefix_cache = false});
+    const auto alone = answers(single, list, false);
+    Engine engine(model, {.context = 160, .slots = 5, .page_tokens = 7, .kv_dtype = DType::kF8_E4M3});
+    const auto got = answers(engine, list, true);
+    for (size_t i = 0; i < list.size(); ++i) {
+      EXPECT_EQ(got[i].tokens, alone[i].tokens) << i;
+      ASSERT_EQ(got[i].logprobs.size(), alone[i].logprobs.size());
+      for (size_t t = 0; t < got[i].logprobs.size(); ++t)
+        EXPECT_EQ(got[i].logprobs[t].logprob, alone[i].logprobs[t].logprob) << i << ", " << t;
+    }
+  });
+}
+
+// Each rank has its rows of B or its columns of A. F32, so that the texts are those of one rank.
+TEST(SpreadEngineTest, AdaptersAreThoseOfOneRank) {
+  const auto whole = load_chat_model(1, "cpu", chat_adapters());
+  auto list = some_requests(*whole);
+  for (size_t i = 0; i < list.size(); ++i) list[i].adapter = i % 3 == 0 ? "" : i % 3 == 1 ? "one" : "two";
+  Engine one(whole, {.context = 160, .kv_dtype = DType::kF32});
+  const auto expected = answers(one, list, false);
+  for (const int size : {2, 4}) {
+    on_ranks(
+        size, false,
+        [&](std::shared_ptr<LanguageModel> model) {
+          Engine engine(model, {.context = 160, .slots = 12, .kv_dtype = DType::kF32});
+          const auto got = answers(engine, list, true);
+          for (size_t i = 0; i < list.size(); ++i) {
+            EXPECT_EQ(got[i].tokens, expected[i].tokens) << i;
+            ASSERT_EQ(got[i].logprobs.size(), expected[i].logprobs.size());
+            for (size_t t = 0; t < got[i].logprobs.size(); ++t)
+              EXPECT_NEAR(got[i].logprobs[t].logprob, expected[i].logprobs[t].logprob, 1e-4)
+                  << i << ", " << t;
+          }
+        },
+        chat_adapters());
+  }
+}
+
+// Rank 1 has other ones: the first says so, before any step.
+TEST(SpreadEngineTest, OtherAdaptersAreRefused) {
+  auto communicators = make_thread_communicators(2, 60);
+  std::thread other([&] {
+    auto model = load_rank(*communicators[1], {chat_adapters().front()});
+    model.reset();
+  });
+  EXPECT_QIAO_ERROR(load_rank(*communicators[0], chat_adapters()), kInvalidInput, "LoRA adapters [one ",
+                    ", two ", "the same was expected");
+  other.join();
+}
+
 TEST(SpreadEngineTest, HiddenStatesAreThere) {
   const auto whole = load_chat_model();
   GenerationRequest request = greedy(*whole, "A bridge carries people");
@@ -129,11 +187,36 @@ TEST(SpreadEngineTest, ALostRankIsNamed) {
   });
 }
 
-TEST(SpreadEngineTest, RefusesWhatOneProcessAloneDoes) {
-  on_ranks(2, false, [&](std::shared_ptr<LanguageModel> model) {
-    EXPECT_QIAO_ERROR(Engine(model, {.context = 160, .cache_directory = "/nowhere"}), kUnsupported,
-                      "--kv-cache-dir: pages are kept by one process alone, and the model is spread over 2");
-  });
+// In the first one's file, the parts of all; a page whose part is lost would change an answer's bits.
+TEST(SpreadEngineTest, ARestartKeepsThePagesOfAllRanks) {
+  const TemporaryDirectory folder;
+  for (const int size : {2, 4}) {
+    on_ranks(size, false, [&](std::shared_ptr<LanguageModel> model) {
+      GenerationRequest request =
+          greedy(*model, "A bridge carries people over a river; this one carries words.", 12);
+      request.logprobs = true;
+      const EngineOptions options = {.context = 160,
+                                     .page_tokens = 8,
+                                     .kv_dtype = size == 2 ? DType::kF8_E4M3 : DType::kF16,
+                                     .cache_directory = folder.path()};
+      Answer cold;
+      {
+        Engine engine(model, options);
+        EXPECT_EQ(engine.restored(), "");  // those of two are nothing to four
+        cold = run(engine, request);
+        engine.drain();
+        EXPECT_THAT(engine.save_cache(), HasSubstr("Saved "));
+      }
+      Engine engine(model, options);
+      EXPECT_THAT(engine.restored(), HasSubstr("Restored "));
+      const Answer warm = run(engine, request);
+      EXPECT_GE(warm.last.cached_tokens, warm.last.prompt_tokens - 8);
+      EXPECT_EQ(warm.tokens, cold.tokens);
+      ASSERT_EQ(warm.logprobs.size(), cold.logprobs.size());
+      for (size_t i = 0; i < cold.logprobs.size(); ++i)
+        EXPECT_EQ(warm.logprobs[i].logprob, cold.logprobs[i].logprob) << i;
+    });
+  }
 }
 
 // Other ranks would compute another thing: who runs what is asked before anything else.

@@ -105,6 +105,10 @@ def same_texts(scratch):
             worst = max(abs(a - b) for a, b in zip(log_probabilities(alone), log_probabilities(spread)))
             expect(worst <= 1e-4, model, processes, "log-probabilities are", worst, "apart")
             expect(spread["text"] == alone["text"], model, processes, spread["text"], alone["text"])
+        if model == CHAT:
+            changed = ("--lora", GOLDEN / "lora" / "chat-one", "--compute", "f32")
+            one, two = generated(0, model, *changed), generated(2, model, *changed)
+            expect(one["text"] == two["text"] != alone["text"], "with an adapter", one["text"], two["text"])
         whole, chunks = generated(2, model), generated(2, model, "-b", "3")
         expect(log_probabilities(whole) == log_probabilities(chunks), model, "chunks change bits")
         expect(whole["text"] == chunks["text"], model, "chunks change a text")
@@ -220,10 +224,6 @@ def refusals(scratch):
         expect(result.stderr.count(said) == 1, arguments, result.stderr)
 
     refused("numbers of processes that it can be spread over: 1, 2, 4", 3, "generate", "-m", CHAT, "-p", "x")
-    refused("LoRA adapters run in one process alone, and 2 were started", 2, "generate", "-m", CHAT, "-p", "x", "--lora",
-            GOLDEN / "lora" / "chat-one")
-    refused("--kv-cache-dir: pages are kept by one process alone", 2, "serve", "-m", CHAT, "--port", "0", "--kv-cache-dir",
-            scratch / "pages")
     refused("an embedding model runs in one process, and 2 were started", 2, "serve", "-m", GOLDEN / "encoders" / "bert",
             "--port", "0")
 

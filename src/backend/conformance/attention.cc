@@ -12,6 +12,20 @@
 namespace qiao::conformance {
 namespace {
 
+bool has_scales(DType dtype) { return dtype == DType::kQ8_0 || dtype == DType::kF8_E4M3; }
+
+// Whether attention may compute in kBF16 over pages of this dtype.
+bool takes_bf16(DType dtype) {
+  return dtype == DType::kF16 || dtype == DType::kBF16 || dtype == DType::kF8_E4M3;
+}
+
+// A width of rows.
+int64_t pick_width(Harness& h, DType dtype) {
+  if (dtype == DType::kQ8_0) return h.pick<int64_t>({32, 64, 96});
+  if (dtype == DType::kF8_E4M3) return h.pick<int64_t>({16, 48, 64, 80, 128, 256});
+  return h.pick<int64_t>({1, 3, 16, 33, 64});
+}
+
 struct Pages {
   KvPagesSpec spec;
   std::unique_ptr<KvPages> chip, law;
@@ -127,7 +141,7 @@ double attention_bound(const AttentionPaged& law, const reference::AttentionTerm
   const double of_score = gamma(static_cast<double>(width) + 16) * terms.score[row];
   const double of_sum = gamma(2 * static_cast<double>(terms.keys[row / heads]) + 16);
   const DType dtype = law.pages->spec().dtype;
-  if (law.compute == Compute::kF32 || (dtype != DType::kF16 && dtype != DType::kBF16)) {
+  if (law.compute == Compute::kF32 || !takes_bf16(dtype)) {
     return (std::expm1(2 * of_score) + of_sum) * terms.magnitude[at] + 0x1p-126;
   }
   const bool narrow = dtype == DType::kF16;
@@ -153,7 +167,8 @@ struct Heads {
 Heads random_heads(Harness& h, DType dtype) {
   const int64_t kv = h.pick<int64_t>({1, 2, 3, 4});
   const int64_t query = kv * h.pick<int64_t>({1, 1, 2, 4, 7});
-  if (traits(dtype).quantized) return {query, kv, h.pick<int64_t>({64, 64, 128, 96, 256, 32})};
+  if (dtype == DType::kQ8_0) return {query, kv, h.pick<int64_t>({64, 64, 128, 96, 256, 32})};
+  if (dtype == DType::kF8_E4M3) return {query, kv, h.pick<int64_t>({64, 128, 80, 96, 256, 16})};
   return {query, kv, h.pick<int64_t>({64, 64, 128, 80, 96, 256, 33, 8, 1})};
 }
 
@@ -321,9 +336,9 @@ float rounded(DType dtype, float value) {
 
 // A window of one key makes attention read back the value at a slot: 16 u is far finer than the pages' dtype.
 void kv_write_case(Harness& h, size_t line, DType dtype) {
-  const bool blocks = traits(dtype).quantized;
+  const bool scales = has_scales(dtype);
   const int64_t heads = h.between(1, 3), length = h.between(1, 40);
-  const int64_t width = blocks ? h.pick<int64_t>({32, 64, 96}) : h.pick<int64_t>({1, 3, 16, 33, 64});
+  const int64_t width = pick_width(h, dtype);
   Batch batch;
   batch.lengths = {length};
   batch.queries = {length};
@@ -352,7 +367,7 @@ void kv_write_case(Harness& h, size_t line, DType dtype) {
   out.download(line, "out");
   const std::vector<double> kept = reference::exact_attention(law).out;
   for (int64_t i = 0; i < out.elements(); ++i) {
-    const double expected = blocks ? kept[static_cast<size_t>(i)] : rounded(dtype, v.host_at(i));
+    const double expected = scales ? kept[static_cast<size_t>(i)] : rounded(dtype, v.host_at(i));
     h.element(line, out.result_at(i), expected, 16 * kUnit * std::abs(expected), i / width, i % width);
   }
 }
@@ -361,7 +376,7 @@ void kv_write_case(Harness& h, size_t line, DType dtype) {
 // it still is.
 void kv_page_case(Harness& h, size_t line, DType dtype) {
   KvPagesSpec spec{3, h.pick<int64_t>({1, 5, 16, 32}), h.between(1, 3), 0, dtype};
-  spec.head_dim = traits(dtype).quantized ? h.pick<int64_t>({32, 64, 96}) : h.pick<int64_t>({1, 16, 33, 64});
+  spec.head_dim = pick_width(h, dtype);
   const Pages pages = make_pages(h, spec), other = make_pages(h, spec);
   const int64_t slots = spec.pages * spec.page_tokens;
   Guarded k(h, DType::kF32, {slots, spec.kv_heads, spec.head_dim}, h.between(0, 3));
@@ -370,7 +385,8 @@ void kv_page_case(Harness& h, size_t line, DType dtype) {
   for (Guarded* tensor : {&k, &v}) {
     float size = 1;
     tensor->fill([&] {
-      if (h.chance(0.03)) size = h.pick({0.0f, 1.0f, 127.0f, 1e-6f, 1e-9f, 1e-38f, 1e4f, 1e9f});
+      if (h.chance(0.03))
+        size = h.pick({0.0f, 1.0f, 127.0f, 448.0f, 1e-6f, 1e-9f, 1e-31f, 1e-38f, 1e4f, 1e9f, 1e37f});
       return size * h.pick({h.normal(), 0.5f, -1.0f, 0.25f});
     });
   }
@@ -407,7 +423,7 @@ void kv_write_bench(Harness& h, size_t line, DType dtype) {
   h.bench(line, "T=512 G=8 D=128", op.bytes(), 0, Harness::Peak::kNone, [&] { h.chip().kv_write(op); });
 }
 
-constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0};
+constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kF8_E4M3};
 
 }  // namespace
 
@@ -445,7 +461,9 @@ void conform_attention_paged(Harness& h) {
     });
   };
   for (const DType dtype : kPageDTypes) conform(dtype, Compute::kF32);
-  for (const DType dtype : {DType::kF16, DType::kBF16}) conform(dtype, Compute::kBF16);
+  for (const DType dtype : kPageDTypes) {
+    if (takes_bf16(dtype)) conform(dtype, Compute::kBF16);
+  }
 }
 
 }  // namespace qiao::conformance

@@ -20,9 +20,9 @@ namespace qiao::cpu {
 
 using GenericKernel = AttentionKernel<generic::Simd>;
 const AttentionKernels kAttentionGeneric = {
-    GenericKernel::add<float>, GenericKernel::add<Half>, GenericKernel::add<Brain>,
-    GenericKernel::add<Q8>,    GenericKernel::merge,     GenericKernel::finish,
-    GenericKernel::dots,       GenericKernel::dot,       GenericKernel::gradients};
+    GenericKernel::add<float>, GenericKernel::add<Half>, GenericKernel::add<Brain>, GenericKernel::add<Q8>,
+    GenericKernel::add<E4m3>,  GenericKernel::merge,     GenericKernel::finish,     GenericKernel::dots,
+    GenericKernel::dot,        GenericKernel::gradients};
 
 namespace {
 
@@ -100,7 +100,8 @@ class Attention {
     add_ = dtype == DType::kF32    ? kernels.add_f32
            : dtype == DType::kF16  ? kernels.add_f16
            : dtype == DType::kBF16 ? kernels.add_bf16
-                                   : kernels.add_q8;
+           : dtype == DType::kQ8_0 ? kernels.add_q8
+                                   : kernels.add_f8;
   }
 
   // Queries [begin, end) of a sequence against chunks [first_chunk, end_chunk) of its keys. With `partial`

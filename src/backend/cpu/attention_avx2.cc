@@ -4,8 +4,8 @@
 namespace qiao::cpu {
 
 using Kernel = AttentionKernel<avx2::Simd>;
-const AttentionKernels kAttentionAvx2 = {Kernel::add<float>, Kernel::add<Half>, Kernel::add<Brain>,
-                                         Kernel::add<Q8>,    Kernel::merge,     Kernel::finish,
-                                         Kernel::dots,       Kernel::dot,       Kernel::gradients};
+const AttentionKernels kAttentionAvx2 = {
+    Kernel::add<float>, Kernel::add<Half>, Kernel::add<Brain>, Kernel::add<Q8>, Kernel::add<E4m3>,
+    Kernel::merge,      Kernel::finish,    Kernel::dots,       Kernel::dot,     Kernel::gradients};
 
 }  // namespace qiao::cpu

@@ -36,6 +36,7 @@ struct GroupKeys {
     V::fetch(next + d * 16);
     return V::load(here + d * 16);
   }
+  static typename V::F total(typename V::F sum) { return sum; }
 };
 
 template <class V>
@@ -58,6 +59,26 @@ struct GroupKeys<V, Q8> {
     V::fetch(next + d * 16);
     return V::mul(V::load(reinterpret_cast<const int8_t*>(here + d * 16)), scale);
   }
+  static typename V::F total(typename V::F sum) { return sum; }
+};
+
+// A key's scale, a power of two, is its sum's as well: one product a key for all of D.
+template <class V>
+struct GroupKeys<V, E4m3> {
+  static constexpr int64_t kRun = INT64_MAX / 2;
+  const char* here;
+  const char* next;
+  GroupKeys() = default;
+  GroupKeys(const void* keys, const void* following)
+      : here(static_cast<const char*>(keys)), next(static_cast<const char*>(following)) {}
+  void open(int64_t) {}
+  typename V::F load(int64_t d) const {
+    V::fetch(next + (d + E4m3::kScaleBytes) * 16);
+    return V::load(reinterpret_cast<const E4m3*>(here + (d + E4m3::kScaleBytes) * 16));
+  }
+  typename V::F total(typename V::F sum) const {
+    return V::mul(sum, V::mul(V::load(reinterpret_cast<const float*>(here)), V::set(V::kE4m3Unit)));
+  }
 };
 
 // The values of a token from dimension d on, a register at a time.
@@ -78,6 +99,18 @@ struct TokenValues<V, Q8> {
     const char* block = at(row, d);
     const auto* numbers = reinterpret_cast<const int8_t*>(block + sizeof(Half)) + d % Q8::kNumbers;
     return V::mul(V::load(numbers), V::set(reinterpret_cast<const Half*>(block)));
+  }
+};
+
+template <class V>
+struct TokenValues<V, E4m3> {
+  static constexpr int64_t row_bytes(int64_t pitch) { return pitch + E4m3::kScaleBytes; }
+  static const char* at(const void* row, int64_t d) {
+    return static_cast<const char*>(row) + E4m3::kScaleBytes + d;
+  }
+  static typename V::F load(const void* row, int64_t d) {
+    return V::mul(V::load(reinterpret_cast<const E4m3*>(at(row, d))),
+                  V::set(*static_cast<const float*>(row) * V::kE4m3Unit));
   }
 };
 
@@ -230,7 +263,7 @@ struct AttentionKernel {
     }
     unroll<R>([&](auto i) {
       float* scores = block.scores + (r + i) * kBlockKeys + group * 16;
-      unroll<N>([&](auto n) { V::store(scores + n * 16, sums[i][n]); });
+      unroll<N>([&](auto n) { V::store(scores + n * 16, keys[n].total(sums[i][n])); });
     });
   }
 

@@ -18,8 +18,8 @@ struct AttentionRows {
 
 // Where the groups of 16 keys of a block lie.
 struct AttentionGroups {
-  const void* keys[kBlockGroups];    // each group's [D][16], or Q8 blocks of it
-  const void* values[kBlockGroups];  // each group's [16][pitch], or rows of Q8 blocks
+  const void* keys[kBlockGroups];    // each group's [D][16], with scales as kv_pages.h has them
+  const void* values[kBlockGroups];  // each group's [16][pitch], the same
 };
 
 // One block of keys, met by some rows that all see its keys [first, end) and no others.
@@ -54,6 +54,7 @@ struct AttentionKernels {
   void (*add_f16)(const AttentionBlock& block, const AttentionRows& rows);
   void (*add_bf16)(const AttentionBlock& block, const AttentionRows& rows);
   void (*add_q8)(const AttentionBlock& block, const AttentionRows& rows);
+  void (*add_f8)(const AttentionBlock& block, const AttentionRows& rows);
   // Adds what later keys gave, `more`, to what earlier ones gave.
   void (*merge)(const AttentionRows& rows, const AttentionRows& more, int64_t count, int64_t pitch);
   // out[0, dim) = rows' row / its sum.

@@ -20,6 +20,13 @@ struct Q8 {
   static constexpr int64_t kBytes = 34, kGroupBytes = 16 * kBytes;
 };
 
+// A number of FP8, four bits of exponent and three of mantissa. A row of keys or values has its scale before
+// it, F32; sixteen rows side by side, where lanes are rows, their sixteen.
+struct E4m3 {
+  uint8_t bits;
+  static constexpr int64_t kScaleBytes = sizeof(float);
+};
+
 // Sanitizers take minutes to compile the full tiles; results do not depend on a tile's shape.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr bool kSmallTiles = true;

@@ -21,6 +21,10 @@ void each_element(DType dtype, int64_t dim, int64_t lane, Visit visit) {
     for (int64_t i = 0; i < count; ++i, row += bytes, group += kKeyGroup * bytes)
       visit(row, group + lane * bytes, static_cast<size_t>(bytes));
   };
+  if (dtype == DType::kF8_E4M3) {
+    run(1, E4m3::kScaleBytes);
+    return run(dim, 1);
+  }
   if (dtype != DType::kQ8_0) return run(dim, traits(dtype).block_bytes);
   for (int64_t d = 0; d < dim; d += Q8::kNumbers) {
     run(1, sizeof(Half));
@@ -50,9 +54,8 @@ CpuKvPages::CpuKvPages(const KvPagesSpec& spec, Buffer memory, size_t values_off
 std::unique_ptr<KvPages> CpuBackend::do_make_kv_pages(const KvPagesSpec& spec) {
   constexpr int64_t kMost = int64_t{1} << 31;  // of heads and of D: slots * heads * dim stays below 2^63 / 8
   size_t rows = 0, key_bytes = 0, value_bytes = 0, total = 0;
-  const DTypeTraits& kind = traits(spec.dtype);
   const auto bytes_of = [&](int64_t elements) {
-    return static_cast<size_t>(elements / kind.block_elements) * static_cast<size_t>(kind.block_bytes);
+    return static_cast<size_t>(kv_row_bytes(spec.dtype, elements));
   };
   const bool overflow = spec.kv_heads > kMost || spec.head_dim > kMost ||
                         __builtin_mul_overflow(spec.pages * spec.page_tokens, spec.kv_heads, &rows) ||

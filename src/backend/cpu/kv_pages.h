@@ -18,6 +18,7 @@ void lane_to_row(DType dtype, int64_t dim, const char* group, int64_t lane, char
 // Keys: [P][G][token / 16][D][token % 16] where page_tokens is a multiple of 16 (grouped), else
 // [P][G][token][D]. Values: [P][G][token][pitch], pitch = D rounded up to 16 (padding is never a result).
 // Q8_0 (element.h): rows of blocks; in a group of keys [D / 32] times the 16 scales and [32][16] numbers.
+// F8_E4M3: the scale before the row's numbers; in a group the 16 scales, then [D][16].
 class CpuKvPages final : public KvPages {
  public:
   // memory holds keys, then values from `values_offset` on (a multiple of 64).
@@ -29,8 +30,8 @@ class CpuKvPages final : public KvPages {
   void* keys() const { return memory_.data(); }
   void* values() const { return static_cast<char*>(memory_.data()) + values_offset_; }
 
-  int64_t key_bytes() const { return row_bytes(spec().dtype, spec().head_dim); }  // of a token and head
-  int64_t value_bytes() const { return row_bytes(spec().dtype, pitch_); }
+  int64_t key_bytes() const { return kv_row_bytes(spec().dtype, spec().head_dim); }  // of a token and head
+  int64_t value_bytes() const { return kv_row_bytes(spec().dtype, pitch_); }
 
   // A token's key where keys are not grouped; where they are, `offset` is its group's first token.
   char* key(int64_t page, int64_t offset, int64_t kv_head) const {

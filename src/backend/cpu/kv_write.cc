@@ -10,7 +10,8 @@ namespace qiao::cpu {
 
 using GenericKvWriting = KvWriteKernel<generic::Simd>;
 const KvWriteKernels kKvWriteGeneric = {GenericKvWriting::tokens<float>, GenericKvWriting::tokens<Half>,
-                                        GenericKvWriting::tokens<Brain>, GenericKvWriting::q8_tokens};
+                                        GenericKvWriting::tokens<Brain>, GenericKvWriting::q8_tokens,
+                                        GenericKvWriting::f8_tokens};
 
 void CpuBackend::do_kv_write(const KvWrite& op) {
   const auto& pages = static_cast<const CpuKvPages&>(*op.pages);
@@ -21,7 +22,8 @@ void CpuBackend::do_kv_write(const KvWrite& op) {
   const auto write = spec.dtype == DType::kF32    ? kernels.f32
                      : spec.dtype == DType::kF16  ? kernels.f16
                      : spec.dtype == DType::kBF16 ? kernels.bf16
-                                                  : kernels.q8;
+                     : spec.dtype == DType::kQ8_0 ? kernels.q8
+                                                  : kernels.f8;
   const int64_t grain = (row_grain(2 * spec.kv_heads * spec.head_dim) + 15) / 16 * 16;
   pool_.parallel_for(op.k.shape[0], grain,
                      [&](int64_t begin, int64_t end, int) { write(op, target, begin, end); });

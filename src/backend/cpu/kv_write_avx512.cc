@@ -5,6 +5,6 @@ namespace qiao::cpu {
 
 using KvWriting = KvWriteKernel<avx512::Simd>;
 const KvWriteKernels kKvWriteAvx512 = {KvWriting::tokens<float>, KvWriting::tokens<Half>,
-                                       KvWriting::tokens<Brain>, KvWriting::q8_tokens};
+                                       KvWriting::tokens<Brain>, KvWriting::q8_tokens, KvWriting::f8_tokens};
 
 }  // namespace qiao::cpu

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cpu/element.h"
+#include "backend/cpu/kv_write_f8_inl.h"
 #include "backend/cpu/kv_write_kernels.h"
 #include "backend/cpu/kv_write_q8_inl.h"
 
@@ -40,9 +41,11 @@ struct KvWriteKernel {
     }
   }
 
-  static void q8_tokens(const KvWrite& op, const KvTarget& to, int64_t begin, int64_t end) {
+  // Rows with scales, of whose bytes Writer has the rule.
+  template <class Writer>
+  static void scaled_tokens(const KvWrite& op, const KvTarget& to, int64_t begin, int64_t end) {
     const int32_t* slots = static_cast<const int32_t*>(op.slots.data);
-    const int64_t row = to.dim / Q8::kNumbers * Q8::kBytes;
+    const int64_t row = Writer::row_bytes(to.dim);
     for (int64_t t = begin; t < end;) {
       const bool group = to.grouped && t + 16 <= end && fills_group(slots + t);
       const int64_t count = group ? 16 : 1;
@@ -52,21 +55,24 @@ struct KvWriteKernel {
         const int64_t head = (page * to.kv_heads + g) * to.page_tokens;
         char* keys = static_cast<char*>(to.keys);
         if (group) {
-          Q8Writer<V>::group(key, op.k.stride[0], to.dim, keys + (head + offset) * row);
+          Writer::group(key, op.k.stride[0], to.dim, keys + (head + offset) * row);
         } else if (to.grouped) {
-          Q8Writer<V>::lane(key, to.dim, offset % 16, keys + (head + offset / 16 * 16) * row);
+          Writer::lane(key, to.dim, offset % 16, keys + (head + offset / 16 * 16) * row);
         } else {
-          Q8Writer<V>::row(key, to.dim, keys + (head + offset) * row);
+          Writer::row(key, to.dim, keys + (head + offset) * row);
         }
         for (int64_t i = 0; i < count; ++i) {
           const float* value =
               static_cast<const float*>(op.v.data) + (t + i) * op.v.stride[0] + g * op.v.stride[1];
-          Q8Writer<V>::row(value, to.dim, static_cast<char*>(to.values) + (head + offset + i) * row);
+          Writer::row(value, to.dim, static_cast<char*>(to.values) + (head + offset + i) * row);
         }
       }
       t += count;
     }
   }
+
+  static constexpr auto q8_tokens = &scaled_tokens<Q8Writer<V>>;
+  static constexpr auto f8_tokens = &scaled_tokens<F8Writer<V>>;
 
  private:
   // Sixteen slots in a row, from a group's first on.

@@ -20,6 +20,7 @@ struct KvWriteKernels {
   void (*f16)(const KvWrite& op, const KvTarget& target, int64_t begin, int64_t end);
   void (*bf16)(const KvWrite& op, const KvTarget& target, int64_t begin, int64_t end);
   void (*q8)(const KvWrite& op, const KvTarget& target, int64_t begin, int64_t end);
+  void (*f8)(const KvWrite& op, const KvTarget& target, int64_t begin, int64_t end);
 };
 extern const KvWriteKernels kKvWriteGeneric, kKvWriteAvx2, kKvWriteAvx512;
 

@@ -13,6 +13,8 @@ template <class V>
 struct Q8Writer {
   using F = typename V::F;
 
+  static int64_t row_bytes(int64_t dim) { return dim / Q8::kNumbers * Q8::kBytes; }
+
   // Sixteen rows, `stride` apart, into a group.
   static void group(const float* rows, int64_t stride, int64_t dim, char* out) {
     for (int64_t d = 0; d < dim; d += Q8::kNumbers, out += Q8::kGroupBytes) {

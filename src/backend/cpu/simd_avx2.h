@@ -38,6 +38,14 @@ struct Simd {
     };
     return {widen8(p), widen8(p + 8)};
   }
+  static constexpr float kE4m3Unit = 256;
+  static F load(const E4m3* p) {
+    const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(numbers), 7);  // the sign twice
+    const __m256i halves = _mm256_and_si256(wide, _mm256_set1_epi16(-0x4001));
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+  }
   static F set(const Half* p) {
     const __m256 x = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(p->bits)));
     return {x, x};
@@ -72,6 +80,12 @@ struct Simd {
       return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     };
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(narrow16(x.low), narrow16(x.high)));
+  }
+  static void store(E4m3* p, F x) {
+    const __m256i packed = _mm256_packus_epi32(narrow8(x.low), narrow8(x.high));  // quarters 0 2 1 3
+    const __m256i words = _mm256_permute4x64_epi64(packed, 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
   }
   static void store_part(float* p, F x, int64_t n) {
     const M m = first(n);
@@ -222,6 +236,19 @@ struct Simd {
   }
   static __m256 widen(__m128i bits) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static __m256i narrow8(__m256 a) {  // to E4M3, in the low byte of each lane
+    const __m256 most = _mm256_min_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a), _mm256_set1_ps(448.0f));
+    const __m256i bits = _mm256_castps_si256(most);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
+    const __m256i normal = _mm256_srli_epi32(_mm256_sub_epi32(up, _mm256_set1_epi32(0x3c000000)), 20);
+    const __m256i shifted = _mm256_castps_si256(_mm256_add_ps(most, _mm256_set1_ps(0x1p14f)));
+    const __m256i small = _mm256_sub_epi32(shifted, _mm256_set1_epi32(0x46800000));
+    const __m256i below = _mm256_castps_si256(_mm256_cmp_ps(most, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ));
+    const __m256i sign =
+        _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(a), 24), _mm256_set1_epi32(0x80));
+    return _mm256_or_si256(_mm256_blendv_epi8(normal, small, below), sign);
   }
   static __m256i narrow(__m256 a) {  // to BF16, in the low half of each lane
     const __m256i bits = _mm256_castps_si256(a), top = _mm256_srli_epi32(bits, 16);

@@ -34,6 +34,13 @@ struct Simd {
   static F load(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  // Numbers of E4M3 as F16 has their bits: without kE4m3Unit, by which exponents differ.
+  static constexpr float kE4m3Unit = 256;
+  static F load(const E4m3* p) {
+    const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(numbers), 7);  // the sign twice
+    return _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(-0x4001)));
+  }
   static F set(const Half* p) { return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(p->bits))); }
   static M first(int64_t n) { return n >= 16 ? M(0xffff) : static_cast<M>((1u << n) - 1u); }
   static F load_part(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }  // others 0
@@ -53,6 +60,21 @@ struct Simd {
   }
   static void store(int8_t* p, F x) {  // whole numbers that fit
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
+  static void store(E4m3* p, F x) {  // to nearest even, 448 at most; a NaN becomes any number
+    const F most = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(448.0f));
+    const __m512i bits = _mm512_castps_si512(most);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff)));
+    const __m512i normal = _mm512_srli_epi32(_mm512_sub_epi32(up, _mm512_set1_epi32(0x3c000000)), 20);
+    // Below 2^-6 adding 2^14 brings the last bit to the float's.
+    const __m512i shifted = _mm512_castps_si512(_mm512_add_ps(most, _mm512_set1_ps(0x1p14f)));
+    const __m512i small = _mm512_sub_epi32(shifted, _mm512_set1_epi32(0x46800000));
+    const M below = _mm512_cmp_ps_mask(most, _mm512_set1_ps(0x1p-6f), _CMP_LT_OQ);
+    const __m512i number = _mm512_mask_blend_epi32(below, normal, small);
+    const __m512i sign =
+        _mm512_and_si512(_mm512_srli_epi32(_mm512_castps_si512(x), 24), _mm512_set1_epi32(0x80));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_or_si512(number, sign)));
   }
   static void store_part(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
 

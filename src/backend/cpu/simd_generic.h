@@ -55,6 +55,14 @@ struct Simd {
                   static_cast<float>(at[3])};
     });
   }
+  static constexpr float kE4m3Unit = 1;
+  static F load(const E4m3* p) {
+    return each([&](int i) {
+      const E4m3* at = p + 4 * i;
+      return Quad{e4m3_to_float(at[0].bits), e4m3_to_float(at[1].bits), e4m3_to_float(at[2].bits),
+                  e4m3_to_float(at[3].bits)};
+    });
+  }
   static F set(const Half* p) { return set(f16_to_float(p->bits)); }
   static M first(int64_t n) { return mask(n >= 16 ? 0xffffu : (1u << n) - 1u); }
   static F load_part(const float* p, int64_t n) {
@@ -71,6 +79,9 @@ struct Simd {
   }
   static void store(int8_t* p, F x) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.q[i / 4][i % 4]);
+  }
+  static void store(E4m3* p, F x) {
+    for (int i = 0; i < 16; ++i) p[i].bits = float_to_e4m3(x.q[i / 4][i % 4]);
   }
   static void store_part(float* p, F x, int64_t n) {
     std::memcpy(p, &x, static_cast<size_t>(n) * sizeof(float));

@@ -53,8 +53,9 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
   a.q_token = op.q.stride[0], a.q_head = op.q.stride[1];
   a.out_token = op.out.stride[0], a.out_head = op.out.stride[1];
   a.pages = layout.memory;
-  a.row_bytes = layout.row_bytes, a.page_bytes = layout.page_bytes;
-  a.values_offset = layout.values_offset(), a.page_tokens = layout.page_tokens;
+  a.row_bytes = layout.row_bytes, a.head_bytes = layout.head_bytes, a.page_bytes = layout.page_bytes;
+  a.values_offset = layout.values_offset(), a.scales_offset = layout.scales_offset();
+  a.page_tokens = layout.page_tokens;
   a.table = op.page_table.as<int32_t>(), a.table_row = op.page_table.stride[0];
   a.lengths = op.lengths.as<int32_t>(), a.starts = op.query_starts.as<int32_t>();
   a.sequences = static_cast<int>(sequences), a.heads = static_cast<int>(op.q.shape[1]);
@@ -84,6 +85,9 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
       break;
     case DType::kBF16:
       launch_attention_bf16(stream_, how, a);
+      break;
+    case DType::kF8_E4M3:
+      launch_attention_f8(stream_, how, a);
       break;
     default:
       launch_attention_q8(stream_, how, a);

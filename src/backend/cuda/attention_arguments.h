@@ -12,7 +12,9 @@ struct AttentionArguments {
   int64_t q_token, q_head, out_token, out_head;  // strides
   // Pages, or where `table` is null packed rows of floats.
   const unsigned char* pages;
-  int64_t row_bytes, page_bytes, values_offset;  // the last: from a key to its value
+  int64_t row_bytes, head_bytes, page_bytes;
+  int64_t values_offset,
+      scales_offset;  // from a key to its value; from a head's first key, where rows have one
   int page_tokens;
   const int32_t* table;  // [S, M]
   int64_t table_row;
@@ -48,13 +50,14 @@ struct AttentionLaunch {
   int64_t tile_rows;  // of one key/value head, which tiles of so many warps take
   int tile_warps;
   int block_shared_bytes;  // the most that the device has
-  bool rounded;            // products of 16 bits where pages have them
+  bool rounded;            // products of 16 bits where pages' numbers have no more
   int multiprocessors;
 };
 
 // attention_f32.cu and so on: each compiles by itself.
 void launch_attention_f32(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
 void launch_attention_q8(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
+void launch_attention_f8(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
 void launch_attention_f16(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
 void launch_attention_bf16(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op);
 

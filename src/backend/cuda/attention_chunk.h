@@ -23,8 +23,10 @@ struct ChunkShape {
   static constexpr int kSumsAt = kLargestAt + kWarps * kWarpRows * 4;
   static constexpr int kSharedBytes = kSumsAt + kWarps * kWarpRows * 4 * 4;
   static_assert(kChunkKeys % kStep == 0);
-  // An SM's, by Hopper's 228 KB, of which a block takes two besides; a thread has 128 registers or more.
-  static constexpr int kFit = 228 * 1024 / (kSharedBytes + 2048), kMost = kWarps == 4 ? 3 : 2;
+  // An SM's, by Hopper's 228 KB, of which a block takes two besides; a thread has 128 registers or more,
+  // more in F32's products of eight warps.
+  static constexpr bool kWide = Elements::kWeightBytes == 4 && kWarps == 8;
+  static constexpr int kFit = 228 * 1024 / (kSharedBytes + 2048), kMost = kWarps == 4 ? 3 : kWide ? 1 : 2;
   static constexpr int kBlocks = kFit < kMost ? kFit : kMost;
 };
 
@@ -43,7 +45,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
 
   // Asks for the first step's keys and values and the first rows' queries.
   __device__ static void begin(const AttentionArguments& op, const Walk& walk) {
-    const unsigned char* row = own_row(walk);
+    const KeyRow row = own_row(walk);
     copy_keys(op, row, true);
     copy_values(op, row, true);
     load_queries(op, walk.tile());
@@ -64,7 +66,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
     for (bool more = true; more;) {
       const int key = walk.key(), end = walk.end();
       more = walk.advance();
-      const unsigned char* row = own_row(walk);
+      const KeyRow row = own_row(walk);
       float scores[kTiles][4];
       copy_async_wait<1>();  // own keys
       __syncwarp();
@@ -85,24 +87,24 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
 
  private:
   // Of the key of the walk's step that this lane looks up.
-  __device__ static const unsigned char* own_row(const Walk& walk) {
+  __device__ static KeyRow own_row(const Walk& walk) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    return lane < kBlock ? walk.row(warp * kBlock + lane) : nullptr;
+    return lane < kBlock ? walk.row(warp * kBlock + lane) : KeyRow{nullptr, 0};
   }
-  __device__ static void copy_keys(const AttentionArguments& op, const unsigned char* row, bool wanted) {
+  __device__ static void copy_keys(const AttentionArguments& op, const KeyRow& row, bool wanted) {
     copy(op, shared_memory<unsigned char>() + threadIdx.x / 32 * kBlock * Elements::kKeyPitch,
-         Elements::kKeyPitch, row, 0, wanted);
+         Elements::kKeyPitch, row.at, 0, row.scale, wanted);
   }
-  __device__ static void copy_values(const AttentionArguments& op, const unsigned char* row, bool wanted) {
+  __device__ static void copy_values(const AttentionArguments& op, const KeyRow& row, bool wanted) {
     copy(
         op,
         shared_memory<unsigned char>() + Shape::kValuesAt + threadIdx.x / 32 * kBlock * Elements::kValuePitch,
-        Elements::kValuePitch, row, op.values_offset, wanted);
+        Elements::kValuePitch, row.at, op.values_offset, row.scale + 4 * op.page_tokens, wanted);
   }
-  // Starts the copies of this warp's rows, `offset` bytes behind what each lane names; zeros for null. Always
-  // a group, which is empty where nothing is `wanted`.
+  // Starts the copies of this warp's rows, `offset` bytes behind what each lane names, and their scales,
+  // `scale` bytes behind it; zeros for null. Always a group, which is empty where nothing is `wanted`.
   __device__ static void copy(const AttentionArguments& op, unsigned char* rows, int pitch,
-                              const unsigned char* row, int64_t offset, bool wanted) {
+                              const unsigned char* row, int64_t offset, int64_t scale, bool wanted) {
     constexpr int kVectors = Elements::kVectors, kTogether = Elements::kVectorsTogether;
     const int lane = threadIdx.x % 32, vectors = static_cast<int>(op.row_bytes / 16);
     const int until = ceil_div(vectors, kTogether) * kTogether;
@@ -112,6 +114,11 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
     // Through a shuffle: else the compiler works out where shared memory lies before each copy.
     rows = reinterpret_cast<unsigned char*>(static_cast<uintptr_t>(
         __shfl_sync(kAllLanes, static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows)), 0)));
+    if constexpr (Elements::kScales == RowScales::kOne) {
+      if (wanted && lane < kBlock) {
+        copy_async<4>(rows + lane * pitch + kD, row != nullptr ? row + scale : op.pages, row != nullptr);
+      }
+    }
     if constexpr (32 % kVectors == 0) {  // a lane has the same column of each row
       const int first_row = lane / kVectors, vector = lane % kVectors;
       const unsigned there = vector < vectors ? named >> first_row : 0;
@@ -129,8 +136,8 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
         const int item = first + lane, vector = item % kVectors, at = item / kVectors;
         const unsigned long long from = __shfl_sync(kAllLanes, own, min(at, kBlock - 1));
         if (!wanted || item >= kBlock * kVectors || vector >= until) continue;
-        // Q8_0's scales come behind the numbers.
-        const int to = Elements::kBytes == 1 && vector == vectors - 1 ? kD : 16 * vector;
+        const bool scales = Elements::kScales == RowScales::kBlocks && vector == vectors - 1;
+        const int to = scales ? kD : 16 * vector;
         copy_async<16>(rows + at * pitch + to, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
                        (named >> at & 1) != 0 && vector < vectors);
       }

@@ -108,9 +108,14 @@ __device__ inline void add_split_values(const unsigned char* values, int k, int 
   }
 }
 
+// What a row's numbers are times: nothing; a scale for each 32, which lie behind its numbers in pages too; or
+// one, which lies apart there. In shared memory scales are behind the row, at byte kD.
+enum class RowScales { kNone, kBlocks, kOne };
+
 // What is the same for all kinds of F32 products: queries in both parts, weights as floats.
 template <int kPitch>
 struct SplitOperands {
+  static constexpr RowScales kScales = RowScales::kNone;
   static constexpr int kDepth = 8;            // keys of a step
   static constexpr int kVectorsTogether = 1;  // of a row in shared memory, the last ones zeros
   static constexpr int kQueryPitch = kPitch;
@@ -148,7 +153,7 @@ struct SplitOperands {
 };
 
 // A kind of element: kVectors = vectors of 16 bytes of a row of kD, kBytes of an element; pitches of a row in
-// shared memory, in bytes; how queries and weights are kept (SplitOperands); and for each warp
+// shared memory, in bytes; kScales; how queries and weights are kept (SplitOperands); and for each warp
 //   multiply_keys   scores of 16 queries towards kTiles × 8 keys
 //   add_values      kDepth values times their weights, added to kTiles tiles of 8 columns
 //   column          of a lane's result c of tile n of kTiles, tile 0 being the first
@@ -268,6 +273,7 @@ struct F32Elements : SplitOperands<kD + 8> {
 template <int kD>
 struct Q8Elements : SplitOperands<kD + 16> {
   using Operands = SplitOperands<kD + 16>;
+  static constexpr RowScales kScales = RowScales::kBlocks;
   static constexpr int kBytes = 1, kVectors = kD / 16 + 1;
   static constexpr int kKeyPitch = kD + 16, kValuePitch = kKeyPitch;
 

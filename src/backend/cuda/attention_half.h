@@ -34,6 +34,8 @@ struct Bf16Products {
 
 template <class Products, int kD>
 struct RoundedElements {
+  using Tile = RoundedElements;  // once they are in shared memory for many rows
+  static constexpr RowScales kScales = RowScales::kNone;
   static constexpr int kBytes = 2, kVectors = kD / 8, kVectorsTogether = kVectors;
   static constexpr int kKeyPitch = 2 * kD + 16, kValuePitch = kKeyPitch, kQueryPitch = kKeyPitch;
   static constexpr int kDepth = 16;

@@ -16,13 +16,18 @@ namespace qiao::cuda {
 template <template <int> class Kind, int kD>
 struct RoundedShape {
   using Elements = Kind<kD>;
+  using Tile = typename Elements::Tile;
   static constexpr int kWarps = 8, kStages = 2, kKeys = 64;
   static constexpr int kBlock = AttentionShape<Kind, kD>::kBlock;  // of the online softmax
   static constexpr int kOutTiles = kD / 8;
   static constexpr int kKeyStage = kKeys * Elements::kKeyPitch;
   static constexpr int kStage = kKeyStage + kKeys * Elements::kValuePitch;
+  // What comes in 8 bits is unpacked once for all warps.
+  static constexpr bool kUnpacks = Elements::kBytes == 1;
+  static constexpr int kUnpacked = kUnpacks ? kKeys * (Tile::kKeyPitch + Tile::kValuePitch) : 0;
+  static constexpr int kEarlierAt = kStages * kStage + kUnpacked;
   static constexpr int kEarlier = 32 * kOutTiles * 4 * 4;  // bytes of a warp; its queries come through them
-  static constexpr int kSharedBytes = kStages * kStage + kWarps * kEarlier;
+  static constexpr int kSharedBytes = kEarlierAt + kWarps * kEarlier;
   static_assert(Elements::kQueryBytes <= kEarlier && kKeys % kBlock == 0 && kChunkKeys % kKeys == 0);
 };
 
@@ -30,6 +35,7 @@ template <template <int> class Kind, int kD>
 class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
   using Shape = RoundedShape<Kind, kD>;
   using Elements = typename Shape::Elements;
+  using Tile = typename Shape::Tile;
   using Rows = AttentionRows<Kind<kD>, kD / 8>;
   static constexpr int kBlock = Shape::kBlock, kTiles = kBlock / 8, kOutTiles = Shape::kOutTiles;
   static constexpr int kBlocks = Shape::kKeys / kBlock;
@@ -41,12 +47,12 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
   __device__ RoundedWarp(const AttentionArguments& op, const AttentionTile& tile)
       : Rows(op, tile, threadIdx.x / 32, Shape::kWarps, 0),
         shared_(shared_memory<unsigned char>()),
-        earlier_(shared_ + Shape::kStages * Shape::kStage + warp_ * Shape::kEarlier) {}
+        earlier_(shared_ + Shape::kEarlierAt + warp_ * Shape::kEarlier) {}
 
   __device__ void run() {
     const int begin = max(block_.first, 0) / Shape::kKeys * Shape::kKeys, end = block_.end;
     if (begin >= end) return;
-    const unsigned char* row = own_row(begin, end);
+    KeyRow row = own_row(begin, end);
 #pragma unroll
     for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
       copy(stage, row);
@@ -61,7 +67,9 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
       copy(stage == 0 ? Shape::kStages - 1 : stage - 1, row);
       row = own_row(key + Shape::kStages * Shape::kKeys, end);
       const int next = key + Shape::kKeys;
-      if (warp_seen_.first < next && warp_seen_.end > key) add_tile(shared_ + stage * Shape::kStage, key);
+      const unsigned char* keys = shared_ + stage * Shape::kStage;
+      if constexpr (Shape::kUnpacks) keys = unpack(keys);
+      if (warp_seen_.first < next && warp_seen_.end > key) add_tile(keys, key);
       if (next % kChunkKeys == 0 || next >= end) finish(key / kChunkKeys, next >= end);
       stage = stage == Shape::kStages - 1 ? 0 : stage + 1;
     }
@@ -75,13 +83,13 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
   __device__ static int copied_row(int index) {
     return (index / kAtOnce * Shape::kWarps + static_cast<int>(threadIdx.x / 32)) * kAtOnce + index % kAtOnce;
   }
-  __device__ const unsigned char* own_row(int key, int end) const {
-    return lane_ < kCopies * kAtOnce ? Rows::key_row(key + copied_row(lane_), end) : nullptr;
+  __device__ KeyRow own_row(int key, int end) const {
+    return lane_ < kCopies * kAtOnce ? Rows::key_row(key + copied_row(lane_), end) : KeyRow{nullptr, 0};
   }
-  __device__ void copy(int stage, const unsigned char* row) {
+  __device__ void copy(int stage, const KeyRow& row) {
     unsigned char* keys = shared_ + stage * Shape::kStage;
     const int vectors = static_cast<int>(op_.row_bytes / 16), vector = lane_ % Elements::kVectors;
-    const auto own = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(row));
+    const auto own = static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(row.at));
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int index = i * kAtOnce + lane_ / Elements::kVectors;
@@ -93,7 +101,30 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
       copy_async<16>(to, source, there);
       copy_async<16>(to + Shape::kKeyStage, there ? source + op_.values_offset : source, there);
     }
+    if constexpr (Elements::kScales == RowScales::kOne) {
+      if (lane_ < kCopies * kAtOnce) {
+        const bool there = row.at != nullptr;
+        const unsigned char* source = there ? row.at + row.scale : op_.pages;
+        unsigned char* to = keys + copied_row(lane_) * Elements::kKeyPitch + kD;
+        copy_async<4>(to, source, there);
+        copy_async<4>(to + Shape::kKeyStage, there ? source + 4 * op_.page_tokens : source, there);
+      }
+    }
     copy_async_commit();
+  }
+
+  // By all warps, which wait for each other: a stage as Tile reads it.
+  __device__ const unsigned char* unpack(const unsigned char* stage) {
+    unsigned char* tile = shared_ + Shape::kStages * Shape::kStage;
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int item = thread; item < Shape::kKeys * kD / 16; item += 32 * Shape::kWarps) {
+      const int row = item / (kD / 16), part = item % (kD / 16);
+      Elements::unpack_keys(stage + row * Elements::kKeyPitch, part, tile + row * Tile::kKeyPitch);
+      Elements::unpack_values(stage + Shape::kKeyStage + row * Elements::kValuePitch, part,
+                              tile + Shape::kKeys * Tile::kKeyPitch + row * Tile::kValuePitch);
+    }
+    __syncthreads();
+    return tile;
   }
 
   __device__ void load_queries() {
@@ -123,8 +154,8 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
     for (int k = 0; k < kD / 16; ++k) {
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        Elements::template multiply_step<kTiles>(queries_[k], keys + block * kBlock * Elements::kKeyPitch, k,
-                                                 scores[block]);
+        Tile::template multiply_step<kTiles>(queries_[k], keys + block * kBlock * Tile::kKeyPitch, k,
+                                             scores[block]);
       }
     }
     float factor[kBlocks][2];
@@ -143,8 +174,8 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
       Rows::rescale(factor[block]);
 #pragma unroll
       for (int k = 0; k < kTiles / 2; ++k) {
-        Elements::template add_values<kOutTiles>(
-            keys + Shape::kKeyStage + block * kBlock * Elements::kValuePitch, k, 0, op_.dim, true,
+        Tile::template add_values<kOutTiles>(
+            keys + Shape::kKeys * Tile::kKeyPitch + block * kBlock * Tile::kValuePitch, k, 0, op_.dim, true,
             weights[block][k], out_);
       }
     }

@@ -31,12 +31,17 @@ __device__ inline SeenKeys seen_keys(const AttentionArguments& op, const Attenti
   const int before = tile.length - tile.queries;
   return {first_key(before + query_of(op, tile, row), op.window), before + query_of(op, tile, end - 1) + 1};
 }
-// A key's row in its page.
-__device__ inline const unsigned char* page_row(const AttentionArguments& op, const AttentionTile& tile,
-                                                int key) {
+// A key's row in its page, null: nobody sees it; and how far behind it its scale lies, where a row has one of
+// its own (RowScales::kOne). Its value's scale is op.page_tokens floats further.
+struct KeyRow {
+  const unsigned char* at;
+  int64_t scale;
+};
+__device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionTile& tile, int key) {
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
-  return op.pages + page * op.page_bytes +
-         (int64_t{2} * tile.kv_head * op.page_tokens + key % op.page_tokens) * op.row_bytes;
+  const int64_t in_page = key % op.page_tokens;
+  return {op.pages + page * op.page_bytes + tile.kv_head * op.head_bytes + in_page * op.row_bytes,
+          op.scales_offset - in_page * (op.row_bytes - 4)};
 }
 
 // kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
@@ -72,8 +77,8 @@ class AttentionRows {
   }
 
   // A key's row in its page; null: no row of the block sees it, or it is not of [.., end).
-  __device__ const unsigned char* key_row(int key, int end) const {
-    return key < block_.first || key >= end ? nullptr : page_row(op_, tile_, key);
+  __device__ KeyRow key_row(int key, int end) const {
+    return key < block_.first || key >= end ? KeyRow{nullptr, 0} : page_row(op_, tile_, key);
   }
 
   // Once the queries are in shared memory.

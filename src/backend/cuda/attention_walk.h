@@ -41,9 +41,9 @@ class ChunkWalk {
     return false;
   }
   // Key `i` of the step as its row in a page; null: none of the rows sees it.
-  __device__ const unsigned char* row(int i) const {
+  __device__ KeyRow row(int i) const {
     const int key = key_ + i;
-    return !there_ || key < first_ || key >= end_ ? nullptr : page_row(op_, tile_, key);
+    return !there_ || key < first_ || key >= end_ ? KeyRow{nullptr, 0} : page_row(op_, tile_, key);
   }
 
  private:

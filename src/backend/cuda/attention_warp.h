@@ -119,14 +119,26 @@ class AttentionWarp : AttentionRows<Kind<kD>, kD / 8> {
       const bool there = page >= 0;
       const unsigned char* from = op_.pages;
       if (there) {
-        from += page * op_.page_bytes +
-                (int64_t{2} * tile_.kv_head * op_.page_tokens + in_page) * op_.row_bytes + 16 * vector;
+        from +=
+            page * op_.page_bytes + tile_.kv_head * op_.head_bytes + in_page * op_.row_bytes + 16 * vector;
       }
-      // Q8_0's scales come behind the numbers.
-      const int to = Elements::kBytes == 1 && vector == vectors - 1 ? kD : 16 * vector;
+      const bool scales = Elements::kScales == RowScales::kBlocks && vector == vectors - 1;
+      const int to = scales ? kD : 16 * vector;
       copy_async<16>(keys + row * Elements::kKeyPitch + to, from, there);
       copy_async<16>(values + row * Elements::kValuePitch + to, there ? from + op_.values_offset : from,
                      there);
+    }
+    if constexpr (Elements::kScales == RowScales::kOne) {
+      if (warp_ != 0 || lane_ >= kBlock) return;
+      const bool there = place.page >= 0;
+      const unsigned char* from = op_.pages;
+      if (there) {
+        from +=
+            place.page * op_.page_bytes + tile_.kv_head * op_.head_bytes + op_.scales_offset + 4 * place.row;
+      }
+      copy_async<4>(keys + lane_ * Elements::kKeyPitch + kD, from, there);
+      copy_async<4>(values + lane_ * Elements::kValuePitch + kD, there ? from + 4 * op_.page_tokens : from,
+                    there);
     }
   }
 

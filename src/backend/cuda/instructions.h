@@ -272,6 +272,13 @@ __device__ inline void unpack_e4m3(uint32_t four, uint32_t& first, uint32_t& sec
   first = two(four & 0xffff), second = two(four >> 16);
 }
 
+// Two numbers of BF16 times two, to nearest even; what is below the least normal number counts too.
+__device__ inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));  // -0 each
+  return product;
+}
+
 // What follows is of Hopper alone (sm_90a): a kernel that was built for another device ends with an error
 // there.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -1,7 +1,7 @@
 // Key/value pages in the device's memory. A page lies in one piece, [G][2][page_tokens] rows: of each head
 // its keys, then its values. A row is whole vectors of 16 bytes, which a warp loads and cp.async copies: D
 // elements, with zeros up to a multiple of 8; Q8_0: D numbers of 8 bits, then their D / 32 scales (F16) in 16
-// bytes more.
+// bytes more. F8_E4M3: D numbers, and behind a head's rows its [2][page_tokens] scales (F32).
 #pragma once
 
 #include <cstdint>
@@ -15,22 +15,22 @@ inline constexpr int64_t kMostHeadDim = 256;  // what the kernels of attention a
 // Throws Error(kUnsupported) where heads are wider.
 void refuse_wide_heads(const char* op, int64_t dim);
 
-// What kernels read and write.
+// What kernels read and write; memory is null until there is any.
 struct KvLayout {
+  explicit KvLayout(const KvPagesSpec& spec, void* memory = nullptr);
   unsigned char* memory;
-  int64_t row_bytes, page_bytes;
+  int64_t row_bytes, head_bytes, page_bytes;
   int page_tokens, kv_heads, dim;
 
-  int64_t values_offset() const { return page_tokens * row_bytes; }  // from a key to its value
+  constexpr int64_t values_offset() const { return page_tokens * row_bytes; }  // from a key to its value
+  constexpr int64_t scales_offset() const { return 2 * values_offset(); }      // from a head's first key
 };
 
 class CudaKvPages final : public KvPages {
  public:
   CudaKvPages(const KvPagesSpec& spec, Buffer memory) : KvPages(spec), memory_(std::move(memory)) {}
-  static int64_t row_bytes(const KvPagesSpec& spec);
-
   size_t bytes() const override { return memory_.bytes(); }
-  KvLayout layout() const;
+  KvLayout layout() const { return KvLayout(spec(), memory_.data()); }
 
  private:
   Buffer memory_;

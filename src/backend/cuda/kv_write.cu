@@ -1,10 +1,11 @@
-// kv_write: eight elements a thread, so that it stores 8 (Q8_0), 16 or 32 bytes of a row; a block of 32
-// elements of Q8_0 is four threads', which find its largest together. Limited by launching it: a step's keys
-// and values are a few hundred KB. Measured: docs/h200.md.
+// kv_write: eight elements a thread, so that it stores 8 (Q8_0, F8_E4M3), 16 or 32 bytes of a row; a block of
+// 32 elements of Q8_0 is four threads', which find its largest together, a row of F8_E4M3 a warp's. Limited
+// by launching it: a step's keys and values are a few hundred KB. Measured: docs/h200.md.
 #include "backend/cuda/cuda_class.h"
 #include "backend/cuda/kernel.h"
 #include "backend/cuda/kv_pages.h"
 #include "backend/ops/attention.h"
+#include "tensor/half.h"
 
 namespace qiao::cuda {
 namespace {
@@ -15,7 +16,7 @@ struct KvWriteArguments {
   bool aligned;                              // every row begins at a multiple of 16 bytes
   const int32_t* slots;
   KvLayout pages;
-  int items;  // of a token: heads × 2 × runs of eight elements
+  int items;  // of a token: heads × 2 × runs of eight elements; F8_E4M3: × 2 alone
   int runs;   // of a row: the last may lie partly or wholly in the padding
 };
 
@@ -88,22 +89,72 @@ __global__ void __launch_bounds__(256) kv_write_kernel(KvWriteArguments op) {
   }
 }
 
+// Of a row's largest number (KvWrite's rule): the exponent of most / 448, and one more where its fraction is
+// more than 448's, 1.75.
+__device__ float f8_scale(float most) {
+  if (most != most) return __uint_as_float(0x7fc00000u);
+  if (most < kF8Smallest) return 0;
+  const unsigned up = (__float_as_uint(most) + 0x1fffffu) >> 23;
+  return fminf(__uint_as_float((up - 8) << 23), kF8MostScale);
+}
+
+__global__ void __launch_bounds__(256) kv_write_f8_kernel(KvWriteArguments op) {
+  begin_kernel();
+  const int64_t token = blockIdx.x;
+  const int row = static_cast<int>((blockIdx.y * blockDim.x + threadIdx.x) / 32), lane = threadIdx.x % 32;
+  if (row >= op.items) return;
+  const int head = row / 2, place = row % 2 * op.pages.page_tokens + op.slots[token] % op.pages.page_tokens;
+  const float* from = row % 2 != 0 ? op.v + token * op.v_token + head * op.v_head
+                                   : op.k + token * op.k_token + head * op.k_head;
+  const float4 a = load_four(from, 8 * lane, op.pages.dim, op.aligned);
+  const float4 b = load_four(from, 8 * lane + 4, op.pages.dim, op.aligned);
+  const float x[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  float most = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) most = larger_or_nan(fabsf(x[i]), most);
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    most = larger_or_nan(__shfl_xor_sync(kAllLanes, most, lanes), most);
+  }
+  const float scale = f8_scale(most), inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+  unsigned words[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const unsigned number = scale == scale ? e4m3_of(x[i] * inverse) : kNanE4M3;
+    words[i / 4] |= number << (8 * (i % 4));
+  }
+  unsigned char* const at = op.pages.memory + op.slots[token] / op.pages.page_tokens * op.pages.page_bytes +
+                            head * op.pages.head_bytes;
+  if (8 * lane < op.pages.dim) {
+    *reinterpret_cast<uint2*>(at + place * op.pages.row_bytes + 8 * lane) = make_uint2(words[0], words[1]);
+  }
+  if (lane == 0) reinterpret_cast<float*>(at + op.pages.scales_offset())[place] = scale;
+}
+
 }  // namespace
 
 void CudaBackend::do_kv_write(const KvWrite& op) {
-  KvWriteArguments a{op.k.as<float>(), op.v.as<float>(), op.k.stride[0],
-                     op.k.stride[1],   op.v.stride[0],   op.v.stride[1]};
+  KvWriteArguments a{op.k.as<float>(),
+                     op.v.as<float>(),
+                     op.k.stride[0],
+                     op.k.stride[1],
+                     op.v.stride[0],
+                     op.v.stride[1],
+                     false,
+                     op.slots.as<int32_t>(),
+                     static_cast<const CudaKvPages&>(*op.pages).layout()};
   const auto rows_aligned = [](const Tensor& t) {
     return aligned_16(t.data) && t.stride[0] % 4 == 0 && t.stride[1] % 4 == 0;
   };
   a.aligned = rows_aligned(op.k) && rows_aligned(op.v);
-  a.slots = op.slots.as<int32_t>();
-  a.pages = static_cast<const CudaKvPages&>(*op.pages).layout();
   a.runs = static_cast<int>(ceil_div(a.pages.dim, 8));
   a.items = a.pages.kv_heads * 2 * a.runs;
-  const auto threads = static_cast<unsigned>(a.items > 224 ? 256 : ceil_div(a.items, 32) * 32);
+  const bool warps = op.pages->spec().dtype == DType::kF8_E4M3;
+  if (warps) a.items = 2 * a.pages.kv_heads;
+  const int64_t wanted = warps ? int64_t{32} * a.items : a.items;
+  const auto threads = static_cast<unsigned>(wanted > 224 ? 256 : ceil_div(wanted, 32) * 32);
   const auto run = [&](auto kernel) {
-    const dim3 grid(static_cast<unsigned>(op.slots.shape[0]), blocks_for(a.items, threads));
+    const dim3 grid(static_cast<unsigned>(op.slots.shape[0]), blocks_for(wanted, threads));
     launch("kv_write", stream_, kernel, grid, threads, 0, a);
   };
   switch (op.pages->spec().dtype) {
@@ -113,6 +164,8 @@ void CudaBackend::do_kv_write(const KvWrite& op) {
       return run(kv_write_kernel<DType::kF16>);
     case DType::kBF16:
       return run(kv_write_kernel<DType::kBF16>);
+    case DType::kF8_E4M3:
+      return run(kv_write_f8_kernel);
     default:
       return run(kv_write_kernel<DType::kQ8_0>);
   }

@@ -18,7 +18,8 @@ void KvWrite::check() const {
 
 double KvWrite::bytes() const {
   return static_cast<double>(k.bytes() + v.bytes() + slots.bytes()) +
-         static_cast<double>(row_bytes(pages->spec().dtype, k.elements() + v.elements()));
+         static_cast<double>(2 * slots.shape[0] * pages->spec().kv_heads *
+                             kv_row_bytes(pages->spec().dtype, pages->spec().head_dim));
 }
 
 void AttentionPaged::check() const {
@@ -58,7 +59,7 @@ double AttentionPaged::flops(int64_t pairs) const {
 
 double AttentionPaged::bytes(int64_t keys) const {
   const KvPagesSpec& spec = pages->spec();
-  const double token = 2.0 * static_cast<double>(row_bytes(spec.dtype, spec.kv_heads * spec.head_dim));
+  const double token = 2.0 * static_cast<double>(spec.kv_heads * kv_row_bytes(spec.dtype, spec.head_dim));
   return static_cast<double>(keys) * token + static_cast<double>(q.bytes() + out.bytes());
 }
 

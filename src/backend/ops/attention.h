@@ -4,11 +4,21 @@
 
 namespace qiao {
 
+// Of KvWrite's F8_E4M3: rows whose largest number is smaller are zeros; the largest scale.
+inline constexpr float kF8Smallest = 0x1p-100f, kF8MostScale = 0x1p119f;
+
 // Stores keys and values at their slots, rounded to the pages' dtype (nearest even). Slots of one call are
 // distinct. Q8_0 keeps each 32 elements of a row of D as F16(s), s = min(65504, max |x| / 127), and whole
 // numbers of eight bits n = clamp(round(x * (1 / F16(s))), -127, 127), all 0 where F16(s) is; each operation
 // in F32 and rounded to nearest even. An element is then F16(s) * n, which is exact in F32: |error| <= F16(s)
 // / 2 where nothing is clamped. A NaN makes all 32 NaN.
+// F8_E4M3 keeps a row of D as F32 s and D numbers of E4M3, n = x / s to nearest even, of at most 448 either
+// way. s is the least power of two with max|x| <= 448 s, but 2^119 at most (448 s is finite: what is larger,
+// infinity too, becomes 448 s or -448 s), and 0, with all n zeros of x's sign, where max|x| < 2^-100. So s n
+// is exact in F32 and in BF16, and |error| <= max(|x| / 16, s / 1024) for |x| <= 448 s, or |x| where s is 0:
+// a floating-point format loses nothing by a power of two that max|x| / 448 would keep. A row has its own s,
+// as keys of one token may be a hundred times another's, and no page is ever written again for a larger one.
+// A NaN makes s and all n NaN (n = 0x7f).
 struct KvWrite {
   Tensor k, v;   // F32 [T, G, D], last dimension contiguous
   Tensor slots;  // I32 [T], each in [0, P * page_tokens): the producer's duty
@@ -33,10 +43,11 @@ struct KvWrite {
 // quotient by twice that in the exponent; summing n terms and rescaling a running sum at most each second
 // key, by factors of a few u, is gamma_2n; 16 u for exponentials and the division. At most 2^-126 more where
 // a unit flushes.
-// kBF16, over pages of F16 or BF16 (others: as kF32): q and the weights exp(score - max) may be rounded to
-// the pages' dtype before a product, by r = 2^-11 or 2^-8; keys and values are of it as they are, sums stay
-// F32. F16's subnormals miss a part of q by 2^-25 of its row's largest, where rows are brought to F16's range
-// by a power of two, and a weight by 2^-25 of the largest. Bound: (exp(2 E) (1 + r) (1 + gamma_(2n+16)) - 1)
+// kBF16, over pages of F16, BF16 or F8_E4M3 (others: as kF32): q and the weights exp(score - max) may be
+// rounded to the pages' dtype before a product, by r = 2^-11 or 2^-8, over F8_E4M3 to BF16, by 2^-8; keys and
+// values are of it as they are, sums stay F32. F16's subnormals miss a part of q by 2^-25 of its row's
+// largest, where rows are brought to F16's range by a power of two, and a weight by 2^-25 of the largest.
+// Bound: (exp(2 E) (1 + r) (1 + gamma_(2n+16)) - 1)
 // * sum_j p_j |v_j| + 2^-126, with a score's error E = ((1 + r)(1 + gamma_(D+16)) - 1) * B; for F16 E is
 // 2^-24 * max_j |scale| max|q| sum_d |k_j| more and the bound 2^-24 * sum_j |v_j|. (q's rounding moves a
 // score by r B; a weight's its part of the result by r; the sum of weights is of those that were not

@@ -38,8 +38,36 @@ void quantize_q8(const float* x, int64_t count, std::byte* out) {
   }
 }
 
+// KvWrite's rule.
+void quantize_f8(const float* x, int64_t count, std::byte* out) {
+  float most = 0.0f;
+  bool nan = false;
+  for (int64_t i = 0; i < count; ++i) {
+    nan = nan || std::isnan(x[i]);
+    most = std::max(most, std::abs(x[i]));
+  }
+  float scale = most < kF8Smallest ? 0.0f : kF8MostScale, inverse = 0.0f;
+  while (scale > 0 && most <= kMostE4M3 * (scale / 2)) scale /= 2;
+  if (scale > 0) inverse = 1.0f / scale;
+  if (nan) scale = inverse = NAN;
+  std::memcpy(out, &scale, sizeof scale);
+  for (int64_t i = 0; i < count; ++i) {
+    out[sizeof scale + static_cast<size_t>(i)] = std::byte{nan ? kNanE4M3 : float_to_e4m3(x[i] * inverse)};
+  }
+}
+
+// A row of pages as numbers.
+void load_row(DType dtype, const std::byte* row, int64_t count, float* out) {
+  if (dtype != DType::kF8_E4M3) return dequantize(dtype, row, count, out);
+  float scale = 0;
+  std::memcpy(&scale, row, sizeof scale);
+  const std::byte* const numbers = row + sizeof scale;
+  for (int64_t i = 0; i < count; ++i) out[i] = scale * e4m3_to_float(std::to_integer<uint8_t>(numbers[i]));
+}
+
 void store_row(DType dtype, const float* x, int64_t count, std::byte* out) {
   if (dtype == DType::kQ8_0) return quantize_q8(x, count, out);
+  if (dtype == DType::kF8_E4M3) return quantize_f8(x, count, out);
   for (int64_t i = 0; i < count; ++i) {
     const uint16_t half = dtype == DType::kF16 ? float_to_f16(x[i]) : float_to_bf16(x[i]);
     if (dtype == DType::kF32) {
@@ -110,7 +138,7 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
                           std::abs(static_cast<double>(op.scale) * static_cast<double>(at(op.q, t, h, d))));
         }
         for (int64_t j = first_key; j <= position; ++j) {
-          dequantize(spec.dtype, pages.key(slot_of(j), group), width, row.data());
+          load_row(spec.dtype, pages.key(slot_of(j), group), width, row.data());
           double dot = 0, absolute = 0, key_sum = 0;
           for (int64_t d = 0; d < width; ++d) {
             const auto key = static_cast<double>(row[static_cast<size_t>(d)]);
@@ -133,7 +161,7 @@ AttentionTerms exact_attention(const AttentionPaged& op) {
         double* values = terms.values.data() + (t * heads + h) * width;
         for (int64_t j = first_key; j <= position; ++j) {
           const double p = scores[static_cast<size_t>(j - first_key)] / sum;
-          dequantize(spec.dtype, pages.value(slot_of(j), group), width, row.data());
+          load_row(spec.dtype, pages.value(slot_of(j), group), width, row.data());
           for (int64_t d = 0; d < width; ++d) {
             out[d] += p * static_cast<double>(row[static_cast<size_t>(d)]);
             out_magnitude[d] += p * std::abs(static_cast<double>(row[static_cast<size_t>(d)]));

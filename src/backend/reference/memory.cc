@@ -54,7 +54,7 @@ void ReferenceWeight::row_terms(int64_t expert, int64_t row, Term* out) const {
 }
 
 ReferencePages::ReferencePages(const KvPagesSpec& spec)
-    : KvPages(spec), row_bytes_(qiao::row_bytes(spec.dtype, spec.head_dim)) {
+    : KvPages(spec), row_bytes_(kv_row_bytes(spec.dtype, spec.head_dim)) {
   // Contents are undefined until written: NaN, in every format, shows who reads them.
   rows_.assign(page_bytes() * static_cast<size_t>(spec.pages), std::byte{0xff});
 }

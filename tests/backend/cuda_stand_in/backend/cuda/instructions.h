@@ -219,6 +219,14 @@ inline void unpack_e4m3(uint32_t four, uint32_t& first, uint32_t& second) {
   first = half(0) | half(1) << 16, second = half(2) | half(3) << 16;
 }
 
+inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  const auto one = [&](int shift) {
+    const auto of = [&](uint32_t pair) { return bf16_to_float(static_cast<uint16_t>(pair >> shift)); };
+    return uint32_t{float_to_bf16(of(a) * of(b))} << shift;
+  };
+  return one(0) | one(16);
+}
+
 inline uint32_t shared_address(const void* data) {
   return static_cast<uint32_t>(static_cast<const std::byte*>(data) - stand_in::dynamic_shared());
 }
