@@ -1,5 +1,6 @@
-// BF16 and FP8 products of many tokens on Hopper, on the stand-in: the bits of mma.sync's kernel, which a
-// device before Hopper runs, for every shape of tiles, who adds segments up, experts and what follows a sum.
+// Products by wgmma on Hopper, on the stand-in, for every shape of tiles, who adds segments up, experts and
+// what follows a sum: BF16's have the bits of mma.sync's kernel, which a device before Hopper runs, FP8's are
+// the same for a row alone and in any batch.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,7 +8,7 @@
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/matmul_wgmma.h"
+#include "backend/cuda/matmul_wgmma_f8.h"
 #include "backend/cuda/weight.h"
 #include "backend/cuda_stand_in/stand_in.h"
 #include "tensor/floats.h"
@@ -163,21 +164,48 @@ TEST_F(CudaWgmmaTest, ExpertsRowsBeginAnywhere) {
   expect_same(of);
 }
 
-TEST_F(CudaWgmmaTest, Fp8IsThatOfMmaSync) {
-  const auto check = [&](WgmmaCase of) {
+// The first rows of a batch, alone: the kernel of few tokens and that of many, whichever tiles it has.
+TEST_F(CudaWgmmaTest, Fp8RowsAreThoseOfAnyBatch) {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{16, 128}, {40, 4224}, {1040, 384}}) {
+    WgmmaCase of{257, rows, columns};
     of.compute = Compute::kF8;
-    expect_same(of);
-  };
-  check({65, 144, 128});
-  check({130, 20, 384});
-  check({200, 260, 640});  // a last segment of one block
-  check({129, 130, 256, 2, 0, true, true, Activation::kGeluTanh});
-  check({100, 128, 1024, 132});  // segments of their own
-  check({67 * 64, 16, 512, 132});
-  WgmmaCase of{0, 80, 384};
-  of.counts = {3, 0, 70, 1, 129, 0, 0, 66};
-  for (const int32_t count : of.counts) of.tokens += count;
-  check(of);
+    Operands o = operands(of);
+    const std::vector<float> all = product(9, of, o), before = product(8, of, o);
+    EXPECT_NE(std::memcmp(all.data(), before.data(), all.size() * sizeof(float)), 0);  // not made of F16
+    for (const int64_t tokens : {1, 3, 8, 9, 16, 17, 64, 65, 128, 129, 256}) {
+      for (const int multiprocessors : {4, 132}) {
+        if (multiprocessors == 132 && tokens > 9) continue;
+        of.tokens = tokens, of.multiprocessors = multiprocessors;
+        const std::vector<float> some = product(9, of, o);
+        EXPECT_EQ(std::memcmp(some.data(), all.data(), some.size() * sizeof(float)), 0)
+            << tokens << " of " << rows << " x " << columns;
+      }
+    }
+  }
+}
+
+TEST_F(CudaWgmmaTest, Fp8RowsOfExpertsAreThoseOfTheirWeightAlone) {
+  for (const std::vector<int32_t>& counts :
+       {std::vector<int32_t>{3, 0, 70, 1, 129, 0, 0, 66}, {1, 0, 9, 2}}) {
+    WgmmaCase of{0, 80, 384};
+    of.compute = Compute::kF8, of.counts = counts;
+    for (const int32_t count : counts) of.tokens += count;
+    const Operands o = operands(of);
+    const std::vector<float> all = product(9, of, o);
+    const int64_t each = of.rows * row_bytes(DType::kF8_128, of.columns);
+    int64_t first = 0;
+    for (size_t e = 0; e < counts.size(); first += counts[e++]) {
+      if (counts[e] == 0) continue;
+      WgmmaCase alone{counts[e], of.rows, of.columns};
+      alone.compute = Compute::kF8;
+      Operands own;
+      own.x.assign(o.x.begin() + first * of.columns, o.x.begin() + (first + counts[e]) * of.columns);
+      own.weight.assign(o.weight.begin() + static_cast<int64_t>(e) * each,
+                        o.weight.begin() + static_cast<int64_t>(e + 1) * each);
+      const std::vector<float> some = product(9, alone, own);
+      EXPECT_EQ(std::memcmp(some.data(), all.data() + first * of.rows, some.size() * sizeof(float)), 0) << e;
+    }
+  }
 }
 
 // One kernel after the other, with segments of 256 that each block walks.
@@ -228,6 +256,40 @@ TEST_F(CudaWgmmaTest, TilesOfAnySizeAddUpAlike) {
   const Operands o = operands(of);
   Chip chip(9, 3);
   expect_kernels_agree<8>(of, chip, o);
+}
+
+TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
+  WgmmaCase of{270, 150, 640};
+  of.compute = Compute::kF8;
+  const Operands o = operands(of);
+  Chip chip(9, 3);  // fewer blocks than tiles
+  const std::unique_ptr<Weight> weight = chip.weight(o, of);
+  const auto& on_chip = static_cast<const CudaWeight&>(*weight);
+  const Tensor x = chip.tensor(DType::kF32, {of.tokens, of.columns}, o.x);
+  const std::vector<uint8_t> bytes(static_cast<size_t>(ceil_div(of.tokens, 8) * 8 * of.columns), 0xff);
+  const Tensor prepared = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
+  const Tensor meta = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
+  std::vector<float> of_64(static_cast<size_t>(of.tokens * of.rows)), of_128(of_64.size());
+  const Tensor y_64 = chip.tensor(DType::kF32, {of.tokens, of.rows}, of_64);
+  const Tensor y_128 = chip.tensor(DType::kF32, {of.tokens, of.rows}, of_64);
+  chip.backend->synchronize();
+  {
+    const Stream stream(0);
+    MatmulArguments a;
+    a.weight = on_chip.rows_of(0, 0), a.end_row = of.rows;
+    a.x = x.as<float>(), a.x_stride = of.columns, a.tokens = of.tokens;
+    a.prepared = prepared.as<uint8_t>(), a.meta = meta.as<ActivationMeta>(), a.prepared_columns = of.columns;
+    a.segment = 256, a.segments = 3, a.row_blocks = 2, a.y_stride = of.rows;
+    launch_prepare_wgmma_f8(stream, a, prepared.as<uint8_t>(), meta.as<ActivationMeta>());
+    a.y = y_64.as<float>(), a.token_tiles = ceil_div(of.tokens, 64);
+    launch_wgmma_f8<64>(stream, a);
+    a.y = y_128.as<float>(), a.token_tiles = ceil_div(of.tokens, 128);
+    launch_wgmma_f8<128>(stream, a);
+    stream.synchronize();
+  }
+  chip.backend->download(of_64.data(), y_64.data, of_64.size() * sizeof(float));
+  chip.backend->download(of_128.data(), y_128.data, of_128.size() * sizeof(float));
+  EXPECT_EQ(std::memcmp(of_64.data(), of_128.data(), of_64.size() * sizeof(float)), 0);
 }
 
 }  // namespace

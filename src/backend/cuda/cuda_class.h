@@ -25,6 +25,7 @@ class CudaBackend final : public Backend {
   // Between GPUs by NCCL (nccl_collectives.h); through the host where QIAO_COLLECTIVES says so.
   std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
   bool runs_behind() const override { return true; }
+  int e4m3_sum_bits() const override { return stream_.compute_major() == 9 ? 13 : 23; }  // matmul_f8.h
   void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
   const std::byte* finish_download(Landing& landing) override;
   using Backend::workspace_bytes;  // 0 for the other ops

@@ -338,6 +338,13 @@ __device__ inline uint64_t multiply_operand(const void* rows, int step) {
   const uint64_t address = shared_address(rows) + static_cast<uint32_t>(step) * 32;
   return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
+// Of rows that lie otherwise, N = 8: the step's two 16-byte pieces of row r at 16 r, and `apart` bytes from
+// there (a multiple of 16). Where that is less than 128, rows of B^T that are nobody's are others' pieces.
+__device__ inline uint64_t multiply_operand_of_pieces(const void* pieces, int apart) {
+  return shared_address(pieces) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{128 >> 4} << 32;
+}
+// By threads that have stored rows of B^T themselves, before the barrier after which they are multiplied.
+__device__ inline void multiply_stored() { QIAO_HOPPER("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void multiply_begin() { QIAO_HOPPER("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void multiply_commit() { QIAO_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until no more than the last kGroupsLeft groups are being made; `d`: all that those before have added to.
@@ -387,14 +394,6 @@ __device__ inline void multiply_async(float (&d)[32], const uint32_t (&a)[4], ui
       : QIAO_D16(0), QIAO_D16(16)
       : QIAO_A);
 }
-__device__ inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
-  QIAO_HOPPER(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-      : QIAO_D16(0), QIAO_D16(16)
-      : QIAO_A);
-}
 __device__ inline void multiply_async(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
   QIAO_HOPPER(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
@@ -418,6 +417,45 @@ __device__ inline void multiply_async(float (&d)[128], const uint32_t (&a)[4], u
       : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80), QIAO_D16(96),
         QIAO_D16(112)
       : QIAO_A);
+}
+// The same of E4M3, with 32 columns for each 16 and N = 8, 64 or 128: a is that of mma.m16n8k32, a row of B^T
+// 128 elements. Where not `adds`, d is what the product is, whatever it was.
+__device__ inline void multiply_async_e4m3(float (&d)[4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred adds;\n"
+      "setp.ne.s32 adds, %9, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, adds, "
+      "1, 1;\n"
+      "}"
+      : QIAO_D4(0)
+      : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred adds;\n"
+      "setp.ne.s32 adds, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+      "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, "
+      "%29, %30, %31}, {%32, %33, %34, %35}, %36, adds, 1, 1;\n"
+      "}"
+      : QIAO_D16(0), QIAO_D16(16)
+      : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred adds;\n"
+      "setp.ne.s32 adds, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+      "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, "
+      "%29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, "
+      "%67}, %68, adds, 1, 1;\n"
+      "}"
+      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
+      : QIAO_A, "r"(static_cast<int>(adds)));
 }
 #undef QIAO_D4
 #undef QIAO_D16

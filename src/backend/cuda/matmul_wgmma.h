@@ -26,7 +26,8 @@ struct WgmmaShape {
   static constexpr int kTokens = kOfTokens, kRows = kManyRows;
   static constexpr int kConsumers = 256, kThreads = kConsumers + 128, kConsumerWarps = kConsumers / 32;
   static constexpr int kStage = 64, kSteps = kStage / 16;  // of K
-  static constexpr int kTileBytes = kTileRows * kStage * 2;
+  static constexpr int kUnit = 16, kUnitBytes = 512, kTileBytes = kStage / kUnit * kUnitBytes;
+  static constexpr int kScalesAt = 0;  // of the tokens, in a stage; 0: none
   static constexpr int kTokenBytes = kTokens * kStage * 2;
   static constexpr int kStageBytes = kTokenBytes + kConsumerWarps * kTileBytes;
   static constexpr int kSums = kTokens / 2;        // of a thread
@@ -143,38 +144,37 @@ struct WgmmaRing {
 
 // By each of four warps: a quarter of a stage's tokens and two of its tiles of 16 rows (one warp would take
 // as long to ask for all as the tensor cores to use them).
-template <int kTokens>
+template <class S>
 __device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) {
-  using S = WgmmaShape<kTokens>;
-  constexpr int kQuarter = kTokens / 4;
+  constexpr int kQuarter = S::kTokens / 4, kRowBytes = 128;
   WgmmaRing<S> ring{shared};
   ring.parity = 1;  // at first each slot is empty
   const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps, items = wgmma_items(op);
-  const int64_t row_tiles = ceil_div(op.end_row, kTileRows), tile_row_bytes = op.weight.units * 512;
+  const int64_t row_tiles = ceil_div(op.end_row, kTileRows), tile_row_bytes = op.weight.units * S::kUnitBytes;
   const int64_t padded_tokens = ceil_div(op.tokens, 8) * 8;
   // The first stages' part of the weight is asked for before the kernel before has ended, the tokens after.
   bool waited = op.counts != nullptr;  // it says whose rows they are
   if (waited) wait_for_previous();
   int held = 0;
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
-    const WgmmaWork work = wgmma_work<kTokens>(op, item);
+    const WgmmaWork work = wgmma_work<S::kTokens>(op, item);
     if (work.tokens.count == 0) continue;
     const int rows_left = (work.tokens.count + 7) / 8 * 8 - warp * kQuarter;
     const int rows = rows_left < 0 ? 0 : rows_left < kQuarter ? rows_left : kQuarter;
-    const uint8_t* tokens =
-        op.prepared +
-        (work.begin / S::kStage * padded_tokens + work.tokens.first + warp * kQuarter) * (S::kStage * 2);
+    int64_t place = work.begin / S::kStage * padded_tokens + work.tokens.first + warp * kQuarter;
     const int64_t tiles_left = row_tiles - (work.row_tile + 2 * warp);
     const int tiles = tiles_left < 0 ? 0 : tiles_left < 2 ? static_cast<int>(tiles_left) : 2;
     const uint8_t* weight = op.weight.tiles + work.tokens.expert * op.expert_bytes +
-                            (work.row_tile + 2 * warp) * tile_row_bytes + work.begin / 16 * 512;
+                            (work.row_tile + 2 * warp) * tile_row_bytes +
+                            work.begin / S::kUnit * S::kUnitBytes;
+    const auto token_bytes = static_cast<uint32_t>(rows * kRowBytes);
+    const auto scale_bytes = static_cast<uint32_t>(S::kScalesAt == 0 ? 0 : rows * 4);
     for (auto left = static_cast<int>(work.end - work.begin); left > 0; left -= S::kStage) {
-      const auto token_bytes = static_cast<uint32_t>(rows * S::kStage * 2);
-      const auto tile_bytes =
-          static_cast<uint32_t>(left < S::kStage ? (left + 15) / 16 * 512 : S::kTileBytes);
+      const auto tile_bytes = static_cast<uint32_t>(
+          left < S::kStage ? (left + S::kUnit - 1) / S::kUnit * S::kUnitBytes : S::kTileBytes);
       wait_arrivals(ring.empty(), ring.parity);
       if (threadIdx.x % 32 == 0) {
-        arrive_expecting(ring.full(), token_bytes + static_cast<uint32_t>(tiles) * tile_bytes);
+        arrive_expecting(ring.full(), token_bytes + scale_bytes + static_cast<uint32_t>(tiles) * tile_bytes);
       }
       __syncwarp();
       uint8_t* tiles_to = ring.weight() + 2 * warp * S::kTileBytes;
@@ -187,9 +187,14 @@ __device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) 
         WgmmaRing<S> to = ring;
         if (!waited) to.slot = 0;
         waited = true;
-        for (; held > 0; --held, to.advance(), tokens += padded_tokens * (S::kStage * 2)) {
+        for (; held > 0; --held, to.advance(), place += padded_tokens) {
           if (rows == 0) continue;
-          copy_bulk(to.tokens() + warp * kQuarter * (S::kStage * 2), tokens, token_bytes, to.full());
+          copy_bulk(to.tokens() + warp * kQuarter * kRowBytes, op.prepared + place * kRowBytes, token_bytes,
+                    to.full());
+          if constexpr (S::kScalesAt != 0) {
+            copy_bulk(to.tokens() + S::kScalesAt + warp * kQuarter * 4,
+                      reinterpret_cast<const float*>(op.meta) + place, scale_bytes, to.full());
+          }
         }
       }
       ring.advance();
@@ -391,7 +396,7 @@ __global__ void __launch_bounds__(WgmmaShape<kTokens>::kThreads, 1) matmul_wgmma
   // Of the 512 registers that a quarter of a multiprocessor has for a lane of each of its three warps.
   if (threadIdx.x >= S::kConsumers) {
     set_registers<72, false>();
-    bring_stages<kTokens>(op, shared);
+    bring_stages<S>(op, shared);
   } else {
     set_registers<216, true>();
     wait_for_previous();
@@ -407,6 +412,22 @@ inline int64_t wgmma_token_tiles(int64_t tokens, int64_t experts, bool counted, 
   if (!counted) return ceil_div(tokens, size);
   const int64_t with_rows = std::min(experts, tokens);
   return with_rows + (tokens + 7 * with_rows) / size;
+}
+
+// Tokens of a tile, `most` at most: what the device is done with first. Smaller ones load operands more
+// often, so they take more than their share of the time.
+inline int best_wgmma_tile(const MatmulArguments& op, int64_t multiprocessors, int most) {
+  const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens);
+  const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
+  int best = 0;
+  int64_t least = 0;
+  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {128, 8}, {64, 6}}) {
+    if (size > most) continue;
+    const int64_t tiles = op.row_blocks * with_rows * ceil_div(each, size);
+    const int64_t all = ceil_div(tiles, multiprocessors) * time;
+    if (best == 0 || all < least) best = size, least = all;
+  }
+  return best;
 }
 
 template <int kTokens>
