@@ -343,8 +343,8 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
   const FewBlock<P> block(op);
   if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
   // All that is counted here is below kMostTickets * K / 256.
-  const int groups = (static_cast<int>(op.row_tiles) + P::kTogether - 1) / P::kTogether;
-  const int all_segments = static_cast<int>(op.segments);
+  const int row_tiles = static_cast<int>(op.row_tiles), all_segments = static_cast<int>(op.segments);
+  const int groups = (row_tiles + P::kTogether - 1) / P::kTogether;
   const int panel_segments = static_cast<int>(op.panel_segments), grain = static_cast<int>(op.grain);
   const int tiles =
       op.counts == nullptr ? static_cast<int>(op.token_tiles) : count_token_tiles(op.counts, op.experts);
@@ -365,7 +365,7 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
     const int64_t columns = (segment + segments) * op.segment;
     FewPhase phase;
     phase.tile = token_tile(op.counts, op.experts, op.tokens, tile, kFewTokens);
-    phase.first_item = int64_t{tile} * op.row_tiles;
+    phase.first_item = int64_t{tile} * row_tiles;
     phase.begin = segment * static_cast<int>(op.segment);
     phase.end = static_cast<int>(columns < op.weight.columns ? columns : op.weight.columns);
     phase.segments = segments, phase.segment = segment;
