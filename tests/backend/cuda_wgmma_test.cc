@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/matmul_wgmma.h"
 #include "backend/cuda/matmul_wgmma_f8.h"
 #include "backend/cuda/weight.h"
 #include "backend/cuda_stand_in/stand_in.h"
@@ -209,7 +210,7 @@ TEST_F(CudaWgmmaTest, Fp8RowsOfExpertsAreThoseOfTheirWeightAlone) {
 }
 
 // One kernel after the other, with segments of 256 that each block walks.
-template <int kTokens>
+template <class S>
 void expect_kernels_agree(const WgmmaCase& of, CudaWgmmaTest::Chip& chip, const CudaWgmmaTest::Operands& o) {
   const std::unique_ptr<Weight> weight = chip.weight(o, of);
   const auto& on_chip = static_cast<const CudaWeight&>(*weight);
@@ -232,14 +233,14 @@ void expect_kernels_agree(const WgmmaCase& of, CudaWgmmaTest::Chip& chip, const 
     a.y = of_mma.as<float>(), a.token_tiles = ceil_div(of.tokens, kManyTokens);
     launch_prepare_bf16(stream, a, prepared.as<uint8_t>());
     launch_matmul_bf16(stream, a, false);
-    a.y = of_wgmma.as<float>(), a.token_tiles = ceil_div(of.tokens, kTokens);
+    a.y = of_wgmma.as<float>(), a.token_tiles = ceil_div(of.tokens, S::kTokens);
     launch_prepare_wgmma(stream, a, prepared.as<uint8_t>());
-    launch_wgmma<kTokens>(stream, a);
+    launch_wgmma<S>(stream, a);
     stream.synchronize();
   }
   chip.backend->download(expected.data(), of_mma.data, y.size() * sizeof(float));
   chip.backend->download(y.data(), of_wgmma.data, y.size() * sizeof(float));
-  EXPECT_EQ(std::memcmp(expected.data(), y.data(), y.size() * sizeof(float)), 0) << kTokens;
+  EXPECT_EQ(std::memcmp(expected.data(), y.data(), y.size() * sizeof(float)), 0) << S::kTokens;
 }
 
 // Eight: were few tokens to be wgmma's as well.
@@ -248,14 +249,15 @@ TEST_F(CudaWgmmaTest, TilesOfAnySizeAddUpAlike) {
     const WgmmaCase of{270, 150, columns};
     const Operands o = operands(of);
     Chip chip(9, 3);  // fewer blocks than tiles
-    expect_kernels_agree<64>(of, chip, o);
-    expect_kernels_agree<128>(of, chip, o);
-    if (columns <= 256) expect_kernels_agree<256>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<64>>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<128>>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<256, true>>(of, chip, o);
+    if (columns <= 256) expect_kernels_agree<WgmmaShape<256, false>>(of, chip, o);
   }
   const WgmmaCase of{21, 150, 600};
   const Operands o = operands(of);
   Chip chip(9, 3);
-  expect_kernels_agree<8>(of, chip, o);
+  expect_kernels_agree<WgmmaShape<8>>(of, chip, o);
 }
 
 TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
@@ -282,9 +284,9 @@ TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
     a.segment = 256, a.segments = 3, a.row_blocks = 2, a.y_stride = of.rows;
     launch_prepare_wgmma_f8(stream, a, prepared.as<uint8_t>(), meta.as<ActivationMeta>());
     a.y = y_64.as<float>(), a.token_tiles = ceil_div(of.tokens, 64);
-    launch_wgmma_f8<64>(stream, a);
+    launch_wgmma_f8<WgmmaF8Shape<64>>(stream, a);
     a.y = y_128.as<float>(), a.token_tiles = ceil_div(of.tokens, 128);
-    launch_wgmma_f8<128>(stream, a);
+    launch_wgmma_f8<WgmmaF8Shape<128>>(stream, a);
     stream.synchronize();
   }
   chip.backend->download(of_64.data(), y_64.data, of_64.size() * sizeof(float));

@@ -9,7 +9,9 @@
 // while the first stages are on their way; a panel is as much of K as has room there, mostly all of it. So a
 // block stops as a whole only where its share goes over to another panel or tile of tokens.
 // FP8 on Hopper multiplies by wgmma, which takes four warps at the same instruction: they walk as one, each
-// with its own row tile of four that follow each other, and its own stages.
+// with its own row tile of four that follow each other, and its own stages. Memory gives each of the four
+// warpgroups a stage, 34 KB together, in 1900 cycles (18 bytes a cycle); four products that wait for each
+// other and what follows are some 300. Prediction: BF16's share of the bandwidth.
 // A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.

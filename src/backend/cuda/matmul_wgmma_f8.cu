@@ -45,7 +45,7 @@ void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments op, bool whole
   const int size = best_wgmma_tile(op, stream.multiprocessors(), 128);
   op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, op.counts != nullptr, size);
   op.split = whole && op.segments > 1 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
-  size == 64 ? launch_wgmma_f8<64>(stream, op) : launch_wgmma_f8<128>(stream, op);
+  size == 64 ? launch_wgmma_f8<WgmmaF8Shape<64>>(stream, op) : launch_wgmma_f8<WgmmaF8Shape<128>>(stream, op);
 }
 
 }  // namespace qiao::cuda

@@ -9,13 +9,14 @@
 // The limit, of a tile of 128 x 128 and a block: the tensor cores take 512 cycles (4096 multiply-adds a
 // cycle), a warpgroup's own half of them; in the other half it gives what follows a product, 236 instructions
 // a warp, of which 128 are the sums'. A stage is 33 KB, 66 bytes a cycle, where the L2 cache gave BF16's
-// tiles 36 to 39 (598 TFLOP/s with 128 tokens, 735 with 256: docs/h200.md). So the prediction: 58% of E4M3's
-// peak, twice BF16's rate in the same tiles; with 64 tokens, which are for few, 40% (97 bytes a cycle).
-// Blocks that load a stage together (clusters) would be next. Not yet run on a device.
+// tiles 36 to 39 (matmul_wgmma.h); shared memory reads 48 KB of a stage and takes its 33 KB, 163 bytes a
+// cycle of 128. So the prediction: 58% of E4M3's peak, twice BF16's rate in the same tiles; with 64 tokens,
+// which are for few, 40% (97 bytes a cycle). Blocks that load a stage together (clusters) would be next. Not
+// yet run on a device.
 #pragma once
 
 #include "backend/cuda/matmul_f8.h"
-#include "backend/cuda/matmul_wgmma.h"
+#include "backend/cuda/matmul_wgmma_tiles.h"
 
 namespace qiao::cuda {
 
@@ -32,13 +33,15 @@ struct WgmmaF8Shape {
   static constexpr int kSums = kTokens / 2;
   static constexpr int kChunk = 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
-  static constexpr int kBeforeBytes = kConsumers * kSums * static_cast<int>(sizeof(float));
-  static constexpr int kStages = (227 * 1024 - kBeforeBytes - 2 * kChunkBytes - 1024) / kStageBytes;
-  static constexpr int kBeforeAt = kStages * kStageBytes, kChunksAt = kBeforeAt + kBeforeBytes;
-  static constexpr int kArrivalsAt = kChunksAt + 2 * kChunkBytes;
+  // A warpgroup's sums of earlier segments, and its chunk in their place.
+  static constexpr bool kBeforeInShared = true;
+  static constexpr int kGroupBytes = 128 * kSums * static_cast<int>(sizeof(float));
+  static constexpr int kStages = (227 * 1024 - 2 * kGroupBytes - 1024) / kStageBytes;
+  static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + 2 * kGroupBytes;
   static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
   static constexpr int kSharedBytes = kIsLastAt + 16;
-  static_assert(kStages >= 4 && kRows == kConsumerWarps * kTileRows && kSharedBytes <= 227 * 1024);
+  static_assert(kStages >= 4 && kChunkBytes <= kGroupBytes && kRows == kConsumerWarps * kTileRows &&
+                kSharedBytes <= 227 * 1024);
 };
 
 // A of a stage's steps: this warp's tile.
@@ -55,7 +58,7 @@ template <class S>
 __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   WgmmaRing<S> ring{shared};
-  float* before = reinterpret_cast<float*>(shared + S::kBeforeAt) + threadIdx.x;
+  float* before = sums_before<S>(shared);
   float block[S::kSums] = {}, sums[S::kSums];
   const int items = wgmma_items(op);
   const auto per_segment = static_cast<int>(op.segment / S::kStage);
@@ -97,13 +100,7 @@ __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared)
       const bool is_last = stage + 1 == stages;
       if (--left != 0 && !is_last) continue;
       left = per_segment;
-#pragma unroll
-      for (int i = 0; i < S::kSums; ++i) {
-        float& so_far = before[i * S::kConsumers];
-        const float own = is_first ? sums[i] : so_far + sums[i];
-        sums[i] = is_last ? own : 0;
-        if (!is_last) so_far = own;
-      }
+      end_segment(before, sums, is_first, is_last);
       is_first = false;
     }
     if (op.split && !add_wgmma_segments<S>(op, work, shared, sums)) continue;
@@ -112,10 +109,9 @@ __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared)
 }
 
 // The grid is as many blocks as run at once, or as there are items.
-template <int kTokens>
-__global__ void __launch_bounds__(WgmmaF8Shape<kTokens>::kThreads, 1) matmul_wgmma_f8(MatmulArguments op) {
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma_f8(MatmulArguments op) {
   let_next_begin();
-  using S = WgmmaF8Shape<kTokens>;
   auto* shared = shared_memory<uint8_t>();
   open_ring<S>(shared);
   if (threadIdx.x >= S::kConsumers) {
@@ -128,12 +124,11 @@ __global__ void __launch_bounds__(WgmmaF8Shape<kTokens>::kThreads, 1) matmul_wgm
   }
 }
 
-template <int kTokens>
+template <class S>
 void launch_wgmma_f8(const Stream& stream, const MatmulArguments& op) {
-  using S = WgmmaF8Shape<kTokens>;
   const int blocks = std::min(wgmma_items(op), stream.multiprocessors());
-  launch("linear", stream, matmul_wgmma_f8<kTokens>, static_cast<unsigned>(blocks), S::kThreads,
-         S::kSharedBytes, op);
+  launch("linear", stream, matmul_wgmma_f8<S>, static_cast<unsigned>(blocks), S::kThreads, S::kSharedBytes,
+         op);
 }
 
 }  // namespace qiao::cuda
