@@ -219,7 +219,7 @@ TEST_F(CudaStandInHopperTest, ProductsOfWarpgroupsAreThoseOfPlainLoops) {
 // D[64, N] = A[64, 64] B[64, N] of E4M3, in two steps. A row-major from device memory; B^T [N, 64] through
 // shared memory, as rows of 128 bytes of which bytes 32 to 95 count, or as pieces of `tokens` rows.
 template <int kColumns>
-__global__ void product_of_e4m3(const uint8_t* a, const uint8_t* b, float* d, int tokens) {
+__global__ void product_of_e4m3(const uint8_t* a, const uint8_t* b, float* d, int tokens, bool says) {
   begin_kernel();
   auto* rows = shared_memory<uint8_t>();
   for (int i = static_cast<int>(threadIdx.x); i < tokens * 64; i += 128) {
@@ -227,7 +227,7 @@ __global__ void product_of_e4m3(const uint8_t* a, const uint8_t* b, float* d, in
     rows[kColumns == 8 ? (at / 16 * tokens + row) * 16 + at % 16
                        : row * 128 + (piece ^ row % 8) * 16 + at % 16] = b[i];
   }
-  multiply_stored();
+  if (says) multiply_stored();
   __syncthreads();
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float sum[kColumns / 2];
@@ -295,9 +295,13 @@ TEST_F(CudaStandInHopperTest, ProductsOfE4m3LoseWhatIsFarBelowTheLargest) {
       }
     }
     std::vector<float> d(64 * kColumns);
-    EXPECT_EQ(run(product_of_e4m3<kColumns>, 1, 128, kColumns * 128, a.data(), b.data(), d.data(), tokens),
-              "");
+    EXPECT_EQ(
+        run(product_of_e4m3<kColumns>, 1, 128, kColumns * 128, a.data(), b.data(), d.data(), tokens, true),
+        "");
     expect_products_of_e4m3<kColumns>(tokens, a, b, d);
+    EXPECT_THAT(
+        run(product_of_e4m3<kColumns>, 1, 128, kColumns * 128, a.data(), b.data(), d.data(), tokens, false),
+        HasSubstr("without multiply_stored"));
   };
   for (const int tokens : {1, 3, 8}) check(std::integral_constant<int, 8>(), tokens);
   check(std::integral_constant<int, 64>(), 64);

@@ -324,12 +324,12 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
 }
 
 // wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
-// the same instructions), N = 8, 64, 128 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's a is
-// that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T lies
-// in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128 bytes), from a
-// multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an instruction
-// takes 16 columns of it, those that multiply_operand's `step` names. (PTX ISA, "Matrix fragments for wgmma
-// .m64nNk16", "128-Byte swizzle".)
+// the same instructions), N = 8, 64, 128, 192 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's
+// a is that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T
+// lies in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128 bytes),
+// from a multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an
+// instruction takes 16 columns of it, those that multiply_operand's `step` names. (PTX ISA, "Matrix fragments
+// for wgmma .m64nNk16", "128-Byte swizzle".)
 //
 // The products are made at any time from multiply_async to multiply_wait: until then nobody writes those rows
 // of B^T, reads d or writes a. They are made in order, each added to the sum before. multiply_begin comes
@@ -404,6 +404,17 @@ __device__ inline void multiply_async(float (&d)[64], const uint32_t (&a)[4], ui
       : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
       : QIAO_A);
 }
+__device__ inline void multiply_async(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+      "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, "
+      "%29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, "
+      "%67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "
+      "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
+      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80)
+      : QIAO_A);
+}
 __device__ inline void multiply_async(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
   QIAO_HOPPER(
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
@@ -418,8 +429,8 @@ __device__ inline void multiply_async(float (&d)[128], const uint32_t (&a)[4], u
         QIAO_D16(112)
       : QIAO_A);
 }
-// The same of E4M3, with 32 columns for each 16 and N = 8, 64 or 128: a is that of mma.m16n8k32, a row of B^T
-// 128 elements. Where not `adds`, d is what the product is, whatever it was.
+// The same of E4M3, with 32 columns for each 16 and N = 8, 64, 128 or 192: a is that of mma.m16n8k32, a row
+// of B^T 128 elements. Where not `adds`, d is what the product is, whatever it was.
 __device__ inline void multiply_async_e4m3(float (&d)[4], const uint32_t (&a)[4], uint64_t b, bool adds) {
   QIAO_HOPPER(
       "{\n"
@@ -455,6 +466,21 @@ __device__ inline void multiply_async_e4m3(float (&d)[64], const uint32_t (&a)[4
       "%67}, %68, adds, 1, 1;\n"
       "}"
       : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
+      : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[96], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(
+      "{\n"
+      ".reg .pred adds;\n"
+      "setp.ne.s32 adds, %101, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+      "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, "
+      "%29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, "
+      "%67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "
+      "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, {%96, %97, %98, %99}, %100, adds, 1, 1;\n"
+      "}"
+      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80)
       : QIAO_A, "r"(static_cast<int>(adds)));
 }
 #undef QIAO_D4

@@ -50,17 +50,17 @@ int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int6
 }
 
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments op, bool whole) {
-  const int size = best_wgmma_tile(op, stream.multiprocessors(), 256);
+  const int size = best_wgmma_tile(op, stream.multiprocessors(), op.segments > 1 ? 192 : 256);
   op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, op.counts != nullptr, size);
   op.split = whole && op.segments > 1 && size <= 128 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
   if (size == 64) {
     launch_wgmma<WgmmaShape<64>>(stream, op);
   } else if (size == 128) {
     launch_wgmma<WgmmaShape<128>>(stream, op);
-  } else if (op.segments > 1) {
-    launch_wgmma<WgmmaShape<256, true>>(stream, op);
+  } else if (size == 192) {
+    launch_wgmma<WgmmaShape<192>>(stream, op);
   } else {
-    launch_wgmma<WgmmaShape<256, false>>(stream, op);
+    launch_wgmma<WgmmaShape<256>>(stream, op);
   }
 }
 

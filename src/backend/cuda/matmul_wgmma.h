@@ -2,21 +2,17 @@
 // and comes from registers: its tiles are wgmma's A as they lie in device memory (weight_layout.h). Tokens
 // are N, from shared memory: matmul_wgmma.cu prepares them as the image of it, by stages of K, so that a
 // stage of a block is one run of tokens and one for each 16 rows of the weight, for bulk copies. Plan: a
-// block a multiprocessor, which walks tiles of 128 rows by 256 tokens (or 128 or 64, where those fill the
-// device better). One warpgroup brings stages, as far ahead as shared memory has room, across the ends of
+// block a multiprocessor, which walks tiles of 128 rows by 256 tokens (or 192, 128 or 64, where those fill
+// the device better). One warpgroup brings stages, as far ahead as shared memory has room, across the ends of
 // tiles; two warpgroups of 64 rows each load a stage's A while the products of the stage before are made. A
-// thread keeps the segment's sums and those of the segments before, 64 registers each; with 256 tokens it has
-// 128 of the segment, and those before lie in shared memory (128 KB, and room for two stages; with K of one
-// segment there are none, and room for four). A tile's sums leave through shared memory, in rows of 64.
+// thread keeps the segment's sums and those of the segments before, 64 registers each; with 192 tokens 96
+// each, and there the next stage's A is not loaded ahead; with 256 they have 128, so there all of K is one
+// segment. A tile's sums leave through shared memory, in rows of 64.
 //
 // The limit is what the L2 cache gives: a stage of 64 columns keeps the tensor cores busy for 512 cycles with
-// 128 tokens, 1024 with 256, and is 32 or 48 KB: 64 or 48 bytes a cycle. Measured were 598 and 735 TFLOP/s,
-// 39 and 36 bytes (docs/h200.md). Shared memory reads and writes 20 KB or 32 KB in the time of a step (128 or
-// 256 cycles, of 128 bytes). With 256 tokens and several segments two stages take turns, so a stage's time is
-// half of its own and its load's: if that takes 1500 cycles, 1260, as the L2 cache has it; a segment of 1024
-// then adds 256 KB of shared memory's and some 450 instructions, a twentieth. Prediction for those: 680
-// TFLOP/s. Not yet run on a device. A row's chain of steps is that of mma.sync's kernel: an instruction of 16
-// k for each.
+// 128 tokens, 768 with 192, 1024 with 256, and is 32, 40 or 48 KB: 64, 53 or 48 bytes a cycle. Measured were
+// 598 TFLOP/s with 128 and 735 with 256 (docs/h200.md), 39 and 36 bytes. Prediction for 192: 690. A row's
+// chain of steps is that of mma.sync's kernel: an instruction of 16 k for each.
 #pragma once
 
 #include "backend/cuda/matmul_wgmma_tiles.h"
@@ -24,8 +20,7 @@
 namespace qiao::cuda {
 
 // A block, and where things lie in its shared memory: [stages][sums on their way out][counts of arrivals].
-// kOfSegments: walks several segments.
-template <int kOfTokens, bool kOfSegments = kOfTokens <= 128>
+template <int kOfTokens>
 struct WgmmaShape {
   static constexpr int kTokens = kOfTokens, kRows = kManyRows;
   static constexpr int kConsumers = 256, kThreads = kConsumers + 128, kConsumerWarps = kConsumers / 32;
@@ -34,21 +29,22 @@ struct WgmmaShape {
   static constexpr int kScalesAt = 0;  // of the tokens, in a stage; 0: none
   static constexpr int kTokenBytes = kTokens * kStage * 2;
   static constexpr int kStageBytes = kTokenBytes + kConsumerWarps * kTileBytes;
-  static constexpr int kSums = kTokens / 2;  // of a thread
-  static constexpr bool kBefore = kOfSegments, kBeforeInShared = kOfSegments && kSums > 64;
-  // A warpgroup's sums of some tokens: rows of 64, padded apart. Or of earlier segments, in whose place they
-  // leave.
+  static constexpr int kSums = kTokens / 2;        // of a thread
+  static constexpr bool kOneSegment = kSums > 96;  // is all that a block walks
+  static constexpr bool kAhead = kSums != 96;      // a stage's A is loaded while the one before is multiplied
+  static constexpr bool kSumsInShared = false;
+  static constexpr int kRegisters = kSums == 96 ? 232 : 216;
+  // A warpgroup's sums of some tokens: rows of 64, padded apart.
   static constexpr int kChunk = kTokens < 32 ? kTokens : 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
-  static constexpr int kBeforeBytes = kBeforeInShared ? 128 * kSums * static_cast<int>(sizeof(float)) : 0;
-  static constexpr int kGroupBytes = kBeforeInShared ? kBeforeBytes : kChunkBytes;
+  static constexpr int kGroupBytes = kChunkBytes;
   static constexpr int kFixedBytes = 2 * kGroupBytes + 1024;
   static constexpr int kRoom = (227 * 1024 - kFixedBytes) / kStageBytes;
   static constexpr int kStages = kRoom < 8 ? kRoom : 8;
   static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + 2 * kGroupBytes;
   static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
   static constexpr int kSharedBytes = kIsLastAt + 16;
-  static_assert(kTokenBytes % 1024 == 0 && kStageBytes % 1024 == 0 && kStages >= (kBeforeInShared ? 2 : 4) &&
+  static_assert(kTokenBytes % 1024 == 0 && kStageBytes % 1024 == 0 && kStages >= 4 &&
                 kRows == kConsumerWarps * kTileRows && kSharedBytes <= 227 * 1024);
 };
 
@@ -67,7 +63,7 @@ template <class S>
 __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
   const bool first_lane = threadIdx.x % 32 == 0;
   WgmmaRing<S> ring{shared};
-  float sums[S::kSums], before[S::kBefore && !S::kBeforeInShared ? S::kSums : 1];
+  float sums[S::kSums], before[S::kOneSegment ? 1 : S::kSums];
   const int items = wgmma_items(op);
   const auto per_segment = static_cast<int>(op.segment / S::kStage);
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
@@ -77,10 +73,8 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
     const int whole = length / S::kStage, last_steps = (length % S::kStage + 15) / 16;
     bool is_first = true;
     // Leaves all sums in `sums` where the segment is the last one, else zeros.
-    const auto end = [&](bool is_last) {
-      if constexpr (S::kBeforeInShared) {
-        end_segment(sums_before<S>(shared), sums, is_first, is_last);
-      } else if constexpr (S::kBefore) {
+    const auto end_segment = [&](bool is_last) {
+      if constexpr (!S::kOneSegment) {
 #pragma unroll
         for (int i = 0; i < S::kSums; ++i) {
           const float own = is_first ? sums[i] : before[i] + sums[i];
@@ -110,17 +104,17 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
         wait_arrivals(ring.full(), ring.parity);
         load_weight(ring, to);
       };
-      if constexpr (S::kStages > 2) {
+      if constexpr (S::kAhead) {
         take(next);
         multiply_wait_and_take(sums, a, next);
         if (first_lane) arrive(used);
-      } else {  // the next one may be on its way until long after this one can be given back
+      } else {
         multiply_wait_and_take(sums, a, a);
         if (first_lane) arrive(used);
         take(a);
       }
       const bool is_last = stage + 1 == whole && last_steps == 0;
-      if (--left == 0 || is_last) end(is_last), left = per_segment;
+      if (--left == 0 || is_last) end_segment(is_last), left = per_segment;
     }
     if (last_steps != 0) {
       // As many steps as K has: one more of zeros would turn a sum of -0 into 0.
@@ -135,7 +129,7 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
       }
       if (first_lane) arrive(ring.empty());
       ring.advance();
-      end(true);
+      end_segment(true);
     }
     if (op.split && !add_wgmma_segments<S>(op, work, shared, sums)) continue;
     store_tile<S>(op, work, shared, sums);
@@ -148,12 +142,11 @@ __global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma(MatmulArguments o
   let_next_begin();
   auto* shared = shared_memory<uint8_t>();
   open_ring<S>(shared);
-  // Of the 512 registers that a quarter of a multiprocessor has for a lane of each of its three warps.
   if (threadIdx.x >= S::kConsumers) {
-    set_registers<72, false>();
+    set_registers<kWgmmaRegisters - 2 * S::kRegisters, false>();
     bring_stages<S>(op, shared);
   } else {
-    set_registers<216, true>();
+    set_registers<S::kRegisters, true>();
     wait_for_previous();
     use_stages<S>(op, shared);
   }

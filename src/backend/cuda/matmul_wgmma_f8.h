@@ -2,17 +2,17 @@
 // for what follows. A stage is a block of F8_128: 128 columns of the tokens, a row of 128 bytes each, with
 // their scales, and eight tiles of 16 rows with theirs, whose numbers are A's registers as they lie. Four
 // products of 32 make a block's sums, which a thread then adds to those of the segment, times both scales,
-// while the other warpgroup's products are made. Those two are 64 registers each where a tile has 128 tokens;
-// the sums of the segments before lie in shared memory (64 KB), a float a thread and sum, touched once a
-// segment.
+// while the other warpgroup's products are made. Those two are 64 registers each where a tile has 128 tokens,
+// 96 where it has 192; the sums of the segments before lie in shared memory (64 or 96 KB), a float a thread
+// and sum, touched once a segment.
 //
-// The limit, of a tile of 128 x 128 and a block: the tensor cores take 512 cycles (4096 multiply-adds a
-// cycle), a warpgroup's own half of them; in the other half it gives what follows a product, 236 instructions
-// a warp, of which 128 are the sums'. A stage is 33 KB, 66 bytes a cycle, where the L2 cache gave BF16's
-// tiles 36 to 39 (matmul_wgmma.h); shared memory reads 48 KB of a stage and takes its 33 KB, 163 bytes a
-// cycle of 128. So the prediction: 58% of E4M3's peak, twice BF16's rate in the same tiles; with 64 tokens,
-// which are for few, 40% (97 bytes a cycle). Blocks that load a stage together (clusters) would be next. Not
-// yet run on a device.
+// The limit, of a tile of 128 x 192 and a block: the tensor cores take 768 cycles (4096 multiply-adds a
+// cycle), a warpgroup's own half of them; in the other half it gives what follows a product, 300 instructions
+// a warp, of which 192 are the sums'. A stage is 42 KB, 56 bytes a cycle, where the L2 cache gave BF16's
+// tiles 36 to 39 (matmul_wgmma.h); shared memory reads 65 KB of a stage and takes its 42 KB, 142 bytes a
+// cycle of 128. So the prediction: 66% of E4M3's peak; with 128 tokens (33 KB in 512 cycles) 58%, with 64,
+// which are for few, 40%. Blocks that load a stage together (clusters) would be next. Not yet run on a
+// device.
 #pragma once
 
 #include "backend/cuda/matmul_f8.h"
@@ -34,13 +34,14 @@ struct WgmmaF8Shape {
   static constexpr int kChunk = 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
   // A warpgroup's sums of earlier segments, and its chunk in their place.
-  static constexpr bool kBeforeInShared = true;
+  static constexpr bool kSumsInShared = true, kAhead = kSums != 96;
+  static constexpr int kRegisters = kSums == 96 ? 232 : 216;
   static constexpr int kGroupBytes = 128 * kSums * static_cast<int>(sizeof(float));
   static constexpr int kStages = (227 * 1024 - 2 * kGroupBytes - 1024) / kStageBytes;
   static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + 2 * kGroupBytes;
   static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
   static constexpr int kSharedBytes = kIsLastAt + 16;
-  static_assert(kStages >= 4 && kChunkBytes <= kGroupBytes && kRows == kConsumerWarps * kTileRows &&
+  static_assert(kStages >= 3 && kChunkBytes <= kGroupBytes && kRows == kConsumerWarps * kTileRows &&
                 kSharedBytes <= 227 * 1024);
 };
 
@@ -85,11 +86,17 @@ __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared)
       const auto* of_x = reinterpret_cast<const float2*>(ring.tokens() + S::kScalesAt) + lane % 4;
       uint64_t* used = ring.empty();
       ring.advance();
-      if (stage + 1 < stages) {
+      const auto take = [&](uint32_t(&to)[S::kSteps][4]) {
+        if (stage + 1 == stages) return;
         wait_arrivals(ring.full(), ring.parity);
-        load_f8_weight(ring, next);
+        load_f8_weight(ring, to);
+      };
+      if constexpr (S::kAhead) {
+        take(next);
+        multiply_wait_and_take(block, a, next);
+      } else {
+        multiply_wait_and_take(block, a, a);
       }
-      multiply_wait_and_take(block, a, next);
 #pragma unroll
       for (int n = 0; n < S::kTokens / 8; ++n) {
         const float2 two = of_x[4 * n];
@@ -97,6 +104,7 @@ __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared)
       }
       __syncwarp();  // all lanes have read
       if (lane == 0) arrive(used);
+      if constexpr (!S::kAhead) take(a);
       const bool is_last = stage + 1 == stages;
       if (--left != 0 && !is_last) continue;
       left = per_segment;
@@ -115,10 +123,10 @@ __global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma_f8(MatmulArgument
   auto* shared = shared_memory<uint8_t>();
   open_ring<S>(shared);
   if (threadIdx.x >= S::kConsumers) {
-    set_registers<72, false>();
+    set_registers<kWgmmaRegisters - 2 * S::kRegisters, false>();
     bring_stages<S>(op, shared);
   } else {
-    set_registers<216, true>();
+    set_registers<S::kRegisters, true>();
     wait_for_previous();
     use_f8_stages<S>(op, shared);
   }

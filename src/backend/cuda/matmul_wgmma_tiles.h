@@ -254,7 +254,7 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
       finish_four(op, work.tokens.first + token, row, four, vectors);
     }
   }
-  if constexpr (S::kBeforeInShared) barrier_sync(barrier, 128);
+  if constexpr (S::kSumsInShared) barrier_sync(barrier, 128);  // sums of segments lie there
 }
 
 // This thread's sums of earlier segments in shared memory: 128 apart, behind each other.
@@ -273,6 +273,9 @@ __device__ inline void end_segment(float* before, float (&sums)[kSums], bool is_
     sums[i] = is_last ? own : 0;
   }
 }
+
+// That a quarter of a multiprocessor has for a lane of each of its three warps.
+inline constexpr int kWgmmaRegisters = 504;
 
 // By all threads of a block, before its warps take their roles.
 template <class S>
@@ -305,8 +308,7 @@ inline int best_wgmma_tile(const MatmulArguments& op, int64_t multiprocessors, i
   const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
   int best = 0;
   int64_t least = 0;
-  const int of_256 = op.segments > 1 ? 15 : 14;
-  for (const auto& [size, time] : {std::pair<int, int>{256, of_256}, {128, 8}, {64, 6}}) {
+  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {192, 11}, {128, 8}, {64, 6}}) {
     if (size > most) continue;
     const int64_t tiles = op.row_blocks * with_rows * ceil_div(each, size);
     const int64_t all = ceil_div(tiles, multiprocessors) * time;

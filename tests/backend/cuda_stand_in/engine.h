@@ -57,6 +57,8 @@ void copy_bulk(void* shared, const void* global, size_t bytes, const void* arriv
 
 // wgmma (warpgroup.cc), by whole warps; `sums` of a lane. A block begins and ends with no products under way.
 void begin_products(size_t warp_count);
+// Bulk copies may be multiplied when they are there; rows that threads have stored when these have said so.
+void show_to_products();
 const char* unfinished_products();  // what is wrong as a block ends, or null
 void multiply_begin(const Where& where);
 enum class Multiply : uint8_t { kBf16, kE4m3, kE4m3Anew };  // the last without what was in d

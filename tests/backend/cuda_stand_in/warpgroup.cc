@@ -57,6 +57,7 @@ struct WarpgroupProducts {
 
 std::vector<WarpProducts> warps;
 std::vector<WarpgroupProducts> warpgroups;
+bool shown;  // anything in shared memory to the tensor cores, in this block
 
 // Rows of B^T, kRowBytes each, by the descriptor: in groups of 8, of 128 bytes in which the address's bits 7
 // to 9 are added to bits 4 to 6, or of two pieces of 16 bytes somewhere.
@@ -64,6 +65,7 @@ void read_b(const Product& product, std::vector<uint8_t>& b, int columns) {
   const auto field = [&](int from) { return static_cast<uint32_t>(product.b >> from & 0x3fff) << 4; };
   const uint32_t start = field(0), apart = field(16), stride = field(32);
   const bool twisted = product.b >> 62 == 1;
+  if (!shown) fault(product.where, "wgmma of rows that were stored without multiply_stored");
   if ((product.b >> 49 & 7) != 0 || (twisted ? start % 1024 >= 128 : product.b >> 62 != 0)) {
     fault(product.where,
           "wgmma of rows that are neither in the 128-byte swizzle from a multiple of 1024 on nor plain");
@@ -206,7 +208,10 @@ void issue(void* const (&lanes)[32], uint32_t) {
 void begin_products(size_t warp_count) {
   warps.assign(warp_count, {});
   warpgroups.assign((warp_count + 3) / 4, {});
+  shown = false;
 }
+
+void show_to_products() { shown = true; }
 
 const char* unfinished_products() {
   for (const WarpProducts& warp : warps) {
