@@ -308,7 +308,7 @@ inline int best_wgmma_tile(const MatmulArguments& op, int64_t multiprocessors, i
   const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
   int best = 0;
   int64_t least = 0;
-  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {192, 11}, {128, 8}, {64, 6}}) {
+  for (const auto& [size, time] : {std::pair<int, int>{256, 28}, {192, 21}, {128, 16}, {64, 12}}) {
     if (size > most) continue;
     const int64_t tiles = op.row_blocks * with_rows * ceil_div(each, size);
     const int64_t all = ceil_div(tiles, multiprocessors) * time;
