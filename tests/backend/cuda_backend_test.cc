@@ -117,6 +117,7 @@ TEST_F(CudaBackendTest, MeasuresWhatItReaches) {
   EXPECT_GT(peaks.f32_flops, 0);
   EXPECT_GT(peaks.bf16_flops, 0);
   EXPECT_GT(peaks.int8_ops, 0);
+  EXPECT_GT(peaks.f8_flops, 0);
 }
 
 TEST_F(CudaBackendTest, BytesComeBackAndTheHostsAreFreeAtOnce) {

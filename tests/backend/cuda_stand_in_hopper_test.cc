@@ -216,6 +216,98 @@ TEST_F(CudaStandInHopperTest, ProductsOfWarpgroupsAreThoseOfPlainLoops) {
   check(WarpgroupProduct<256>());
 }
 
+// D[64, N] = A[64, 64] B[64, N] of E4M3, in two steps. A row-major from device memory; B^T [N, 64] through
+// shared memory, as rows of 128 bytes of which bytes 32 to 95 count, or as pieces of `tokens` rows.
+template <int kColumns>
+__global__ void product_of_e4m3(const uint8_t* a, const uint8_t* b, float* d, int tokens, bool says) {
+  begin_kernel();
+  auto* rows = shared_memory<uint8_t>();
+  for (int i = static_cast<int>(threadIdx.x); i < tokens * 64; i += 128) {
+    const int row = i / 64, at = i % 64, piece = at / 16 + 2;
+    rows[kColumns == 8 ? (at / 16 * tokens + row) * 16 + at % 16
+                       : row * 128 + (piece ^ row % 8) * 16 + at % 16] = b[i];
+  }
+  if (says) multiply_stored();
+  __syncthreads();
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float sum[kColumns / 2];
+  for (float& s : sum) s = 1;  // is written, not added to
+  multiply_begin();
+  for (int step = 0; step < 2; ++step) {
+    uint32_t left[4];
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = warp * 16 + lane / 4 + i % 2 * 8;
+      left[i] = *reinterpret_cast<const uint32_t*>(a + row * 64 + step * 32 + i / 2 * 16 + lane % 4 * 4);
+    }
+    multiply_async_e4m3(sum, left,
+                        kColumns == 8 ? multiply_operand_of_pieces(rows + step * tokens * 32, tokens * 16)
+                                      : multiply_operand(rows, step + 1),
+                        step != 0);
+  }
+  multiply_commit();
+  multiply_wait<0>(sum);
+  for (int i = 0; i < kColumns / 2; ++i) {
+    const unsigned row = warp * 16 + lane / 4 + static_cast<unsigned>(i % 4 / 2 * 8);
+    d[row * kColumns + static_cast<unsigned>(i / 4 * 8 + i % 2) + lane % 4 * 2] = sum[i];
+  }
+}
+
+// What is left of a sum where addends are cut off 13 bits below the largest.
+float cut_sum(float so_far, const uint8_t* a, const uint8_t* b) {
+  std::vector<double> addends{static_cast<double>(so_far)};
+  for (int k = 0; k < 32; ++k) {
+    addends.push_back(static_cast<double>(float_of_e4m3(a[k])) * static_cast<double>(float_of_e4m3(b[k])));
+  }
+  double largest = 0, sum = 0;
+  for (const double x : addends) largest = std::max(largest, std::abs(x));
+  const double unit = largest == 0 ? 1 : std::ldexp(1.0, std::ilogb(largest) - 13);
+  for (const double x : addends) sum += std::trunc(x / unit) * unit;
+  return static_cast<float>(sum);
+}
+
+template <int kColumns>
+void expect_products_of_e4m3(int tokens, const std::vector<uint8_t>& a, const std::vector<uint8_t>& b,
+                             const std::vector<float>& d) {
+  int cut = 0;
+  for (size_t row = 0; row < 64; ++row) {
+    for (size_t column = 0; column < static_cast<size_t>(tokens); ++column) {
+      const uint8_t *left = a.data() + row * 64, *right = b.data() + column * 64;
+      double exact = 0;
+      for (size_t k = 0; k < 64; ++k) {
+        exact += static_cast<double>(float_of_e4m3(left[k])) * static_cast<double>(float_of_e4m3(right[k]));
+      }
+      const float expected = cut_sum(cut_sum(0, left, right), left + 32, right + 32);
+      ASSERT_EQ(d[row * kColumns + column], expected) << row << " " << column;
+      cut += static_cast<double>(expected) != exact;
+    }
+  }
+  EXPECT_GT(cut, 64 * tokens / 2);  // the model is not that of an exact sum
+}
+
+TEST_F(CudaStandInHopperTest, ProductsOfE4m3LoseWhatIsFarBelowTheLargest) {
+  std::mt19937 random(4);
+  const auto check = [&]<int kColumns>(std::integral_constant<int, kColumns>, int tokens) {
+    std::vector<uint8_t> a(64 * 64), b(static_cast<size_t>(tokens * 64));
+    for (auto* bytes : {&a, &b}) {
+      for (uint8_t& x : *bytes) {
+        do x = static_cast<uint8_t>(random());
+        while ((x & 0x7f) == 0x7f);
+      }
+    }
+    std::vector<float> d(64 * kColumns);
+    EXPECT_EQ(
+        run(product_of_e4m3<kColumns>, 1, 128, kColumns * 128, a.data(), b.data(), d.data(), tokens, true),
+        "");
+    expect_products_of_e4m3<kColumns>(tokens, a, b, d);
+    EXPECT_THAT(
+        run(product_of_e4m3<kColumns>, 1, 128, kColumns * 128, a.data(), b.data(), d.data(), tokens, false),
+        HasSubstr("without multiply_stored"));
+  };
+  for (const int tokens : {1, 3, 8}) check(std::integral_constant<int, 8>(), tokens);
+  check(std::integral_constant<int, 64>(), 64);
+  check(std::integral_constant<int, 128>(), 128);
+}
+
 TEST_F(CudaStandInHopperTest, ProductsThatAreNotWaitedForShow) {
   WarpgroupProduct<64> product;
   const auto with = [&](Mistake mistake) {

@@ -1,5 +1,6 @@
-// BF16 and FP8 products of many tokens on Hopper, on the stand-in: the bits of mma.sync's kernel, which a
-// device before Hopper runs, for every shape of tiles, who adds segments up, experts and what follows a sum.
+// Products by wgmma on Hopper, on the stand-in, for every shape of tiles, who adds segments up, experts and
+// what follows a sum: BF16's have the bits of mma.sync's kernel, which a device before Hopper runs, FP8's are
+// the same for a row alone and in any batch.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -8,6 +9,7 @@
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/matmul_wgmma.h"
+#include "backend/cuda/matmul_wgmma_f8.h"
 #include "backend/cuda/weight.h"
 #include "backend/cuda_stand_in/stand_in.h"
 #include "tensor/floats.h"
@@ -163,25 +165,58 @@ TEST_F(CudaWgmmaTest, ExpertsRowsBeginAnywhere) {
   expect_same(of);
 }
 
-TEST_F(CudaWgmmaTest, Fp8IsThatOfMmaSync) {
-  const auto check = [&](WgmmaCase of) {
-    of.compute = Compute::kF8;
-    expect_same(of);
+// The first rows of a batch, alone: the kernel of few tokens and that of many, whichever tiles it has.
+TEST_F(CudaWgmmaTest, Fp8RowsAreThoseOfAnyBatch) {
+  struct Shape {
+    int64_t rows, columns;
+    std::vector<int64_t> tokens;
   };
-  check({65, 144, 128});
-  check({130, 20, 384});
-  check({200, 260, 640});  // a last segment of one block
-  check({129, 130, 256, 2, 0, true, true, Activation::kGeluTanh});
-  check({100, 128, 1024, 132});  // segments of their own
-  check({67 * 64, 16, 512, 132});
-  WgmmaCase of{0, 80, 384};
-  of.counts = {3, 0, 70, 1, 129, 0, 0, 66};
-  for (const int32_t count : of.counts) of.tokens += count;
-  check(of);
+  for (const Shape& shape : {Shape{16, 128, {1, 3, 8, 9, 16, 17, 64, 65, 128, 129, 256}},
+                             Shape{40, 4224, {1, 8, 9, 65, 129}}, Shape{1040, 384, {5, 8, 17, 128, 256}}}) {
+    WgmmaCase of{257, shape.rows, shape.columns};
+    of.compute = Compute::kF8;
+    const Operands o = operands(of);
+    const std::vector<float> all = product(9, of, o);
+    for (const int64_t tokens : shape.tokens) {
+      for (const int multiprocessors : {4, 132}) {
+        if (multiprocessors == 132 && tokens > 9) continue;
+        of.tokens = tokens, of.multiprocessors = multiprocessors;
+        const std::vector<float> some = product(9, of, o);
+        EXPECT_EQ(std::memcmp(some.data(), all.data(), some.size() * sizeof(float)), 0)
+            << tokens << " of " << shape.rows << " x " << shape.columns;
+      }
+    }
+    of.tokens = 8;  // made of F16 before
+    EXPECT_NE(std::memcmp(product(8, of, o).data(), all.data(), 8 * sizeof(float)), 0);
+  }
+}
+
+TEST_F(CudaWgmmaTest, Fp8RowsOfExpertsAreThoseOfTheirWeightAlone) {
+  for (const std::vector<int32_t>& counts :
+       {std::vector<int32_t>{3, 0, 70, 1, 129, 0, 0, 66}, {1, 0, 9, 2}}) {
+    WgmmaCase of{0, 80, 384};
+    of.compute = Compute::kF8, of.counts = counts;
+    for (const int32_t count : counts) of.tokens += count;
+    const Operands o = operands(of);
+    const std::vector<float> all = product(9, of, o);
+    const int64_t each = of.rows * row_bytes(DType::kF8_128, of.columns);
+    int64_t first = 0;
+    for (size_t e = 0; e < counts.size(); first += counts[e++]) {
+      if (counts[e] == 0) continue;
+      WgmmaCase alone{counts[e], of.rows, of.columns};
+      alone.compute = Compute::kF8;
+      Operands own;
+      own.x.assign(o.x.begin() + first * of.columns, o.x.begin() + (first + counts[e]) * of.columns);
+      own.weight.assign(o.weight.begin() + static_cast<int64_t>(e) * each,
+                        o.weight.begin() + static_cast<int64_t>(e + 1) * each);
+      const std::vector<float> some = product(9, alone, own);
+      EXPECT_EQ(std::memcmp(some.data(), all.data() + first * of.rows, some.size() * sizeof(float)), 0) << e;
+    }
+  }
 }
 
 // One kernel after the other, with segments of 256 that each block walks.
-template <int kTokens>
+template <class S>
 void expect_kernels_agree(const WgmmaCase& of, CudaWgmmaTest::Chip& chip, const CudaWgmmaTest::Operands& o) {
   const std::unique_ptr<Weight> weight = chip.weight(o, of);
   const auto& on_chip = static_cast<const CudaWeight&>(*weight);
@@ -204,14 +239,14 @@ void expect_kernels_agree(const WgmmaCase& of, CudaWgmmaTest::Chip& chip, const 
     a.y = of_mma.as<float>(), a.token_tiles = ceil_div(of.tokens, kManyTokens);
     launch_prepare_bf16(stream, a, prepared.as<uint8_t>());
     launch_matmul_bf16(stream, a, false);
-    a.y = of_wgmma.as<float>(), a.token_tiles = ceil_div(of.tokens, kTokens);
+    a.y = of_wgmma.as<float>(), a.token_tiles = ceil_div(of.tokens, S::kTokens);
     launch_prepare_wgmma(stream, a, prepared.as<uint8_t>());
-    launch_wgmma<kTokens>(stream, a);
+    launch_wgmma<S>(stream, a);
     stream.synchronize();
   }
   chip.backend->download(expected.data(), of_mma.data, y.size() * sizeof(float));
   chip.backend->download(y.data(), of_wgmma.data, y.size() * sizeof(float));
-  EXPECT_EQ(std::memcmp(expected.data(), y.data(), y.size() * sizeof(float)), 0) << kTokens;
+  EXPECT_EQ(std::memcmp(expected.data(), y.data(), y.size() * sizeof(float)), 0) << S::kTokens;
 }
 
 // Eight: were few tokens to be wgmma's as well.
@@ -220,14 +255,56 @@ TEST_F(CudaWgmmaTest, TilesOfAnySizeAddUpAlike) {
     const WgmmaCase of{270, 150, columns};
     const Operands o = operands(of);
     Chip chip(9, 3);  // fewer blocks than tiles
-    expect_kernels_agree<64>(of, chip, o);
-    expect_kernels_agree<128>(of, chip, o);
-    if (columns <= 256) expect_kernels_agree<256>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<64>>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<128>>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<192>>(of, chip, o);
+    if (columns <= 256) expect_kernels_agree<WgmmaShape<256>>(of, chip, o);
   }
   const WgmmaCase of{21, 150, 600};
   const Operands o = operands(of);
   Chip chip(9, 3);
-  expect_kernels_agree<8>(of, chip, o);
+  expect_kernels_agree<WgmmaShape<8>>(of, chip, o);
+}
+
+TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
+  WgmmaCase of{270, 150, 640};
+  of.compute = Compute::kF8;
+  const Operands o = operands(of);
+  Chip chip(9, 3);  // fewer blocks than tiles
+  const std::unique_ptr<Weight> weight = chip.weight(o, of);
+  const auto& on_chip = static_cast<const CudaWeight&>(*weight);
+  const Tensor x = chip.tensor(DType::kF32, {of.tokens, of.columns}, o.x);
+  const std::vector<uint8_t> bytes(static_cast<size_t>(ceil_div(of.tokens, 8) * 8 * of.columns), 0xff);
+  const Tensor prepared = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
+  const Tensor meta = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
+  std::vector<float> y(static_cast<size_t>(of.tokens * of.rows));
+  const Tensor ys[3] = {chip.tensor(DType::kF32, {of.tokens, of.rows}, y),
+                        chip.tensor(DType::kF32, {of.tokens, of.rows}, y),
+                        chip.tensor(DType::kF32, {of.tokens, of.rows}, y)};
+  chip.backend->synchronize();
+  {
+    const Stream stream(0);
+    MatmulArguments a;
+    a.weight = on_chip.rows_of(0, 0), a.end_row = of.rows;
+    a.x = x.as<float>(), a.x_stride = of.columns, a.tokens = of.tokens;
+    a.prepared = prepared.as<uint8_t>(), a.meta = meta.as<ActivationMeta>(), a.prepared_columns = of.columns;
+    a.segment = 256, a.segments = 3, a.row_blocks = 2, a.y_stride = of.rows;
+    launch_prepare_wgmma_f8(stream, a, prepared.as<uint8_t>(), meta.as<ActivationMeta>());
+    a.y = ys[0].as<float>(), a.token_tiles = ceil_div(of.tokens, 64);
+    launch_wgmma_f8<WgmmaF8Shape<64>>(stream, a);
+    a.y = ys[1].as<float>(), a.token_tiles = ceil_div(of.tokens, 128);
+    launch_wgmma_f8<WgmmaF8Shape<128>>(stream, a);
+    a.y = ys[2].as<float>(), a.token_tiles = ceil_div(of.tokens, 192);
+    launch_wgmma_f8<WgmmaF8Shape<192>>(stream, a);
+    stream.synchronize();
+  }
+  const auto values = [&](const Tensor& of_tile) {
+    chip.backend->download(y.data(), of_tile.data, y.size() * sizeof(float));
+    return y;
+  };
+  const std::vector<float> expected = values(ys[0]);
+  EXPECT_EQ(std::memcmp(expected.data(), values(ys[1]).data(), y.size() * sizeof(float)), 0);
+  EXPECT_EQ(std::memcmp(expected.data(), values(ys[2]).data(), y.size() * sizeof(float)), 0);
 }
 
 }  // namespace

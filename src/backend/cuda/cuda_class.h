@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
   bool runs_behind() const override { return true; }
   bool batch_invariant() const override { return !fast_; }
+  int e4m3_sum_bits() const override { return stream_.compute_major() == 9 ? 13 : 23; }  // matmul_f8.h
   void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
   const std::byte* finish_download(Landing& landing) override;
   using Backend::workspace_bytes;  // 0 for the other ops

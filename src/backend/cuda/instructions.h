@@ -331,12 +331,12 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
 }
 
 // wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
-// the same instructions), N = 8, 64, 128 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's a is
-// that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T lies
-// in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128 bytes), from a
-// multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an instruction
-// takes 16 columns of it, those that multiply_operand's `step` names. (PTX ISA, "Matrix fragments for wgmma
-// .m64nNk16", "128-Byte swizzle".)
+// the same instructions), N = 8, 64, 128, 192 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's
+// a is that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T
+// lies in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128 bytes),
+// from a multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an
+// instruction takes 16 columns of it, those that multiply_operand's `step` names. (PTX ISA, "Matrix fragments
+// for wgmma .m64nNk16", "128-Byte swizzle".)
 //
 // The products are made at any time from multiply_async to multiply_wait: until then nobody writes those rows
 // of B^T, reads d or writes a. They are made in order, each added to the sum before. multiply_begin comes
@@ -345,6 +345,13 @@ __device__ inline uint64_t multiply_operand(const void* rows, int step) {
   const uint64_t address = shared_address(rows) + static_cast<uint32_t>(step) * 32;
   return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
+// Of rows that lie otherwise, N = 8: the step's two 16-byte pieces of row r at 16 r, and `apart` bytes from
+// there (a multiple of 16). Where that is less than 128, rows of B^T that are nobody's are others' pieces.
+__device__ inline uint64_t multiply_operand_of_pieces(const void* pieces, int apart) {
+  return shared_address(pieces) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{128 >> 4} << 32;
+}
+// By threads that have stored rows of B^T themselves, before the barrier after which they are multiplied.
+__device__ inline void multiply_stored() { QIAO_HOPPER("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void multiply_begin() { QIAO_HOPPER("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void multiply_commit() { QIAO_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until no more than the last kGroupsLeft groups are being made; `d`: all that those before have added to.
@@ -379,6 +386,24 @@ __device__ inline void set_registers() {
 #define QIAO_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define QIAO_D16(i) QIAO_D4(i), QIAO_D4((i) + 4), QIAO_D4((i) + 8), QIAO_D4((i) + 12)
 #define QIAO_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+#define QIAO_NAMES_32                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define QIAO_NAMES_64                                                                \
+  QIAO_NAMES_32                                                                      \
+  ", "                                                                               \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define QIAO_NAMES_96                                                                \
+  QIAO_NAMES_64                                                                      \
+  ", "                                                                               \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define QIAO_NAMES_128                                                                           \
+  QIAO_NAMES_96                                                                                  \
+  ", "                                                                                           \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 __device__ inline void multiply_async(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {
   QIAO_HOPPER(
       "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, "
@@ -387,45 +412,62 @@ __device__ inline void multiply_async(float (&d)[4], const uint32_t (&a)[4], uin
       : QIAO_A);
 }
 __device__ inline void multiply_async(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
-  QIAO_HOPPER(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-      : QIAO_D16(0), QIAO_D16(16)
-      : QIAO_A);
-}
-__device__ inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
-  QIAO_HOPPER(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-      : QIAO_D16(0), QIAO_D16(16)
-      : QIAO_A);
+  QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QIAO_NAMES_32
+              "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+              : QIAO_D16(0), QIAO_D16(16)
+              : QIAO_A);
 }
 __device__ inline void multiply_async(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
-  QIAO_HOPPER(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
-      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, "
-      "0;"
-      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
-      : QIAO_A);
+  QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" QIAO_NAMES_64
+              "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+              : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
+              : QIAO_A);
+}
+__device__ inline void multiply_async(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" QIAO_NAMES_96
+              "}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
+              : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80)
+              : QIAO_A);
 }
 __device__ inline void multiply_async(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
-  QIAO_HOPPER(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "
-      "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, "
-      "%71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, "
-      "%91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, "
-      "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "
-      "%125, %126, %127}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
-      : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80), QIAO_D16(96),
-        QIAO_D16(112)
-      : QIAO_A);
+  QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" QIAO_NAMES_128
+              "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+              : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80),
+                QIAO_D16(96), QIAO_D16(112)
+              : QIAO_A);
 }
+// The same of E4M3, with 32 columns for each 16 and N = 8, 64, 128 or 192: a is that of mma.m16n8k32, a row
+// of B^T 128 elements. Where not `adds`, d is what the product is, whatever it was.
+#define QIAO_ADDS(number) "{\n.reg .pred adds;\nsetp.ne.s32 adds, %" number ", 0;\n"
+__device__ inline void multiply_async_e4m3(float (&d)[4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(QIAO_ADDS("9") "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, "
+              "{%4, %5, %6, %7}, %8, adds, 1, 1;\n}"
+              : QIAO_D4(0)
+              : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(QIAO_ADDS("37") "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" QIAO_NAMES_32
+                              "}, {%32, %33, %34, %35}, %36, adds, 1, 1;\n}"
+              : QIAO_D16(0), QIAO_D16(16)
+              : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(QIAO_ADDS("69") "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" QIAO_NAMES_64
+                              "}, {%64, %65, %66, %67}, %68, adds, 1, 1;\n}"
+              : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)
+              : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[96], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(QIAO_ADDS("101") "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {" QIAO_NAMES_96
+                               "}, {%96, %97, %98, %99}, %100, adds, 1, 1;\n}"
+              : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80)
+              : QIAO_A, "r"(static_cast<int>(adds)));
+}
+#undef QIAO_ADDS
+#undef QIAO_NAMES_32
+#undef QIAO_NAMES_64
+#undef QIAO_NAMES_96
+#undef QIAO_NAMES_128
 #undef QIAO_D4
 #undef QIAO_D16
 #undef QIAO_A

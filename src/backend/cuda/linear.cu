@@ -76,7 +76,7 @@ Prepared prepared_of(const CudaWeight& weight, Compute compute, int64_t tokens) 
     return {all, 0, all};
   }
   if (compute == Compute::kF8) {
-    const int64_t bytes = up(ceil_div(tokens, 8) * 8 * columns * 2);  // as launch_prepare_wgmma_f8's
+    const int64_t bytes = up(ceil_div(tokens, 8) * 8 * columns);  // as launch_prepare_wgmma_f8's
     return {bytes, bytes, bytes + up(ceil_div(tokens, 8) * 8 * columns / kF8Block * 8)};
   }
   const int64_t bytes = up(tokens * columns);

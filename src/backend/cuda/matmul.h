@@ -4,12 +4,12 @@
 // - K is cut into segments (segment_length), multiples of 256. Inside one an output is one chain of steps, k
 //   ascending: of one k in F32 (fmaf), of 16 for BF16 (mma.m16n8k16), of 32 for block formats (mma.m16n8k32,
 //   whose integer sum is exact, then one fmaf; one more where the format has minimums), of 128 for FP8
-//   (eight mma.m16n8k16, then one fmaf: matmul_f8.h).
+//   (four wgmma of E4M3 on Hopper, else eight mma.m16n8k16, then one fmaf: matmul_f8.h).
 // - The segments' sums are added in ascending order, beginning with the first.
 // Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
 // each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h and
-// matmul_wgmma_f8.h: BF16 and FP8 with many tokens on Hopper).
+// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
+// tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"
@@ -78,7 +78,7 @@ void launch_matmul_f8(const Stream& stream, const MatmulArguments& arguments, bo
 // panel's rows (`whole`; of part of them no segment has a block of its own).
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments, bool whole);
 void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
-// The same of F8: prepared has the numbers as F16, meta their scales.
+// The same of F8: prepared has the numbers, ceil8(tokens) * prepared_columns; meta their scales alone.
 void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments, bool whole);
 void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
                              ActivationMeta* meta);

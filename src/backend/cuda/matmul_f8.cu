@@ -4,7 +4,13 @@
 namespace qiao::cuda {
 
 void launch_matmul_f8(const Stream& stream, const MatmulArguments& op, bool few) {
-  few ? launch_few<F8Product>(stream, op) : launch_many<F8Product>(stream, op);
+  if (!few) {
+    launch_many<F8Product>(stream, op);
+  } else if (stream.compute_major() == 9) {
+    launch_few<F8WgmmaProduct>(stream, op);
+  } else {
+    launch_few<F8Product>(stream, op);
+  }
 }
 
 }  // namespace qiao::cuda

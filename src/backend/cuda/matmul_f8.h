@@ -1,8 +1,9 @@
-// A block of 128 columns of F8_128 with x in E4M3 (ops/common.h, kF8). Numbers of E4M3 are exact in F16, and
-// as such they are multiplied: what 32 columns are to mma.m16n8k32 are two of mma.m16n8k16, first of the
-// first two of each four columns, then of the other two. Hopper's mma.sync of E4M3 is the same two
-// instructions inside; its wgmma of E4M3, twice as fast, keeps 13 fraction bits of a sum and is not used: few
-// tokens and many would differ.
+// A block of 128 columns of F8_128 with x in E4M3 (ops/common.h, kF8). A row's bits must not depend on how
+// many stand beside it, so a device has one kind of product for all row counts. On Hopper it is wgmma of
+// E4M3, which keeps 13 fraction bits of a sum: four steps of 32, then one fmaf with both scales (DeepSeek-V3
+// Technical Report, section 3.3.2); with many tokens matmul_wgmma_f8.h. Before Hopper the tensor cores have
+// no E4M3 or make it of F16, in which its numbers are exact: here what 32 columns are to mma.m16n8k32 are two
+// of mma.m16n8k16 of F16, first of the first two of each four columns, then of the other two.
 #pragma once
 
 #include "backend/cuda/activation_rows.h"
@@ -50,6 +51,28 @@ __device__ inline void add_few_f8_block(const uint8_t* tile, const uint8_t* x, i
   }
   const GroupScales of_rows[2] = {F::scales(tile, lane / 4, 0), F::scales(tile, lane / 4 + 8, 0)};
   const uint2 of_x = tile::pair(metas);
+  add_f8_sums(block, of_rows, __uint_as_float(of_x.x), __uint_as_float(of_x.y), sums);
+}
+
+// The same by the four warps of a warpgroup on Hopper, each with its own tile. x: the block's pieces of 16
+// columns, [piece][token], two of them a step.
+__device__ inline void add_few_e4m3_block(const uint8_t* tile, const uint8_t* x, int step_bytes,
+                                          const uint8_t* metas, int lane, float (&sums)[4]) {
+  using F = Format<DType::kF8_128>;
+  uint32_t a[F::kGroups][4];
+#pragma unroll
+  for (int step = 0; step < F::kGroups; ++step) F::quants(tile, lane, step, a[step]);
+  float block[4] = {};
+  multiply_begin();
+#pragma unroll
+  for (int step = 0; step < F::kGroups; ++step) {
+    const uint64_t b = multiply_operand_of_pieces(x + step * step_bytes, step_bytes / 2);
+    multiply_async_e4m3(block, a[step], b, step != 0);
+  }
+  multiply_commit();
+  const GroupScales of_rows[2] = {F::scales(tile, lane / 4, 0), F::scales(tile, lane / 4 + 8, 0)};
+  const uint2 of_x = tile::pair(metas);
+  multiply_wait_and_take(block, a, a);  // a is read until then
   add_f8_sums(block, of_rows, __uint_as_float(of_x.x), __uint_as_float(of_x.y), sums);
 }
 

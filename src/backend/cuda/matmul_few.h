@@ -8,6 +8,10 @@
 // on over the ends of units. x lies in shared memory as mma takes its B, rounded or quantized by the block
 // while the first stages are on their way; a panel is as much of K as has room there, mostly all of it. So a
 // block stops as a whole only where its share goes over to another panel or tile of tokens.
+// FP8 on Hopper multiplies by wgmma, which takes four warps at the same instruction: they walk as one, each
+// with its own row tile of four that follow each other, and its own stages. Memory gives each of the four
+// warpgroups a stage, 34 KB together, in 1900 cycles (18 bytes a cycle); four products that wait for each
+// other and what follows are some 300. Prediction: BF16's share of the bandwidth.
 // A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.
@@ -24,7 +28,7 @@ namespace qiao::cuda {
 inline constexpr int kLogFewWarps = 4, kMostFewWarps = 1 << kLogFewWarps;
 template <class P>
 struct FewShape {
-  static constexpr int kStage = P::kFewStage;
+  static constexpr int kStage = P::kFewStage, kLogTogether = P::kTogether == 1 ? 0 : 2;
   static constexpr int kSteps = kStage / P::kStep;
   static constexpr int kUnrolled = P::kMetaBytes == 16 ? kSteps / 2 : kSteps;  // all of halves spill
   static constexpr int kStageBytes = kStage / P::kUnit * P::kUnitBytes;
@@ -34,7 +38,10 @@ struct FewShape {
   static constexpr int kTokenBytes = 32;            // of a step
   static constexpr int kMetaBytes = P::kMetaBytes;  // of a token and a group
   static constexpr int kTicketBytes = kMostFewWarps * 4;
-  static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0);
+  static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0 && 1 << kLogTogether == P::kTogether);
+  // What wgmma reads beyond the last piece of x, for tokens that are nobody's.
+  static_assert(P::kTogether == 1 ||
+                kSegmentUnit / P::kGroup * kFewTokens * kMetaBytes + kTicketBytes >= kFewTokens * 16 - 16);
 
   // Of x, `columns` of so many tokens.
   static int64_t x_bytes(int64_t columns, int64_t tokens) {
@@ -48,7 +55,7 @@ struct FewPhase {
   int64_t first_item;     // of the launch's, of row tile 0
   int begin, end;         // the panel's columns
   int segments, segment;  // the panel's, and its first one's number
-  int from, to;           // the block's units
+  int from, to;           // the block's units, of kTogether row tiles
 };
 
 // Tiles of kFewTokens rows of the experts; by whole warps.
@@ -66,6 +73,7 @@ __device__ inline int count_token_tiles(const int32_t* counts, int experts) {
 template <class P>
 struct FewBlock {
   using S = FewShape<P>;
+  static constexpr int kTogether = P::kTogether;
   const MatmulArguments& op;
   int log_warps, warp, lane;
   // In shared memory: this warp's stages; x; [group][token] a scale and what add_few() takes with it;
@@ -86,6 +94,7 @@ struct FewBlock {
     tickets = reinterpret_cast<unsigned*>(meta + columns / P::kGroup * kFewTokens * S::kMetaBytes);
   }
 
+  __device__ int log_walkers() const { return log_warps - S::kLogTogether; }
   __device__ uint8_t* stage_at(int slot) const { return stages + slot * S::kStageBytes; }
 
   // `bytes` of a stage on their way, all of them where there are more.
@@ -98,7 +107,12 @@ struct FewBlock {
     }
   }
 
-  // The panel's columns of x: [step][token][lane % 4] the two words of B.
+  // By row tile of the launch, of those that walk together.
+  __device__ int row_tile_of(int group) const { return group * kTogether + warp % kTogether; }
+  __device__ bool has_rows(int row_tile) const { return kTogether == 1 || row_tile < op.row_tiles; }
+
+  // The panel's columns of x: [step][token][lane % 4] the two words of B, or as wgmma takes them: [piece of
+  // 16 columns][token].
   __device__ void prepare(const FewPhase& phase) const {
     constexpr int kAtOnce = 4;
     const int quads = (phase.end - phase.begin + 127) / 128 * 32, all = phase.tile.count * quads;
@@ -134,7 +148,8 @@ struct FewBlock {
       store_meta<typename P::F>(own, meta + (at / 32 * kFewTokens + token) * S::kMetaBytes);
     } else if constexpr (P::kF8) {  // a warp has a whole block of 128
       float scale;
-      *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four_f8(values, scale);
+      to = kTogether > 1 ? x + (at / 16 * tokens + token) * 16 + at % 16 : to + inside % 16 / 4 * 8;
+      *reinterpret_cast<uint32_t*>(to) = quantize_four_f8(values, scale);
       if (threadIdx.x % 32 != 0) return;
       *reinterpret_cast<float*>(meta + (at / P::kGroup * kFewTokens + token) * S::kMetaBytes) = scale;
     } else {
@@ -189,12 +204,13 @@ struct FewBlock {
 
   // After this warp has left `count` of the row tile's segments: whoever finds that all are there adds up.
   template <class L>
-  __device__ void arrive(const FewPhase& phase, int row_tile, int count) const {
-    const int first = row_tile * phase.segments, last = first + phase.segments;
+  __device__ void arrive(const FewPhase& phase, int group, int count) const {
+    const int first = group * phase.segments, last = first + phase.segments, row_tile = row_tile_of(group);
     const bool of_block = phase.segments == op.segments && first >= phase.from && last <= phase.to;
     unsigned* ticket = op.tickets + phase.first_item + row_tile;
     if (of_block) {
-      ticket = tickets + (((first - phase.from + 1) << log_warps) - 1) / (phase.to - phase.from);
+      const int walker = (((first - phase.from + 1) << log_walkers()) - 1) / (phase.to - phase.from);
+      ticket = tickets + walker * kTogether + warp % kTogether;
       __threadfence_block();
     } else {
       __threadfence();
@@ -225,28 +241,31 @@ struct FewBlock {
     finish<L>(phase, row_tile, sums);
   }
 
-  // This warp's share of a phase. The first stages are on their way before x is asked for.
+  // This warp's share of a phase; row tiles are counted in groups of those that walk together. The first
+  // stages are on their way before x is asked for.
   template <class L>
   __device__ void run(const FewPhase& phase) const {
     const int units = phase.to - phase.from, segment = static_cast<int>(op.segment);
-    const int from = phase.from + (units * warp >> log_warps);
-    const int to = phase.from + (units * (warp + 1) >> log_warps);
+    const int walker = warp >> S::kLogTogether;
+    const int from = phase.from + (units * walker >> log_walkers());
+    const int to = phase.from + (units * (walker + 1) >> log_walkers());
     const int row_stages = (phase.end - phase.begin + S::kStage - 1) / S::kStage;
-    int row_tile = from / phase.segments, s = from - row_tile * phase.segments;
-    const int last_row_tile = to / phase.segments, rest = to - last_row_tile * phase.segments;
-    const int stages_left = (last_row_tile - row_tile) * row_stages + (rest - s) * (segment / S::kStage);
+    int group = from / phase.segments, s = from - group * phase.segments;
+    const int last_group = to / phase.segments, rest = to - last_group * phase.segments;
+    const int stages_left = (last_group - group) * row_stages + (rest - s) * (segment / S::kStage);
 
     // What is brought next: the panel's part of a row tile, from a byte of it on.
     const int64_t row_bytes = op.weight.units * P::kUnitBytes;
     const uint8_t* row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
-                         (op.first_tile + row_tile) * row_bytes + phase.begin / P::kUnit * P::kUnitBytes;
+                         (op.first_tile + row_tile_of(group)) * row_bytes +
+                         phase.begin / P::kUnit * P::kUnitBytes;
     const int panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
-    int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0;
+    int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0, group_to = group;
     const auto bring_next = [&] {
       if (brought < stages_left) {
-        bring(stage_at(slot_to), row + at, panel_bytes - at);
+        if (has_rows(row_tile_of(group_to))) bring(stage_at(slot_to), row + at, panel_bytes - at);
         ++brought, at += S::kStageBytes;
-        if (at >= panel_bytes) row += row_bytes, at = 0;
+        if (at >= panel_bytes) row += kTogether * row_bytes, at = 0, ++group_to;
         slot_to = slot_to == S::kStages - 1 ? 0 : slot_to + 1;
       }
       copy_async_commit();
@@ -256,6 +275,7 @@ struct FewBlock {
 
     wait_for_previous();  // the weight does not depend on it
     prepare(phase);
+    if constexpr (kTogether > 1) multiply_stored();
     __syncthreads();
 
     const int tokens = phase.tile.count, step_bytes = tokens * S::kTokenBytes;
@@ -277,7 +297,9 @@ struct FewBlock {
       const auto multiply_step = [&](int step) {
         multiply<L>(w, step, x_step + step * step_bytes, metas + step * (kFewTokens * S::kMetaBytes), sums);
       };
-      if constexpr (P::kF8) {
+      if constexpr (kTogether > 1) {
+        add_few_e4m3_block(w, x + first_step * step_bytes, step_bytes, metas, lane, sums);
+      } else if constexpr (P::kF8) {
         add_few_f8_block(w, x_step, step_bytes, metas, lane, sums);
       } else if (P::kUnit >= S::kStage || k + S::kStage <= phase.end) {
 #pragma unroll S::kUnrolled
@@ -289,25 +311,25 @@ struct FewBlock {
       }
       k += S::kStage;
       if (k < stop) continue;
-      const int first = row_tile * phase.segments;
+      const int first = group * phase.segments;
       const bool alone = phase.segments == op.segments && first >= from && first + phase.segments <= to;
-      const bool row_ends = s == phase.segments - 1;
+      const bool row_ends = s == phase.segments - 1, has = has_rows(row_tile_of(group));
       if (alone) {
 #pragma unroll
         for (int i = 0; i < L::kSums; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i];
-        if (row_ends) finish<L>(phase, row_tile, total);
-      } else {
-        leave<L>(phase, partials_of(phase, row_tile, phase.segment + s), sums);
+        if (row_ends && has) finish<L>(phase, row_tile_of(group), total);
+      } else if (has) {
+        leave<L>(phase, partials_of(phase, row_tile_of(group), phase.segment + s), sums);
         ++left_behind;
         if (row_ends || stage == stages_left - 1) {
-          arrive<L>(phase, row_tile, left_behind);
+          arrive<L>(phase, group, left_behind);
           left_behind = 0;
         }
       }
 #pragma unroll
       for (int i = 0; i < L::kSums; ++i) sums[i] = 0;
       if (row_ends) {
-        ++row_tile, s = 0, k = phase.begin;
+        ++group, s = 0, k = phase.begin;
       } else {
         ++s;
       }
@@ -324,10 +346,11 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
   if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
   // All that is counted here is below kMostTickets * K / 256.
   const int row_tiles = static_cast<int>(op.row_tiles), all_segments = static_cast<int>(op.segments);
+  const int groups = (row_tiles + P::kTogether - 1) / P::kTogether;
   const int panel_segments = static_cast<int>(op.panel_segments), grain = static_cast<int>(op.grain);
   const int tiles =
       op.counts == nullptr ? static_cast<int>(op.token_tiles) : count_token_tiles(op.counts, op.experts);
-  const int of_tile = row_tiles * all_segments, shares = tiles * (grain == 1 ? of_tile : row_tiles);
+  const int of_tile = groups * all_segments, shares = tiles * (grain == 1 ? of_tile : groups);
   const int blocks = static_cast<int>(gridDim.x), index = static_cast<int>(blockIdx.x);
   const int share = op.counts == nullptr ? op.share : shares / blocks;
   const int more = shares - share * blocks;  // so many blocks have one more
@@ -336,10 +359,10 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
   if (unit >= end) wait_for_previous();
   for (bool is_first = true; unit < end; is_first = false) {
     const int tile = tiles == 1 ? 0 : unit / of_tile, in_tile = unit - tile * of_tile;
-    const int panel = panel_segments == all_segments ? 0 : in_tile / (row_tiles * panel_segments);
+    const int panel = panel_segments == all_segments ? 0 : in_tile / (groups * panel_segments);
     const int segment = panel * panel_segments, left = all_segments - segment;
     const int segments = left < panel_segments ? left : panel_segments;
-    const int base = tile * of_tile + row_tiles * segment, next = base + row_tiles * segments;
+    const int base = tile * of_tile + groups * segment, next = base + groups * segments;
     const int stop = next < end ? next : end;
     const int64_t columns = (segment + segments) * op.segment;
     FewPhase phase;
@@ -371,17 +394,18 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   const auto room = [&] {
     return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes;
   };
-  while (op.log_warps > 0 && room() < of_segment) --op.log_warps;  // where there is less than Hopper's
+  // Where there is less than Hopper's.
+  while (op.log_warps > S::kLogTogether && room() < of_segment) --op.log_warps;
   const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
   const int64_t panels = ceil_div(op.segments, fit);
   op.panel_segments = ceil_div(op.segments, panels);
-  const int64_t row_tiles = op.row_tiles * op.token_tiles, units = row_tiles * op.segments;
+  const int64_t groups = ceil_div(op.row_tiles, P::kTogether) * op.token_tiles, units = groups * op.segments;
   const int64_t blocks = op.multiprocessors < units ? op.multiprocessors : units;
   // Whole row tiles for each block where they come out even to a twentieth: their segments meet in it.
   const bool even =
-      op.counts == nullptr && panels == 1 && ceil_div(row_tiles, blocks) * blocks * 20 <= row_tiles * 21;
+      op.counts == nullptr && panels == 1 && ceil_div(groups, blocks) * blocks * 20 <= groups * 21;
   op.grain = even ? op.segments : 1;
-  op.share = static_cast<int>((even ? row_tiles : units) / blocks);
+  op.share = static_cast<int>((even ? groups : units) / blocks);
   const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
                         S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
   launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), 32u << op.log_warps,

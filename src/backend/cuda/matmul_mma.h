@@ -13,9 +13,11 @@
 
 namespace qiao::cuda {
 
-// BF16: steps of 16. kStage: columns of a stage, kFewStage with few tokens.
+// BF16: steps of 16. kStage: columns of a stage, kFewStage with few tokens; kTogether: warps that then walk
+// together.
 struct Bf16Product {
   static constexpr bool kQuants = false, kF8 = false;
+  static constexpr int kTogether = 1;
   static constexpr int kMetaBytes = 0, kGroup = 32;  // with few tokens, of so many columns
   static constexpr int kFewStage = 64, kStage = 64, kStages = 4;
   static constexpr int kWarps = 4, kRowTiles = 2;  // of a warp
@@ -28,6 +30,7 @@ template <DType kType>
 struct QuantProduct {
   using F = Format<kType>;
   static constexpr bool kQuants = true, kF8 = false;
+  static constexpr int kTogether = 1;
   static constexpr int kMetaBytes = F::kHalves ? 16 : 8, kGroup = 32;
   static constexpr int kFewStage = F::kTileBytes * (256 / F::kElements) > 4096 ? 128 : 256;
   static constexpr int kStage = 256, kStages = 2;
@@ -40,11 +43,17 @@ struct QuantProduct {
 struct F8Product {
   using F = Format<DType::kF8_128>;
   static constexpr bool kQuants = false, kF8 = true;
+  static constexpr int kTogether = 1;
   static constexpr int kMetaBytes = 4, kGroup = 128;
   static constexpr int kFewStage = 128, kStage = 128, kStages = 3;
   static constexpr int kWarps = 8, kRowTiles = 1;
   static constexpr int kStep = 32, kElementBytes = 1;
   static constexpr int kUnit = F::kElements, kUnitBytes = F::kTileBytes;
+};
+
+// The same with few tokens on Hopper, by wgmma of E4M3: the four warps of a warpgroup.
+struct F8WgmmaProduct : F8Product {
+  static constexpr int kTogether = 4;
 };
 
 // The shapes of a block, and where things lie in its shared memory.

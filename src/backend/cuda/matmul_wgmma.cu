@@ -10,21 +10,6 @@ namespace qiao::cuda {
 namespace {
 
 constexpr int kPiecesThreads = 256;
-// Tokens of a tile: what the device is done with first. Smaller ones load operands more often, so they take
-// more than their share of the time.
-int best_tile(const MatmulArguments& op, int64_t multiprocessors) {
-  const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens);
-  const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
-  int best = 0;
-  int64_t least = 0;
-  for (const auto& [size, time] : {std::pair<int, int>{256, 14}, {128, 8}, {64, 6}}) {
-    if (size == 256 && op.segments > 1) continue;
-    const int64_t tiles = op.row_blocks * with_rows * ceil_div(each, size);
-    const int64_t all = ceil_div(tiles, multiprocessors) * time;
-    if (best == 0 || all < least) best = size, least = all;
-  }
-  return best;
-}
 
 __global__ void __launch_bounds__(kPiecesThreads)
     prepare_pieces(const float* x, int64_t stride, int64_t tokens, int64_t width, int64_t stages,
@@ -65,15 +50,17 @@ int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int6
 }
 
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments op, bool whole) {
-  const int size = best_tile(op, stream.multiprocessors());
+  const int size = best_wgmma_tile(op, stream.multiprocessors(), op.segments > 1 ? 192 : 256);
   op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, op.counts != nullptr, size);
-  op.split = whole && op.segments > 1 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
+  op.split = whole && op.segments > 1 && size <= 128 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
   if (size == 64) {
-    launch_wgmma<64>(stream, op);
+    launch_wgmma<WgmmaShape<64>>(stream, op);
   } else if (size == 128) {
-    launch_wgmma<128>(stream, op);
+    launch_wgmma<WgmmaShape<128>>(stream, op);
+  } else if (size == 192) {
+    launch_wgmma<WgmmaShape<192>>(stream, op);
   } else {
-    launch_wgmma<256>(stream, op);
+    launch_wgmma<WgmmaShape<256>>(stream, op);
   }
 }
 

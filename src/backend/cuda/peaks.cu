@@ -1,7 +1,7 @@
 // What the device reaches, measured: a copy between two places of its memory (bytes read and written), chains
 // of fused multiply-adds, and tensor-core products by mma.sync, whose share of what Hopper's wgmma reaches is
-// the machine's own. Each loop runs longer until it takes a hundredth of a second; the best of some runs
-// counts.
+// the machine's own; those of E4M3, which Hopper has by wgmma alone, by that. Each loop runs longer until it
+// takes a hundredth of a second; the best of some runs counts.
 #include <algorithm>
 
 #include "backend/cuda/cuda_class.h"
@@ -55,6 +55,30 @@ __global__ void __launch_bounds__(kPeakThreads) peak_s8(int iterations, uint32_t
   if (all == -1) *sink = static_cast<float>(all);
 }
 
+// On Hopper. A warpgroup's products of 64 rows and 128 columns, of which two blocks' keep a multiprocessor
+// busy.
+constexpr int kPeakColumns = 128, kPeakRowBytes = 128;
+__global__ void __launch_bounds__(kPeakThreads) peak_e4m3(int iterations, uint32_t bits, float* sink) {
+  begin_kernel();
+  auto* rows = shared_memory<uint32_t>();
+  for (unsigned i = threadIdx.x; i < kPeakColumns * kPeakRowBytes / 4; i += kPeakThreads) rows[i] = bits;
+  multiply_stored();
+  __syncthreads();
+  float sums[kPeakColumns / 2] = {};
+  const uint32_t a[4] = {bits, bits, bits, bits};
+  for (int n = 0; n < iterations; ++n) {
+    multiply_begin();
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) multiply_async_e4m3(sums, a, multiply_operand(rows, i % 4), true);
+    multiply_commit();
+    multiply_wait<0>(sums);
+  }
+  float all = 0;
+#pragma unroll
+  for (int i = 0; i < kPeakColumns / 2; ++i) all += sums[i];
+  if (all == -1.0f) *sink = all;
+}
+
 // The rate of call(iterations), which does `work` in each: of the best of three runs, each long enough.
 template <class Call>
 double rate(const Stream& stream, double work, Call call) {
@@ -94,6 +118,13 @@ DevicePeaks CudaBackend::measure_arithmetic() {
     launch("peak_s8", stream_, peak_s8, blocks, kPeakThreads, 0, iterations, 0u, sink.as<float>());
   });
   peaks.f8_flops = peaks.bf16_flops;  // as F16 (matmul_f8.h), whose rate is BF16's
+  if (stream_.compute_major() != 9) return peaks;
+  const auto two_each = static_cast<unsigned>(2 * multiprocessors());
+  const double warpgroups = static_cast<double>(two_each) * kPeakThreads / 128;
+  peaks.f8_flops = rate(stream_, warpgroups * kChains * 2 * 64 * kPeakColumns * 32, [&](int iterations) {
+    launch("peak_e4m3", stream_, peak_e4m3, two_each, kPeakThreads, kPeakColumns * kPeakRowBytes, iterations,
+           0u, sink.as<float>());
+  });
   return peaks;
 }
 

@@ -547,6 +547,7 @@ void copy_bulk(void* shared, const void* global, size_t bytes, const void* at, c
     fault(where, fmt::format("a bulk copy of {} bytes, expected multiples of 16 on both sides", bytes));
   }
   if (a.can_end()) end_phase(a);
+  show_to_products();
   std::memset(shared, kPoison, bytes);
   a.copies.push_back({static_cast<std::byte*>(shared), static_cast<const std::byte*>(global), bytes});
   a.coming += bytes;

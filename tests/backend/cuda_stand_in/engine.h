@@ -57,9 +57,12 @@ void copy_bulk(void* shared, const void* global, size_t bytes, const void* arriv
 
 // wgmma (warpgroup.cc), by whole warps; `sums` of a lane. A block begins and ends with no products under way.
 void begin_products(size_t warp_count);
+// Bulk copies may be multiplied when they are there; rows that threads have stored when these have said so.
+void show_to_products();
 const char* unfinished_products();  // what is wrong as a block ends, or null
 void multiply_begin(const Where& where);
-void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, bool is_f16, const Where& where);
+enum class Multiply : uint8_t { kBf16, kE4m3, kE4m3Anew };  // the last without what was in d
+void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, Multiply kind, const Where& where);
 void multiply_commit(const Where& where);
 void multiply_wait(int groups_left, const Where& where);
 

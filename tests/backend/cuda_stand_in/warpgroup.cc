@@ -1,6 +1,10 @@
 // wgmma: what a warp has issued and not waited for. A product reads shared memory when it is waited for, the
-// last moment that a device may take; until then its sums are NaN.
+// last moment that a device may take; until then its sums are NaN. A step of 16 in BF16 is rounded once; one
+// of 32 in E4M3 loses what Hopper is known to lose (ops/linear.h).
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -12,12 +16,13 @@
 namespace qiao::stand_in {
 namespace {
 
-constexpr int kDepth = 16;
+constexpr int kRowBytes = 32;  // of a step: 16 numbers of BF16 or 32 of E4M3
+constexpr int kE4m3SumBits = 13;
 
 struct Product {
   int sums;  // of a lane
   uint64_t b;
-  bool is_f16;  // else BF16
+  Multiply kind;
   uint32_t a[32][4];
   float* d[32];
   Where where;
@@ -42,7 +47,7 @@ struct WarpgroupProducts {
   struct Issued {
     uint64_t b;
     int sums;
-    bool is_f16;
+    Multiply kind;
     unsigned line;
     bool operator==(const Issued&) const = default;
   };
@@ -52,34 +57,80 @@ struct WarpgroupProducts {
 
 std::vector<WarpProducts> warps;
 std::vector<WarpgroupProducts> warpgroups;
+bool shown;  // anything in shared memory to the tensor cores, in this block
 
-float element(const Product& product, uint32_t word, int i) {
-  const auto bits = static_cast<uint16_t>(word >> (16 * i));
-  return product.is_f16 ? f16_to_float(bits) : bf16_to_float(bits);
-}
-
-// B[k][n] by the descriptor: rows of 128 bytes in groups of 8, in which the address's bits 7 to 9 are added
-// to bits 4 to 6.
-void read_b(const Product& product, std::vector<double>& b, int columns) {
+// Rows of B^T, kRowBytes each, by the descriptor: in groups of 8, of 128 bytes in which the address's bits 7
+// to 9 are added to bits 4 to 6, or of two pieces of 16 bytes somewhere.
+void read_b(const Product& product, std::vector<uint8_t>& b, int columns) {
   const auto field = [&](int from) { return static_cast<uint32_t>(product.b >> from & 0x3fff) << 4; };
-  const uint32_t start = field(0), stride = field(32);
-  if (product.b >> 62 != 1 || (product.b >> 49 & 7) != 0 || start % 1024 >= 128) {
-    fault(product.where, "wgmma of rows that are not in the 128-byte swizzle from a multiple of 1024 on");
+  const uint32_t start = field(0), apart = field(16), stride = field(32);
+  const bool twisted = product.b >> 62 == 1;
+  if (!shown) fault(product.where, "wgmma of rows that were stored without multiply_stored");
+  if ((product.b >> 49 & 7) != 0 || (twisted ? start % 1024 >= 128 : product.b >> 62 != 0)) {
+    fault(product.where,
+          "wgmma of rows that are neither in the 128-byte swizzle from a multiple of 1024 on nor plain");
   }
-  b.resize(static_cast<size_t>(kDepth * columns));
+  b.resize(static_cast<size_t>(columns) * kRowBytes);
   for (int n = 0; n < columns; ++n) {
-    for (int k = 0; k < kDepth; k += 8) {  // a piece of 16 bytes
-      uint32_t address =
-          start + static_cast<uint32_t>(n / 8) * stride + static_cast<uint32_t>(n % 8 * 128 + k * 2);
-      address ^= (address >> 7 & 7) << 4;
+    for (int piece = 0; piece < 2; ++piece) {
+      const auto row = static_cast<uint32_t>(n % 8), half = static_cast<uint32_t>(piece);
+      uint32_t address = start + static_cast<uint32_t>(n / 8) * stride;
+      address += twisted ? row * 128 + half * 16 : row * 16 + half * apart;
+      if (twisted) address ^= (address >> 7 & 7) << 4;
       const std::byte* at = dynamic_shared() + address;
       if (!in_shared(at, 16)) fault(product.where, "wgmma of rows beyond the shared memory");
-      uint16_t bits[8];
-      std::memcpy(bits, at, sizeof bits);
-      for (int i = 0; i < 8; ++i) {
-        b[static_cast<size_t>((k + i) * columns + n)] = static_cast<double>(element(product, bits[i], 0));
-      }
+      std::memcpy(b.data() + n * kRowBytes + piece * 16, at, 16);
     }
+  }
+}
+
+// Of row `row` of A, kRowBytes.
+void read_a(const Product& product, int row, uint8_t* to) {
+  for (int word = 0; word < kRowBytes / 4; ++word) {
+    std::memcpy(to + 4 * word, &product.a[row % 8 * 4 + word % 4][row / 8 + word / 4 * 2], 4);
+  }
+}
+
+double bf16_at(const uint8_t* bytes, int k) {
+  uint16_t bits;
+  std::memcpy(&bits, bytes + 2 * k, 2);
+  return static_cast<double>(bf16_to_float(bits));
+}
+
+// Eight columns' sums with the products of a step: one rounding, after the products' sum in float64, as
+// mma.sync's stand-in.
+void add_bf16(const uint8_t* a, const uint8_t* b, float* const (&sums)[8]) {
+  for (int n = 0; n < 8; ++n) {
+    double sum = 0;
+    for (int k = 0; k < kRowBytes / 2; ++k) sum += bf16_at(a, k) * bf16_at(b + n * kRowBytes, k);
+    *sums[n] = static_cast<float>(static_cast<double>(*sums[n]) + sum);
+  }
+}
+
+// Products and the sum so far are shifted to the largest of them, and what is below kE4m3SumBits bits of
+// fraction there is cut off.
+void add_e4m3(const uint8_t* a, const uint8_t* b, float* const (&sums)[8]) {
+  static const auto values = [] {
+    std::array<float, 256> all;
+    for (size_t i = 0; i < all.size(); ++i) all[i] = e4m3_to_float(static_cast<uint8_t>(i));
+    return all;
+  }();
+  for (int n = 0; n < 8; ++n) {
+    float addends[kRowBytes + 1];
+    for (int k = 0; k < kRowBytes; ++k) addends[k] = values[a[k]] * values[b[n * kRowBytes + k]];
+    addends[kRowBytes] = *sums[n];
+    float largest = 0, all = 0;
+    for (const float x : addends) largest = std::max(largest, std::abs(x)), all += x;
+    if (std::isnan(all) || largest == 0) {
+      *sums[n] = all;
+      continue;
+    }
+    const float unit = std::bit_cast<float>(std::bit_cast<uint32_t>(largest) & 0x7f800000u) *
+                       std::ldexp(1.0f, -kE4m3SumBits);
+    const float inverse = 1 / unit;
+    int units = 0;
+    for (const float x : addends) units += static_cast<int>(x * inverse);
+    *sums[n] = static_cast<float>(units) * unit;
   }
 }
 
@@ -87,28 +138,22 @@ Held& held_of(WarpProducts& warp, float* const (&d)[32]) {
   return *std::find_if(warp.held.begin(), warp.held.end(), [&](const Held& h) { return h.d[0] == d[0]; });
 }
 
-// One rounding, after the product's sum in float64, as mma.sync's stand-in.
 void make(WarpProducts& warp, const Product& product) {
   const int columns = 2 * product.sums;
-  static std::vector<double> b;
+  static std::vector<uint8_t> b;
   read_b(product, b, columns);
   Held& held = held_of(warp, product.d);
+  if (product.kind == Multiply::kE4m3Anew) std::fill(held.values.begin(), held.values.end(), 0.0f);
   for (int row = 0; row < 16; ++row) {
-    double a[kDepth];
-    for (int k = 0; k < kDepth; ++k) {
-      const uint32_t word = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      a[k] = static_cast<double>(element(product, word, k % 2));
-    }
+    uint8_t a[kRowBytes];
+    read_a(product, row, a);
     for (int tile = 0; tile < columns; tile += 8) {
-      double sums[8] = {};
-      for (int k = 0; k < kDepth; ++k) {
-        for (int n = 0; n < 8; ++n) sums[n] += a[k] * b[static_cast<size_t>(k * columns + tile + n)];
-      }
+      float* sums[8];
       for (int n = 0; n < 8; ++n) {
         const int lane = row % 8 * 4 + n / 2, i = tile / 2 + row / 8 * 2 + n % 2;
-        float& value = held.values[static_cast<size_t>(lane * product.sums + i)];
-        value = static_cast<float>(static_cast<double>(value) + sums[n]);
+        sums[n] = &held.values[static_cast<size_t>(lane * product.sums + i)];
       }
+      (product.kind == Multiply::kBf16 ? add_bf16 : add_e4m3)(a, b.data() + tile * kRowBytes, sums);
     }
   }
   if (--held.products != 0) return;
@@ -124,7 +169,7 @@ struct Issue {
   const uint32_t* a;
   int sums;
   uint64_t b;
-  bool is_f16;
+  Multiply kind;
   const Where* where;
 };
 
@@ -134,14 +179,14 @@ void issue(void* const (&lanes)[32], uint32_t) {
   WarpProducts& warp = warps[warp_index()];
   if (!warp.begun) fault(where, "wgmma without a fence since its registers were last touched");
   if (warps.size() % 4 != 0) fault(where, "wgmma in a block that is not of whole warpgroups");
-  Product product{at(0)->sums, at(0)->b, at(0)->is_f16, {}, {}, where};
+  Product product{at(0)->sums, at(0)->b, at(0)->kind, {}, {}, where};
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (at(lane)->b != product.b) fault(where, "wgmma of lanes with different descriptors");
     std::memcpy(product.a[lane], at(lane)->a, sizeof product.a[lane]);
     product.d[lane] = at(lane)->d;
   }
   WarpgroupProducts& group = warpgroups[warp_index() / 4];
-  const WarpgroupProducts::Issued own{product.b, product.sums, product.is_f16, where.line()};
+  const WarpgroupProducts::Issued own{product.b, product.sums, product.kind, where.line()};
   const size_t index = group.count[warp_index() % 4]++;
   if (index == group.issued.size()) group.issued.push_back(own);
   if (group.issued[index] != own) fault(where, "wgmma that the warpgroup's other warps are not at");
@@ -163,7 +208,10 @@ void issue(void* const (&lanes)[32], uint32_t) {
 void begin_products(size_t warp_count) {
   warps.assign(warp_count, {});
   warpgroups.assign((warp_count + 3) / 4, {});
+  shown = false;
 }
+
+void show_to_products() { shown = true; }
 
 const char* unfinished_products() {
   for (const WarpProducts& warp : warps) {
@@ -184,8 +232,8 @@ void multiply_begin(const Where& where) {
       [](void* const(&)[32], uint32_t) { warps[warp_index()].begun = true; }, where);
 }
 
-void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, bool is_f16, const Where& where) {
-  Issue mine{d, a, sums, b, is_f16, &where};
+void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, Multiply kind, const Where& where) {
+  Issue mine{d, a, sums, b, kind, &where};
   together(0xffffffffu, "wgmma.mma_async", &mine, issue, where);
 }
 

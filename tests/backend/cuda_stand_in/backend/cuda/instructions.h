@@ -266,6 +266,10 @@ inline uint64_t multiply_operand(const void* rows, int step) {
   const uint64_t address = shared_address(rows) + static_cast<uint32_t>(step) * 32;
   return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
+inline uint64_t multiply_operand_of_pieces(const void* pieces, int apart) {
+  return shared_address(pieces) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{128 >> 4} << 32;
+}
+inline void multiply_stored() { stand_in::show_to_products(); }
 inline void multiply_begin(Caller where = Caller::current()) { stand_in::multiply_begin(where); }
 inline void multiply_commit(Caller where = Caller::current()) { stand_in::multiply_commit(where); }
 template <int kGroupsLeft, int kCount>
@@ -279,14 +283,17 @@ void multiply_wait_and_take(float (&)[kCount], uint32_t (&a)[kSteps][4], const u
   std::memcpy(a, next, sizeof a);
 }
 template <int kCount>
-requires(kCount == 4 || kCount == 32 || kCount == 64 ||
+requires(kCount == 4 || kCount == 32 || kCount == 64 || kCount == 96 ||
          kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             Caller where = Caller::current()) {
-  stand_in::multiply_async(d, kCount, a, b, false, where);
+  stand_in::multiply_async(d, kCount, a, b, stand_in::Multiply::kBf16, where);
 }
-inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
-                               Caller where = Caller::current()) {
-  stand_in::multiply_async(d, 32, a, b, true, where);
+template <int kCount>
+requires(kCount == 4 || kCount == 32 || kCount == 64 ||
+         kCount == 96) void multiply_async_e4m3(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+                                                bool adds, Caller where = Caller::current()) {
+  const auto kind = adds ? stand_in::Multiply::kE4m3 : stand_in::Multiply::kE4m3Anew;
+  stand_in::multiply_async(d, kCount, a, b, kind, where);
 }
 template <int kRegisters, bool kMore>
 void set_registers() {
