@@ -143,7 +143,7 @@ WeightPair make_weights(Harness& harness, std::span<const SegmentSpec> segments,
   for (int64_t e = 0; e < experts; ++e) {
     for (const SegmentSpec& segment : segments) {
       memory.push_back(random_rows(harness, segment.dtype, segment.rows, columns));
-      if (source.square_scales) square_scales(memory.back(), columns);
+      if (source.square_scales && segment.dtype == DType::kF8_128) square_scales(memory.back(), columns);
       source.parts.push_back({segment.dtype, segment.rows, memory.back().data()});
     }
   }
