@@ -127,6 +127,20 @@ TEST(QuantizeF8Test, FloatsBecomeWhatTheCheckpointHas) {
   }
 }
 
+// Whose way back may be in E4M3: asked for, and of squares.
+TEST(QuantizeF8Test, KnowsScalesOfSquares) {
+  const auto backend = make_backend("cpu", {.threads = 2});
+  const auto is_square = [&](const ModelFiles& files, bool asked) {
+    const auto decoder = Decoder::load(files, *backend, {.quantize_f8 = asked});
+    return decoder->weights().layers.front().mlp.gate_up.pieces.front().weight->square_scales();
+  };
+  EXPECT_TRUE(is_square(*ModelFiles::open(golden_fp8() / "llama-block"), true));
+  EXPECT_FALSE(is_square(*ModelFiles::open(golden_fp8() / "llama-block"), false));
+  EXPECT_FALSE(is_square(*ModelFiles::open(golden_fp8() / "llama-channel"), true));
+  const testing::TemporaryFolder folder;
+  EXPECT_TRUE(is_square(*as_floats("llama-block", folder.path()), true));
+}
+
 TEST(QuantizeF8Test, RefusesWhatItCannotQuantize) {
   const auto backend = make_backend("cpu", {.threads = 1});
   const auto refusal = [&](const ModelFiles& files) -> std::string {

@@ -22,9 +22,9 @@ namespace qiao::cuda {
 namespace {
 
 constexpr int kThreads = 256, kBlock = static_cast<int>(kF8Block);
-constexpr int kTileBytes = tile_layout(DType::kF8_128).bytes(), kScalesAt = kTileRows * kBlock;
+constexpr int kTileBytes = tile_layout(DType::kF8_128).bytes();
 
-// The word of an F8_128 tile, as its memory has them: which row, and which four of its numbers.
+// Word `word` of an F8_128 tile: which row, and which four of its numbers (f8_word).
 struct TileWord {
   int row, four;
 };
@@ -63,8 +63,7 @@ __global__ void __launch_bounds__(kThreads) turn_weight(const __grid_constant__ 
     const int64_t n = first + row;
     uint32_t numbers = 0;
     if (b * kBlock + row < op.rows) {
-      const int in_tile = static_cast<int>(n % kTileRows);
-      const int at = four / 8 * 128 + (in_tile % 8 * 4 + four % 4) * 4 + four % 8 / 4 * 2 + in_tile / 8;
+      const int at = f8_word(static_cast<int>(n % kTileRows), four);
       numbers = reinterpret_cast<const uint32_t*>(tile_of(n))[at];
     }
     square[row * kPitch + four] = numbers;
@@ -86,8 +85,8 @@ __global__ void __launch_bounds__(kThreads) turn_weight(const __grid_constant__ 
   }
   if (thread >= kBlock) return;
   const auto in_tile = static_cast<int>(first % kTileRows);
-  reinterpret_cast<float*>(to + thread / kTileRows * to_next + kScalesAt)[thread % kTileRows] =
-      reinterpret_cast<const float*>(tile_of(first) + kScalesAt)[in_tile];
+  reinterpret_cast<float*>(to + thread / kTileRows * to_next + kF8ScalesAt)[thread % kTileRows] =
+      reinterpret_cast<const float*>(tile_of(first) + kF8ScalesAt)[in_tile];
 }
 
 // Columns of a segment of dy, with zeros behind them: rows [tokens, pitch].
@@ -194,7 +193,7 @@ __global__ void __launch_bounds__(kThreads)
   if (line != 0 || column + own >= op.width) return;
 #pragma unroll
   for (int c = 0; c < 4; ++c)
-    reinterpret_cast<float*>(tile_at(own / kTileRows) + kScalesAt)[(own + c) % kTileRows] = made.scales[c];
+    reinterpret_cast<float*>(tile_at(own / kTileRows) + kF8ScalesAt)[(own + c) % kTileRows] = made.scales[c];
 }
 
 // As they lie, as BF16 rows of `padded` numbers, with the scales of each block of an expert's tokens.

@@ -93,15 +93,17 @@ __global__ void __launch_bounds__(256)
   for (int i = 0; i < 8; ++i) most = fmaxf(most, parts[i]);
   const bool zero = most < kQ8Smallest;
   const float scale = zero ? 0.0f : most / kMostE4M3, inverse = zero ? 0.0f : kMostE4M3 / most;
-  const TileLayout layout = tile_layout(DType::kF8_128);
+  constexpr int kTileBytes = tile_layout(DType::kF8_128).bytes();
   for (int r = warp; r < count; r += 8) {
     uint32_t numbers = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       numbers |= uint32_t{e4m3_of(by_bf16(from[r * w.columns + i]) * inverse)} << (8 * i);
-    const int64_t row = to + begin + r, block = unit * layout.block_bytes;
-    *reinterpret_cast<uint32_t*>(tile_byte(w, layout, row, block + four)) = numbers;
-    if (four == 0) *reinterpret_cast<float*>(tile_byte(w, layout, row, block + kBlock)) = scale;
+    const int64_t row = to + begin + r;
+    const auto in_tile = static_cast<int>(row % kTileRows);
+    uint8_t* tile = const_cast<uint8_t*>(w.tiles) + (row / kTileRows * w.units + unit) * kTileBytes;
+    reinterpret_cast<uint32_t*>(tile)[f8_word(in_tile, four / 4)] = numbers;
+    if (four == 0) reinterpret_cast<float*>(tile + kF8ScalesAt)[in_tile] = scale;
   }
 }
 
