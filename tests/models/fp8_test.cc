@@ -12,6 +12,7 @@
 #include "models/logits.h"
 #include "models/model_folder.h"
 #include "models/step_driver.h"
+#include "models/weights.h"
 #include "tensor/dequantize.h"
 
 namespace qiao {
