@@ -39,7 +39,8 @@ def main():
         if row.get("what") == "train":
             rate, peer = row["tokens_per_second"], peers.get((row["model"], "train", row["sequences"], 0, row["tokens"]))
             recipe = f"training, {row['sequences']} x {row['tokens']}{', small states' if row['small_states'] else ''}"
-            print(f"| {row['model']} | {recipe} | {rate:.0f} | {row['flops'] / device['bf16_flops']:.0%} of bf16 | "
+            name, peak = (f"{row['model']}, fp8", "f8_flops") if row["dtype"] == "fp8" else (row["model"], "bf16_flops")
+            print(f"| {name} | {recipe} | {rate:.0f} | {row['flops'] / device[peak]:.0%} of {'fp8' if peak == 'f8_flops' else 'bf16'} | "
                   f"{f'{peer:.0f}' if peer else '-'} | {f'{rate / peer:.2f}' if peer else '-'} |")
             continue
         if row["decode_tokens"]:

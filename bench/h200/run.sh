@@ -73,7 +73,9 @@ done
 wait
 train() {
   say "training: $*"
-  timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "failed: see $out/training.log"
+  for dtype in bf16 fp8; do
+    timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" --dtype $dtype >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "$dtype failed: see $out/training.log"
+  done
   timeout 90 python3 "$here/training.py" "$@" >>"$out/pytorch.jsonl" 2>>"$out/training.log" || say "PyTorch failed: see $out/training.log"
 }
 if [[ $training ]]; then

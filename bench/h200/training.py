@@ -1,6 +1,6 @@
-"""Tokens/s of a training step on the GPU, by Qiao or by PyTorch: training.py SHAPE [--qiao PROGRAM] [--batch N] [--micro-batch N] [--sequence N] [--small-states]
+"""Tokens/s of a training step on the GPU, by Qiao or by PyTorch: training.py SHAPE [--qiao PROGRAM] [--dtype bf16|fp8] [--batch N] [--micro-batch N] [--sequence N] [--small-states]
 
-A step is --batch sequences of random tokens, computed --micro-batch at a time, in BF16 over float32 masters, with AdamW and the gradient's norm clipped. --small-states is the recipe for
+A step is --batch sequences of random tokens, computed --micro-batch at a time, in BF16 (or, by Qiao alone, FP8) over float32 masters, with AdamW and the gradient's norm clipped. --small-states is the recipe for
 what would not fit otherwise: moments in BF16 and layers computed again on the way back; PyTorch then has weights and gradients in BF16, too. With --qiao, `qiao train pretrain --dry-run` times a
 micro-batch and an update, from random weights. Without it PyTorch trains the same shape: autocast, torch.compile of a layer and of head with loss, fused attention, fused AdamW; the median of
 three steps. Prints a JSON object. FLOP are 6 a parameter and token without the embedding's gather, and 6 L C S for the causal half of attention; what is computed again counts for nothing.
@@ -41,7 +41,7 @@ def by_qiao(options, config):
                 row = torch.randint(config["vocab_size"], (options.sequence,), generator=generator)
                 file.write(json.dumps({"tokens": row.tolist()}) + "\n")
         small = ["--adam-states", "bf16", "--recompute", "on"] if options.small_states else []
-        command = [options.qiao, "train", "pretrain", "--init", str(init), "--data", str(rows), "--out", f"{place}/run", "--device", options.device, "--dtype", "bf16", "--steps", "2", "--batch",
+        command = [options.qiao, "train", "pretrain", "--init", str(init), "--data", str(rows), "--out", f"{place}/run", "--device", options.device, "--dtype", options.dtype, "--steps", "2", "--batch",
                    str(options.batch), "--micro-batch", str(options.micro_batch), "--seq", str(options.sequence), "--checkpoint-every", "0", "--dry-run", "--profile", *small]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = done.stdout + done.stderr
@@ -132,15 +132,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=[name for name, config in SHAPES.items() if "num_experts" not in config])
     parser.add_argument("--qiao", help="the program; without it PyTorch is timed")
+    parser.add_argument("--dtype", choices=["bf16", "fp8"], default="bf16", help="what Qiao computes in")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=1024)
     parser.add_argument("--small-states", action="store_true")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     options = parser.parse_args()
+    if options.dtype == "fp8" and not options.qiao:
+        parser.error("--dtype fp8 is Qiao's alone: PyTorch has no recipe of its own with scales for 128 numbers")
     config = COMMON | SHAPES[options.shape]
     rate = by_qiao(options, config) if options.qiao else by_pytorch(options, config)
-    print(json.dumps({"what": "train", "model": options.shape, "sequences": options.batch, "tokens": options.sequence, "small_states": options.small_states, "tokens_per_second": rate,
+    print(json.dumps({"what": "train", "model": options.shape, "sequences": options.batch, "tokens": options.sequence, "small_states": options.small_states, "dtype": options.dtype, "tokens_per_second": rate,
                       "flops": rate * flop_a_token(config, options.sequence)}))
 
 

@@ -29,7 +29,8 @@ Buffer::~Buffer() {
 
 Buffer Backend::allocate(size_t bytes) { return Buffer(this, do_allocate(bytes), bytes); }
 
-Weight::Weight(const WeightSource& source) : experts_(source.experts), columns_(source.columns) {
+Weight::Weight(const WeightSource& source)
+    : experts_(source.experts), columns_(source.columns), square_scales_(source.square_scales) {
   const size_t parts = source.parts.size() / static_cast<size_t>(source.experts);
   for (size_t i = 0; i < parts; ++i) {
     segments_.push_back({source.parts[i].dtype, rows_, source.parts[i].rows});
@@ -204,9 +205,10 @@ void Backend::write_weight(Weight& weight, int64_t expert, const Tensor& values)
   check::dense("write_weight", "values", values, DType::kF32, {weight.rows(), weight.columns()});
   for (const Weight::Segment& segment : weight.segments()) {
     if (!traits(segment.dtype).quantized) continue;
+    if (segment.dtype == DType::kF8_128 && weight.square_scales()) continue;
     throw_error(ErrorKind::kUnsupported,
                 "write_weight: rows from {} are {}, a block format, which is never quantized again; weights "
-                "that change are F32, F16 or BF16",
+                "that change are F32, F16, BF16, or F8_128 with a scale for 128 x 128",
                 segment.first_row, traits(segment.dtype).name);
   }
   watched("write_weight", values, [&] { do_write_weight(weight, expert, values); });

@@ -147,8 +147,9 @@ class Backend {
   // The bytes of one segment of one expert as the file had them.
   void read_weight(const Weight& weight, int64_t expert, size_t segment, std::byte* bytes);
   // Rewrites the rows of one expert from canonical F32 values [N, K] on the chip, rounded to nearest even to
-  // each segment's dtype: F32, F16 or BF16 (too large for it: infinite). What the optimizer changed is so
-  // what every op reads next. Error(kUnsupported) where a segment is of a block format.
+  // each segment's dtype: F32, F16 or BF16 (too large for it: infinite), or quantized to F8_128 of square
+  // scales by way of BF16 (quantize_f8_of_bf16, tensor/fp8.h). What the optimizer changed is so what every op
+  // reads next. Error(kUnsupported) where a segment is of another block format.
   void write_weight(Weight& weight, int64_t expert, const Tensor& values);
   std::unique_ptr<KvPages> make_kv_pages(const KvPagesSpec& spec);
   // A page's contents as pages.page_bytes() bytes, and back: the same bits on any chip.

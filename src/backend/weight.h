@@ -27,6 +27,10 @@ struct WeightSource {
   int64_t experts = 1;
   int64_t columns = 0;  // K; a multiple of each part's block
   std::vector<WeightPart> parts;
+  // Of F8_128: scales are the same for 128 rows of a part, from its first on (the last may be fewer), as
+  // quantize_f8 makes them. The way back may then be in E4M3 (LinearBackward), and floats be written
+  // (Backend::write_weight).
+  bool square_scales = false;
   // Where set, called now and then by make_weight's thread with a run of source bytes that will not be read
   // again: the file pages of a large tensor can go while the rest of it is laid out.
   std::function<void(const std::byte* bytes, int64_t count)> done_with = {};
@@ -47,7 +51,8 @@ class Weight {
   int64_t rows() const { return rows_; }        // N
   int64_t columns() const { return columns_; }  // K
   const std::vector<Segment>& segments() const { return segments_; }
-  virtual size_t bytes() const = 0;  // of the chip's memory
+  bool square_scales() const { return square_scales_; }  // WeightSource's
+  virtual size_t bytes() const = 0;                      // of the chip's memory
 
  protected:
   explicit Weight(const WeightSource& source);
@@ -55,6 +60,7 @@ class Weight {
  private:
   int64_t experts_, rows_ = 0, columns_;
   std::vector<Segment> segments_;
+  bool square_scales_;
 };
 
 // The key/value memory of one attention layer: P pages of page_tokens tokens, each with keys [G, D] and

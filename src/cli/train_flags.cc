@@ -145,8 +145,9 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_option(
           "--dtype", o.dtype,
-          "What is computed in: f32, or bf16, as BF16 models are served; weights and sums stay F32 [f32]")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+          "What is computed in: f32; bf16, as BF16 models are served; or fp8, the layers' products in E4M3 "
+          "and the rest as bf16; weights and sums stay F32 [f32]")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8"}))
       ->type_name("NAME");
   command
       .add_option("--recompute", o.recompute,

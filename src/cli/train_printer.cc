@@ -44,6 +44,18 @@ std::string memory_text(const train::MemoryPlan& memory) {
       format_bytes(memory.checkpoint), format_bytes(memory.process));
 }
 
+// Empty where nothing is computed in FP8.
+std::string fp8_text(const train::TrainReport& report) {
+  const std::vector<std::string>& unfit = report.unfit_matrices;
+  if (report.f8_matrices == 0) return "";
+  std::string text = fmt::format("in FP8: {} matrices of layers", report.f8_matrices);
+  if (!unfit.empty()) {
+    text += fmt::format("; in BF16, as their rows are no multiple of 128: {}{}", unfit.front(),
+                        unfit.size() > 1 ? fmt::format(" and {} more", unfit.size() - 1) : "");
+  }
+  return text + "; in BF16: embedding, output matrix and routers\n";
+}
+
 // What reinforcement learning is watched by; empty for other modes.
 std::string grpo_figures(const Json& more) {
   if (!more.contains("reward")) return "";
@@ -76,8 +88,9 @@ void TrainPrinter::leave_line() {
 void TrainPrinter::on_start(const train::TrainReport& report) {
   report_ = report;
   begin_ = Clock::now();
-  std::string text = fmt::format("{} parameters; {}", format_count(static_cast<uint64_t>(report.parameters)),
-                                 memory_text(report.memory));
+  std::string text =
+      fmt::format("{} parameters; {}{}", format_count(static_cast<uint64_t>(report.parameters)),
+                  memory_text(report.memory), fp8_text(report));
   if (dry_run_) {
     text += fmt::format("{:.0f} tokens/s; {} for {} steps\n", report.tokens_per_second,
                         time_text(report.seconds), steps_);

@@ -35,11 +35,12 @@ struct DecoderOptions {
   Policy compute = Policy::kAuto;
   int64_t context = 0;  // see read_decoder_config
   // Float weights are laid out in this dtype (F32 or BF16, what training computes in) rather than in the
-  // file's.
+  // file's, or quantized from it.
   std::optional<DType> float_weights;
   // Matrices of layers and experts (not the embedding, the output matrix and routers) that are floats, with
   // rows of whole blocks, are quantized to F8_128 (quantize_f8) as they are laid out. Loading throws
-  // Error(kUnsupported) where one is of another block format, or where there is none at all.
+  // Error(kUnsupported) where one is of another block format, or where there is none at all. What is made so,
+  // and what an FP8 checkpoint has with the same scales for 128 rows, has its way back in E4M3, too.
   bool quantize_f8 = false;
   // The processes that the model is spread over (models/shards.h), each of which loads its part: the first is
   // called as one alone is, the others follow. Outlives the decoder. Null: one process.

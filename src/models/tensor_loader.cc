@@ -175,7 +175,9 @@ std::vector<std::byte> TensorLoader::converted(DType from, DType to, const std::
     std::vector<float> values(static_cast<size_t>(count * columns));
     to_floats(from, bytes + first * row_bytes(from, columns), values);
     std::byte* const out = made.data() + first * row_bytes(to, columns);
-    to == DType::kF8_128 ? quantize_f8(values, count, columns, out) : from_floats(values, to, out);
+    if (to != DType::kF8_128) return from_floats(values, to, out);
+    const auto quantize = options_.float_weights == DType::kBF16 ? quantize_f8_of_bf16 : quantize_f8;
+    quantize(values, count, columns, out);
   };
   if (!pool_) pool_ = std::make_unique<ThreadPool>(0);
   pool_->parallel_for((rows + kF8Block - 1) / kF8Block, 1, [&](int64_t begin, int64_t end, int) {
@@ -219,7 +221,8 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
       }
       continue;
     }
-    WeightSource source{.experts = experts, .columns = columns, .parts = {}};
+    WeightSource source{
+        .experts = experts, .columns = columns, .parts = {}, .square_scales = options_.quantize_f8};
     std::vector<std::vector<std::byte>> made;  // what is laid out in another dtype than the file's
     source.done_with = [this](const std::byte* bytes, int64_t count) { release_bytes(bytes, count); };
     for (int64_t expert = 0; expert < experts; ++expert) {
@@ -243,6 +246,9 @@ std::vector<nn::WeightPiece> TensorLoader::pieces(const std::vector<Segment>& se
           data = made.back().data() + (taken.first - read.first) * row_bytes(kept, columns);
         }
         source.parts.push_back({kept, taken.count, data});
+        // Of an FP8 checkpoint they may be of single rows.
+        if (kept == DType::kF8_128 && source.square_scales)
+          source.square_scales = has_square_scales(data, taken.count, columns);
       }
     }
     nn::WeightPiece piece{backend_->make_weight(source), compute_for(dtype), first_row};

@@ -112,7 +112,7 @@ void Tape::back(const Linear& op) {
   back.dy = read_gradient(op.y);
   back.x = op.x;
   back.weight = op.weight;
-  back.compute = gradient_compute(op.compute);
+  back.compute = gradient_compute(op.compute, *op.weight);
   back.dx = write_gradient(op.x, &back.add_dx);
   if (parameters_ != nullptr) {
     back.dw = parameters_->of(*op.weight);
@@ -209,7 +209,7 @@ void Tape::back(const GroupedLinear& op) {
   back.x = op.x;
   back.weight = op.weight;
   back.counts = op.counts;
-  back.compute = gradient_compute(op.compute);
+  back.compute = gradient_compute(op.compute, *op.weight);
   back.dx = write_gradient(op.x, &back.add_dx);
   if (parameters_ != nullptr) {
     if (const Tensor dw = parameters_->of(*op.weight); dw.present())

@@ -62,4 +62,21 @@ void quantize_f8(std::span<const float> values, int64_t rows, int64_t columns, s
   }
 }
 
+void quantize_f8_of_bf16(std::span<const float> values, int64_t rows, int64_t columns, std::byte* to) {
+  std::vector<float> rounded(values.size());
+  std::ranges::transform(values, rounded.begin(),
+                         [](float value) { return bf16_to_float(float_to_bf16(value)); });
+  quantize_f8(rounded, rows, columns, to);
+}
+
+bool has_square_scales(const std::byte* bytes, int64_t rows, int64_t columns) {
+  const int64_t row = row_bytes(DType::kF8_128, columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::byte *own = bytes + r * row, *first = bytes + r / kF8Block * kF8Block * row;
+    for (int64_t at = kF8Block; at < row; at += kBlockBytes)
+      if (std::memcmp(own + at, first + at, sizeof(float)) != 0) return false;
+  }
+  return true;
+}
+
 }  // namespace qiao

@@ -38,4 +38,11 @@ void dequantize_f8(const std::byte* numbers, const F8Scales& scales, int64_t fir
 // A NaN stays one. Required: columns is a multiple of 128.
 void quantize_f8(std::span<const float> values, int64_t rows, int64_t columns, std::byte* to);
 
+// The same of floats rounded to BF16 first: what a file of them in BF16 is quantized to.
+void quantize_f8_of_bf16(std::span<const float> values, int64_t rows, int64_t columns, std::byte* to);
+
+// Whether scales of rows of F8_128 are the same for 128 rows, from the first on (the last block may have
+// fewer), as quantize_f8 makes them.
+bool has_square_scales(const std::byte* bytes, int64_t rows, int64_t columns);
+
 }  // namespace qiao

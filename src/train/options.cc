@@ -58,7 +58,7 @@ void check_options(const TrainOptions& o) {
   need(o.keep_checkpoints > 0, "keep-checkpoints", o.keep_checkpoints, "a number above 0");
   need(o.sample.every >= 0, "sample-every", o.sample.every, "0 or more");
   need(o.sample.tokens > 0, "sample-tokens", o.sample.tokens, "a number above 0");
-  need(o.dtype == "f32" || o.dtype == "bf16", "dtype", o.dtype, "f32 or bf16");
+  need(o.dtype == "f32" || o.dtype == "bf16" || o.dtype == "fp8", "dtype", o.dtype, "f32, bf16 or fp8");
   need(o.recompute == "auto" || o.recompute == "on" || o.recompute == "off", "recompute", o.recompute,
        "auto, on or off");
   need(o.lora.dropout == 0 || o.lora.on(), "lora-dropout", o.lora.dropout,

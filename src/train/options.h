@@ -41,7 +41,10 @@ struct TrainOptions {
   int64_t checkpoint_every = 100;    // steps; 0: at the end alone
   int64_t keep_checkpoints = 2;
   // What is computed in: f32; or bf16: weights rounded to BF16 for the passes and multiplied with activations
-  // rounded to it, as a BF16 file is served. Masters, sums, gradients and moments are F32 in both.
+  // rounded to it, as a BF16 file is served; or fp8: as bf16, but that the matrices of layers whose rows are
+  // whole blocks of 128 are quantized from that to E4M3 for the passes, all three products with them are of
+  // E4M3 (LinearBackward, kF8), and it computes as `--quantize fp8` serves a BF16 file. Masters, sums,
+  // gradients and moments are F32 in all.
   std::string dtype = "f32";
   std::string recompute = "auto";  // of layers on the way back: auto, on, off (models/decoder_training.h)
   std::string device = "auto";

@@ -17,6 +17,12 @@ std::string rate(double amount, double seconds, double peak, const char* unit) {
 
 }  // namespace
 
+double product_peak(const DevicePeaks& peaks, Compute compute) {
+  if (compute == Compute::kF8 && peaks.f8_flops > 0) return peaks.f8_flops;
+  if (compute == Compute::kBF16 && peaks.bf16_flops > 0) return peaks.bf16_flops;
+  return peaks.f32_flops;
+}
+
 void Profile::on_op(std::string_view op, double seconds, double flops, double bytes) {
   const auto found = costs_.find(op);
   Cost& cost = found != costs_.end() ? found->second : costs_[std::string(op)];
@@ -37,8 +43,10 @@ std::string Profile::table(int64_t steps, double seconds, const DevicePeaks& pea
     watched += cost.seconds;
     const bool multiplies =
         op.starts_with("linear") || op.starts_with("grouped_linear") || op.starts_with("token_logprob");
+    // The head's products are never in FP8.
+    const bool of_head = op.starts_with("token_logprob") && compute == Compute::kF8;
     const double peak =
-        multiplies && compute == Compute::kBF16 && peaks.bf16_flops > 0 ? peaks.bf16_flops : peaks.f32_flops;
+        multiplies ? product_peak(peaks, of_head ? Compute::kBF16 : compute) : peaks.f32_flops;
     text += fmt::format("{:<28}{:>11.2f}{:>7.1f}%{:>9.0f}   {}{}\n", op, 1e3 * cost.seconds / count,
                         100 * cost.seconds / seconds, static_cast<double>(cost.calls) / count,
                         rate(cost.flops, cost.seconds, peak, "GFLOP/s"),

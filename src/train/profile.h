@@ -8,6 +8,9 @@
 
 namespace qiao::train {
 
+// What the chip can do in products of this kind; 0: not measured.
+double product_peak(const DevicePeaks& peaks, Compute compute);
+
 class Profile final : public OpWatch {
  public:
   void on_op(std::string_view op, double seconds, double flops, double bytes) override;

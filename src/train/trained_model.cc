@@ -56,18 +56,22 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
   } else if (options.measure_peak) {
     peaks = backend->measure_arithmetic();
   }
-  const bool bf16 = options.dtype == "bf16";
+  const bool f32 = options.dtype == "f32";
   parameters = std::make_unique<Parameters>(
-      *backend, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
+      *backend, f32 ? Parameters::SmallTensors::kF32 : Parameters::SmallTensors::kAsInFile);
   DecoderOptions load;
+  load.quantize_f8 = options.dtype == "fp8";
+  load.laid_out = [&](const LaidOutTensor& tensor) {
+    count_matrix(tensor);
+    if (!options.lora.on()) parameters->add(tensor);
+  };
   if (!options.lora.on()) {
-    load.float_weights = bf16 ? DType::kBF16 : DType::kF32;
-    load.laid_out = [&](const LaidOutTensor& tensor) { parameters->add(tensor); };
+    load.float_weights = f32 ? DType::kF32 : DType::kBF16;
     decoder = Decoder::load(*files, *backend, load);
   } else {
-    // The base stays as the files have it. A quantized one computes as it is served.
-    if (bf16) load.float_weights = DType::kBF16;
-    if (!bf16 && !gguf) load.compute = DecoderOptions::Policy::kF32;
+    // The base stays as the files have it, but for fp8. A quantized one computes as it is served.
+    if (!f32) load.float_weights = DType::kBF16;
+    if (f32 && !gguf) load.compute = DecoderOptions::Policy::kF32;
     decoder = Decoder::load(*files, *backend, load);
     lora = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files, *decoder,
                                          *parameters);
@@ -81,6 +85,16 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
   if (has_tokenizer) tokenizer = Tokenizer::from_model(*files);
 }
 
+// A matrix of all experts is told of once for each.
+void TrainedModel::count_matrix(const LaidOutTensor& tensor) {
+  if (tensor.weight == nullptr || tensor.expert > 0) return;
+  if (tensor.weight->segments().front().dtype == DType::kF8_128) {
+    ++f8_matrices;
+  } else if (tensor.weight->columns() % kF8Block != 0) {
+    unfit_matrices.push_back(tensor.source->name);
+  }
+}
+
 void TrainedModel::prepare() {
   if (lora != nullptr) {
     lora->prepare(*parameters);
@@ -92,7 +106,8 @@ void TrainedModel::prepare() {
 
 std::unique_ptr<Decoder> TrainedModel::load_frozen() const {
   DecoderOptions frozen;
-  frozen.float_weights = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  frozen.float_weights = options.dtype == "f32" ? DType::kF32 : DType::kBF16;
+  frozen.quantize_f8 = options.dtype == "fp8";
   return Decoder::load(*files, *backend, frozen);
 }
 

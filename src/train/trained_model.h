@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "base/json.h"
@@ -43,6 +45,12 @@ struct TrainedModel {
   std::unique_ptr<LoraAdapter> lora;  // null: all of the model is trained
   std::unique_ptr<Optimizer> optimizer;
   std::unique_ptr<Tokenizer> tokenizer;  // null: the model has none
+  // Matrices in F8_128, and the names of those whose rows are no whole blocks of it.
+  int64_t f8_matrices = 0;
+  std::vector<std::string> unfit_matrices;
+
+ private:
+  void count_matrix(const LaidOutTensor& tensor);
 };
 
 }  // namespace qiao::train

@@ -123,6 +123,10 @@ void Run::take_memory() {
                                                          : Recompute::kAuto;
   MemoryPlan& memory = report_.memory;
   report_.parameters = model_->parameters->count();
+  if (options_.dtype == "fp8") {
+    report_.f8_matrices = model_->f8_matrices;
+    report_.unfit_matrices = model_->unfit_matrices;
+  }
   const Snapshot::Kind snapshot = Saver::needed_for(options_);
   memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch,
                        wanted, snapshot);
@@ -333,8 +337,7 @@ void Run::save(int64_t step) {
 }
 
 void Run::go() {
-  const bool is_bf16 = model_->decoder->work().compute == Compute::kBF16 && model_->peaks.bf16_flops > 0;
-  report_.peak_flops = is_bf16 ? model_->peaks.bf16_flops : model_->peaks.f32_flops;
+  report_.peak_flops = product_peak(model_->peaks, model_->decoder->work().compute);
   report_.first_step = done_ + 1;
   if (options_.dry_run) return estimate();
   observer_.on_start(report_);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "parallel/communicator.h"
@@ -34,6 +35,9 @@ struct TrainReport {
   MemoryPlan memory;
   int64_t first_step = 1;
   double peak_flops = 0;  // what the chip can do in the model's arithmetic; 0: not measured
+  // Of fp8: matrices of layers in it, and the names of those whose rows are no whole blocks.
+  int64_t f8_matrices = 0;
+  std::vector<std::string> unfit_matrices;
   // Of a dry run: one micro-batch was timed.
   double tokens_per_second = 0, seconds = 0;  // in all
 };

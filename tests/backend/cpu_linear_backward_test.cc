@@ -11,6 +11,7 @@
 #include "backend/cpu/linear_backward_inl.h"
 #include "backend/cpu/simd_generic.h"
 #include "cpu_weights.h"
+#include "tensor/fp8.h"
 
 namespace qiao::cpu {
 namespace {
@@ -175,6 +176,98 @@ TEST(CpuLinearBackward, InBF16OperandsAreRounded) {
         expect_near(at(pairs.dw, n * shape.columns + k), sum, magnitude, shape.tokens, "dw");
       }
     }
+  }
+}
+
+std::vector<float> in_e4m3(const std::vector<float>& block) {
+  float most = 0;
+  for (const float v : block) most = std::max(most, std::fabs(v));
+  std::vector<float> made;
+  for (const float v : block)
+    made.push_back(most / kMostE4M3 * e4m3_to_float(float_to_e4m3(v * (kMostE4M3 / most))));
+  return made;
+}
+
+// Rows [tokens, width] rounded in blocks of 128 along them from each of `starts` on, or by columns.
+std::vector<float> rounded_rows(std::vector<float> rows, int64_t width, std::vector<int64_t> starts) {
+  starts.push_back(width);
+  for (auto row = rows.begin(); row != rows.end(); row += width) {
+    for (size_t s = 0; s + 1 < starts.size(); ++s) {
+      for (int64_t at = starts[s]; at < starts[s + 1]; at += kF8Block) {
+        const int64_t end = std::min(at + kF8Block, starts[s + 1]);
+        std::ranges::copy(in_e4m3({row + at, row + end}), row + at);
+      }
+    }
+  }
+  return rows;
+}
+std::vector<float> turned(const std::vector<float>& rows, int64_t width) {
+  const int64_t count = std::ssize(rows) / width;
+  std::vector<float> made;
+  for (int64_t k = 0; k < width; ++k)
+    for (int64_t t = 0; t < count; ++t) made.push_back(rows[static_cast<size_t>(t * width + k)]);
+  return made;
+}
+std::vector<float> rounded_columns(const std::vector<float>& rows, int64_t width) {
+  const int64_t count = std::ssize(rows) / width;
+  return turned(rounded_rows(turned(rows, width), count, {0}), count);
+}
+
+// In E4M3: what kF32 makes of operands that are rounded and dequantized.
+TEST(CpuLinearBackward, InF8OperandsAreRounded) {
+  std::mt19937 random(6);
+  ThreadPool one(1), three(3);
+  struct Shape {
+    int64_t tokens;
+    std::vector<int64_t> parts;
+    int64_t columns;
+  };
+  for (const Shape& shape :
+       {Shape{1, {1}, 128}, {7, {17}, 128}, {129, {100, 3, 600}, 256}, {700, {49}, 384}, {13, {1031}, 128}}) {
+    WeightSource source;
+    source.columns = shape.columns;
+    source.square_scales = true;
+    std::vector<std::vector<std::byte>> bytes;
+    std::vector<int64_t> starts;
+    int64_t rows = 0;
+    for (const int64_t part : shape.parts) {
+      const std::vector<float> values = random_floats(part * shape.columns, random);
+      bytes.emplace_back(static_cast<size_t>(part * row_bytes(DType::kF8_128, shape.columns)));
+      quantize_f8(values, part, shape.columns, bytes.back().data());
+      starts.push_back(rows);
+      rows += part;
+    }
+    for (size_t i = 0; i < bytes.size(); ++i)
+      source.parts.push_back({DType::kF8_128, shape.parts[i], bytes[i].data()});
+    const CpuWeight weight = make_cpu_weight(source, one);
+    const auto dy = random_floats(shape.tokens * rows, random);
+    const auto x = random_floats(shape.tokens * shape.columns, random);
+    for (const Isa isa : usable_isas()) {
+      const Gradients g = backward(weight, dy, x, isa, one, Compute::kF8);
+      EXPECT_TRUE(backward(weight, dy, x, isa, three, Compute::kF8) == g) << name(isa);
+      EXPECT_EQ(g.dx, backward(weight, rounded_rows(dy, rows, starts), x, isa, one).dx) << name(isa);
+      EXPECT_EQ(g.dw,
+                backward(weight, rounded_columns(dy, rows), rounded_columns(x, shape.columns), isa, one).dw)
+          << name(isa);
+      EXPECT_EQ(g.dbias, backward(weight, dy, x, isa, one).dbias) << name(isa);
+    }
+  }
+}
+
+// A block of zeros stays zeros; a NaN or an infinity shows in its whole block.
+TEST(CpuLinearBackward, F8KeepsWhatIsNotFinite) {
+  for (const Isa isa : usable_isas()) {
+    std::vector<float> row(300, 1.0f), to(row.size());
+    std::fill_n(row.begin(), 128, 0.0f);
+    row[130] = std::nanf("");
+    row[260] = INFINITY;
+    gradient_kernels(isa).round_row_f8(row.data(), 300, to.data());
+    EXPECT_TRUE(std::all_of(to.begin(), to.begin() + 128, [](float v) { return v == 0; })) << name(isa);
+    EXPECT_TRUE(std::all_of(to.begin() + 128, to.end(), [](float v) { return std::isnan(v); })) << name(isa);
+    std::vector<float> column(to.size());
+    gradient_kernels(isa).round_rows_f8(row.data(), 1, 300, 1, column.data());
+    EXPECT_TRUE(std::all_of(column.begin(), column.begin() + 128, [](float v) { return v == 0; }));
+    EXPECT_TRUE(std::all_of(column.begin() + 128, column.end(), [](float v) { return std::isnan(v); }));
   }
 }
 

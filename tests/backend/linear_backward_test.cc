@@ -142,6 +142,63 @@ TEST_F(LinearBackwardTest, InBF16RoundsWhatItMultiplies) {
   EXPECT_THAT(dbias.list(), ::testing::ElementsAre(1 + 0x1p-8f, 1 + 0x3p-8f));
 }
 
+// Two rows of 128: scale 2 with the number 1.5 in column 0, and -0.5 in column 1 of the second.
+std::vector<std::byte> f8_rows(float second_scale) {
+  std::vector<std::byte> rows(static_cast<size_t>(2 * row_bytes(DType::kF8_128, kF8Block)));
+  const size_t row = rows.size() / 2;
+  rows[0] = static_cast<std::byte>(float_to_e4m3(1.5f));
+  rows[row + 1] = static_cast<std::byte>(float_to_e4m3(-0.5f));
+  const float scale = 2;
+  std::memcpy(rows.data() + kF8Block, &scale, sizeof scale);
+  std::memcpy(rows.data() + row + kF8Block, &second_scale, sizeof second_scale);
+  return rows;
+}
+
+std::unique_ptr<Weight> f8_weight(Backend& chip, float second_scale, bool square) {
+  const std::vector<std::byte> rows = f8_rows(second_scale);
+  WeightSource source;
+  source.columns = kF8Block;
+  source.parts = {{DType::kF8_128, 2, rows.data()}};
+  source.square_scales = square;
+  return chip.make_weight(source);
+}
+
+// dy's rows and, for dw, its columns and x's are of E4M3 with the scale max / 448.
+TEST_F(LinearBackwardTest, InF8RoundsWhatItMultiplies) {
+  const auto weight = f8_weight(*chip_, 2, true);
+  // 448 has the scale 1; between 16 and 32 the numbers are 2 apart, from 1 on an eighth.
+  Floats dy({2, 2}, {448, 21.5, 1.0625, 448}), x({2, kF8Block}), dx({2, kF8Block}), dw({2, kF8Block}),
+      dbias({2});
+  x.data()[0] = 448, x.data()[kF8Block] = -1.1875;
+  LinearBackward op;
+  op.dy = dy, op.x = x, op.weight = weight.get(), op.dx = dx, op.dw = dw, op.dbias = dbias;
+  op.compute = Compute::kF8;
+  chip_->linear_backward(op);
+  EXPECT_EQ(dx.data()[0], 448 * 3);
+  EXPECT_EQ(dx.data()[1], -22);       // 21.5 becomes 22
+  EXPECT_EQ(dx.data()[kF8Block], 3);  // 1.0625, halfway, 1
+  EXPECT_EQ(dx.data()[kF8Block + 1], -448);
+  EXPECT_EQ(dw.data()[0], 448 * 448 + 1 * -1.25);  // columns: 448 and 1; 448 and -1.25
+  EXPECT_EQ(dw.data()[kF8Block], 22 * 448 + 448 * -1.25);
+  EXPECT_EQ(dw.data()[1], 0);
+  EXPECT_THAT(dbias.list(), ::testing::ElementsAre(449.0625, 469.5));
+}
+
+TEST_F(LinearBackwardTest, InF8NeedsScalesOfSquares) {
+  LinearBackward op;
+  Floats dy({1, 2}), dx({1, kF8Block});
+  const auto weight = f8_weight(*chip_, 3, false);
+  op.dy = dy, op.weight = weight.get(), op.dx = dx, op.compute = Compute::kF8;
+  EXPECT_EQ(refusal(op),
+            "linear_backward: compute is F8, but the weight's scales are of single rows, expected them of "
+            "128 x 128");
+  op = op_, op.compute = Compute::kF8;
+  EXPECT_EQ(refusal(op), "linear_backward: compute is F8, but weight rows from 0 are F32, expected F8_128");
+  EXPECT_EQ(gradient_compute(Compute::kF8, *weight), Compute::kF32);
+  EXPECT_EQ(gradient_compute(Compute::kF8, *f8_weight(*chip_, 2, true)), Compute::kF8);
+  EXPECT_EQ(gradient_compute(Compute::kF32, *f8_weight(*chip_, 2, true)), Compute::kF32);
+}
+
 TEST_F(LinearBackwardTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(), 2 * 2 * 2 * 2 * 3 + 4);
   EXPECT_EQ(op_.bytes(), 4 * (4 + 6 + 6 + 6 + 2 * 6 + 2 * 2));
@@ -177,7 +234,7 @@ TEST_F(LinearBackwardTest, Refuses) {
   op = op_, op.dbias = reshaped(dbias_, {1});
   EXPECT_EQ(refusal(op), "linear_backward: dbias is F32[1], expected F32[2]");
   op = op_, op.compute = Compute::kQ8;
-  EXPECT_EQ(refusal(op), "linear_backward: compute is of the forward pass alone, expected F32 or BF16");
+  EXPECT_EQ(refusal(op), "linear_backward: compute is of the forward pass alone, expected F32, BF16 or F8");
   op = op_, op.compute = Compute::kBF16;
   EXPECT_EQ(refusal(op), "linear_backward: compute is BF16, but weight rows from 0 are F32, expected BF16");
   op = op_, op.dy.dtype = DType::kF16;

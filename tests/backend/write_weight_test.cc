@@ -92,6 +92,41 @@ TEST_P(WriteWeightTest, OneExpertOfSeveral) {
   EXPECT_THAT(bits<float>(*weight, 1, 1), ::testing::ElementsAre(35, 36));
 }
 
+// Two parts of one handle: each has squares of its own, of its rounded values.
+TEST_P(WriteWeightTest, QuantizesSquares) {
+  WeightSource source;
+  source.columns = 256;
+  source.square_scales = true;
+  const std::vector<std::byte> bytes(static_cast<size_t>(130 * row_bytes(DType::kF8_128, 256)));
+  source.parts = {{DType::kF8_128, 130, bytes.data()}, {DType::kF8_128, 3, bytes.data()}};
+  const auto weight = chip_->make_weight(source);
+  EXPECT_TRUE(weight->square_scales());
+  const Floats values({133, 256});
+  float* v = values.data();
+  v[0] = -448, v[127 * 256 + 1] = 17.03f;  // 17.03 is 17 in BF16, then 16: even
+  v[129 * 256 + 2] = 896, v[130 * 256] = 4.48f, v[200] = 0x1p-101f;
+  chip_->write_weight(*weight, 0, values);
+  const auto block = [&](size_t segment, int64_t row, int64_t unit) {
+    std::vector<std::byte> rows(static_cast<size_t>(weight->segments()[segment].rows * 264));
+    chip_->read_weight(*weight, 0, segment, rows.data());
+    const std::byte* at = rows.data() + row * 264 + unit * 132;
+    float scale = 0;
+    std::memcpy(&scale, at + 128, sizeof scale);
+    std::vector<float> made(128);
+    for (size_t i = 0; i < 128; ++i) made[i] = scale * e4m3_to_float(static_cast<uint8_t>(at[i]));
+    made.push_back(scale);
+    return made;
+  };
+  EXPECT_EQ(block(0, 0, 0)[0], -448);
+  EXPECT_EQ(block(0, 0, 0)[128], 1);
+  EXPECT_EQ(block(0, 0, 1)[128], 0);  // below 2^-100
+  EXPECT_EQ(block(0, 127, 0)[1], 16);
+  EXPECT_EQ(block(0, 127, 0)[128], 1);
+  EXPECT_EQ(block(0, 129, 0)[2], 896);
+  EXPECT_EQ(block(0, 129, 0)[128], 2);
+  EXPECT_NEAR(block(1, 0, 0)[0], 4.48, 4.48 / 256);
+}
+
 TEST_P(WriteWeightTest, Refuses) {
   const auto plain = zeros({{DType::kF32, 2}}, 32, 2),
              mixed = zeros({{DType::kF32, 1}, {DType::kQ8_0, 1}}, 32);
@@ -105,10 +140,14 @@ TEST_P(WriteWeightTest, Refuses) {
             "write_weight: values is F32[3, 32], expected F32[2, 32]");
   EXPECT_EQ(refusal_of(*plain, 0, {}, ErrorKind::kInvalidInput),
             "write_weight: values is absent, expected F32[2, 32]");
+  const auto of_rows = zeros({{DType::kF8_128, 1}}, 128);
+  EXPECT_EQ(refusal_of(*of_rows, 0, Floats({1, 128}), ErrorKind::kUnsupported),
+            "write_weight: rows from 0 are F8_128, a block format, which is never quantized again; weights "
+            "that change are F32, F16, BF16, or F8_128 with a scale for 128 x 128");
   EXPECT_EQ(
       refusal_of(*mixed, 0, values, ErrorKind::kUnsupported),
       "write_weight: rows from 1 are Q8_0, a block format, which is never quantized again; weights that "
-      "change are F32, F16 or BF16");
+      "change are F32, F16, BF16, or F8_128 with a scale for 128 x 128");
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "models/logits.h"
 #include "models/model_folder.h"
 #include "models/step_driver.h"
+#include "models/weights.h"
 #include "tensor/dequantize.h"
 
 namespace qiao {
@@ -125,6 +126,20 @@ TEST(QuantizeF8Test, FloatsBecomeWhatTheCheckpointHas) {
         logits(*floats, *backend, {.compute = Policy::kF32, .quantize_f8 = true}, prompt, 40);
     EXPECT_LE(worst_position(expected, got, kVocabulary), 1e-5) << model;
   }
+}
+
+// Whose way back may be in E4M3: asked for, and of squares.
+TEST(QuantizeF8Test, KnowsScalesOfSquares) {
+  const auto backend = make_backend("cpu", {.threads = 2});
+  const auto is_square = [&](const ModelFiles& files, bool asked) {
+    const auto decoder = Decoder::load(files, *backend, {.quantize_f8 = asked});
+    return decoder->weights().layers.front().mlp.gate_up.pieces.front().weight->square_scales();
+  };
+  EXPECT_TRUE(is_square(*ModelFiles::open(golden_fp8() / "llama-block"), true));
+  EXPECT_FALSE(is_square(*ModelFiles::open(golden_fp8() / "llama-block"), false));
+  EXPECT_FALSE(is_square(*ModelFiles::open(golden_fp8() / "llama-channel"), true));
+  const testing::TemporaryFolder folder;
+  EXPECT_TRUE(is_square(*as_floats("llama-block", folder.path()), true));
 }
 
 TEST(QuantizeF8Test, RefusesWhatItCannotQuantize) {

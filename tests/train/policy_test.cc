@@ -87,7 +87,8 @@ INSTANTIATE_TEST_SUITE_P(All, RolloutBitsTest,
                                            BitsCase{"qwen3", 3, 64, 24, 3, 0, 0.9, 1},
                                            BitsCase{"qwen3", 4, 64, 16, 1, 0, 1.0, 2, "gspo"},
                                            BitsCase{"llama", 4, 64, 16, 1, 0, 1.0, 2, "dapo", "bf16"},
-                                           BitsCase{"gemma3", 4, 64, 16, 1, 2, 0.8, 2, "grpo", "bf16"}));
+                                           BitsCase{"gemma3", 4, 64, 16, 1, 2, 0.8, 2, "grpo", "bf16"},
+                                           BitsCase{"fp8", 4, 64, 16, 1, 2, 1.0, 2, "grpo", "fp8"}));
 
 TEST(PolicyTest, DifferencesAreCaught) {
   const TemporaryDirectory folder;

@@ -57,10 +57,11 @@ struct PolicyWorld {
               int64_t batch, int64_t micro_batch, int threads, std::string_view dtype = "f32")
       : files(ModelFiles::open(init)),
         backend(make_backend("cpu", {.threads = threads})),
-        parameters(*backend, dtype == "bf16" ? train::Parameters::SmallTensors::kAsInFile
-                                             : train::Parameters::SmallTensors::kF32) {
+        parameters(*backend, dtype == "f32" ? train::Parameters::SmallTensors::kF32
+                                            : train::Parameters::SmallTensors::kAsInFile) {
     DecoderOptions how;
-    how.float_weights = dtype == "bf16" ? DType::kBF16 : DType::kF32;
+    how.float_weights = dtype == "f32" ? DType::kF32 : DType::kBF16;
+    how.quantize_f8 = dtype == "fp8";
     how.laid_out = [&](const LaidOutTensor& tensor) { parameters.add(tensor); };
     decoder = Decoder::load(*files, *backend, how);
     parameters.prepare(*files);

@@ -125,6 +125,7 @@ TEST_P(RanksTest, ARunGoesOnWithAnotherNumber) {
 INSTANTIATE_TEST_SUITE_P(All, RanksTest,
                          ::testing::Values(Shape{"llama", "llama", "f32", "adamw", "f32"},
                                            Shape{"experts", "qwen3-moe-balanced", "bf16", "adamw", "8bit"},
+                                           Shape{"fp8", "fp8", "fp8", "adamw", "f32"},
                                            Shape{"muon", "gemma3", "f32", "muon", "bf16"}),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -81,7 +81,9 @@ TEST_P(ServedAsTrainedTest, LossOfTheNextStepIsTheServersToTheBit) {
 
   const std::shared_ptr<ModelFiles> files = ModelFiles::open(folder.path() / "served");
   const std::unique_ptr<Backend> backend = make_backend("auto", {.threads = 2});
-  const std::unique_ptr<Decoder> decoder = Decoder::load(*files, *backend);
+  DecoderOptions load;
+  load.quantize_f8 = options.dtype == "fp8";
+  const std::unique_ptr<Decoder> decoder = Decoder::load(*files, *backend, load);
   const std::string data = read_file(golden() / "data.jsonl");
   std::vector<std::vector<int32_t>> rows;
   for (size_t begin = 0; begin < data.size(); begin = data.find('\n', begin) + 1) {
@@ -108,6 +110,7 @@ TEST_P(ServedAsTrainedTest, LossOfTheNextStepIsTheServersToTheBit) {
 INSTANTIATE_TEST_SUITE_P(Models, ServedAsTrainedTest,
                          ::testing::Combine(::testing::Values("llama", "gemma3", "qwen3-moe", "hunyuan-moe"),
                                             ::testing::Values("f32", "bf16")));
+INSTANTIATE_TEST_SUITE_P(InFp8, ServedAsTrainedTest, ::testing::Values(std::tuple("fp8", "fp8")));
 
 }  // namespace
 }  // namespace qiao::train

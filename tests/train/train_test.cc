@@ -137,7 +137,7 @@ TEST(TrainTest, WrongOptionsNameThemselves) {
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.steps = 0; })), kInvalidInput, "--steps is 0");
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.beta2 = 1; })), kInvalidInput, "--beta2 is 1");
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.dtype = "f16"; })), kInvalidInput, "--dtype is f16",
-                    "f32 or bf16");
+                    "f32, bf16 or fp8");
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.schedule = "steps"; })), kInvalidInput,
                     "--schedule is steps");
   EXPECT_QIAO_ERROR(run(with([](TrainOptions& o) { o.optimizer.learning_rate = NAN; })), kInvalidInput,

@@ -119,8 +119,10 @@ struct SegmentSpec {
   DType dtype;
   int64_t rows;
 };
+// Of F8_128: kSquare, the same scale for 128 rows (Weight::square_scales).
+enum class Scales { kOfRows, kSquare };
 WeightPair make_weights(Harness& harness, std::span<const SegmentSpec> segments, int64_t columns,
-                        int64_t experts = 1);
+                        int64_t experts = 1, Scales scales = Scales::kOfRows);
 // Random rows in this format.
 std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, int64_t columns);
 
@@ -135,6 +137,8 @@ Harness::Peak peak_of(Compute compute);
 // The bound of a sum of `columns` products and one more addition (ops/linear.h), on this chip.
 double sum_bound(const Backend& chip, Compute compute, int64_t columns, double magnitude, double x_sum,
                  double w_sum);
+// What sums inside blocks of kF8 may miss, of `terms` products: e there.
+double block_sum_bound(const Backend& chip, int64_t terms, double magnitude);
 
 // The case tables, one file an op.
 void conform_gather(Harness& harness);

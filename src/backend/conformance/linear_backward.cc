@@ -16,16 +16,35 @@ struct BackwardShape {
   int64_t tokens, rows, columns;
 };
 
-void compare_sums(Harness& h, size_t line, const Guarded& actual, const reference::GradientSums& exact,
-                  int64_t terms, int64_t columns, bool flushes_operands) {
+// The bound of element i of dx or dw, a sum of `terms` products.
+double gradient_bound(Harness& h, Compute compute, const reference::GradientSums& exact, size_t i,
+                      int64_t terms) {
+  const bool f8 = compute == Compute::kF8;
+  const double m = static_cast<double>(terms) + (f8 ? 4 : 2);
+  const double bound = gamma(m) * exact.magnitude[i] + kLeast * (m + exact.operands[i]);
+  return f8 ? bound + block_sum_bound(h.chip(), terms, exact.products[i]) : bound;
+}
+
+void compare_sums(Harness& h, size_t line, Compute compute, const Guarded& actual,
+                  const reference::GradientSums& exact, int64_t terms, int64_t columns) {
   for (int64_t i = 0; i < actual.elements(); ++i) {
     const auto at = static_cast<size_t>(i);
-    const double m = static_cast<double>(terms) + 2;
-    const double bound =
-        gamma(m) * exact.magnitude[at] + kLeast * (m + (flushes_operands ? exact.operands[at] : 0));
-    h.element(line, actual.result_at(i), exact.sum[at], bound, i / columns, i % columns);
+    h.element(line, actual.result_at(i), exact.sum[at], gradient_bound(h, compute, exact, at, terms),
+              i / columns, i % columns);
   }
 }
+
+void compare_bias(Harness& h, size_t line, const Guarded& actual, const reference::GradientSums& exact,
+                  int64_t tokens) {
+  const double m = static_cast<double>(tokens) + 2;
+  for (int64_t i = 0; i < actual.elements(); ++i) {
+    const auto at = static_cast<size_t>(i);
+    h.element(line, actual.result_at(i), exact.sum[at], gamma(m) * exact.magnitude[at] + kLeast * m, i, 0);
+  }
+}
+
+// Weights whose way back this kind takes.
+Scales scales_of(Compute compute) { return compute == Compute::kF8 ? Scales::kSquare : Scales::kOfRows; }
 
 // A gradient as fill_activations, with numbers halfway between two of BF16 among them.
 void fill_gradient(Harness& h, Guarded* dy) {
@@ -40,7 +59,7 @@ void fill_gradient(Harness& h, Guarded* dy) {
 void backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segments, const BackwardShape& shape,
                    Compute compute) {
   const auto [tokens, rows, columns] = shape;
-  const WeightPair weights = make_weights(h, segments, columns);
+  const WeightPair weights = make_weights(h, segments, columns, 1, scales_of(compute));
   Guarded dy(h, DType::kF32, {tokens, rows}, h.between(0, 5)),
       x(h, DType::kF32, {tokens, columns}, h.between(0, 5)),
       dx(h, DType::kF32, {tokens, columns}, h.between(0, 5)), dw(h, DType::kF32, {rows, columns}),
@@ -68,16 +87,16 @@ void backward_case(Harness& h, size_t line, std::span<const SegmentSpec> segment
   dx.download(line, "dx", with_dx);
   dw.download(line, "dw", with_dw);
   dbias.download(line, "dbias", with_dbias);
-  if (with_dx) compare_sums(h, line, dx, exact.dx, rows, columns, true);
-  if (with_dw) compare_sums(h, line, dw, exact.dw, tokens, columns, true);
-  if (with_dbias) compare_sums(h, line, dbias, exact.dbias, tokens, 1, false);
+  if (with_dx) compare_sums(h, line, compute, dx, exact.dx, rows, columns);
+  if (with_dw) compare_sums(h, line, compute, dw, exact.dw, tokens, columns);
+  if (with_dbias) compare_bias(h, line, dbias, exact.dbias, tokens);
 }
 
 // dx of the same rows alone, in 1s, 16 and 17: the same bytes.
 void backward_invariance(Harness& h, size_t line, std::span<const SegmentSpec> segments, int64_t rows,
                          int64_t columns, Compute compute) {
   constexpr int64_t kTokens = 256;
-  const WeightPair weights = make_weights(h, segments, columns);
+  const WeightPair weights = make_weights(h, segments, columns, 1, scales_of(compute));
   Guarded dy(h, DType::kF32, {kTokens, rows});
   Guarded all(h, DType::kF32, {kTokens, columns}), some(h, DType::kF32, {kTokens, columns});
   fill_gradient(h, &dy);
@@ -108,7 +127,7 @@ void backward_bench(Harness& h, size_t line, DType dtype, Compute compute, bool 
   if (!h.benches()) return;
   const auto [tokens, rows, columns] = shape;
   const SegmentSpec segment{dtype, rows};
-  const WeightPair weights = make_weights(h, {&segment, 1}, columns);
+  const WeightPair weights = make_weights(h, {&segment, 1}, columns, 1, scales_of(compute));
   Guarded dy(h, DType::kF32, {tokens, rows}), x(h, DType::kF32, {tokens, columns}),
       dx(h, DType::kF32, {tokens, columns}), dw(h, DType::kF32, {rows, columns});
   for (Guarded* tensor : {&dy, &x, &dw}) tensor->fill([&] { return h.normal(); });
@@ -128,9 +147,13 @@ void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec>
   const int64_t experts = h.between(1, 6);
   int64_t rows = 0, tokens = 0;
   for (const SegmentSpec& segment : segments) rows += segment.rows;
-  const WeightPair weights = make_weights(h, segments, columns, experts);
+  const WeightPair weights = make_weights(h, segments, columns, experts, scales_of(compute));
   Guarded counts(h, DType::kI32, {experts});
-  counts.fill([&] { return static_cast<int32_t>(h.pick<int64_t>({0, 0, 1, 2, 5, 17})); });
+  const bool long_ones = compute == Compute::kF8;  // more than a block of tokens
+  counts.fill([&] {
+    return static_cast<int32_t>(long_ones && h.chance(0.2) ? h.between(120, 300)
+                                                           : h.pick<int64_t>({0, 0, 1, 2, 5, 17}));
+  });
   for (int64_t e = 0; e < experts; ++e) tokens += counts.host_at<int32_t>(e);
   Guarded dy(h, DType::kF32, {tokens, rows}, h.between(0, 5)),
       x(h, DType::kF32, {tokens, columns}, h.between(0, 5)),
@@ -167,14 +190,13 @@ void grouped_backward_case(Harness& h, size_t line, std::span<const SegmentSpec>
   counts.download(line, "counts", false);
   dx.download(line, "dx", with_dx);
   dw.download(line, "dw", with_dw);
-  if (with_dx) compare_sums(h, line, dx, exact.dx, rows, columns, true);
+  if (with_dx) compare_sums(h, line, compute, dx, exact.dx, rows, columns);
   if (with_dw) {
     for (int64_t i = 0; i < dw.elements(); ++i) {
       const auto at = static_cast<size_t>(i);
-      const double m = counts.host_at<int32_t>(i / (rows * columns)) + 2;
-      h.element(line, dw.result_at(i), exact.dw.sum[at],
-                gamma(m) * exact.dw.magnitude[at] + kLeast * (m + exact.dw.operands[at]), i / columns,
-                i % columns);
+      const int64_t terms = counts.host_at<int32_t>(i / (rows * columns));
+      h.element(line, dw.result_at(i), exact.dw.sum[at], gradient_bound(h, compute, exact.dw, at, terms),
+                i / columns, i % columns);
     }
   }
   if (!with_dx || tokens == 0 || !h.chip().batch_invariant()) return;
@@ -195,7 +217,7 @@ void grouped_backward_bench(Harness& h, size_t line, DType dtype, Compute comput
   if (!h.benches()) return;
   const int64_t experts = 8, tokens = 512, rows = 768, columns = 1024;
   const SegmentSpec segment{dtype, rows};
-  const WeightPair weights = make_weights(h, {&segment, 1}, columns, experts);
+  const WeightPair weights = make_weights(h, {&segment, 1}, columns, experts, scales_of(compute));
   Guarded counts(h, DType::kI32, {experts}), dy(h, DType::kF32, {tokens, rows}),
       x(h, DType::kF32, {tokens, columns}), dx(h, DType::kF32, {tokens, columns}),
       dw(h, DType::kF32, {experts, rows, columns});
@@ -218,8 +240,9 @@ template <typename Body>
 void each_gradient_kind(Harness& h, std::string_view op, Body body) {
   for (const DType dtype : weight_dtypes()) {
     body(dtype, Compute::kF32, h.line(op, traits(dtype).name));
-    if (dtype != DType::kBF16) continue;
-    body(dtype, Compute::kBF16, h.line(op, fmt::format("{} {}", traits(dtype).name, name(Compute::kBF16))));
+    if (dtype != DType::kBF16 && dtype != DType::kF8_128) continue;
+    const Compute compute = dtype == DType::kBF16 ? Compute::kBF16 : Compute::kF8;
+    body(dtype, compute, h.line(op, fmt::format("{} {}", traits(dtype).name, name(compute))));
   }
 }
 
@@ -227,6 +250,8 @@ void each_gradient_kind(Harness& h, std::string_view op, Body body) {
 constexpr SegmentSpec kMixedSegments[] = {
     {DType::kQ4_K, 33}, {DType::kF16, 8}, {DType::kQ6_K, 15}, {DType::kF32, 3}};
 constexpr SegmentSpec kFusedSegments[] = {{DType::kBF16, 33}, {DType::kBF16, 8}, {DType::kBF16, 19}};
+constexpr SegmentSpec kFusedF8Segments[] = {
+    {DType::kF8_128, 150}, {DType::kF8_128, 8}, {DType::kF8_128, 523}};
 
 }  // namespace
 
@@ -246,20 +271,22 @@ void conform_linear_backward(Harness& h) {
     // Sums longer than any kernel packs at a time, and rows wider than it unpacks.
     const SegmentSpec tall{dtype, 1100};
     const int64_t few = block == 1 ? 5 : block;
-    if (!quick || dtype == DType::kF32 || compute == Compute::kBF16) {
+    const bool rounds = compute != Compute::kF32;  // dy and x
+    if (!quick || dtype == DType::kF32 || rounds) {
       h.run_case(line, [&] { backward_case(h, line, {&tall, 1}, {9, 1100, few}, compute); });
       h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {1100, 33, few}, compute); });
       const int64_t wide = block * (block == 1 ? 1351 : 1536 / block);
       h.run_case(line, [&] { backward_case(h, line, {&segment, 1}, {7, 33, wide}, compute); });
     }
-    if (compute == Compute::kBF16) {  // and one whose rows fill more than a tile in each direction
+    if (rounds) {  // and one whose rows fill more than a tile in each direction
       const SegmentSpec large{dtype, 300};
-      h.run_case(line, [&] { backward_case(h, line, {&large, 1}, {150, 300, 333}, compute); });
-      h.run_case(line, [&] { backward_invariance(h, line, {&large, 1}, 300, 200, compute); });
+      const int64_t many = block == 1 ? 333 : 3 * block;
+      h.run_case(line, [&] { backward_case(h, line, {&large, 1}, {150, 300, many}, compute); });
+      h.run_case(line, [&] { backward_invariance(h, line, {&large, 1}, 300, many, compute); });
     }
     h.run_case(line, [&] {
       backward_bench(h, line, dtype, compute, false);
-      if (dtype == DType::kF32 || compute == Compute::kBF16) backward_bench(h, line, dtype, compute, true);
+      if (dtype == DType::kF32 || rounds) backward_bench(h, line, dtype, compute, true);
     });
   });
   const size_t line = h.line("linear_backward", "mixed");
@@ -274,6 +301,13 @@ void conform_linear_backward(Harness& h) {
     const BackwardShape shape{h.pick<int64_t>({1, 2, 17, 33}), 60, h.between(1, 100)};
     h.run_case(fused, [&] { backward_case(h, fused, kFusedSegments, shape, Compute::kBF16); });
   }
+  // In E4M3: blocks of dy end with segments.
+  const size_t fused_f8 = h.line("linear_backward", "F8_128 f8");
+  for (int i = 0; i < (quick ? 3 : 8); ++i) {
+    const BackwardShape shape{h.pick<int64_t>({1, 2, 17, 33}), 681, kF8Block * h.between(1, 2)};
+    h.run_case(fused_f8, [&] { backward_case(h, fused_f8, kFusedF8Segments, shape, Compute::kF8); });
+  }
+  h.run_case(fused_f8, [&] { backward_invariance(h, fused_f8, kFusedF8Segments, 681, 128, Compute::kF8); });
 }
 
 void conform_grouped_linear_backward(Harness& h) {
@@ -287,7 +321,7 @@ void conform_grouped_linear_backward(Harness& h) {
     }
     h.run_case(line, [&] {
       grouped_backward_bench(h, line, dtype, compute, false);
-      if (dtype == DType::kF32 || compute == Compute::kBF16)
+      if (dtype == DType::kF32 || compute != Compute::kF32)
         grouped_backward_bench(h, line, dtype, compute, true);
     });
   });

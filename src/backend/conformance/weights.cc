@@ -76,10 +76,13 @@ double sum_bound(const Backend& chip, Compute compute, int64_t columns, double m
                    : compute == Compute::kF8 ? 3 * k / kF8Block + 5
                                              : k + 2;
   double bound = gamma(m) * magnitude + kLeastNormal * (m + x_sum + w_sum);
-  if (compute == Compute::kF8) {
-    bound += 132 * std::ldexp(1.0, -chip.e4m3_sum_bits()) * magnitude + kLeastNormal * 0x1p18 * k;
-  }
+  if (compute == Compute::kF8) bound += block_sum_bound(chip, columns, magnitude);
   return bound;
+}
+
+double block_sum_bound(const Backend& chip, int64_t terms, double magnitude) {
+  return 132 * std::ldexp(1.0, -chip.e4m3_sum_bits()) * magnitude +
+         0x1p-126 * 0x1p18 * static_cast<double>(terms);
 }
 
 std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, int64_t columns) {
@@ -115,15 +118,32 @@ std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, 
   return bytes;
 }
 
+namespace {
+
+// Rows of F8_128 have the scales of the first of their 128.
+void square_scales(std::vector<std::byte>& rows, int64_t columns) {
+  const int64_t row = row_bytes(DType::kF8_128, columns), block = row_bytes(DType::kF8_128, kF8Block);
+  for (int64_t r = 0; r < std::ssize(rows) / row; ++r) {
+    for (int64_t at = kF8Block; at < row; at += block) {
+      std::memcpy(rows.data() + r * row + at, rows.data() + r / kF8Block * kF8Block * row + at,
+                  sizeof(float));
+    }
+  }
+}
+
+}  // namespace
+
 WeightPair make_weights(Harness& harness, std::span<const SegmentSpec> segments, int64_t columns,
-                        int64_t experts) {
+                        int64_t experts, Scales scales) {
   WeightSource source;
   source.experts = experts;
   source.columns = columns;
+  source.square_scales = scales == Scales::kSquare;
   std::vector<std::vector<std::byte>> memory;
   for (int64_t e = 0; e < experts; ++e) {
     for (const SegmentSpec& segment : segments) {
       memory.push_back(random_rows(harness, segment.dtype, segment.rows, columns));
+      if (source.square_scales && segment.dtype == DType::kF8_128) square_scales(memory.back(), columns);
       source.parts.push_back({segment.dtype, segment.rows, memory.back().data()});
     }
   }
@@ -146,10 +166,11 @@ namespace {
 // Rows of one expert replaced: read_weight gives the law's bytes, other experts keep theirs, and a product is
 // that with a weight made of those bytes.
 void write_case(Harness& h, size_t line, std::span<const SegmentSpec> segments) {
-  const int64_t columns = h.pick<int64_t>({1, 7, 16, 64, 129, 700}), experts = h.between(1, 3);
+  const int64_t block = traits(segments.front().dtype).block_elements, experts = h.between(1, 3);
+  const int64_t columns = block == 1 ? h.pick<int64_t>({1, 7, 16, 64, 129, 700}) : block * h.between(1, 3);
   int64_t rows = 0;
   for (const SegmentSpec& segment : segments) rows += segment.rows;
-  const WeightPair weights = make_weights(h, segments, columns, experts);
+  const WeightPair weights = make_weights(h, segments, columns, experts, Scales::kSquare);
   Guarded values(h, DType::kF32, {rows, columns});
   const bool wild = h.chance(0.5);
   values.fill([&] {
@@ -203,19 +224,19 @@ void write_case(Harness& h, size_t line, std::span<const SegmentSpec> segments) 
 }  // namespace
 
 void conform_write_weight(Harness& h) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kF8_128}) {
     const size_t line = h.line("write_weight", traits(dtype).name);
     for (int i = 0; i < (h.options().quick ? 6 : 24); ++i) {
-      const SegmentSpec segment{dtype, h.pick<int64_t>({1, 15, 16, 17, 33, 100})};
+      const SegmentSpec segment{dtype, h.pick<int64_t>({1, 15, 16, 17, 33, 100, 129, 300})};
       h.run_case(line, [&] { write_case(h, line, {&segment, 1}); });
     }
     h.run_case(line, [&] {
       if (!h.benches()) return;
       const SegmentSpec segment{dtype, 1536};
-      const WeightPair weights = make_weights(h, {&segment, 1}, 768);
+      const WeightPair weights = make_weights(h, {&segment, 1}, 768, 1, Scales::kSquare);
       Guarded values(h, DType::kF32, {1536, 768});
       values.fill([&] { return h.normal(); });
-      const auto bytes = static_cast<double>(values.elements() * (4 + traits(dtype).block_bytes));
+      const auto bytes = static_cast<double>(values.elements() * 4 + row_bytes(dtype, values.elements()));
       h.bench(line, "N=1536 K=768", bytes, 0, Harness::Peak::kNone,
               [&] { h.chip().write_weight(*weights.chip, 0, values.device()); });
     });
@@ -224,6 +245,11 @@ void conform_write_weight(Harness& h) {
   const SegmentSpec segments[] = {{DType::kF16, 33}, {DType::kBF16, 5}, {DType::kF32, 17}};
   for (int i = 0; i < (h.options().quick ? 6 : 24); ++i)
     h.run_case(line, [&] { write_case(h, line, segments); });
+  // Fused projections: each part has scales of its own.
+  const size_t fused = h.line("write_weight", "F8_128");
+  const SegmentSpec parts[] = {{DType::kF8_128, 130}, {DType::kF8_128, 8}, {DType::kF8_128, 50}};
+  for (int i = 0; i < (h.options().quick ? 3 : 12); ++i)
+    h.run_case(fused, [&] { write_case(h, fused, parts); });
 }
 
 }  // namespace qiao::conformance

@@ -1,5 +1,6 @@
 // Matmul kernels for AVX2: 16 rows of W are two 256-bit vectors. Plain weights go through linear_micro_inl.h,
 // a tile of 6 rows of x by one group in 12 of 16 registers; quants through linear_avx2_inl.h.
+#include "backend/cpu/e4m3_inl.h"
 #include "backend/cpu/linear_kernels.h"
 
 #if defined(__x86_64__)

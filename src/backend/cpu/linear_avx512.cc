@@ -1,4 +1,5 @@
 // Matmul kernels for AVX-512 without VNNI (Skylake-X): int8 dot products as vpmaddubsw, vpmaddwd, vpaddd.
+#include "backend/cpu/e4m3_inl.h"
 #include "backend/cpu/linear_kernels.h"
 
 #if defined(__x86_64__)

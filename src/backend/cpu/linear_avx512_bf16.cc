@@ -1,6 +1,7 @@
 // What AVX-512 BF16 adds to the matmul kernels: vdpbf16ps, two multiply-adds a lane. It adds the odd
 // element's product first, so pairs of x and W would be summed in descending k: pairs are kept as (k, k + 1)
 // and both products of a lane belong to the same pair, an order of the row's own.
+#include "backend/cpu/e4m3_inl.h"
 #include "backend/cpu/linear_kernels.h"
 
 #if defined(__x86_64__)

@@ -2,8 +2,9 @@
 // (W or x) is packed into panels as wide as a tile, once, by all threads; then threads take blocks of the
 // result, each walked in slices, so that a panel's slice stays in the L1 cache while the
 // tiles of a block pass over it. An element's sum goes on from what memory holds of it, so its order is that
-// of n, or of t, alone. In kBF16 what was packed is rounded, and dy's part of a run is packed too: the rest
-// is the same. The kernel and its limit are in linear_backward_inl.h.
+// of n, or of t, alone. In kBF16 and kF8 what was packed is rounded, and dy's part of a run is packed too:
+// the rest is the same; kF8 multiplies what is dequantized, and of dx its runs end with segments, so that
+// they are whole blocks of dy. The kernel and its limit are in linear_backward_inl.h.
 #include "backend/cpu/linear_backward.h"
 
 #include <algorithm>
@@ -29,7 +30,7 @@ const LinearBackwardKernels& gradient_kernels(Isa isa) {
 
 namespace {
 
-constexpr int64_t kDepth = 512;     // steps packed at a time
+constexpr int64_t kDepth = 512;     // steps packed at a time, whole blocks of kF8
 constexpr int64_t kSlice = 5120;    // numbers of a panel, steps by columns, that the L1 cache holds
 constexpr int64_t kBlockRows = 96;  // rows of dx a thread takes
 constexpr int64_t kDwRows = 48;     // rows of dw a thread takes: their dy is packed
@@ -47,10 +48,10 @@ int64_t packed_bytes(int64_t tokens, int64_t rows, int64_t columns) {
   return depth * padded * static_cast<int64_t>(sizeof(float));
 }
 
-// Of kBF16: a run of dy's columns.
+// Of kBF16 and kF8: a run of dy's columns.
 int64_t rounded_bytes(int64_t tokens, int64_t rows, Compute compute) {
   const int64_t bytes = tokens * std::min(kDepth, rows) * static_cast<int64_t>(sizeof(float));
-  return compute == Compute::kBF16 ? (bytes + 63) / 64 * 64 : 0;
+  return compute == Compute::kF32 ? 0 : (bytes + 63) / 64 * 64;
 }
 
 // Steps of a product over `depth` numbers of the sum.
@@ -78,12 +79,13 @@ void each_group(const GroupRun& run, Body body) {
   }
 }
 
-// From row `row` of the weight, which begins a group, `left` rows at most.
-GroupRun group_run(const CpuWeight& weight, int64_t row, int64_t left) {
+// From row `row` of the weight, which begins a group, `left` rows at most, in kF8 of one segment.
+GroupRun group_run(const CpuWeight& weight, int64_t row, int64_t left, Compute compute) {
   GroupRun run{weight.panels().data(), 0, 0, 0};
   while (row >= run.panels->first_row + run.panels->rows) ++run.panels;
   run.group = (row - run.panels->first_row) / kGroupRows;
   const CpuWeight::Panels* panels = run.panels;
+  if (compute == Compute::kF8) left = std::min(left, panels->first_row + panels->rows - row);
   for (int64_t group = run.group; run.rows < left; ++group, ++run.groups) {
     if (group == panels->groups) ++panels, group = 0;
     const int64_t rows = std::min(kGroupRows, panels->rows - group * kGroupRows);
@@ -124,13 +126,15 @@ void pack_rows(const Tensor& x, int64_t from, int64_t depth, const GradientConte
   });
 }
 
-// Panels of `depth` rows to what kBF16 multiplies.
+// Panels of `depth` rows to what kBF16 or kF8 multiplies.
 void round_panels(int64_t columns, int64_t depth, const GradientContext& context, float* packed) {
   const int64_t panel = context.kernels.panel, panels = (columns + panel - 1) / panel;
+  const auto round_rows =
+      context.compute == Compute::kF8 ? context.kernels.round_rows_f8 : context.kernels.round_rows;
   context.pool.parallel_for(panels, row_grain(depth * panel), [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p) {
       float* at = packed + p * depth * panel;
-      context.kernels.round_rows(at, panel, depth, panel, at);
+      round_rows(at, panel, depth, panel, at);
     }
   });
 }
@@ -181,17 +185,18 @@ void input_gradient(const Tensor& dy, const WeightRows& weight, const Tensor& dx
   const int64_t panels = (columns + kernels.panel - 1) / kernels.panel;
   const int64_t blocks = (tokens + kBlockRows - 1) / kBlockRows;
   for (int64_t n = 0; n < width;) {
-    const GroupRun run = group_run(weight.weight, weight.first + n, width - n);
+    const GroupRun run = group_run(weight.weight, weight.first + n, width - n, context.compute);
     pack_weight(weight, run, context, place.packed, place.scratch);
     const float* a = dy.as<float>() + n;
     int64_t a_row = dy.stride[0];
     const int64_t steps = steps_of(context, run.rows);
-    if (context.compute == Compute::kBF16) {
+    if (context.compute != Compute::kF32) {
+      const bool f8 = context.compute == Compute::kF8;
       // W is BF16 as it is: it need but be paired.
-      if (kernels.bf16_steps > 1) round_panels(columns, run.rows, context, place.packed);
+      if (!f8 && kernels.bf16_steps > 1) round_panels(columns, run.rows, context, place.packed);
       context.pool.parallel_for(tokens, row_grain(run.rows), [&](int64_t begin, int64_t end, int) {
         for (int64_t t = begin; t < end; ++t)
-          kernels.round_row(a + t * a_row, run.rows, place.rounded + t * steps);
+          (f8 ? kernels.round_row_f8 : kernels.round_row)(a + t * a_row, run.rows, place.rounded + t * steps);
       });
       a = place.rounded, a_row = steps;
     }
@@ -227,7 +232,7 @@ void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const Gradien
     const int64_t depth = std::min(kDepth, tokens - t);
     const int64_t steps = steps_of(context, depth);
     pack_rows(x, t, depth, context, place.packed);
-    if (context.compute == Compute::kBF16) round_panels(columns, depth, context, place.packed);
+    if (context.compute != Compute::kF32) round_panels(columns, depth, context, place.packed);
     context.pool.parallel_for(blocks * pieces, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / pieces * kDwRows, piece = i % pieces;
@@ -235,9 +240,10 @@ void weight_gradient(const Tensor& dy, const Tensor& x, float* dw, const Gradien
         // dy^T as tiles [rows / tile][steps][tile].
         float* a = place.scratch[worker].dy.data();
         const float* from = dy.as<float>() + t * dy.stride[0] + n;
-        if (context.compute == Compute::kBF16) {
+        if (context.compute != Compute::kF32) {
           float* rounded = place.scratch[worker].rounded.data();
-          kernels.round_rows(from, dy.stride[0], depth, rows, rounded);
+          (context.compute == Compute::kF8 ? kernels.round_rows_f8 : kernels.round_rows)(
+              from, dy.stride[0], depth, rows, rounded);
           kernels.pack_tiles(rounded, rows, steps, rows, a);
         } else {
           kernels.pack_tiles(from, dy.stride[0], depth, rows, a);

@@ -10,7 +10,7 @@
 namespace qiao::cpu {
 
 // What a product runs with: instructions, threads, gradient_workspace_bytes() of 64-byte aligned memory, and
-// what operands are rounded to (kF32 or kBF16).
+// what operands are rounded to (kF32, kBF16 or kF8).
 struct GradientContext {
   const LinearKernels& linear;
   const LinearBackwardKernels& kernels;

@@ -1,6 +1,6 @@
 // What AVX-512 BF16 adds to the way back of linear: the tiles of AVX-512 with vdpbf16ps, as the forward pass
-// has it, in the place of a multiply-add: two numbers of the sum a step. Not yet run on such a machine: its
-// packing and tiles are tested with a product of pairs in plain C++.
+// has it, in the place of a multiply-add: two numbers of the sum a step. Elsewhere its packing and tiles are
+// tested with a product of pairs in plain C++.
 #include "backend/cpu/linear_backward_inl.h"
 #include "backend/cpu/simd_avx512.h"
 

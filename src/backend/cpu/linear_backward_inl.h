@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/e4m3_inl.h"
 #include "backend/cpu/element.h"
 #include "backend/cpu/linear_backward_kernels.h"
 #include "backend/cpu/unroll.h"
@@ -106,7 +107,50 @@ struct LinearBackwardKernel {
     }
   }
 
+  static void round_row_f8(const float* from, int64_t count, float* to) {
+    for (int64_t k = 0; k < count; k += kF8Block, from += kF8Block, to += kF8Block) {
+      const int64_t own = count - k < kF8Block ? count - k : kF8Block;
+      int32_t most = 0;
+      for (int64_t i = 0; i < own; ++i) {
+        const int32_t magnitude = magnitude_bits(from[i]);
+        most = magnitude > most ? magnitude : most;
+      }
+      const BlockScale block = e4m3_scale(most);
+      for (int64_t i = 0; i < own; ++i) to[i] = block.scale * nearest_e4m3(from[i] * block.inverse);
+    }
+  }
+
+  static void round_rows_f8(const float* from, int64_t stride, int64_t depth, int64_t width, float* to) {
+    for (int64_t s = 0; s < depth; s += kF8Block, from += kF8Block * stride, to += kF8Block * width) {
+      const int64_t own = depth - s < kF8Block ? depth - s : kF8Block;
+      int64_t j = 0;
+      for (; j + 16 <= width; j += 16) columns_f8<16>(from + j, stride, own, width, to + j);
+      for (; j < width; ++j) columns_f8<1>(from + j, stride, own, width, to + j);
+    }
+  }
+
  private:
+  // One block of kColumns columns.
+  template <int kColumns>
+  static void columns_f8(const float* from, int64_t stride, int64_t depth, int64_t width, float* to) {
+    int32_t most[kColumns] = {};
+    for (int64_t s = 0; s < depth; ++s) {
+      for (int c = 0; c < kColumns; ++c) {
+        const int32_t magnitude = magnitude_bits(from[s * stride + c]);
+        most[c] = magnitude > most[c] ? magnitude : most[c];
+      }
+    }
+    BlockScale block[kColumns];
+    for (int c = 0; c < kColumns; ++c) block[c] = e4m3_scale(most[c]);
+    float scale[kColumns], inverse[kColumns];
+    for (int c = 0; c < kColumns; ++c) scale[c] = block[c].scale, inverse[c] = block[c].inverse;
+    for (int64_t s = 0; s < depth; ++s) {
+      float made[kColumns];
+      for (int c = 0; c < kColumns; ++c) made[c] = scale[c] * nearest_e4m3(from[s * stride + c] * inverse[c]);
+      std::memcpy(to + s * width, made, sizeof made);
+    }
+  }
+
   template <int R>
   static void some_rows(const TileProduct& p) {
     if constexpr (R > 1) {
@@ -153,7 +197,9 @@ constexpr LinearBackwardKernels linear_backward_kernels() {
           1,
           Kernel::round_row,
           Kernel::round_rows,
-          Kernel::multiply};
+          Kernel::multiply,
+          Kernel::round_row_f8,
+          Kernel::round_rows_f8};
 }
 
 // The same, with P::fma as the product of two pairs: P is V in all else.

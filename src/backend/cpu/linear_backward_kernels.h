@@ -43,6 +43,13 @@ struct LinearBackwardKernels {
   // itself (then stride is width), or to nothing that overlaps it.
   void (*round_rows)(const float* from, int64_t stride, int64_t depth, int64_t width, float* to);
   void (*multiply_bf16)(const TileProduct& product);  // of such steps; a and b are not read as floats
+
+  // What follows is of Compute::kF8: floats rounded to E4M3 in blocks of kF8Block, and dequantized again. In
+  // place or to nothing that overlaps. A run of `count` in blocks along it:
+  void (*round_row_f8)(const float* from, int64_t count, float* to);
+  // `depth` rows of `width`, `stride` apart, each column in blocks, to rows without gaps (stride is width
+  // where `to` is `from`):
+  void (*round_rows_f8)(const float* from, int64_t stride, int64_t depth, int64_t width, float* to);
 };
 extern const LinearBackwardKernels kLinearBackwardGeneric, kLinearBackwardAvx2, kLinearBackwardAvx512,
     kLinearBackwardAvx512Bf16;

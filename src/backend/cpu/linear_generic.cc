@@ -2,6 +2,7 @@
 // computes. A fused multiply-add is one rounding here too, whatever the processor.
 #include <type_traits>
 
+#include "backend/cpu/e4m3_inl.h"
 #include "backend/cpu/linear_kernels.h"
 #include "tensor/half.h"
 

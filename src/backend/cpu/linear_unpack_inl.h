@@ -290,39 +290,16 @@ void quantize(const float* x, int64_t columns, int8_t* quants, TileMeta* meta) {
   }
 }
 
-// Rounding to E4M3 keeps 20 bits fewer of a float; below 2^-6, where the numbers are 2^-9 apart, adding and
-// taking away 2^14 does it.
 void quantize_f8(const float* x, int64_t columns, float* numbers, float* scales) {
   for (int64_t k = 0; k < columns; k += kF8Block, x += kF8Block, numbers += kF8Block, ++scales) {
     int32_t most = 0;
     for (int i = 0; i < kF8Block; ++i) {
-      uint32_t bits;
-      __builtin_memcpy(&bits, x + i, sizeof bits);
-      const auto magnitude = static_cast<int32_t>(bits & 0x7fffffffu);
+      const int32_t magnitude = magnitude_bits(x[i]);
       most = magnitude > most ? magnitude : most;
     }
-    float maximum;
-    __builtin_memcpy(&maximum, &most, sizeof most);
-    const bool zero = maximum < kQ8Smallest, finite = most < 0x7f800000;
-    const float inverse = zero ? 0.0f : 448.0f / maximum;
-    *scales = zero ? 0.0f : finite ? maximum / 448.0f : __builtin_nanf("");
-    for (int i = 0; i < kF8Block; ++i) {
-      float v = x[i] * inverse;
-      v = v > -448.0f ? v : -448.0f;
-      v = v < 448.0f ? v : 448.0f;
-      uint32_t bits;
-      __builtin_memcpy(&bits, &v, sizeof bits);
-      const uint32_t magnitude = bits & 0x7fffffffu;
-      const uint32_t normal = (magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) & 0xfff00000u;
-      float small;
-      __builtin_memcpy(&small, &magnitude, sizeof magnitude);
-      small = (small + 0x1p14f) - 0x1p14f;
-      uint32_t rounded;
-      __builtin_memcpy(&rounded, &small, sizeof small);
-      rounded = magnitude < 0x3c800000u ? rounded : normal;
-      rounded |= bits & 0x80000000u;
-      __builtin_memcpy(numbers + i, &rounded, sizeof rounded);
-    }
+    const BlockScale block = e4m3_scale(most);
+    *scales = block.scale;
+    for (int i = 0; i < kF8Block; ++i) numbers[i] = nearest_e4m3(x[i] * block.inverse);
   }
 }
 

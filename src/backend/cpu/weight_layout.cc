@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/fp8.h"
 #include "tensor/half.h"
 
 namespace qiao::cpu {
@@ -258,8 +259,30 @@ void CpuWeight::read(int64_t expert, size_t segment, std::byte* bytes, ThreadPoo
   });
 }
 
+// By the rows that share a scale: eight groups.
+void CpuWeight::write_f8(int64_t expert, const Panels& p, const float* values, ThreadPool& pool) {
+  const int64_t row = row_bytes(p.dtype, columns());
+  pool.parallel_for((p.rows + kF8Block - 1) / kF8Block, 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<std::byte> bytes(static_cast<size_t>(kF8Block * row));
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kF8Block, rows = std::min(kF8Block, p.rows - first);
+      quantize_f8_of_bf16({values + first * columns(), static_cast<size_t>(rows * columns())}, rows,
+                          columns(), bytes.data());
+      for (int64_t r = 0; r < rows; r += kGroupRows) {
+        pack_panel(
+            p.dtype, columns(), std::min(kGroupRows, rows - r), bytes.data() + r * row,
+            memory_.get() + expert * expert_bytes_ + p.offset + (first + r) / kGroupRows * p.panel_bytes);
+      }
+    }
+  });
+}
+
 void CpuWeight::write(int64_t expert, const float* values, ThreadPool& pool) {
   for (const Panels& p : panels_) {
+    if (p.dtype == DType::kF8_128) {
+      write_f8(expert, p, values + p.first_row * columns(), pool);
+      continue;
+    }
     pool.parallel_for(p.groups, 1, [&](int64_t begin, int64_t end, int) {
       std::vector<uint16_t> halves(p.dtype == DType::kF32 ? 0 : static_cast<size_t>(kGroupRows * columns()));
       for (int64_t group = begin; group < end; ++group) {

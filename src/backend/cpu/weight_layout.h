@@ -88,12 +88,13 @@ class CpuWeight final : public Weight {
     return expert(e) + p.offset + group * p.panel_bytes;
   }
   void read(int64_t expert, size_t segment, std::byte* bytes, ThreadPool& pool) const;
-  // values [N, K], rounded to each segment's dtype: F32, F16 or BF16.
+  // values [N, K], rounded to each segment's dtype: F32, F16, BF16 or F8_128.
   void write(int64_t expert, const float* values, ThreadPool& pool);
 
  private:
   // The segment of an expert's group; `group` becomes its index in that segment.
   size_t segment_of(int64_t& group) const;
+  void write_f8(int64_t expert, const Panels& panels, const float* values, ThreadPool& pool);
   void pack_group(const WeightSource& source, int64_t expert, int64_t group);
   // Tells the source that up to `most` groups from this one on are laid out; returns how many, all of one
   // part.

@@ -50,17 +50,25 @@ __device__ inline uint32_t quantize_four(const float (&x)[4], ActivationMeta& me
   return quants;
 }
 
+// Of a block of E4M3, from its largest magnitude's bits: its scale and what its numbers are multiplied with.
+struct F8Scale {
+  float scale, inverse;
+  __device__ explicit F8Scale(unsigned largest) {
+    const float most = __uint_as_float(largest);
+    const bool zero = most < kQ8Smallest, finite = largest < 0x7f800000u;
+    inverse = zero ? 0.0f : kMostE4M3 / most;
+    scale = zero ? 0.0f : finite ? most / kMostE4M3 : __uint_as_float(0x7fc00000u);
+  }
+};
+
 // Four of 128 elements that the warp has, each lane four that follow each other: as numbers of E4M3. `scale`
 // is the block's, in each lane.
 __device__ inline uint32_t quantize_four_f8(const float (&x)[4], float& scale) {
-  const unsigned largest = largest_magnitude<32>(x);
-  const float most = __uint_as_float(largest);
-  const bool zero = most < kQ8Smallest, finite = largest < 0x7f800000u;
-  const float inverse = zero ? 0.0f : kMostE4M3 / most;
-  scale = zero ? 0.0f : finite ? most / kMostE4M3 : __uint_as_float(0x7fc00000u);
+  const F8Scale of_block(largest_magnitude<32>(x));
+  scale = of_block.scale;
   uint32_t numbers = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) numbers |= uint32_t{e4m3_of(x[i] * inverse)} << (8 * i);
+  for (int i = 0; i < 4; ++i) numbers |= uint32_t{e4m3_of(x[i] * of_block.inverse)} << (8 * i);
   return numbers;
 }
 

@@ -1,5 +1,5 @@
-// The products of a way back, in F32 (linear_backward.cu) and in BF16 (gradient_bf16.cu), which
-// token_logprob's takes a piece of the vocabulary at a time.
+// The products of a way back, in F32 (linear_backward.cu), in BF16 (gradient_bf16.cu), both of which
+// token_logprob's takes a piece of the vocabulary at a time, and in FP8 (gradient_f8.cu).
 #pragma once
 
 #include "backend/cuda/cuda_class.h"
@@ -47,6 +47,13 @@ void run_input_gradient_bf16(const CudaBackend& chip, const GradientArguments& a
 void run_weight_gradient_bf16(const CudaBackend& chip, const WeightGradientArguments& arguments,
                               std::byte* workspace);
 size_t bf16_gradient_bytes(int64_t experts, int64_t rows, int64_t columns, int64_t tokens);
+
+// The same with operands in E4M3, of a weight of F8_128 with square scales, all of whose rows are summed.
+void run_input_gradient_f8(const CudaBackend& chip, const CudaWeight& weight,
+                           const GradientArguments& arguments, std::byte* workspace);
+void run_weight_gradient_f8(const CudaBackend& chip, const WeightGradientArguments& arguments,
+                            std::byte* workspace);
+size_t f8_gradient_bytes(const Weight& weight, int64_t tokens);
 
 // The rows of one expert; by whole warps, the same in each lane.
 struct RowRange {

@@ -8,12 +8,7 @@
 // again: x^T is made the weight, in tiles, and dy^T its tokens, as matmul_wgmma.h takes them, each in one
 // pass that rounds and turns; all of T is one segment, so that a block has 256 rows of dw by 128 columns.
 //
-// Elsewhere dy and x are rounded as they lie, one pass over each. Plan: a block has 128 rows by 256 columns
-// of dw (64 by 64 where there would be few of them, or little shared memory), a warp 64 by 64 of them (32 by
-// 32) in registers; stages of 32 tokens come by cp.async, four of them (a row is padded by 16 bytes, so that
-// ldmatrix meets no bank twice), and ldmatrix turns both operands as mma.m16n8k16 wants them: eight loads of
-// 512 bytes for 32 products; a stage brings 24 KB for a million multiply-adds. 195 registers, 84 in small
-// blocks.
+// Elsewhere dy and x are rounded as they lie, one pass over each, for weight_gradient.h.
 //
 // In both a sum is one chain of steps of 16 tokens, from the expert's first on, to which what dw held is
 // added last: an order of T alone. The limit is the tensor cores. Not yet run on a device, so not timed.
@@ -22,14 +17,13 @@
 #include "backend/cuda/activation_rows.h"
 #include "backend/cuda/gradient.h"
 #include "backend/cuda/matmul_call.h"
+#include "backend/cuda/weight_gradient.h"
 
 namespace qiao::cuda {
 namespace {
 
 constexpr int kTransposeWarps = 8;
 constexpr int kTilePitch = 48;  // bytes of a row of 16: eight rows meet each bank once
-
-int64_t up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 // Tiles of 16 x 16, a warp each: those of `from` of rows and columns to those of `to` of columns and rows.
 __global__ void __launch_bounds__(32 * kTransposeWarps)
@@ -58,130 +52,6 @@ __global__ void __launch_bounds__(32 * kTransposeWarps)
     *reinterpret_cast<uint4*>(to + (unit * row_tiles + r) * 512 + lane * 16) =
         make_uint4(turned[0], turned[1], turned[2], turned[3]);
     __syncwarp();
-  }
-}
-
-// A block's share of dw, and what lies in its shared memory: stages of [token][rows], [token][columns].
-template <int kOfRows, int kOfColumns, int kOfWarp>
-struct DwShape {
-  static constexpr int kRows = kOfRows, kColumns = kOfColumns, kOwn = kOfWarp;  // kOwn: both ways, of a warp
-  static constexpr int kAcross = kColumns / kOwn, kThreads = 32 * (kRows / kOwn) * kAcross;
-  static constexpr int kDepth = 32, kStages = 4;
-  static constexpr int kRowPitch = 2 * kRows + 16, kColumnPitch = 2 * kColumns + 16;
-  static constexpr int kStageBytes = kDepth * (kRowPitch + kColumnPitch);
-  static constexpr int kSharedBytes = kStages * kStageBytes;
-};
-using LargeDw = DwShape<128, 256, 64>;
-using SmallDw = DwShape<64, 64, 32>;
-constexpr int64_t kFewDwBlocks = 100;  // large ones, which leave a quarter of an H200 idle
-
-struct DwArguments {
-  const uint8_t *dy, *x;      // BF16 [tokens, pitch], zeros from rows and from columns on
-  int64_t dy_pitch, x_pitch;  // bytes
-  int64_t tokens, rows, columns;
-  const int32_t* counts;
-  float* dw;
-};
-
-// 16 bytes of each of kDepth rows from `begin` on, those before `end`, from byte `at` on, those before
-// `pitch`.
-template <int kBytes, int kPitch, int kDepth, int kThreads>
-__device__ inline void bring_rows(const uint8_t* rows, int64_t pitch, int64_t begin, int64_t end, int64_t at,
-                                  uint8_t* shared) {
-  constexpr int kPieces = kBytes / 16;
-  static_assert(kDepth * kPieces % kThreads == 0);
-#pragma unroll
-  for (int i = 0; i < kDepth * kPieces / kThreads; ++i) {
-    const int item = i * kThreads + static_cast<int>(threadIdx.x), t = item / kPieces;
-    const int piece = item % kPieces * 16;
-    const bool there = begin + t < end && at + piece < pitch;
-    copy_async<16>(shared + t * kPitch + piece, there ? rows + (begin + t) * pitch + at + piece : rows,
-                   there);
-  }
-}
-
-template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::kThreads == 256 ? 1 : 3)
-    weight_gradient_bf16(const __grid_constant__ DwArguments op) {
-  begin_kernel();
-  const auto expert = static_cast<int>(blockIdx.y);
-  const RowRange range = rows_of_expert(op.counts, op.tokens, expert);
-  if (range.begin >= range.end) return;
-  const int64_t across = ceil_div(op.columns, S::kColumns);
-  const int64_t column = blockIdx.x % across * S::kColumns, row = blockIdx.x / across * S::kRows;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int own_row = warp / S::kAcross * S::kOwn, own_column = warp % S::kAcross * S::kOwn;
-  auto* shared = shared_memory<uint8_t>();
-  const int count = static_cast<int>(ceil_div(range.end - range.begin, S::kDepth));
-  const auto bring = [&](int stage) {
-    if (stage < count) {
-      uint8_t* to = shared + stage % S::kStages * S::kStageBytes;
-      const int64_t begin = range.begin + int64_t{stage} * S::kDepth;
-      bring_rows<2 * S::kRows, S::kRowPitch, S::kDepth, S::kThreads>(op.dy, op.dy_pitch, begin, range.end,
-                                                                     2 * row, to);
-      bring_rows<2 * S::kColumns, S::kColumnPitch, S::kDepth, S::kThreads>(
-          op.x, op.x_pitch, begin, range.end, 2 * column, to + S::kDepth * S::kRowPitch);
-    }
-    copy_async_commit();
-  };
-  constexpr int kHigh = S::kOwn / 16, kWide = S::kOwn / 8;  // tiles of a warp
-  float sums[kHigh][kWide][4] = {};
-  for (int i = 0; i < S::kStages - 1; ++i) bring(i);
-  for (int stage = 0; stage < count; ++stage) {
-    copy_async_wait<S::kStages - 2>();
-    __syncthreads();
-    bring(stage + S::kStages - 1);
-    const int64_t left = range.end - range.begin - int64_t{stage} * S::kDepth;
-    const int steps = left < S::kDepth ? static_cast<int>(left + 15) / 16 : S::kDepth / 16;
-    const uint8_t* dy = shared + stage % S::kStages * S::kStageBytes + 2 * own_row +
-                        (lane % 8 + lane / 16 * 8) * S::kRowPitch + lane / 8 % 2 * 16;
-    const uint8_t* x = shared + stage % S::kStages * S::kStageBytes + S::kDepth * S::kRowPitch +
-                       2 * own_column + (lane % 8 + lane / 8 % 2 * 8) * S::kColumnPitch + lane / 16 * 16;
-#pragma unroll
-    for (int step = 0; step < S::kDepth / 16; ++step) {
-      if (step >= steps) break;
-      uint32_t a[kHigh][4];
-#pragma unroll
-      for (int m = 0; m < kHigh; ++m) {
-        load_matrices_transposed(a[m], dy + step * 16 * S::kRowPitch + m * 32);
-      }
-#pragma unroll
-      for (int n = 0; n < kWide; n += 2) {
-        uint32_t b[4];
-        load_matrices_transposed(b, x + step * 16 * S::kColumnPitch + n * 16);
-        const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-#pragma unroll
-        for (int m = 0; m < kHigh; ++m) {
-          multiply_add_bf16(sums[m][n], a[m], first);
-          multiply_add_bf16(sums[m][n + 1], a[m], second);
-        }
-      }
-    }
-  }
-  copy_async_wait<0>();
-  float* dw = op.dw + expert * op.rows * op.columns;
-  const bool pairs = op.columns % 2 == 0 && (reinterpret_cast<uintptr_t>(dw) & 7) == 0;
-#pragma unroll
-  for (int m = 0; m < kHigh; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t n = row + own_row + m * 16 + half * 8 + lane / 4;
-      if (n >= op.rows) continue;
-#pragma unroll
-      for (int t = 0; t < kWide; ++t) {
-        const int64_t k = column + own_column + t * 8 + lane % 4 * 2;
-        if (k >= op.columns) continue;
-        float* at = dw + n * op.columns + k;
-        const float low = sums[m][t][2 * half], high = sums[m][t][2 * half + 1];
-        if (pairs) {
-          const float2 was = *reinterpret_cast<const float2*>(at);
-          *reinterpret_cast<float2*>(at) = make_float2(was.x + low, was.y + high);
-        } else {
-          at[0] += low;
-          if (k + 1 < op.columns) at[1] += high;
-        }
-      }
-    }
   }
 }
 
@@ -256,17 +126,6 @@ __global__ void __launch_bounds__(kTurnThreads) turn_to_pieces(const __grid_cons
   }
 }
 
-// A matrix of W's shape turned, in memory that is another's.
-CudaWeight turned(int64_t experts, int64_t rows, int64_t columns, std::byte* memory) {
-  WeightSource source;
-  source.experts = experts, source.columns = rows;
-  source.parts.assign(static_cast<size_t>(experts), {DType::kBF16, columns, nullptr});
-  const size_t bytes = CudaWeight::bytes_for(source);
-  return CudaWeight(source, Buffer(nullptr, memory, bytes));
-}
-
-int64_t rounded_columns(int64_t columns) { return ceil_div(columns, 64) * 64; }
-
 void round_rows(const Stream& stream, const float* rows, int64_t stride, int64_t tokens, int64_t columns,
                 uint8_t* rounded) {
   MatmulArguments a;
@@ -307,7 +166,7 @@ void run_turned(const Stream& stream, const WeightGradientArguments& op, std::by
 }  // namespace
 
 size_t bf16_gradient_bytes(int64_t experts, int64_t rows, int64_t columns, int64_t tokens) {
-  const CudaWeight weight = turned(experts, rows, columns, nullptr);
+  const CudaWeight weight = weight_in(nullptr, DType::kBF16, experts, columns, rows);
   const auto of_dx =
       static_cast<int64_t>(weight.bytes() + matmul_workspace_bytes(weight, Compute::kBF16, tokens));
   const int64_t of_dw = up(tokens * rounded_columns(rows) * 2) + up(tokens * rounded_columns(columns) * 2);
@@ -317,7 +176,7 @@ size_t bf16_gradient_bytes(int64_t experts, int64_t rows, int64_t columns, int64
 void run_input_gradient_bf16(const CudaBackend& chip, const GradientArguments& op, std::byte* workspace) {
   if (op.tokens == 0) return;
   const int64_t rows = op.end_row - op.first_row, columns = op.weight.columns;
-  const CudaWeight weight = turned(op.experts, rows, columns, workspace);
+  const CudaWeight weight = weight_in(workspace, DType::kBF16, op.experts, columns, rows);
   const int64_t row_tiles = ceil_div(rows, kTileRows), tiles = row_tiles * op.weight.units;
   launch("linear_backward", chip.stream(), transpose_tiles,
          dim3(static_cast<unsigned>(std::min<int64_t>(ceil_div(tiles, kTransposeWarps), 8192)),
@@ -344,25 +203,14 @@ void run_weight_gradient_bf16(const CudaBackend& chip, const WeightGradientArgum
   uint8_t* x = dy + up(op.tokens * rounded_columns(op.rows) * 2);
   round_rows(stream, op.dy, op.dy_stride, op.tokens, op.rows, dy);
   round_rows(stream, op.x, op.x_stride, op.tokens, op.columns, x);
-  const DwArguments a{dy,
-                      x,
-                      2 * rounded_columns(op.rows),
-                      2 * rounded_columns(op.columns),
-                      op.tokens,
-                      op.rows,
-                      op.columns,
-                      op.counts,
-                      op.dw};
-  const auto run = [&](auto shape) {
-    using S = decltype(shape);
-    const auto blocks =
-        static_cast<unsigned>(ceil_div(op.rows, S::kRows) * ceil_div(op.columns, S::kColumns));
-    launch("linear_backward", stream, weight_gradient_bf16<S>,
-           dim3(blocks, static_cast<unsigned>(op.experts)), S::kThreads, S::kSharedBytes, a);
-  };
+  DwArguments a;
+  a.dy = dy, a.dy_pitch = 2 * rounded_columns(op.rows);
+  a.x = x, a.x_pitch = 2 * rounded_columns(op.columns);
+  a.tokens = op.tokens, a.rows = op.rows, a.columns = op.columns, a.counts = op.counts, a.dw = op.dw;
   const int64_t large = ceil_div(op.rows, LargeDw::kRows) * ceil_div(op.columns, LargeDw::kColumns);
-  large* op.experts >= kFewDwBlocks&& LargeDw::kSharedBytes <= chip.block_shared_bytes() ? run(LargeDw{})
-                                                                                         : run(SmallDw{});
+  large* op.experts >= kFewDwBlocks&& LargeDw::kSharedBytes <= chip.block_shared_bytes()
+      ? launch_dw<LargeDw, false>(stream, op.experts, a)
+      : launch_dw<SmallDw, false>(stream, op.experts, a);
 }
 
 }  // namespace qiao::cuda

@@ -1,9 +1,9 @@
 // linear_backward and grouped_linear_backward: dx = dy W, dw += dy^T x, dbias. Both products are in BF16 by
-// gradient_bf16.cu, or in F32 by the tiles of tile_f32.h, 128 columns of K by 64 rows (of x, or of the
-// weight) a block, over the whole of n or t in one ascending chain that begins with what was there; weights
-// of every dtype are unpacked as they come. dbias: a warp reads 32 columns, eight warps an eighth of the rows
-// each, added up in order. Limit: F32 arithmetic. Tensor cores would need operands of three TF32 parts to
-// stay inside the contract's bound of kF32. Measured: docs/h200.md.
+// gradient_bf16.cu, in FP8 by gradient_f8.cu, or in F32 by the tiles of tile_f32.h, 128 columns of K by 64
+// rows (of x, or of the weight) a block, over the whole of n or t in one ascending chain that begins with
+// what was there; weights of every dtype are unpacked as they come. dbias: a warp reads 32 columns, eight
+// warps an eighth of the rows each, added up in order. Limit: F32 arithmetic. Tensor cores would need
+// operands of three TF32 parts to stay inside the contract's bound of kF32. Measured: docs/h200.md.
 #include "backend/ops/linear.h"
 
 #include <algorithm>
@@ -112,6 +112,8 @@ void input_gradients(const CudaBackend& chip, const Op& op, const int32_t* count
     a.add = op.add_dx || i > 0;
     if (op.compute == Compute::kBF16) {
       run_input_gradient_bf16(chip, a, op.workspace.template as<std::byte>());
+    } else if (op.compute == Compute::kF8) {  // all rows are one panel's
+      run_input_gradient_f8(chip, weight, a, op.workspace.template as<std::byte>());
     } else {
       launch_input_gradient(chip.stream(), a);
     }
@@ -128,6 +130,8 @@ void weight_gradients(const CudaBackend& chip, const Op& op, const int32_t* coun
   a.dw = op.dw.template as<float>();
   if (op.compute == Compute::kBF16) {
     run_weight_gradient_bf16(chip, a, op.workspace.template as<std::byte>());
+  } else if (op.compute == Compute::kF8) {
+    run_weight_gradient_f8(chip, a, op.workspace.template as<std::byte>());
   } else {
     launch_weight_gradient(chip.stream(), a);
   }
@@ -135,8 +139,9 @@ void weight_gradients(const CudaBackend& chip, const Op& op, const int32_t* coun
 
 template <class Op>
 size_t gradient_workspace_bytes(const Op& op) {
-  if (op.compute != Compute::kBF16) return 0;
+  if (op.compute == Compute::kF32) return 0;
   const Weight& weight = *op.weight;
+  if (op.compute == Compute::kF8) return f8_gradient_bytes(weight, op.dy.shape[0]);
   return bf16_gradient_bytes(weight.experts(), weight.rows(), weight.columns(), op.dy.shape[0]);
 }
 

@@ -7,7 +7,10 @@
 #include <algorithm>
 
 #include "backend/cuda/cuda_class.h"
+#include "backend/cuda/instructions.h"
 #include "backend/cuda/kernel.h"
+#include "backend/ops/common.h"
+#include "tensor/half.h"
 
 namespace qiao::cuda {
 namespace {
@@ -62,6 +65,45 @@ __global__ void __launch_bounds__(256)
                                                          : __bfloat16_as_ushort(__float2bfloat16_rn(value));
       *reinterpret_cast<unsigned short*>(tile_byte(w, layout, row, 2 * k)) = bits;
     }
+  }
+}
+
+__device__ float by_bf16(float value) { return __bfloat162float(__float2bfloat16_rn(value)); }
+
+// As quantize_f8_of_bf16 (tensor/fp8.h): a block of threads has 128 rows of a segment, which begins at row
+// `first` of the weight and at row `to` of the panel, by 128 columns.
+__global__ void __launch_bounds__(256)
+    weight_write_f8(WeightRows w, const float* values, int64_t first, int64_t to, int64_t rows) {
+  begin_kernel();
+  QIAO_SHARED(float, parts, 8);
+  constexpr int kBlock = static_cast<int>(kF8Block);
+  const int64_t unit = blockIdx.x % w.units, begin = blockIdx.x / w.units * kBlock;
+  const auto count = static_cast<int>(rows - begin < kBlock ? rows - begin : kBlock);
+  const int four = static_cast<int>(threadIdx.x % 32) * 4, warp = static_cast<int>(threadIdx.x / 32);
+  const float* from = values + (first + begin) * w.columns + unit * kBlock + four;
+  float most = 0;  // of what is a number
+  for (int r = warp; r < count; r += 8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) most = fmaxf(most, fabsf(by_bf16(from[r * w.columns + i])));
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, lanes));
+  if (threadIdx.x % 32 == 0) parts[warp] = most;
+  __syncthreads();
+  for (int i = 0; i < 8; ++i) most = fmaxf(most, parts[i]);
+  const bool zero = most < kQ8Smallest;
+  const float scale = zero ? 0.0f : most / kMostE4M3, inverse = zero ? 0.0f : kMostE4M3 / most;
+  constexpr int kTileBytes = tile_layout(DType::kF8_128).bytes();
+  for (int r = warp; r < count; r += 8) {
+    uint32_t numbers = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      numbers |= uint32_t{e4m3_of(by_bf16(from[r * w.columns + i]) * inverse)} << (8 * i);
+    const int64_t row = to + begin + r;
+    const auto in_tile = static_cast<int>(row % kTileRows);
+    uint8_t* tile = const_cast<uint8_t*>(w.tiles) + (row / kTileRows * w.units + unit) * kTileBytes;
+    reinterpret_cast<uint32_t*>(tile)[f8_word(in_tile, four / 4)] = numbers;
+    if (four == 0) reinterpret_cast<float*>(tile + kF8ScalesAt)[in_tile] = scale;
   }
 }
 
@@ -165,8 +207,18 @@ void CudaBackend::do_read_weight(const Weight& weight, int64_t expert, size_t se
 
 void CudaBackend::do_write_weight(Weight& weight, int64_t expert, const Tensor& values) {
   const auto& of_chip = static_cast<const CudaWeight&>(weight);
+  for (size_t i = 0; i < weight.segments().size(); ++i) {
+    const Weight::Segment& segment = weight.segments()[i];
+    if (segment.dtype != DType::kF8_128) continue;
+    const CudaWeight::Place place = of_chip.place_of(i);
+    const WeightRows w = of_chip.rows_of(expert, place.panel);
+    launch("write_weight", stream_, weight_write_f8,
+           static_cast<unsigned>(ceil_div(segment.rows, kF8Block) * w.units), 256, 0, w, values.as<float>(),
+           segment.first_row, place.row, segment.rows);
+  }
   for (size_t i = 0; i < of_chip.panels().size(); ++i) {
     const WeightRows w = of_chip.rows_of(expert, i);
+    if (w.dtype == DType::kF8_128) continue;
     launch("write_weight", stream_, weight_write, blocks_for(w.rows * w.columns, 256), 256, 0, w,
            tile_layout(w.dtype), values.as<float>(), of_chip.panels()[i].first_row);
   }

@@ -100,6 +100,12 @@ constexpr TileLayout tile_layout(DType dtype) {
   }
 }
 
+// Of a tile of F8_128: which word has numbers 4 * four to 4 * four + 3 of a row, and where its scales begin.
+QIAO_HOST_DEVICE constexpr int f8_word(int row, int four) {
+  return four / 8 * 128 + (row % 8 * 4 + four % 4) * 4 + four % 8 / 4 * 2 + row / 8;
+}
+inline constexpr int kF8ScalesAt = kTileRows * static_cast<int>(kF8Block);
+
 // Rows of one dtype, of one expert: what kernels are given.
 struct WeightRows {
   const uint8_t* tiles = nullptr;

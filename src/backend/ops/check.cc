@@ -169,9 +169,10 @@ void compute(std::string_view op, const Weight& weight, Compute compute) {
 }
 
 void gradient_compute(std::string_view op, const Weight& weight, Compute kind) {
-  if (kind != Compute::kF32 && kind != Compute::kBF16)
-    refuse(op, "compute is of the forward pass alone, expected F32 or BF16");
+  if (kind == Compute::kQ8) refuse(op, "compute is of the forward pass alone, expected F32, BF16 or F8");
   compute(op, weight, kind);
+  if (kind == Compute::kF8 && !weight.square_scales())
+    refuse(op, "compute is F8, but the weight's scales are of single rows, expected them of 128 x 128");
 }
 
 void workspace(std::string_view op, const Tensor& workspace) {

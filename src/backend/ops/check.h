@@ -38,7 +38,7 @@ void same_or_distinct(std::string_view op, std::string_view a_name, const Tensor
 void dense_weight(std::string_view op, std::string_view name, const Weight* weight);
 // The compute kind fits every segment's dtype: kQ8 block formats but F8_128, kF8 that one, kBF16 BF16.
 void compute(std::string_view op, const Weight& weight, Compute compute);
-// The same of a way back, which is computed in kF32 or kBF16 alone.
+// The same of a way back, which is never in kQ8, and in kF8 where scales are square alone.
 void gradient_compute(std::string_view op, const Weight& weight, Compute compute);
 // U8, contiguous and 64-byte aligned where present.
 void workspace(std::string_view op, const Tensor& workspace);

@@ -33,6 +33,10 @@ enum class Compute : uint8_t {
 inline Compute gradient_compute(Compute forward) {
   return forward == Compute::kBF16 ? Compute::kBF16 : Compute::kF32;
 }
+// The same of a weight whose way back may be in E4M3.
+inline Compute gradient_compute(Compute forward, const Weight& weight) {
+  return forward == Compute::kF8 && weight.square_scales() ? Compute::kF8 : gradient_compute(forward);
+}
 
 inline constexpr int64_t kQ8Block = 32;  // and kF8Block, of tensor/dtype.h
 inline constexpr float kQ8Smallest = 0x1p-100f;

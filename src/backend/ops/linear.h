@@ -71,11 +71,20 @@ struct GroupedLinear {
 //   kBF16, of BF16 weights alone: dy and x are rounded to BF16 (nearest even) for the two products, whose
 //     terms then are exact. In an order that N, K and the chip decide, of dw also T; what was there is added
 //     first or last.
-//   dbias is the same in both: dy as given, t ascending, or runs of t and then their sums.
+//   kF8, of F8_128 weights with square scales alone (Weight::square_scales): as DeepSeek-V3 Technical Report,
+//     section 3.3, has it, all operands in E4M3. dy and x are rounded as kF8 rounds activations, in other
+//     blocks: for dx each row of dy in blocks of 128 of a segment's n, from its first on; for dw each column
+//     of dy and x in blocks of 128 tokens, from the first on (of the expert). A segment's and an expert's
+//     last block may have fewer. W is as it is. Blocks' sums, scales and their order as in the forward pass,
+//     or as kBF16's with the operands dequantized to F32.
+//   dbias is the same in all: dy as given, t ascending, or runs of t and then their sums.
 // Bounds, with gamma_m and u as above, dy and x as the compute kind rounds them:
-//   dx:     gamma_(N + 2) * (sum_n |dy W| + |dx before|) + 2^-126 * (N + 2 + sum_n |dy| + sum_n |W|)
-//   dw:     gamma_(T + 2) * (sum_t |dy x| + |dw before|) + 2^-126 * (T + 2 + sum_t |dy| + sum_t |x|)
+//   dx:     gamma_m * (sum_n |dy W| + |dx before|) + 2^-126 * (m + sum_n |dy| + sum_n |W|) + (for kF8) e
+//   dw:     gamma_m * (sum_t |dy x| + |dw before|) + 2^-126 * (m + sum_t |dy| + sum_t |x|) + (for kF8) e
 //   dbias:  gamma_(T + 2) * (sum_t |dy| + |dbias before|) + 2^-126 * (T + 2)
+// m is n + 2, in kF8 n + 4, where n is N of dx and T of dw: with operands dequantized both round once, and
+// their product; with blocks' sums, whose error is in e, the scales' product and its product with the sum do.
+// e is Linear's with n for K and M = sum_n |dy W| or sum_t |dy x|.
 // Without any of dx, dw and dbias there is nothing to do.
 struct LinearBackward {
   Tensor dy;                       // F32 [T, N], rows contiguous
@@ -85,7 +94,7 @@ struct LinearBackward {
   bool add_dx = false;
   Tensor dw;                        // F32 [N, K], dense, or absent
   Tensor dbias;                     // F32 [N] or absent; no result overlaps anything
-  Compute compute = Compute::kF32;  // or kBF16
+  Compute compute = Compute::kF32;  // or kBF16, or kF8
   Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
@@ -105,7 +114,7 @@ struct GroupedLinearBackward {
   Tensor dx;                       // F32 [T', K], rows contiguous, or absent
   bool add_dx = false;
   Tensor dw;                        // F32 [E, N, K], dense, or absent; no result overlaps anything
-  Compute compute = Compute::kF32;  // or kBF16
+  Compute compute = Compute::kF32;  // or kBF16, or kF8
   Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;

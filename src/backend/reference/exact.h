@@ -33,8 +33,12 @@ struct GradientSums {
   std::vector<double> sum;
   std::vector<double> magnitude;  // of the absolute values
   std::vector<double> operands;   // sum of |factors|, for what a unit may flush
+  std::vector<double> products;   // of the absolute values without what was there
   explicit GradientSums(int64_t elements = 0)
-      : sum(static_cast<size_t>(elements)), magnitude(sum.size()), operands(sum.size()) {}
+      : sum(static_cast<size_t>(elements)),
+        magnitude(sum.size()),
+        operands(sum.size()),
+        products(sum.size()) {}
   void begin(int64_t i, double value) {
     sum[static_cast<size_t>(i)] = value;
     magnitude[static_cast<size_t>(i)] = value < 0 ? -value : value;
@@ -43,6 +47,7 @@ struct GradientSums {
     const double product = a * b;
     sum[static_cast<size_t>(i)] += product;
     magnitude[static_cast<size_t>(i)] += product < 0 ? -product : product;
+    products[static_cast<size_t>(i)] += product < 0 ? -product : product;
     operands[static_cast<size_t>(i)] += (a < 0 ? -a : a) + (b < 0 ? -b : b);
   }
 };

@@ -15,12 +15,13 @@ void round_activations(Compute compute, const float* x, int64_t count, double* o
     for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(float_to_bf16(x[i]));
   } else if (compute == Compute::kF8) {
     for (int64_t block = 0; block < count; block += kF8Block) {
+      const int64_t end = std::min(block + kF8Block, count);
       float largest = 0;
-      for (int64_t i = block; i < block + kF8Block; ++i) largest = std::max(largest, std::abs(x[i]));
+      for (int64_t i = block; i < end; ++i) largest = std::max(largest, std::abs(x[i]));
       const bool zero = largest < kQ8Smallest;
       const float scale = zero ? 0.0f : largest / kMostE4M3;
       const float inverse = zero ? 0.0f : kMostE4M3 / largest;
-      for (int64_t i = block; i < block + kF8Block; ++i)
+      for (int64_t i = block; i < end; ++i)
         out[i] =
             static_cast<double>(scale) * static_cast<double>(e4m3_to_float(float_to_e4m3(x[i] * inverse)));
     }
@@ -141,61 +142,85 @@ std::vector<int64_t> experts_of_rows(const Tensor& counts) {
 
 namespace {
 
-// An operand of a way back.
-double operand(Compute compute, float value) {
-  double rounded = 0;
-  round_activations(compute, &value, 1, &rounded);
+// dy as dx takes it: a row in kF8 by segments.
+std::vector<double> round_rows(Compute compute, const Tensor& dy, const Weight& weight) {
+  std::vector<double> rounded(static_cast<size_t>(dy.elements()));
+  for (int64_t t = 0; t < dy.shape[0]; ++t) {
+    for (const Weight::Segment& segment : weight.segments()) {
+      round_activations(compute, &at(dy, t, segment.first_row), segment.rows,
+                        rounded.data() + t * dy.shape[1] + segment.first_row);
+    }
+  }
   return rounded;
+}
+
+// An operand of dw, [tokens, width]: in kF8 by blocks of tokens from each expert's first on.
+std::vector<double> round_columns(Compute compute, const Tensor& x,
+                                  const std::vector<int64_t>& expert_of_row) {
+  const int64_t tokens = x.shape[0], width = x.shape[1];
+  std::vector<double> rounded(static_cast<size_t>(x.elements()));
+  for (int64_t first = 0, end = 0; first < tokens; first = end) {
+    while (end < tokens &&
+           expert_of_row[static_cast<size_t>(end)] == expert_of_row[static_cast<size_t>(first)])
+      ++end;
+    std::vector<float> column(static_cast<size_t>(end - first));
+    std::vector<double> out(column.size());
+    for (int64_t k = 0; k < width; ++k) {
+      for (int64_t t = first; t < end; ++t) column[static_cast<size_t>(t - first)] = at(x, t, k);
+      round_activations(compute, column.data(), end - first, out.data());
+      for (int64_t t = first; t < end; ++t)
+        rounded[static_cast<size_t>(t * width + k)] = out[static_cast<size_t>(t - first)];
+    }
+  }
+  return rounded;
+}
+
+// Both gradients but dbias, of any number of experts.
+template <class Op>
+LinearGradients exact_products_back(const Op& op, const std::vector<int64_t>& expert_of_row) {
+  const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
+  const int64_t tokens = op.dy.shape[0], rows = weight.rows(), columns = weight.columns();
+  LinearGradients g{GradientSums(op.dx.elements()), GradientSums(op.dw.elements()), GradientSums()};
+  for (int64_t i = 0; op.add_dx && i < op.dx.elements(); ++i)
+    g.dx.begin(i, at(op.dx, i / columns, i % columns));
+  for (int64_t i = 0; i < op.dw.elements(); ++i) g.dw.begin(i, op.dw.template as<float>()[i]);
+  const bool has_dw = op.dw.present();
+  const std::vector<double> along = round_rows(op.compute, op.dy, weight);
+  const std::vector<double> dy = has_dw ? round_columns(op.compute, op.dy, expert_of_row) : along;
+  const std::vector<double> x = has_dw ? round_columns(op.compute, op.x, expert_of_row) : along;
+  std::vector<Term> row(static_cast<size_t>(columns));
+  for (int64_t expert = 0; expert < weight.experts(); ++expert) {
+    for (int64_t n = 0; n < rows; ++n) {
+      weight.row_terms(expert, n, row.data());
+      for (int64_t t = 0; t < tokens; ++t) {
+        if (expert_of_row[static_cast<size_t>(t)] != expert) continue;
+        const auto i = static_cast<size_t>(t * rows + n);
+        for (int64_t k = 0; k < columns; ++k) {
+          if (op.dx.present()) g.dx.add(t * columns + k, along[i], row[static_cast<size_t>(k)].value());
+          if (has_dw)
+            g.dw.add((expert * rows + n) * columns + k, dy[i], x[static_cast<size_t>(t * columns + k)]);
+        }
+      }
+    }
+  }
+  return g;
 }
 
 }  // namespace
 
 LinearGradients exact_linear_backward(const LinearBackward& op) {
-  const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
-  const int64_t tokens = op.dy.shape[0], rows = weight.rows(), columns = weight.columns();
-  LinearGradients g{GradientSums(op.dx.elements()), GradientSums(op.dw.elements()),
-                    GradientSums(op.dbias.elements())};
-  for (int64_t i = 0; op.add_dx && i < op.dx.elements(); ++i)
-    g.dx.begin(i, at(op.dx, i / columns, i % columns));
-  for (int64_t i = 0; i < op.dw.elements(); ++i) g.dw.begin(i, op.dw.as<float>()[i]);
-  for (int64_t i = 0; i < op.dbias.elements(); ++i) g.dbias.begin(i, op.dbias.as<float>()[i]);
-  std::vector<Term> row(static_cast<size_t>(columns));
-  for (int64_t n = 0; n < rows; ++n) {
-    weight.row_terms(0, n, row.data());
-    for (int64_t t = 0; t < tokens; ++t) {
-      const double dy = operand(op.compute, at(op.dy, t, n));
-      for (int64_t k = 0; k < columns; ++k) {
-        if (op.dx.present()) g.dx.add(t * columns + k, dy, row[static_cast<size_t>(k)].value());
-        if (op.dw.present()) g.dw.add(n * columns + k, dy, operand(op.compute, at(op.x, t, k)));
-      }
-      if (op.dbias.present()) g.dbias.add(n, at(op.dy, t, n), 1);
-    }
+  const int64_t tokens = op.dy.shape[0];
+  LinearGradients g = exact_products_back(op, std::vector<int64_t>(static_cast<size_t>(tokens), 0));
+  g.dbias = GradientSums(op.dbias.elements());
+  for (int64_t n = 0; n < op.dbias.elements(); ++n) {
+    g.dbias.begin(n, op.dbias.as<float>()[n]);
+    for (int64_t t = 0; t < tokens; ++t) g.dbias.add(n, at(op.dy, t, n), 1);
   }
   return g;
 }
 
 LinearGradients exact_grouped_linear_backward(const GroupedLinearBackward& op) {
-  const auto& weight = static_cast<const ReferenceWeight&>(*op.weight);
-  const int64_t rows = weight.rows(), columns = weight.columns();
-  LinearGradients g{GradientSums(op.dx.elements()), GradientSums(op.dw.elements()), GradientSums()};
-  for (int64_t i = 0; op.add_dx && i < op.dx.elements(); ++i)
-    g.dx.begin(i, at(op.dx, i / columns, i % columns));
-  for (int64_t i = 0; i < op.dw.elements(); ++i) g.dw.begin(i, op.dw.as<float>()[i]);
-  const std::vector<int64_t> experts = experts_of_rows(op.counts);
-  std::vector<Term> row(static_cast<size_t>(columns));
-  for (int64_t t = 0; t < op.dy.shape[0]; ++t) {
-    const int64_t expert = experts[static_cast<size_t>(t)];
-    for (int64_t n = 0; n < rows; ++n) {
-      weight.row_terms(expert, n, row.data());
-      const double dy = operand(op.compute, at(op.dy, t, n));
-      for (int64_t k = 0; k < columns; ++k) {
-        if (op.dx.present()) g.dx.add(t * columns + k, dy, row[static_cast<size_t>(k)].value());
-        if (op.dw.present())
-          g.dw.add((expert * rows + n) * columns + k, dy, operand(op.compute, at(op.x, t, k)));
-      }
-    }
-  }
-  return g;
+  return exact_products_back(op, experts_of_rows(op.counts));
 }
 
 void ReferenceBackend::do_grouped_linear_backward(const GroupedLinearBackward& op) {

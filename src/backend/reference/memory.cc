@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/fp8.h"
 #include "tensor/half.h"
 
 namespace qiao::reference {
@@ -30,6 +31,12 @@ void ReferenceWeight::write(int64_t expert, const float* values) {
   for (size_t i = 0; i < segments().size(); ++i) {
     const Segment& segment = segments()[i];
     std::byte* to = parts_[static_cast<size_t>(expert) * segments().size() + i].data();
+    if (segment.dtype == DType::kF8_128) {
+      quantize_f8_of_bf16(
+          {values + segment.first_row * columns(), static_cast<size_t>(segment.rows * columns())},
+          segment.rows, columns(), to);
+      continue;
+    }
     for (int64_t e = 0; e < segment.rows * columns(); ++e) {
       const float value = values[segment.first_row * columns() + e];
       const uint16_t half = segment.dtype == DType::kF16 ? float_to_f16(value) : float_to_bf16(value);

@@ -16,7 +16,7 @@ class ReferenceWeight final : public Weight {
   size_t bytes() const override;
   // The file's bytes of one segment of one expert.
   const std::vector<std::byte>& part(int64_t expert, size_t segment) const;
-  // values [N, K], rounded to each segment's dtype: F32, F16 or BF16.
+  // values [N, K], rounded to each segment's dtype: F32, F16, BF16 or F8_128.
   void write(int64_t expert, const float* values);
   // W[expert, row, :], columns() terms.
   void row_terms(int64_t expert, int64_t row, Term* out) const;
