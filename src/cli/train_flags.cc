@@ -176,6 +176,11 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
       ->check(CLI::IsMember({0, 1, 4}))
       ->type_name("N");
   command
+      .add_option("--tensor-parallel", o.tensor_parallel,
+                  "With mpirun: so many processes train one model together, each a part of every layer; the "
+                  "number of all of them is a multiple [1]")
+      ->type_name("N");
+  command
       .add_option("--rank-timeout", flags.rank_timeout,
                   "With mpirun: seconds without a sign of life after which a process hangs [20]")
       ->check(CLI::Range(0.1, 86400.0))

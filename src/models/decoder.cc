@@ -57,6 +57,7 @@ struct Decoder::Parts {
   DecoderWeights weights;
   int32_t adapters = 0;
   std::shared_ptr<DecoderRanks> ranks;  // null: one process
+  Collectives* trainers = nullptr;
 };
 
 namespace {
@@ -260,6 +261,7 @@ Backend& Decoder::backend() const { return *parts_->backend; }
 uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
 int Decoder::ranks() const { return parts_->ranks ? parts_->ranks->size() : 1; }
+Collectives* Decoder::trainers() const { return parts_->trainers; }
 
 void Decoder::follow() const {
   QIAO_ASSERT(parts_->ranks && !parts_->ranks->leads());
@@ -294,6 +296,7 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   const nn::AttentionLayer& attention = parts->weights.layers.front().attention;
   parts->config.num_attention_heads = attention.heads;  // this rank's
   parts->config.num_key_value_heads = attention.kv_heads;
+  if (options.trainers != nullptr && options.trainers->size() > 1) parts->trainers = options.trainers;
   if (options.ranks != nullptr && options.ranks->size() > 1) {
     parts->ranks = std::make_shared<DecoderRanks>(*options.ranks, backend);
     parts->ranks->agree(what_runs(files, options));
@@ -366,6 +369,7 @@ std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted
 
 Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
                                   bool want_logits) const {
+  QIAO_ASSERT(parts_->trainers == nullptr);
   auto& memory = static_cast<StepMemory&>(workspace);
   check_step(batch, cache, config(), memory.limits, want_logits);
   check_adapters(batch, adapters());

@@ -56,12 +56,16 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
   } else if (options.measure_peak) {
     peaks = backend->measure_arithmetic();
   }
+  if (ranks.group().size() > 1) group = backend->make_collectives(ranks.group());
+  if (ranks.data().size() > 1) data = backend->make_collectives(ranks.data());
+  ranks.connect(group.get(), data.get());
   const bool bf16 = options.dtype == "bf16";
   parameters = std::make_unique<Parameters>(
       *backend, bf16 ? Parameters::SmallTensors::kAsInFile : Parameters::SmallTensors::kF32);
   DecoderOptions load;
   if (!options.lora.on()) {
     load.float_weights = bf16 ? DType::kBF16 : DType::kF32;
+    load.trainers = group.get();
     load.laid_out = [&](const LaidOutTensor& tensor) { parameters->add(tensor); };
     decoder = Decoder::load(*files, *backend, load);
   } else {
@@ -72,6 +76,7 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
     lora = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files, *decoder,
                                          *parameters);
   }
+  parameters->mark_summed(decoder->weights().summed);
   ranks.share(*parameters);
   std::vector<const Weight*> outer = {decoder->weights().embedding.table.get()};
   for (const nn::WeightPiece& piece : decoder->weights().head.pieces) outer.push_back(piece.weight.get());
@@ -93,6 +98,7 @@ void TrainedModel::prepare() {
 std::unique_ptr<Decoder> TrainedModel::load_frozen() const {
   DecoderOptions frozen;
   frozen.float_weights = options.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  frozen.trainers = group.get();
   return Decoder::load(*files, *backend, frozen);
 }
 
@@ -116,7 +122,8 @@ Json TrainedModel::fixed() const {
 }
 
 // Matrix products, and attention's over the pairs that are seen. The way back costs twice as much as the way
-// there, or, of weights that are not trained, as much. Only tokens with a loss reach the head.
+// there, or, of weights that are not trained, as much. Only tokens with a loss reach the head, a group's
+// share of them each rank's.
 double TrainedModel::flops(const PackedBatch& batch) const {
   const DecoderConfig& config = decoder->config();
   const DecoderWork work = decoder->work();
@@ -132,7 +139,8 @@ double TrainedModel::flops(const PackedBatch& batch) const {
   const double attention = 4 * static_cast<double>(config.num_attention_heads * config.head_dim) * pairs;
   const auto tokens = static_cast<double>(batch.tokens.size());
   const auto labels =
-      static_cast<double>(std::ranges::count_if(batch.labels, [](int32_t id) { return id >= 0; }));
+      static_cast<double>(std::ranges::count_if(batch.labels, [](int32_t id) { return id >= 0; })) /
+      (group != nullptr ? group->size() : 1);
   const double passes = lora != nullptr ? 2 : 3;
   return passes * (tokens * work.layer_flops_per_token + labels * work.logits_flops_per_row) + 3 * attention;
 }

@@ -72,7 +72,7 @@ class Run {
 };
 
 Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& communicator)
-    : options_(options), observer_(observer), ranks_(communicator, options.virtual_ranks) {
+    : options_(options), observer_(observer), ranks_(communicator, options.virtual_ranks, options.tensor_parallel) {
   give_back_large_pieces();
   if (const std::string text = optimizer_warning(options.optimizer); !text.empty()) warn(text);
   if (!options.dry_run && ranks_.leads()) open_folder();
@@ -123,10 +123,20 @@ void Run::take_memory() {
                                                          : Recompute::kAuto;
   MemoryPlan& memory = report_.memory;
   report_.parameters = model_->parameters->count();
+  if (options_.tensor_parallel > 1) {  // of all ranks
+    report_.parameters = 0;
+    for (const Parameters::Named& tensor : model_->parameters->tensors())
+      report_.parameters += tensor.runs * tensor.part.whole_count();
+  }
   const Snapshot::Kind snapshot = Saver::needed_for(options_);
-  memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch,
-                       wanted, snapshot);
-  check_memory(memory, *model_->decoder, batch, wanted);
+  const auto plan = [&](Recompute how) {
+    memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch, how,
+                         snapshot, ranks_);
+    check_memory(memory, *model_->decoder, batch, how);
+  };
+  plan(wanted);
+  // What is made again is summed over a group again.
+  if (ranks_.any(memory.recomputes) && !memory.recomputes) plan(Recompute::kOn);
   const Recompute recompute = memory.recomputes ? Recompute::kOn : Recompute::kOff;
   model_->prepare();
   warm_up(recompute);
@@ -169,7 +179,7 @@ void Run::warm_up(Recompute recompute) {
   model_->parameters->begin_gradient(0);
   model_->parameters->gradient_squares();
   model_->optimizer->update(0, 0, 1.0, 1);  // no gradient, no rate, no states: nothing changes
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   Digest(Digest::Kind::kSha256).update("");
 }
 
@@ -179,7 +189,7 @@ void Run::resume() {
                       *model_->optimizer, ranks_, [&](const std::string& text) { warn(text); });
   done_ = state.step;
   if (done_ == 0) return;
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   if (state.seed != options_.data.seed) {
     throw_error(ErrorKind::kInvalidInput, "--seed is {}; the run began with {}", options_.data.seed,
                 state.seed);
@@ -248,8 +258,7 @@ double Run::add_gradients() {
 }
 
 double Run::gradient_norm() {
-  squares_ = model_->parameters->gradient_squares();
-  ranks_.agree(squares_, ranks_.owners());
+  squares_ = ranks_.gradient_squares(*model_->parameters);
   return norm_of(squares_);
 }
 
@@ -268,7 +277,7 @@ StepRecord Run::step(int64_t number) {
   // As torch.nn.utils.clip_grad_norm_ has it.
   const double scale = options_.clip > 0 ? std::min(1.0, options_.clip / (record.gradient_norm + 1e-6)) : 1.0;
   model_->optimizer->update(record.learning_rate, adam_learning_rate(options_, number), scale, number);
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   record.more = objective_->report();
   if (model_->decoder->config().router_aux_loss_coef > 0) record.more["aux_loss"] = aux_loss_;
   record.flops = flops_;
@@ -305,7 +314,7 @@ void Run::estimate() {
   const double part_seconds = seconds_since(begin);
   gradient_norm();
   model_->optimizer->update(0, 0, 1.0, 1);
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   const double all = seconds_since(begin);
   model_->backend->set_watch(nullptr);
   const double seconds = gathering + part_seconds * static_cast<double>(own_parts()) + (all - part_seconds);

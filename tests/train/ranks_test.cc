@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <exception>
 #include <numeric>
 #include <thread>
 
@@ -22,37 +21,6 @@ TEST(DealOutTest, BalancesWholeTensors) {
   const std::vector<int64_t> owners = deal_out(counts, 4);
   EXPECT_EQ(owners, (std::vector<int64_t>{0, 3, 3, 3, 2, 3, 1, 3}));
   EXPECT_EQ(deal_out(counts, 1), std::vector<int64_t>(counts.size(), 0));
-}
-
-// Trains in as many threads as `size`; rank 0's recorder. What a rank throws comes out of here, rank 0's
-// first.
-Recorder run_in_threads(const TrainOptions& options, int size) {
-  auto communicators = make_thread_communicators(size, 60);
-  std::vector<Recorder> recorders(static_cast<size_t>(size));
-  std::vector<std::exception_ptr> errors(recorders.size());
-  std::vector<std::thread> threads;
-  for (size_t rank = 0; rank < recorders.size(); ++rank) {
-    threads.emplace_back([&, rank] {
-      TrainOptions own = options;
-      own.virtual_ranks = 4;
-      own.threads = 1;
-      const std::unique_ptr<Communicator> communicator = std::move(communicators[rank]);
-      try {
-        train(own, recorders[rank], *communicator);
-        communicator->finish();
-      } catch (...) {
-        errors[rank] = std::current_exception();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
-  for (size_t rank = 1; rank < recorders.size(); ++rank) {
-    EXPECT_TRUE(recorders[rank].steps.empty());
-    EXPECT_TRUE(recorders[rank].warnings.empty());
-  }
-  return recorders.front();
 }
 
 // Without those that tell of times and processes.

@@ -1,0 +1,205 @@
+// One model trained by several ranks together: losses and gradients are one process', and what several ranks
+// have is the same bits on all of them.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <numeric>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "models/decoder_training.h"
+#include "models/weights.h"
+#include "support/expect_error.h"
+#include "train/golden_run.h"
+#include "train/ranks.h"
+#include "train/trained_model.h"
+
+namespace qiao::train {
+namespace {
+
+// Of one step: the whole of every gradient, and each rank's part of it.
+struct SpreadGradients {
+  double loss = 0, norm = 0;
+  std::vector<float> logprob;
+  std::map<std::string, std::vector<float>> whole;
+  std::vector<std::map<std::string, std::vector<float>>> parts;  // by rank, of what is whole on it
+};
+
+// Documents of different lengths, the last of one token; every third label is none.
+struct SpreadBatch {
+  std::vector<int32_t> tokens, positions, labels, starts = {0};
+  explicit SpreadBatch(int32_t vocabulary) {
+    for (const int32_t length : {9, 17, 4, 1}) {
+      for (int32_t i = 0; i < length; ++i) {
+        tokens.push_back((7 * i * i + 5 * length + 3 * static_cast<int32_t>(tokens.size())) % vocabulary);
+        positions.push_back(i);
+        labels.push_back(tokens.size() % 3 == 0 ? -1 : (11 * i + length) % vocabulary);
+      }
+      starts.push_back(static_cast<int32_t>(tokens.size()));
+    }
+  }
+};
+
+void in_a_group(int size, const std::function<void(Communicator&)>& body) {
+  auto communicators = make_thread_communicators(size, 60);
+  std::vector<std::exception_ptr> errors(communicators.size());
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < communicators.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      const auto own = std::move(communicators[rank]);
+      try {
+        body(*own);
+        own->finish();
+      } catch (...) {
+        errors[rank] = std::current_exception();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+}
+
+TrainOptions spread_options(const std::filesystem::path& init, int size, const std::string& chip) {
+  TrainOptions options;
+  options.init = init;
+  options.tensor_parallel = size;
+  options.device = chip;
+  options.threads = 1;
+  return options;
+}
+
+// How a step is computed: all the same numbers, but for the order of some sums.
+struct SpreadPass {
+  Recompute recompute = Recompute::kOff;
+  bool slopes_first = true;
+};
+
+SpreadGradients gradients_of(const std::filesystem::path& init, int size, const std::string& chip,
+                             const SpreadPass& pass = {}) {
+  SpreadGradients made;
+  made.parts.resize(static_cast<size_t>(size));
+  in_a_group(size, [&](Communicator& communicator) {
+    const TrainOptions options = spread_options(init, size, chip);
+    Ranks ranks(communicator, 1, size);
+    TrainedModel model(options, communicator, ranks);
+    model.prepare();
+    const SpreadBatch rows(static_cast<int32_t>(model.decoder->config().vocabulary_size));
+    const PackedBatch batch = {rows.tokens, rows.positions, rows.labels, rows.starts};
+    DecoderTraining passes(*model.decoder, std::ssize(rows.tokens) + 5, 6, pass.recompute,
+                           {.slopes_first = pass.slopes_first});
+    std::vector<float> slopes(rows.tokens.size());
+    for (size_t i = 0; i < slopes.size(); ++i)
+      if (rows.labels[i] >= 0) slopes[i] = -0.125f * static_cast<float>(i % 5 + 1);
+    Parameters& parameters = *model.parameters;
+    parameters.begin_gradient(0);
+    const std::span<const float> logprob =
+        pass.slopes_first ? passes.forward(batch, slopes, parameters) : passes.forward(batch);
+    double loss = passes.imbalance() * 0.5;
+    for (size_t i = 0; i < slopes.size(); ++i) loss += static_cast<double>(slopes[i]) * logprob[i];
+    passes.backward(slopes, parameters, 0.5);
+    parameters.end_gradient(0);
+    ranks.reduce(*model.backend, parameters);
+    const double norm = norm_of(ranks.gradient_squares(parameters));
+    for (size_t i = 0; i < parameters.tensors().size(); ++i) {
+      const Parameters::Named& tensor = parameters.tensors()[i];
+      std::vector<float> own(static_cast<size_t>(tensor.count));
+      parameters.read(Parameters::Kind::kGradient, tensor, own);
+      if (tensor.part.is_whole()) made.parts[static_cast<size_t>(communicator.rank())][tensor.name] = own;
+      if (size == 1) {
+        made.whole[tensor.name] = own;
+        continue;
+      }
+      std::vector<float> whole(static_cast<size_t>(tensor.runs * tensor.part.whole_count()));
+      ranks.gather(i, sizeof(float), std::as_bytes(std::span(own)), std::as_writable_bytes(std::span(whole)));
+      if (communicator.rank() == 0) made.whole[tensor.name] = whole;
+    }
+    if (communicator.rank() > 0) return;
+    made.loss = loss, made.norm = norm;
+    made.logprob.assign(logprob.begin(), logprob.end());
+  });
+  return made;
+}
+
+struct SpreadTraining {
+  const char* model;
+  int size;
+  const char* chip;
+};
+
+class SpreadTrainingTest : public ::testing::TestWithParam<SpreadTraining> {
+ protected:
+  static std::filesystem::path init(const std::string& model) {
+    return model.starts_with("models/") ? golden().parent_path() / model : golden() / model / "init";
+  }
+};
+
+// Both within the bound of single steps (step_test.cc) of the exact gradients, so within twice that of each
+// other.
+TEST_P(SpreadTrainingTest, LossesAndGradientsAreOneProcesss) {
+  const auto& [model, size, chip] = GetParam();
+  const SpreadGradients one = gradients_of(init(model), 1, chip), spread = gradients_of(init(model), size, chip);
+  EXPECT_LE(std::abs(spread.loss - one.loss), 2e-6 * std::abs(one.loss));
+  EXPECT_LE(std::abs(spread.norm - one.norm), 2e-5 * one.norm);
+  ASSERT_EQ(spread.whole.size(), one.whole.size());
+  for (const auto& [name, expected] : one.whole) {
+    const std::vector<float>& got = spread.whole.at(name);
+    ASSERT_EQ(got.size(), expected.size()) << name;
+    double largest = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      largest = std::max(largest, std::abs(static_cast<double>(expected[i])));
+      ASSERT_LE(std::abs(static_cast<double>(got[i]) - expected[i]),
+                2 * (1e-6 + 1e-4 * std::abs(static_cast<double>(expected[i]))))
+          << name << " " << i << ": " << expected[i];
+    }
+    EXPECT_GT(largest, 1e-5) << name;  // else the comparison would say nothing
+  }
+}
+
+TEST_P(SpreadTrainingTest, WhatIsOnSeveralRanksIsTheSameBits) {
+  const auto& [model, size, chip] = GetParam();
+  const SpreadGradients spread = gradients_of(init(model), size, chip);
+  EXPECT_GT(spread.parts[0].size(), 3u);
+  for (size_t rank = 1; rank < spread.parts.size(); ++rank) {
+    for (const auto& [name, values] : spread.parts[rank]) {
+      const auto first = spread.parts[0].find(name);
+      ASSERT_TRUE(first != spread.parts[0].end()) << name;
+      EXPECT_EQ(std::memcmp(values.data(), first->second.data(), values.size() * sizeof(float)), 0)
+          << name << " on rank " << rank;
+    }
+  }
+}
+
+TEST_P(SpreadTrainingTest, NoWayOfComputingChangesABit) {
+  const auto& [model, size, chip] = GetParam();
+  const SpreadGradients kept = gradients_of(init(model), size, chip);
+  for (const SpreadPass& pass : {SpreadPass{}, {Recompute::kOn, true}, {Recompute::kOff, false}}) {
+    const SpreadGradients other = gradients_of(init(model), size, chip, pass);
+    EXPECT_EQ(other.logprob, kept.logprob);
+    EXPECT_EQ(other.norm, kept.norm);
+    for (const auto& [name, values] : kept.whole) EXPECT_EQ(other.whole.at(name), values) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Families, SpreadTrainingTest,
+    ::testing::Values(SpreadTraining{"llama", 2, "cpu"}, SpreadTraining{"llama", 4, "cpu"},
+                      SpreadTraining{"llama", 2, "reference"}, SpreadTraining{"qwen3", 2, "cpu"},
+                      SpreadTraining{"qwen3", 4, "cpu"}, SpreadTraining{"gemma3", 2, "cpu"},
+                      SpreadTraining{"gemma3", 4, "cpu"}, SpreadTraining{"qwen3-moe", 2, "cpu"},
+                      SpreadTraining{"qwen3-moe", 4, "cpu"}, SpreadTraining{"qwen3-moe-balanced", 2, "cpu"},
+                      SpreadTraining{"qwen3-moe-unnormalised", 2, "cpu"}, SpreadTraining{"hunyuan-moe", 2, "cpu"},
+                      SpreadTraining{"hunyuan-moe", 4, "cpu"}, SpreadTraining{"models/phi3", 2, "cpu"},
+                      SpreadTraining{"models/phi3", 4, "cpu"}),
+    [](const auto& param) {
+      std::string name = fmt::format("{}_{}_of_{}", param.param.model, param.param.chip, param.param.size);
+      for (char& c : name)
+        if (c == '-' || c == '/') c = '_';
+      return name;
+    });
+
+}  // namespace
+}  // namespace qiao::train
