@@ -31,8 +31,8 @@ class HostCollectives final : public Collectives {
     });
   }
 
-  // Of two neighbouring groups whose sums meet, one sends: the sum of a group lies with `root` where that is one
-  // of them, else with its first. a + b is b + a.
+  // Of two neighbouring groups whose sums meet, one sends: the sum of a group lies with `root` where that is
+  // one of them, else with its first. a + b is b + a.
   void reduce_sum(const Tensor& values, int root) override {
     const auto holder = [&](int first, int count) {
       return root >= first && root < first + count ? root : first;

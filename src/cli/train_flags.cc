@@ -172,7 +172,7 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_option("--virtual-ranks", o.virtual_ranks,
                   "4: the batch is dealt out as to 4 processes, for the bytes that those would leave; 0: 4 "
-                  "with mpirun, else 1 [0]")
+                  "with mpirun (but where all processes train one model), else 1 [0]")
       ->check(CLI::IsMember({0, 1, 4}))
       ->type_name("N");
   command

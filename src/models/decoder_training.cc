@@ -1,10 +1,10 @@
 #include "models/decoder_training.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "base/error.h"
+#include "models/decoder_checks.h"
 #include "models/decoder_layers.h"
 #include "models/router_balance.h"
 
@@ -13,36 +13,6 @@ namespace {
 
 constexpr size_t kArenaAlignment = 64;
 constexpr size_t kTouchedAtOnce = size_t{1} << 20;
-
-[[noreturn]] void refuse_packed(const std::string& what) {
-  throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
-}
-
-void check_batch(const PackedBatch& batch, int64_t tokens, int64_t documents, int64_t vocabulary) {
-  const auto count = static_cast<int64_t>(batch.tokens.size());
-  if (count == 0 || count > tokens)
-    refuse_packed(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
-  if (!(batch.temperature > 0) || !std::isfinite(batch.temperature))
-    refuse_packed(fmt::format("temperature {}; a number above 0 was expected", batch.temperature));
-  if (batch.positions.size() != batch.tokens.size() || batch.labels.size() != batch.tokens.size()) {
-    refuse_packed(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
-                              batch.labels.size()));
-  }
-  const auto starts = static_cast<int64_t>(batch.starts.size());
-  if (starts < 2 || starts > documents + 1 || batch.starts.front() != 0 || batch.starts.back() != count ||
-      !std::is_sorted(batch.starts.begin(), batch.starts.end()))
-    refuse_packed(
-        fmt::format("{} starts; up to {} from 0 to {} in order were expected", starts, documents + 1, count));
-  for (int64_t i = 0; i < count; ++i) {
-    const auto at = static_cast<size_t>(i);
-    if (batch.tokens[at] < 0 || batch.tokens[at] >= vocabulary || batch.labels[at] < -1 ||
-        batch.labels[at] >= vocabulary || batch.positions[at] < 0) {
-      refuse_packed(
-          fmt::format("token {} at place {} with position {} and label {}: ids below {} were expected",
-                      batch.tokens[at], i, batch.positions[at], batch.labels[at], vocabulary));
-    }
-  }
-}
 
 }  // namespace
 
@@ -311,7 +281,8 @@ void DecoderTraining::State::take_memory() {
 
 void DecoderTraining::State::check(const Decoder& decoder) const {
   if (most_tokens < 1 || most_documents < 1)
-    refuse_packed(fmt::format("room for {} tokens in {} documents", most_tokens, most_documents));
+    throw_error(ErrorKind::kInvalidInput, "packed batch: room for {} tokens in {} documents", most_tokens,
+                most_documents);
   if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
     throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
 }
@@ -339,7 +310,7 @@ bool DecoderTraining::recomputes() const { return state_->recomputes; }
 
 // From the batch to what the head reads.
 void DecoderTraining::State::run_layers(const PackedBatch& batch) {
-  check_batch(batch, most_tokens, most_documents, config.vocabulary_size);
+  check_packed(batch, most_tokens, most_documents, config.vocabulary_size);
   tokens = static_cast<int64_t>(batch.tokens.size());
   document_count = static_cast<int64_t>(batch.starts.size()) - 1;
   for (nn::AdapterRows& rows : adapter_rows) rows.count = tokens;

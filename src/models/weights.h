@@ -28,7 +28,8 @@ struct DecoderWeights {
   std::vector<int64_t> head_rows;  // by rank; empty: one rank, or whole on each
   // Of ranks that train together: weights, and the memory of small tensors, that are on several of them, each
   // of which has an addend of their gradient: norms of queries and keys, keys' and values' heads that are on
-  // several ranks, the head (whose rows of a batch are dealt out). What else is on several has it whole there.
+  // several ranks, the head (whose rows of a batch are dealt out). What else is on several has it whole
+  // there.
   std::vector<const void*> summed;
   std::unique_ptr<nn::RotaryTable> rotary, local_rotary;  // local: of sliding layers, or absent
   uint64_t bytes = 0;

@@ -16,8 +16,8 @@ namespace {
 void check_tensor_parallel(const TrainOptions& o) {
   const auto refuse = [&](bool right, std::string_view option, auto value, std::string_view expected) {
     if (right) return;
-    throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected with --tensor-parallel {}", option, value,
-                expected, o.tensor_parallel);
+    throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected with --tensor-parallel {}", option,
+                value, expected, o.tensor_parallel);
   };
   refuse(o.mode != "grpo", "mode", o.mode, "pretrain, finetune or dpo (whose model draws nothing)");
   refuse(o.lora.rank == 0, "lora-rank", o.lora.rank, "0 (all of the model is trained)");

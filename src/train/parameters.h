@@ -62,9 +62,9 @@ class Parameters final : public nn::ParameterGradients {
     int64_t runs = 1, stride = 0;  // of count / runs numbers, from run to run
     // Over ranks that train one model: what of it this one has, which are the `count` numbers.
     TensorPart part;
-    bool is_summed = false;        // DecoderWeights::summed
-    std::vector<Range> counted;    // numbers of a run that no rank before this one has; ascending
-    bool is_here = true;           // its master, and so its states
+    bool is_summed = false;      // DecoderWeights::summed
+    std::vector<Range> counted;  // numbers of a run that no rank before this one has; ascending
+    bool is_here = true;         // its master, and so its states
     int64_t master = 0, master_stride = 0;
   };
   const std::vector<Named>& tensors() const { return named_; }  // in the file's order

@@ -32,7 +32,8 @@ std::vector<int64_t> deal_out(std::span<const int64_t> counts, int64_t shares) {
 
 Ranks::Ranks(Communicator& communicator, int64_t virtual_ranks, int64_t tensor_parallel)
     : communicator_(communicator), shares_(virtual_ranks) {
-  const int size = communicator.size(), rank = communicator.rank(), of_group = static_cast<int>(tensor_parallel);
+  const int size = communicator.size(), rank = communicator.rank(),
+            of_group = static_cast<int>(tensor_parallel);
   if (size % of_group != 0) {
     throw_error(ErrorKind::kInvalidInput,
                 "--tensor-parallel is {}, and {} {} started: a number of processes that it divides was "
@@ -72,8 +73,9 @@ void Ranks::share(Parameters& parameters) {
 void Ranks::agree_on_parts(Parameters& parameters) {
   std::vector<int64_t> own;
   for (const Parameters::Named& tensor : parameters.tensors()) {
-    own.insert(own.end(), {tensor.runs, tensor.part.whole_rows, tensor.part.whole_columns,
-                           tensor.part.columns.first, tensor.part.columns.count, std::ssize(tensor.part.rows)});
+    own.insert(own.end(),
+               {tensor.runs, tensor.part.whole_rows, tensor.part.whole_columns, tensor.part.columns.first,
+                tensor.part.columns.count, std::ssize(tensor.part.rows)});
     for (const Range& rows : tensor.part.rows) own.insert(own.end(), {rows.first, rows.count});
   }
   const size_t tensors = parameters.tensors().size();
@@ -142,8 +144,7 @@ void Ranks::agree_in_data(std::span<double> values, std::span<const int64_t> sha
     for (size_t i = 0; i < values.size(); ++i)
       if (rank_of(shares[i]) == rank) values[i] = theirs[i];
   }
-  for (int rank = 1; rank < data_->size(); ++rank)
-    data_->send_values(rank, std::span<const double>(values));
+  for (int rank = 1; rank < data_->size(); ++rank) data_->send_values(rank, std::span<const double>(values));
 }
 
 void Ranks::agree_by_share(std::span<double> values) const {

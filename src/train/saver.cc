@@ -19,7 +19,8 @@ Snapshot::Kind Saver::needed_for(const TrainOptions& options) {
 }
 
 Saver::Saver(Setup setup)
-    : setup_(std::move(setup)), snapshot_(setup_.parameters, setup_.optimizer, setup_.ranks, setup_.snapshot) {}
+    : setup_(std::move(setup)),
+      snapshot_(setup_.parameters, setup_.optimizer, setup_.ranks, setup_.snapshot) {}
 
 std::string Saver::not_written(const std::string& why) const {
   return fmt::format("the checkpoint of step {} is not written: {}", state_.step, why);

@@ -87,9 +87,9 @@ void Snapshot::take() {
     }
     std::byte* const part = memory_.get() + (ranks_.leads_group() ? size_ : 0);  // behind the copy
     read(kept, part);
-    ranks_.gather(kept.tensor, static_cast<size_t>(row_bytes(kept.dtype, 1)), {part, kept.own},
-                  ranks_.leads_group() ? std::span(memory_.get() + kept.first, kept.bytes)
-                                       : std::span<std::byte>());
+    ranks_.gather(
+        kept.tensor, static_cast<size_t>(row_bytes(kept.dtype, 1)), {part, kept.own},
+        ranks_.leads_group() ? std::span(memory_.get() + kept.first, kept.bytes) : std::span<std::byte>());
   }
 }
 

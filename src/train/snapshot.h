@@ -16,8 +16,8 @@
 namespace qiao::train {
 
 // Of the tensors whose masters are in this process: all of them, where a group of processes has parts, on its
-// first, and nothing on the others. One thread may read a copy while another trains; take() is for when nobody
-// reads.
+// first, and nothing on the others. One thread may read a copy while another trains; take() is for when
+// nobody reads.
 class Snapshot {
  public:
   enum class Kind : uint8_t {

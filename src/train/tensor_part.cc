@@ -64,8 +64,9 @@ std::vector<Range> counted_numbers(std::span<const TensorPart* const> parts) {
     for (int64_t row = rows.first; row < rows.first + rows.count; ++row, place += own.columns.count) {
       const bool is_before = std::ranges::any_of(parts.first(parts.size() - 1), [&](const TensorPart* other) {
         return meet(own.columns, other->columns) &&
-               std::ranges::any_of(other->rows,
-                                   [&](const Range& theirs) { return meet({row, 1}, theirs); });
+               std::ranges::any_of(other->rows, [&](const Range& theirs) {
+                 return meet({row, 1}, theirs);
+               });
       });
       if (is_before) continue;
       if (!counted.empty() && counted.back().first + counted.back().count == place) {

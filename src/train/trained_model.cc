@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "hub/digest.h"
+#include "models/decoder_ranks.h"
 #include "models/initial_weights.h"
 #include "models/weights.h"
 #include "train/model_directory.h"
@@ -75,6 +76,10 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
     decoder = Decoder::load(*files, *backend, load);
     lora = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files, *decoder,
                                          *parameters);
+  }
+  if (group != nullptr) {
+    agree_on_model(ranks.group(), *backend,
+                   fmt::format("{} of weights {}", options.init.filename().string(), fingerprint(*files)));
   }
   parameters->mark_summed(decoder->weights().summed);
   ranks.share(*parameters);

@@ -72,7 +72,9 @@ class Run {
 };
 
 Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& communicator)
-    : options_(options), observer_(observer), ranks_(communicator, options.virtual_ranks, options.tensor_parallel) {
+    : options_(options),
+      observer_(observer),
+      ranks_(communicator, options.virtual_ranks, options.tensor_parallel) {
   give_back_large_pieces();
   if (const std::string text = optimizer_warning(options.optimizer); !text.empty()) warn(text);
   if (!options.dry_run && ranks_.leads()) open_folder();
@@ -130,8 +132,8 @@ void Run::take_memory() {
   }
   const Snapshot::Kind snapshot = Saver::needed_for(options_);
   const auto plan = [&](Recompute how) {
-    memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch, how,
-                         snapshot, ranks_);
+    memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch,
+                         how, snapshot, ranks_);
     check_memory(memory, *model_->decoder, batch, how);
   };
   plan(wanted);
@@ -400,7 +402,8 @@ void train(const TrainOptions& options, TrainObserver& observer) {
 
 void train(const TrainOptions& options, TrainObserver& observer, Communicator& communicator) {
   TrainOptions checked = options;
-  if (checked.virtual_ranks == 0) checked.virtual_ranks = communicator.size() > 1 ? kVirtualRanks : 1;
+  if (checked.virtual_ranks == 0)
+    checked.virtual_ranks = communicator.size() > checked.tensor_parallel ? kVirtualRanks : 1;
   check_options(checked);
   QuietObserver quiet(observer);
   Run(checked, communicator.rank() == 0 ? observer : quiet, communicator).go();
