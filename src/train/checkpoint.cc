@@ -119,6 +119,7 @@ void read_tensors(CheckpointFiles& files, Parameters& parameters, Optimizer& opt
     if (tensor.is_here) parameters.write_master(tensor, files.master(tensor));
   std::vector<std::byte> own;
   for (const Optimizer::State& state : optimizer.states()) {
+    if (state.bytes == 0) continue;
     const Parameters::Named& tensor = parameters.tensors()[state.tensor];
     std::span<const std::byte> bytes = files.bytes(state.name, state.dtype, state.shape);
     if (!tensor.part.is_whole()) {

@@ -66,16 +66,11 @@ Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerSe
       Unit unit{.tensor = i, .run = run, .is_muon = settings.kind == "muon" && is_matrix};
       // Of a tensor that is spread over ranks all of it counts: its states do not tell by how many.
       if (!unit.is_muon && named.part.whole_count() >= kLeastSmallStates) unit.kept = small;
-      const int64_t bytes = row_bytes(unit.kept, count);
-      unit.first = take_line(bytes_, bytes);
-      if (!unit.is_muon) unit.second = take_line(bytes_, bytes);
-      if (unit.kept == DType::kU8) {
-        unit.first_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
-        unit.second_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
-      }
+      if (named.is_kept) take_memory(unit, count);
       units_.push_back(unit);
     }
     add_states(i, begin);
+    if (!named.is_kept) units_.resize(begin);
   }
   for (const Unit& unit : units_) {
     if (!unit.is_muon) continue;
@@ -93,6 +88,15 @@ void Optimizer::prepare() {
   workspace_ = backend_.allocate(workspace_bytes_);
 }
 
+void Optimizer::take_memory(Unit& unit, int64_t count) {
+  const int64_t bytes = row_bytes(unit.kept, count);
+  unit.first = take_line(bytes_, bytes);
+  if (!unit.is_muon) unit.second = take_line(bytes_, bytes);
+  if (unit.kept != DType::kU8) return;
+  unit.first_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
+  unit.second_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
+}
+
 // The units of one tensor lie in the same way, one behind the other.
 void Optimizer::add_states(size_t tensor, size_t begin) {
   const Parameters::Named& named = parameters_.tensors()[tensor];
@@ -100,7 +104,7 @@ void Optimizer::add_states(size_t tensor, size_t begin) {
   const auto add = [&](std::string name, DType dtype, std::vector<int64_t> shape, int64_t count,
                        size_t Unit::*place) {
     State state{fmt::format("{}.{}", name, named.name), dtype, std::move(shape), tensor, unit.*place};
-    state.run_bytes = static_cast<size_t>(row_bytes(dtype, count));
+    state.run_bytes = named.is_kept ? static_cast<size_t>(row_bytes(dtype, count)) : 0;
     state.bytes = state.run_bytes * static_cast<size_t>(named.runs);
     state.stride = named.runs > 1 ? units_[begin + 1].*place - unit.*place : 0;
     states_.push_back(std::move(state));

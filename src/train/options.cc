@@ -58,7 +58,8 @@ void check_options(const TrainOptions& o) {
        o.virtual_ranks, "1 or 4");
   need(o.batch % std::max<int64_t>(o.virtual_ranks, 1) == 0, "batch", o.batch,
        "a multiple of 4, which are dealt out to four virtual ranks,");
-  need(o.tensor_parallel > 0, "tensor-parallel", o.tensor_parallel, "a number above 0");
+  need(o.tensor_parallel > 0 && o.tensor_parallel <= 1024, "tensor-parallel", o.tensor_parallel,
+       "a number from 1 to 1024");
   if (o.tensor_parallel > 1) check_tensor_parallel(o);
   need(o.data.most_bad_rows >= 0, "max-bad-rows", o.data.most_bad_rows, "0 or more");
   need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");

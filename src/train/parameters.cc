@@ -277,9 +277,12 @@ void Parameters::mark_summed(std::span<const void* const> memory) {
   }
 }
 
-void Parameters::count_once(std::vector<std::vector<Range>> counted) {
+void Parameters::count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept) {
   counts_once_ = true;
-  for (size_t i = 0; i < named_.size(); ++i) named_[i].counted = std::move(counted[i]);
+  for (size_t i = 0; i < named_.size(); ++i) {
+    named_[i].counted = std::move(counted[i]);
+    named_[i].is_kept = kept[i];
+  }
 }
 
 Tensor Parameters::master(const Named& tensor, int64_t run) const {

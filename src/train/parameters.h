@@ -65,13 +65,14 @@ class Parameters final : public nn::ParameterGradients {
     bool is_summed = false;      // DecoderWeights::summed
     std::vector<Range> counted;  // numbers of a run that no rank before this one has; ascending
     bool is_here = true;         // its master, and so its states
+    bool is_kept = true;         // those, of a matrix that is whole on all ranks of a group: on one of them
     int64_t master = 0, master_stride = 0;
   };
   const std::vector<Named>& tensors() const { return named_; }  // in the file's order
   // Of several ranks: marks what DecoderWeights::summed lists.
   void mark_summed(std::span<const void* const> memory);
-  // By tensor: Named::counted of this rank, all of it where this is not called.
-  void count_once(std::vector<std::vector<Range>> counted);
+  // Of several ranks, by tensor: Named::counted and is_kept.
+  void count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept);
   // One run's numbers, F32 [count / runs]; a master that is here.
   Tensor master(const Named& tensor, int64_t run) const;
   Tensor gradient(const Named& tensor, int64_t run) const;

@@ -37,8 +37,9 @@ Ranks::Ranks(Communicator& communicator, int64_t virtual_ranks, int64_t tensor_p
   if (size % of_group != 0) {
     throw_error(ErrorKind::kInvalidInput,
                 "--tensor-parallel is {}, and {} {} started: a number of processes that it divides was "
-                "expected (mpirun -np {} qiao train …)",
-                of_group, size, size == 1 ? "process was" : "processes were", of_group);
+                "expected (mpirun -np {} qiao train …){}",
+                of_group, size, size == 1 ? "process was" : "processes were", of_group,
+                size == 1 ? "; in one process --tensor-parallel 1 does" : "");
   }
   const int groups = size / of_group;
   if (virtual_ranks % groups != 0) {
@@ -104,10 +105,14 @@ void Ranks::agree_on_parts(Parameters& parameters) {
       for (int64_t left = *next++; left > 0; --left, next += 2) of.part.rows.push_back({next[0], next[1]});
     }
   }
+  deal_out_in_group(parameters);
   std::vector<std::vector<Range>> counted;
+  std::vector<bool> kept;
   for (size_t tensor = 0; tensor < tensors; ++tensor) {
     std::vector<const TensorPart*> until;
     bool meets = false;
+    const std::optional<int> keeper = this->keeper(tensor);
+    kept.push_back(keeper.value_or(group_->rank()) == group_->rank());
     for (int rank = 0; rank < group_->size(); ++rank) {
       OfGroup& of = parts_[static_cast<size_t>(rank)][tensor];
       until.push_back(&of.part);
@@ -118,9 +123,28 @@ void Ranks::agree_on_parts(Parameters& parameters) {
       meets = meets || count < of.part.count();
       if (rank == group_->rank()) counted.push_back(numbers);
     }
+    if (keeper) {
+      counted.back().clear();
+      if (kept.back()) counted.back().push_back({0, until.front()->count()});
+    }
     meets_.push_back(meets);
   }
-  parameters.count_once(std::move(counted));
+  parameters.count_once(std::move(counted), kept);
+}
+
+void Ranks::deal_out_in_group(const Parameters& parameters) {
+  std::vector<size_t> whole;
+  std::vector<int64_t> counts;
+  for (size_t i = 0; i < parameters.tensors().size(); ++i) {
+    const bool on_all =
+        std::ranges::all_of(parts_, [&](const auto& rank) { return rank[i].part.is_whole(); });
+    if (!on_all || parameters.tensors()[i].weight == nullptr) continue;
+    whole.push_back(i);
+    counts.push_back(parameters.tensors()[i].count);
+  }
+  keepers_.assign(parameters.tensors().size(), -1);
+  const std::vector<int64_t> dealt = deal_out(counts, group_->size());
+  for (size_t i = 0; i < whole.size(); ++i) keepers_[whole[i]] = static_cast<int>(dealt[i]);
 }
 
 void Ranks::agree(std::span<double> values, std::span<const int64_t> shares) const {
@@ -190,7 +214,8 @@ void Ranks::sum_in_group(Backend& backend, const Parameters& parameters, size_t 
   for (int64_t run = 0; run < tensor.runs; ++run) {
     const Tensor own = parameters.gradient(tensor, run);
     if (tensor.part.is_whole()) {
-      group_sums_->all_reduce_sum(own);
+      const std::optional<int> keeper = this->keeper(index);
+      keeper ? group_sums_->reduce_sum(own, *keeper) : group_sums_->all_reduce_sum(own);
       continue;
     }
     const int64_t count = tensor.part.whole_count();
@@ -220,6 +245,14 @@ std::vector<double> Ranks::gradient_squares(Parameters& parameters) const {
 }
 
 void Ranks::publish(Parameters& parameters) const {
+  for (size_t i = 0; i < owners_.size(); ++i) {
+    const Parameters::Named& tensor = parameters.tensors()[i];
+    const std::optional<int> keeper = this->keeper(i);
+    for (int64_t run = 0; keeper && tensor.is_here && run < tensor.runs; ++run) {
+      const Tensor master = parameters.master(tensor, run);
+      group_sums_->broadcast(master, *keeper, master);
+    }
+  }
   if (data_->size() == 1) return parameters.rewrite();
   parameters.rewrite([&](size_t i, int64_t run, const Tensor& to) {
     const Parameters::Named& tensor = parameters.tensors()[i];
@@ -243,6 +276,17 @@ void Ranks::gather(size_t tensor, size_t unit, std::span<const std::byte> own,
     theirs.resize(static_cast<size_t>(runs * part.count()) * unit);
     group_->receive(rank, theirs);
     put_part(part, runs, unit, theirs, whole);
+  }
+}
+
+void Ranks::hand_over(size_t tensor, std::span<const std::byte> own, std::span<std::byte> whole) const {
+  const int keeper = keepers_[tensor];
+  if (keeper == 0) {
+    if (leads_group()) std::ranges::copy(own, whole.begin());
+  } else if (leads_group()) {
+    group_->receive(keeper, whole);
+  } else if (group_->rank() == keeper) {
+    group_->send(0, own);
   }
 }
 

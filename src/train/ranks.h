@@ -4,11 +4,13 @@
 //
 // Or to groups of processes, each of which trains one model together (tensor parallel; DecoderOptions::
 // trainers): neighbours, P of them. Process r of every group has the same parts of all tensors, and those
-// processes are what the virtual ranks are dealt out to. Bytes depend on P.
+// processes are what the virtual ranks are dealt out to. Matrices that are whole on all of a group
+// (embedding, head, routers) are dealt out to it for the optimizer's step. Bytes depend on P.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -59,7 +61,8 @@ class Ranks {
   bool any(bool here) const;
   // sum_of_shares of what each virtual rank has.
   double fold(std::span<double> values) const;
-  // Each tensor's gradients (0 + 1) + (2 + 3) to where its master is, then those of a group that are summed.
+  // Each tensor's gradients (0 + 1) + (2 + 3) to where its master is, then those of a group that are summed:
+  // to the keeper alone, where there is one.
   void reduce(Backend& backend, Parameters& parameters) const;
   // Parameters::gradient_squares of all of each tensor, wherever it is.
   std::vector<double> gradient_squares(Parameters& parameters) const;
@@ -68,6 +71,13 @@ class Ranks {
   // Of a group, its parts of a tensor that is here, numbers of `unit` bytes: `whole` becomes all of it on the
   // first, and is empty elsewhere.
   void gather(size_t tensor, size_t unit, std::span<const std::byte> own, std::span<std::byte> whole) const;
+  // Of a matrix that is whole on all of a group, who keeps its states and takes its step; none: each a
+  // part's, or a small tensor's, all the same.
+  std::optional<int> keeper(size_t tensor) const {
+    return keepers_.empty() || keepers_[tensor] < 0 ? std::nullopt : std::optional(keepers_[tensor]);
+  }
+  // What the keeper alone has, as gather() does.
+  void hand_over(size_t tensor, std::span<const std::byte> own, std::span<std::byte> whole) const;
   // texts[i], of the virtual rank i, to rank 0. All of one size.
   void collect(std::span<std::string> texts) const;
   void barrier() const { communicator_.barrier(); }
@@ -76,6 +86,7 @@ class Ranks {
   int rank_of(int64_t share) const { return static_cast<int>(share / own_shares()); }
   void agree_in_data(std::span<double> values, std::span<const int64_t> shares) const;
   void agree_on_parts(Parameters& parameters);
+  void deal_out_in_group(const Parameters& parameters);
   void sum_in_group(Backend& backend, const Parameters& parameters, size_t tensor) const;
 
   Communicator& communicator_;
@@ -91,7 +102,8 @@ class Ranks {
     bool counts = false;  // has numbers that no rank before it has
   };
   std::vector<std::vector<OfGroup>> parts_;
-  std::vector<bool> meets_;  // by tensor: some numbers are on several ranks
+  std::vector<bool> meets_;   // by tensor: some numbers are on several ranks
+  std::vector<int> keepers_;  // by tensor; -1: none
 };
 
 }  // namespace qiao::train

@@ -26,7 +26,8 @@ void each_kept(const Parameters& parameters, const Optimizer& optimizer, Visit v
   }
   for (const Optimizer::State& state : optimizer.states()) {
     const Parameters::Named& tensor = parameters.tensors()[state.tensor];
-    const size_t bytes = tensor.part.is_whole() ? state.bytes : whole(tensor, state.dtype);
+    const bool is_all = tensor.part.is_whole() && tensor.is_kept;
+    const size_t bytes = is_all ? state.bytes : whole(tensor, state.dtype);
     visit(Snapshot::Kept{state.name, state.dtype, state.shape, state.tensor, 0, bytes, state.bytes});
   }
 }
@@ -87,9 +88,15 @@ void Snapshot::take() {
     }
     std::byte* const part = memory_.get() + (ranks_.leads_group() ? size_ : 0);  // behind the copy
     read(kept, part);
-    ranks_.gather(
-        kept.tensor, static_cast<size_t>(row_bytes(kept.dtype, 1)), {part, kept.own},
-        ranks_.leads_group() ? std::span(memory_.get() + kept.first, kept.bytes) : std::span<std::byte>());
+    const std::span<const std::byte> own(part, kept.own);
+    const std::span<std::byte> whole =
+        ranks_.leads_group() ? std::span(memory_.get() + kept.first, kept.bytes) : std::span<std::byte>();
+    const bool is_state = &kept - kept_.data() >= static_cast<std::ptrdiff_t>(states_);
+    if (is_state && ranks_.keeper(kept.tensor)) {
+      ranks_.hand_over(kept.tensor, own, whole);
+    } else {
+      ranks_.gather(kept.tensor, static_cast<size_t>(row_bytes(kept.dtype, 1)), own, whole);
+    }
   }
 }
 

@@ -109,14 +109,28 @@ SpreadGradients gradients_of(const std::filesystem::path& init, int size, const 
       const Parameters::Named& tensor = parameters.tensors()[i];
       std::vector<float> own(static_cast<size_t>(tensor.count));
       parameters.read(Parameters::Kind::kGradient, tensor, own);
-      if (tensor.part.is_whole()) made.parts[static_cast<size_t>(communicator.rank())][tensor.name] = own;
+      // Of what one rank keeps its gradient alone is whole.
+      const bool is_kept_by_one = ranks.keeper(i) && tensor.is_summed;
+      auto& parts = made.parts[static_cast<size_t>(communicator.rank())];
+      if (tensor.part.is_whole() && !is_kept_by_one) parts[tensor.name] = own;
       if (size == 1) {
         made.whole[tensor.name] = own;
         continue;
       }
       std::vector<float> whole(static_cast<size_t>(tensor.runs * tensor.part.whole_count()));
-      ranks.gather(i, sizeof(float), std::as_bytes(std::span(own)), std::as_writable_bytes(std::span(whole)));
+      const std::span<const std::byte> part = std::as_bytes(std::span(own));
+      const std::span<std::byte> all = std::as_writable_bytes(std::span(whole));
+      ranks.keeper(i) ? ranks.hand_over(i, part, all) : ranks.gather(i, sizeof(float), part, all);
       if (communicator.rank() == 0) made.whole[tensor.name] = whole;
+    }
+    // A step: what several ranks have stays the same.
+    model.optimizer->update(1e-2, 1e-2, 1.0, 1);
+    ranks.publish(parameters);
+    for (const Parameters::Named& tensor : parameters.tensors()) {
+      std::vector<float> master(static_cast<size_t>(tensor.count));
+      parameters.read(Parameters::Kind::kMaster, tensor, master);
+      if (tensor.part.is_whole())
+        made.parts[static_cast<size_t>(communicator.rank())]["after " + tensor.name] = master;
     }
     if (communicator.rank() > 0) return;
     made.loss = loss, made.norm = norm;
