@@ -28,6 +28,19 @@ bool meet(const Range& a, const Range& b) {
   return a.first < b.first + b.count && b.first < a.first + a.count;
 }
 
+// What of `ranges` is not in `taken`.
+std::vector<Range> without(const std::vector<Range>& ranges, const Range& taken) {
+  std::vector<Range> left;
+  for (const Range& range : ranges) {
+    const int64_t end = range.first + range.count;
+    const int64_t before = std::clamp(taken.first, range.first, end);
+    const int64_t behind = std::clamp(taken.first + taken.count, before, end);
+    if (before > range.first) left.push_back({range.first, before - range.first});
+    if (end > behind) left.push_back({behind, end - behind});
+  }
+  return left;
+}
+
 }  // namespace
 
 int64_t TensorPart::count() const {
@@ -58,23 +71,21 @@ void put_part(const TensorPart& part, int64_t runs, size_t unit, std::span<const
 
 std::vector<Range> counted_numbers(std::span<const TensorPart* const> parts) {
   const TensorPart& own = *parts.back();
-  std::vector<Range> counted;
-  int64_t place = 0;
+  std::vector<Range> left;  // rows
   for (const Range& rows : own.rows) {
-    for (int64_t row = rows.first; row < rows.first + rows.count; ++row, place += own.columns.count) {
-      const bool is_before = std::ranges::any_of(parts.first(parts.size() - 1), [&](const TensorPart* other) {
-        return meet(own.columns, other->columns) &&
-               std::ranges::any_of(other->rows, [&](const Range& theirs) {
-                 return meet({row, 1}, theirs);
-               });
-      });
-      if (is_before) continue;
-      if (!counted.empty() && counted.back().first + counted.back().count == place) {
-        counted.back().count += own.columns.count;
-      } else {
-        counted.push_back({place, own.columns.count});
-      }
+    std::vector<Range> mine = {rows};
+    for (const TensorPart* other : parts.first(parts.size() - 1)) {
+      if (!meet(own.columns, other->columns)) continue;
+      for (const Range& theirs : other->rows) mine = without(mine, theirs);
     }
+    left.insert(left.end(), mine.begin(), mine.end());
+  }
+  std::vector<Range> counted;
+  for (const Range& rows : left) {
+    int64_t before = 0;  // rows of the part
+    for (const Range& range : own.rows)
+      before += std::clamp<int64_t>(rows.first - range.first, 0, range.count);
+    counted.push_back({before * own.columns.count, rows.count * own.columns.count});
   }
   return counted;
 }

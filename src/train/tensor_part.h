@@ -28,7 +28,8 @@ void take_part(const TensorPart& part, int64_t runs, size_t unit, std::span<cons
 void put_part(const TensorPart& part, int64_t runs, size_t unit, std::span<const std::byte> own,
               std::span<std::byte> whole);
 
-// Which numbers of a matrix of the last of these parts are in none of those before it: ranges of its own.
+// Which numbers of a matrix of the last of these parts are in none of those before it: ranges of its own. (Of
+// two parts whose columns meet both have the same columns.)
 std::vector<Range> counted_numbers(std::span<const TensorPart* const> parts);
 
 }  // namespace qiao::train

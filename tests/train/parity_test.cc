@@ -86,6 +86,11 @@ TEST_P(TrainParityTest, SpreadOverProcessesFollowsItAsOneDoes) {
     EXPECT_LE(gap.loss, 2 * theirs.loss);
     EXPECT_LE(gap.norm, 2 * theirs.norm);
   }
+  TrainOptions options = as_pytorch(folder_.path() / "spread in bf16", GetParam());
+  options.tensor_parallel = 2, options.virtual_ranks = 1, options.dtype = "bf16";
+  const Gap gap = gap_of(run_in_threads(options, 2)), autocasts = gap_of("bfloat16");
+  EXPECT_LE(std::sqrt(gap.loss_squares), 2 * std::sqrt(autocasts.loss_squares));
+  EXPECT_LE(std::sqrt(gap.norm_squares), 2 * std::sqrt(autocasts.norm_squares));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TrainParityTest,

@@ -278,7 +278,8 @@ TEST(SpreadOptionsTest, WhatDoesNotGoIsRefusedInOneLine) {
     made.tensor_parallel = tensor_parallel;
     return made;
   };
-  EXPECT_QIAO_ERROR(run(options(0)), kInvalidInput, "--tensor-parallel is 0; a number from 1 to 1024 was expected");
+  EXPECT_QIAO_ERROR(run(options(0)), kInvalidInput,
+                    "--tensor-parallel is 0; a number from 1 to 1024 was expected");
   EXPECT_QIAO_ERROR(run(options(2)), kInvalidInput, "--tensor-parallel is 2, and 1 process was started",
                     "mpirun -np 2 qiao train");
   EXPECT_QIAO_ERROR(run_in_threads(options(3), 4), kInvalidInput,

@@ -147,9 +147,25 @@ struct SpreadTraining {
 
 class SpreadTrainingTest : public ::testing::TestWithParam<SpreadTraining> {
  protected:
-  static std::filesystem::path init(const std::string& model) {
+  std::filesystem::path init(const std::string& model) const {
+    if (model == "uneven") return uneven();
     return model.starts_with("models/") ? golden().parent_path() / model : golden() / model / "init";
   }
+
+ private:
+  // A configuration whose widths no number of ranks divides, with weights that are drawn.
+  std::filesystem::path uneven() const {
+    Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
+    config.update({{"num_attention_heads", 6},
+                   {"num_key_value_heads", 3},
+                   {"head_dim", 8},
+                   {"hidden_size", 44},
+                   {"intermediate_size", 101},
+                   {"vocab_size", 97}});
+    write_file_atomically(folder_.path() / "config.json", dump_json(config, 2));
+    return folder_.path();
+  }
+  const testing::TemporaryDirectory folder_;
 };
 
 // Both within the bound of single steps (step_test.cc) of the exact gradients, so within twice that of each
@@ -211,13 +227,45 @@ INSTANTIATE_TEST_SUITE_P(
                       SpreadTraining{"qwen3-moe", 4, "cpu"}, SpreadTraining{"qwen3-moe-balanced", 2, "cpu"},
                       SpreadTraining{"qwen3-moe-unnormalised", 2, "cpu"},
                       SpreadTraining{"hunyuan-moe", 2, "cpu"}, SpreadTraining{"hunyuan-moe", 4, "cpu"},
-                      SpreadTraining{"models/phi3", 2, "cpu"}),
+                      SpreadTraining{"models/phi3", 2, "cpu"}, SpreadTraining{"uneven", 2, "cpu"},
+                      SpreadTraining{"uneven", 3, "cpu"}, SpreadTraining{"uneven", 6, "cpu"}),
     [](const auto& param) {
       std::string name = fmt::format("{}_{}_of_{}", param.param.model, param.param.chip, param.param.size);
       for (char& c : name)
         if (c == '-' || c == '/') c = '_';
       return name;
     });
+
+TEST(TensorPartTest, PartsAreTakenAndPutBack) {
+  // Of two matrices of 4 x 3, rows 1 and 3 and the last two columns.
+  const TensorPart part = {{{1, 1}, {3, 1}}, {1, 2}, 4, 3};
+  EXPECT_EQ(part.count(), 4);
+  EXPECT_FALSE(part.is_whole());
+  std::vector<float> whole(24), own(8), back(24, -1);
+  std::iota(whole.begin(), whole.end(), 0.0f);
+  take_part(part, 2, sizeof(float), std::as_bytes(std::span(whole)), std::as_writable_bytes(std::span(own)));
+  EXPECT_EQ(own, (std::vector<float>{4, 5, 10, 11, 16, 17, 22, 23}));
+  put_part(part, 2, sizeof(float), std::as_bytes(std::span(own)), std::as_writable_bytes(std::span(back)));
+  for (size_t i = 0; i < 24; ++i)
+    EXPECT_EQ(back[i], std::ranges::find(own, whole[i]) != own.end() ? whole[i] : -1.0f) << i;
+}
+
+TEST(TensorPartTest, EveryNumberIsCountedOnce) {
+  const auto rows = [](std::vector<Range> ranges) { return TensorPart{std::move(ranges), {0, 2}, 10, 2}; };
+  const TensorPart first = rows({{0, 2}, {6, 1}}), second = rows({{2, 2}, {6, 1}}), third = rows({{0, 10}});
+  const auto counted = [](std::vector<const TensorPart*> parts) {
+    std::vector<std::pair<int64_t, int64_t>> found;
+    for (const Range& range : counted_numbers(parts)) found.emplace_back(range.first, range.count);
+    return found;
+  };
+  using Ranges = std::vector<std::pair<int64_t, int64_t>>;
+  EXPECT_EQ(counted({&first}), (Ranges{{0, 4}, {4, 2}}));
+  EXPECT_EQ(counted({&first, &second}), (Ranges{{0, 4}}));  // row 6 is the first's
+  EXPECT_EQ(counted({&first, &second, &third}), (Ranges{{8, 4}, {14, 6}}));
+  EXPECT_EQ(counted({&third, &first}), Ranges{});
+  const TensorPart left = {{{0, 10}}, {0, 1}, 10, 2}, right = {{{0, 10}}, {1, 1}, 10, 2};
+  EXPECT_EQ(counted({&left, &right}), (Ranges{{0, 10}}));
+}
 
 }  // namespace
 }  // namespace qiao::train
