@@ -50,7 +50,7 @@ KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t 
 }
 
 struct Decoder::Parts {
-  DecoderConfig config;
+  DecoderConfig config, whole;  // of several ranks: this one's heads, all of them
   Backend* backend = nullptr;
   const Family* family = nullptr;
   bool gguf = false;
@@ -292,6 +292,7 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   parts->family = &find_family(ConfigReader(files));
   parts->gguf = files.kind() == ModelFiles::Kind::kGguf;
   parts->backend = &backend;
+  parts->whole = parts->config;
   parts->weights = load_weights(files, backend, parts->config, options);
   const nn::AttentionLayer& attention = parts->weights.layers.front().attention;
   parts->config.num_attention_heads = attention.heads;  // this rank's
@@ -309,7 +310,7 @@ int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out
     throw_error(ErrorKind::kUnsupported, "{}: LoRA adapters run in one process alone, and {} were started",
                 files.source(), ranks());
   }
-  const LoraBase base = {parts_->config, *parts_->family, parts_->gguf};
+  const LoraBase base = {parts_->whole, *parts_->family, parts_->gguf};
   parts_->weights.bytes +=
       add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights, laid_out);
   return parts_->adapters++;

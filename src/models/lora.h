@@ -12,26 +12,29 @@ namespace qiao {
 
 // The model that an adapter is for, and how its own files are written.
 struct LoraBase {
-  const DecoderConfig& config;
+  const DecoderConfig& config;  // of all of it, where it is over several ranks
   const Family& family;
   bool gguf;
 };
 
 // Where a pair went: A is rows [first_rank, first_rank + r) of `a`; `b` holds scale * B, its rows in the
-// order of the base's files. For training.
+// order of the base's files. Over several ranks these columns of A and rows of B. For training.
 struct LaidOutLora {
   const LoraPair* pair;
   Weight* a;
   int64_t first_rank;
   Weight* b;
   float scale;
+  std::vector<Range> rows;
+  Range columns;
 };
 using LoraLaidOut = std::function<void(const LaidOutLora& pair)>;
 
 // Gives every layer that the adapter changes its part, as adapter number `index`, and returns the bytes it
 // takes. Either format goes with either format of the base. Every name, dtype and shape is checked before the
 // first matrix is laid out: Error(kInvalidInput or kUnsupported) naming file and tensor; Error(kTooLarge),
-// with both sizes, where memory will not do.
+// with both sizes, where memory will not do. Over ranks that train together its matrices are cut as the
+// layers are, in F32, and join `weights.summed`.
 uint64_t add_lora(const LoraFiles& files, const LoraBase& base, Backend& backend, int32_t index,
                   DecoderWeights& weights, const LoraLaidOut& laid_out = {});
 

@@ -69,6 +69,46 @@ std::vector<LoraSlot> lora_slots(const Family& family, const DecoderConfig& conf
   return SlotList(family, config).take();
 }
 
+LoraPart lora_part(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards) {
+  const int64_t dim = config.head_dim, q = config.num_attention_heads * dim,
+                kv = config.num_key_value_heads * dim;
+  const auto behind = [](int64_t before, const Range& range, int64_t unit) {
+    return Range{before + range.first * unit, range.count * unit};
+  };
+  LoraPart part = {{}, {0, slot.columns}, 0};
+  std::vector<Range> own = {{0, slot.rows}};  // of the layer's rows
+  switch (slot.place) {
+    case LoraSlot::Place::kQkv:
+      own = {behind(0, shards.heads, dim), behind(q, shards.kv_heads, dim),
+             behind(q + kv, shards.kv_heads, dim)};
+      break;
+    case LoraSlot::Place::kGateUp:
+      own = {shards.ffn, behind(config.intermediate_size, shards.ffn, 1)};
+      break;
+    case LoraSlot::Place::kSharedGateUp:
+      own = {shards.shared_ffn, behind(config.shared_intermediate_size, shards.shared_ffn, 1)};
+      break;
+    case LoraSlot::Place::kAttentionOutput:
+      part.columns = behind(0, shards.heads, dim);
+      break;
+    case LoraSlot::Place::kDown:
+      part.columns = shards.ffn;
+      break;
+    case LoraSlot::Place::kSharedDown:
+      part.columns = shards.shared_ffn;
+      break;
+  }
+  int64_t before = 0;
+  for (const Range& rows : own) {
+    if (rows.first >= slot.first_row && rows.first + rows.count <= slot.first_row + slot.rows) {
+      if (part.rows.empty()) part.first_row = before;
+      part.rows.push_back({rows.first - slot.first_row, rows.count});
+    }
+    before += rows.count;
+  }
+  return part;
+}
+
 std::vector<LoraModule> lora_modules(const ModelFiles& files, const DecoderConfig& config) {
   const Family& family = find_family(ConfigReader(files));
   const bool gguf = files.kind() == ModelFiles::Kind::kGguf;

@@ -9,6 +9,7 @@
 
 #include "models/config.h"
 #include "models/families.h"
+#include "models/shards.h"
 
 namespace qiao {
 
@@ -25,6 +26,15 @@ struct LoraSlot {
 
 // Layer by layer, in the order of rows. Fused modules (qkv_proj) stand beside the parts that they fuse.
 std::vector<LoraSlot> lora_slots(const Family& family, const DecoderConfig& config);
+
+// What of a module's rows and columns a rank has, one behind the other, and the first of those rows in its
+// layer. A module that fuses several has some rows of each, which lie together.
+struct LoraPart {
+  std::vector<Range> rows;
+  Range columns;
+  int64_t first_row = 0;
+};
+LoraPart lora_part(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards);
 
 // A module that these files do have.
 struct LoraModule {

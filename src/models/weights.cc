@@ -22,6 +22,7 @@ class Builder {
 
   DecoderWeights build() {
     DecoderWeights weights;
+    weights.shards = shards_;
     const int64_t vocabulary = config_.vocabulary_size, width = config_.hidden_size;
     auto table = loader_.pieces({loader_.segment(loader_.name(names_.embedding), vocabulary, width)}, 1,
                                 width, Kind::kOther);

@@ -6,6 +6,7 @@
 
 #include "models/config.h"
 #include "models/decoder.h"
+#include "models/shards.h"
 #include "nn/layers.h"
 
 namespace qiao {
@@ -31,6 +32,7 @@ struct DecoderWeights {
   // several ranks, the head (whose rows of a batch are dealt out). What else is on several has it whole
   // there.
   std::vector<const void*> summed;
+  Shards shards;                                          // what of the model is here
   std::unique_ptr<nn::RotaryTable> rotary, local_rotary;  // local: of sliding layers, or absent
   uint64_t bytes = 0;
 };

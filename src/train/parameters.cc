@@ -65,16 +65,18 @@ void Parameters::add(const LaidOutTensor& tensor) {
   named.count += count;
 }
 
-void Parameters::add_matrix(std::string name, std::vector<int64_t> shape, Weight& weight, int64_t first_row,
+void Parameters::add_matrix(std::string name, TensorPart part, Weight& weight, int64_t first_row,
                             float scale) {
   LaidOutTensor place{};
   place.weight = &weight;
   Group& group = group_of(place);
   group.scale = scale;
-  const int64_t rows = shape[0];
-  named_.push_back({std::move(name), std::move(shape), &weight, group.first + first_row * group.columns,
-                    rows * group.columns});
-  named_.back().part = {{{0, rows}}, {0, group.columns}, rows, group.columns};
+  named_.push_back({std::move(name),
+                    {part.whole_rows, part.whole_columns},
+                    &weight,
+                    group.first + first_row * group.columns,
+                    part.count()});
+  named_.back().part = std::move(part);
 }
 
 Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) const {
@@ -269,7 +271,7 @@ void Parameters::place_masters() {
 void Parameters::mark_summed(std::span<const void* const> memory) {
   for (const void* const each : memory) {
     const auto weight = weights_.find(each), small = small_.find(each);
-    QIAO_ASSERT(weight != weights_.end() || small != small_.end());
+    if (weight == weights_.end() && small == small_.end()) continue;
     const Group& group = groups_[weight != weights_.end() ? weight->second : small->second];
     for (Named& named : named_)
       if (named.first >= group.first && named.first < group.first + group.rows * group.columns)

@@ -26,10 +26,9 @@ class Parameters final : public nn::ParameterGradients {
   // DecoderOptions::laid_out of the decoder that is to be trained. Throws Error(kUnsupported), naming the
   // tensor, for what cannot be trained.
   void add(const LaidOutTensor& tensor);
-  // A matrix that no file of the model has (an adapter's): rows [first_row, first_row + shape[0]) of
-  // `weight`, which holds `scale` times its master.
-  void add_matrix(std::string name, std::vector<int64_t> shape, Weight& weight, int64_t first_row,
-                  float scale);
+  // A matrix that no file of the model has (an adapter's), of which this rank has `part`, from row first_row
+  // of `weight` on, which holds `scale` times its master.
+  void add_matrix(std::string name, TensorPart part, Weight& weight, int64_t first_row, float scale);
   // After loading: takes memory for masters, gradients (zero) and moments (zero), and fills the masters from
   // `files`, which the decoder was loaded from, or with what `fill` gives for each.
   void prepare(const ModelFiles& files);
@@ -69,7 +68,7 @@ class Parameters final : public nn::ParameterGradients {
     int64_t master = 0, master_stride = 0;
   };
   const std::vector<Named>& tensors() const { return named_; }  // in the file's order
-  // Of several ranks: marks what DecoderWeights::summed lists.
+  // Of several ranks: marks what DecoderWeights::summed lists, as far as it is trained.
   void mark_summed(std::span<const void* const> memory);
   // Of several ranks, by tensor: Named::counted and is_kept.
   void count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept);

@@ -73,6 +73,7 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
     // The base stays as the files have it. A quantized one computes as it is served.
     if (bf16) load.float_weights = DType::kBF16;
     if (!bf16 && !gguf) load.compute = DecoderOptions::Policy::kF32;
+    load.trainers = group.get();
     decoder = Decoder::load(*files, *backend, load);
     lora = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files, *decoder,
                                          *parameters);
