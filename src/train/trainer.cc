@@ -138,7 +138,8 @@ void Run::take_memory() {
   };
   plan(wanted);
   // What is made again is summed over a group again.
-  if (ranks_.any(memory.recomputes) && !memory.recomputes) plan(Recompute::kOn);
+  if (options_.tensor_parallel > 1 && ranks_.any(memory.recomputes) && !memory.recomputes)
+    plan(Recompute::kOn);
   const Recompute recompute = memory.recomputes ? Recompute::kOn : Recompute::kOff;
   model_->prepare();
   warm_up(recompute);

@@ -168,10 +168,8 @@ TEST(RanksOfAPlainRunTest, AnyRankMayStopAllOfThem) {
   EXPECT_EQ(first.steps.size(), 1u);
 }
 
+// One of two groups, or of the two that train one model.
 TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
-  const testing::TemporaryDirectory folder;
-  TrainOptions options = as_pytorch(folder.path() / "run");
-  options.threads = 1, options.checkpoint_every = 2, options.steps = 1000;
   class Dies final : public TrainObserver {
    public:
     void on_start(const TrainReport&) override {}
@@ -186,19 +184,26 @@ TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
 
    private:
     int steps_ = 0;
-  } dies;
-  auto communicators = make_thread_communicators(2, 60);
-  std::thread other([&] {
-    const auto own = std::move(communicators[1]);
-    EXPECT_QIAO_ERROR(train(options, dies, *own), kIo, "dead");
-  });
-  Recorder first;
-  EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
-  other.join();
-  options.steps = 5, options.resume = true;
-  // That of step 4 was being written beside the run, and is whole or gone; that of step 2 was waited for.
-  const int64_t next = run(options).steps.front().step;
-  EXPECT_TRUE(next == 5 || next == 3) << next;
+  };
+  for (const int64_t tensor_parallel : {1, 2}) {
+    const testing::TemporaryDirectory folder;
+    TrainOptions options = as_pytorch(folder.path() / "run");
+    options.threads = 1, options.checkpoint_every = 2, options.steps = 1000;
+    options.tensor_parallel = tensor_parallel;
+    Dies dies;
+    auto communicators = make_thread_communicators(2, 60);
+    std::thread other([&] {
+      const auto own = std::move(communicators[1]);
+      EXPECT_QIAO_ERROR(train(options, dies, *own), kIo, "dead");
+    });
+    Recorder first;
+    EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
+    other.join();
+    options.steps = 5, options.resume = true, options.tensor_parallel = 1;
+    // That of step 4 was being written beside the run, and is whole or gone; that of step 2 was waited for.
+    const int64_t next = run(options).steps.front().step;
+    EXPECT_TRUE(next == 5 || next == 3) << next;
+  }
 }
 
 // One model over groups of two.
