@@ -24,6 +24,11 @@ class Collectives {
 
   // `values`, dense F32, becomes the sum of what the ranks have there, on each of them.
   virtual void all_reduce_sum(const Tensor& values) = 0;
+  // The same on `root` alone; elsewhere `values` is what some of the ranks have together, or as it was.
+  virtual void reduce_sum(const Tensor& values, int root) = 0;
+  // `to`, dense F32, becomes on every rank, `root` too, what `values` of as many numbers is there, which may
+  // be `to` itself and elsewhere is absent.
+  virtual void broadcast(const Tensor& values, int root, const Tensor& to) = 0;
   // Columns of every rank side by side, on rank 0: `own`, dense F32 [O, columns[rank]], of rank r to
   // all[:, columns before r…]. `all`, F32 [O, sum of columns], has rows without gaps and is absent elsewhere;
   // what lies in it of rank 0 itself is there already.

@@ -1,5 +1,6 @@
 // A sum goes one of two ways, whose bits are the same: every rank gets all addends and adds them; or, of more
-// than two ranks and where that is many bytes, each adds a slice for all, and the slices go round.
+// than two ranks and where that is many bytes, each adds a slice for all, and the slices go round. A sum for
+// one rank goes up a tree.
 #include "backend/host_collectives.h"
 
 #include <algorithm>
@@ -23,14 +24,51 @@ class HostCollectives final : public Collectives {
   bool can_be_repeated() const override { return false; }
 
   void all_reduce_sum(const Tensor& values) override {
-    QIAO_ASSERT(values.dtype == DType::kF32 && values.contiguous());
-    for (int64_t first = 0; first < values.elements(); first += kPieceFloats) {
-      const int64_t count = std::min(kPieceFloats, values.elements() - first);
-      float* const piece = values.as<float>() + first;
+    each_piece(values, [&](float* piece, int64_t count) {
       backend_.download(addend(rank(), count).data(), piece, static_cast<size_t>(count) * sizeof(float));
       size() == 2 || count <= kFewFloats ? add_all(count) : add_slices(count);
       backend_.upload(piece, sum_.data(), static_cast<size_t>(count) * sizeof(float));
-    }
+    });
+  }
+
+  // Of two neighbouring groups whose sums meet, one sends: the sum of a group lies with `root` where that is
+  // one of them, else with its first. a + b is b + a.
+  void reduce_sum(const Tensor& values, int root) override {
+    const auto holder = [&](int first, int count) {
+      return root >= first && root < first + count ? root : first;
+    };
+    each_piece(values, [&](float* piece, int64_t count) {
+      const std::span<float> own = addend(rank(), count), more = addend((rank() + 1) % size(), count);
+      backend_.download(own.data(), piece, own.size_bytes());
+      for (int distance = 1; distance < size(); distance *= 2) {
+        const int left = rank() / (2 * distance) * (2 * distance), right = left + distance;
+        if (right >= size()) continue;
+        const int into = holder(left, 2 * distance);
+        const int from = into < right ? holder(right, distance) : left;
+        if (rank() == into) {
+          communicator_.receive_values(from, more);
+          for (size_t i = 0; i < own.size(); ++i) own[i] += more[i];
+        } else if (rank() == from) {
+          communicator_.send_values(into, std::span<const float>(own));
+        }
+      }
+      if (rank() == root) backend_.upload(piece, own.data(), own.size_bytes());
+    });
+  }
+
+  void broadcast(const Tensor& values, int root, const Tensor& to) override {
+    QIAO_ASSERT(rank() != root || (values.contiguous() && values.elements() == to.elements()));
+    each_piece(to, [&](float* piece, int64_t count) {
+      const std::span<float> host = addend(rank(), count);
+      if (rank() == root) {
+        backend_.download(host.data(), values.as<float>() + (piece - to.as<float>()), host.size_bytes());
+        for (int other = 0; other < size(); ++other)
+          if (other != root) communicator_.send_values(other, std::span<const float>(host));
+      } else {
+        communicator_.receive_values(root, host);
+      }
+      if (rank() != root || values.data != to.data) backend_.upload(piece, host.data(), host.size_bytes());
+    });
   }
 
   void gather_columns(const Tensor& own, std::span<const int64_t> columns, const Tensor& all) override {
@@ -55,6 +93,14 @@ class HostCollectives final : public Collectives {
   }
 
  private:
+  // body(begin, count) for pieces of `values`.
+  template <class Body>
+  static void each_piece(const Tensor& values, Body body) {
+    QIAO_ASSERT(values.dtype == DType::kF32 && values.contiguous());
+    for (int64_t first = 0; first < values.elements(); first += kPieceFloats)
+      body(values.as<float>() + first, std::min(kPieceFloats, values.elements() - first));
+  }
+
   std::span<float> addend(int rank, int64_t count) {
     std::vector<float>& memory = addends_[static_cast<size_t>(rank)];
     if (std::ssize(memory) < count) memory.resize(static_cast<size_t>(count));

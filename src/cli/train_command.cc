@@ -53,7 +53,8 @@ void run_training(CLI::App& command, TrainFlags& flags) {
     std::filesystem::path& init = flags.options.init;
     if (!init.empty()) init = resolve_model(init.string(), !rank);  // several would pull at once
     flags.options.settings = write_config(command);
-    if (rank && flags.options.virtual_ranks == 0) flags.options.virtual_ranks = train::kVirtualRanks;
+    if (rank && flags.options.virtual_ranks == 0 && flags.options.tensor_parallel == 1)
+      flags.options.virtual_ranks = train::kVirtualRanks;
     check_settings(flags);
     TrainPrinter::take_interrupts();
     flags.options.measure_peak = !flags.quiet && !flags.options.dry_run;
@@ -147,6 +148,9 @@ void add_train_command(CLI::App& app) {
       "  qiao train grpo --init DIR --data prompts.jsonl --reward-python reward.py --lr 1e-6 --steps 200 "
       "--out RUN\n"
       "  mpirun -np 4 qiao train pretrain --init DIR --data texts.jsonl --steps 1000 --out RUN\n"
+      "  mpirun -np 4 qiao train pretrain --tensor-parallel 2 --init DIR --data texts.jsonl --steps 1000 "
+      "--out "
+      "RUN\n"
       "  qiao train finetune --help");
   add_pretrain(*command);
   add_finetune(*command);

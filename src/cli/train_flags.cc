@@ -173,8 +173,13 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
   command
       .add_option("--virtual-ranks", o.virtual_ranks,
                   "4: the batch is dealt out as to 4 processes, for the bytes that those would leave; 0: 4 "
-                  "with mpirun, else 1 [0]")
+                  "with mpirun (but where all processes train one model), else 1 [0]")
       ->check(CLI::IsMember({0, 1, 4}))
+      ->type_name("N");
+  command
+      .add_option("--tensor-parallel", o.tensor_parallel,
+                  "With mpirun: so many processes train one model together, each a part of every layer; the "
+                  "number of all of them is a multiple [1]")
       ->type_name("N");
   command
       .add_option("--rank-timeout", flags.rank_timeout,

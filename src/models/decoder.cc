@@ -58,6 +58,7 @@ struct Decoder::Parts {
   DecoderWeights weights;
   int32_t adapters = 0;
   std::shared_ptr<DecoderRanks> ranks;  // null: one process
+  Collectives* trainers = nullptr;
 };
 
 namespace {
@@ -270,6 +271,7 @@ Backend& Decoder::backend() const { return *parts_->backend; }
 uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
 int Decoder::ranks() const { return parts_->ranks ? parts_->ranks->size() : 1; }
+Collectives* Decoder::trainers() const { return parts_->trainers; }
 
 void Decoder::agree(const std::string& what) const {
   if (parts_->ranks) parts_->ranks->agree(what);
@@ -304,11 +306,12 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   parts->family = &find_family(ConfigReader(files));
   parts->gguf = files.kind() == ModelFiles::Kind::kGguf;
   parts->backend = &backend;
+  parts->whole = parts->config;
   parts->weights = load_weights(files, backend, parts->config, options);
   const nn::AttentionLayer& attention = parts->weights.layers.front().attention;
-  parts->whole = parts->config;
   parts->config.num_attention_heads = attention.heads;  // this rank's
   parts->config.num_key_value_heads = attention.kv_heads;
+  if (options.trainers != nullptr && options.trainers->size() > 1) parts->trainers = options.trainers;
   if (options.ranks != nullptr && options.ranks->size() > 1) {
     parts->ranks = std::make_shared<DecoderRanks>(*options.ranks, backend);
     parts->ranks->agree(what_runs(files, options));
@@ -317,7 +320,7 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
 }
 
 int32_t Decoder::add_adapter(const LoraFiles& files, const LoraLaidOut& laid_out) {
-  const LoraBase base = {parts_->whole, parts_->weights.shards, *parts_->family, parts_->gguf};
+  const LoraBase base = {parts_->whole, *parts_->family, parts_->gguf};
   parts_->weights.bytes +=
       add_lora(files, base, *parts_->backend, parts_->adapters, parts_->weights, laid_out);
   return parts_->adapters++;
@@ -398,6 +401,7 @@ std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted
 
 Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
                                   bool want_logits) const {
+  QIAO_ASSERT(parts_->trainers == nullptr);
   auto& memory = static_cast<StepMemory&>(workspace);
   check_step(batch, cache, config(), memory.limits, want_logits);
   check_adapters(batch, adapters());

@@ -11,6 +11,7 @@
 #include "backend/backend.h"
 #include "formats/model_files.h"
 #include "models/config.h"
+#include "models/shards.h"
 
 namespace qiao {
 
@@ -19,13 +20,18 @@ class LoraFiles;
 struct DecoderWeights;
 struct LaidOutLora;
 
-// Where a tensor of a file went: rows of a weight, or a small F32 tensor on the chip.
+// Where a tensor of a file went: rows of a weight, or a small F32 tensor on the chip. One that is on another
+// rank alone went nowhere: no weight, no parameter, no rows.
 struct LaidOutTensor {
   const TensorInfo* source;
   Weight* weight = nullptr;
   Tensor parameter;  // where `weight` is null: all that lies with it
   // Rows of one expert of the weight, or elements of the parameter: [first_row, first_row + rows).
   int64_t expert = 0, first_row = 0, rows = 0;
+  // Which part of the source's matrix (of one expert; one column where it is small) lies there: these rows,
+  // from source_row on, of so many, and these columns.
+  int64_t source_row = 0, source_rows = 0, source_columns = 0;
+  Range columns;
 };
 
 struct DecoderOptions {
@@ -45,6 +51,9 @@ struct DecoderOptions {
   // The processes that the model is spread over (models/shards.h), each of which loads its part: the first is
   // called as one alone is, the others follow. Outlives the decoder. Null: one process.
   Communicator* ranks = nullptr;
+  // In place of `ranks`: of the processes that are to train the model together, all of which make the same
+  // passes (models/decoder_training.h); no steps. The head is whole on each. Outlives the decoder.
+  Collectives* trainers = nullptr;
   // Called for every tensor once it is laid out: training keeps a canonical copy of each.
   std::function<void(const LaidOutTensor& tensor)> laid_out;
   // Called as tensors are laid out, with bytes done and bytes in all; may throw to stop loading.
@@ -131,6 +140,7 @@ class Decoder {
   // Of several processes, called by all: throws Error(kInvalidInput) in the first, naming another, where
   // `what` differs.
   void agree(const std::string& what) const;
+  Collectives* trainers() const;  // DecoderOptions::trainers, where those are several; else null
   // Of the ranks behind the first: takes part in what the first one's callers do, until its decoder is
   // destroyed. Throws what a step throws.
   void follow() const;

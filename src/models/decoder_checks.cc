@@ -1,6 +1,7 @@
 #include "models/decoder_checks.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <string_view>
 
@@ -11,6 +12,10 @@ namespace {
 
 [[noreturn]] void refuse_step(const std::string& what) {
   throw_error(ErrorKind::kInvalidInput, "decoder step: {}", what);
+}
+
+[[noreturn]] void refuse_packed(const std::string& what) {
+  throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
 }
 
 void check_range(std::span<const int32_t> values, int64_t limit, std::string_view what, int32_t least = 0) {
@@ -47,6 +52,32 @@ void check_sequences(const StepBatch& batch, const KvCache& cache, int64_t windo
 }
 
 }  // namespace
+
+void check_packed(const PackedBatch& batch, int64_t tokens, int64_t documents, int64_t vocabulary) {
+  const auto count = static_cast<int64_t>(batch.tokens.size());
+  if (count == 0 || count > tokens)
+    refuse_packed(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
+  if (!(batch.temperature > 0) || !std::isfinite(batch.temperature))
+    refuse_packed(fmt::format("temperature {}; a number above 0 was expected", batch.temperature));
+  if (batch.positions.size() != batch.tokens.size() || batch.labels.size() != batch.tokens.size()) {
+    refuse_packed(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
+                              batch.labels.size()));
+  }
+  const auto starts = static_cast<int64_t>(batch.starts.size());
+  if (starts < 2 || starts > documents + 1 || batch.starts.front() != 0 || batch.starts.back() != count ||
+      !std::is_sorted(batch.starts.begin(), batch.starts.end()))
+    refuse_packed(
+        fmt::format("{} starts; up to {} from 0 to {} in order were expected", starts, documents + 1, count));
+  for (int64_t i = 0; i < count; ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (batch.tokens[at] < 0 || batch.tokens[at] >= vocabulary || batch.labels[at] < -1 ||
+        batch.labels[at] >= vocabulary || batch.positions[at] < 0) {
+      refuse_packed(
+          fmt::format("token {} at place {} with position {} and label {}: ids below {} were expected",
+                      batch.tokens[at], i, batch.positions[at], batch.labels[at], vocabulary));
+    }
+  }
+}
 
 void check_adapters(const StepBatch& batch, int32_t count) {
   if (!batch.adapters.empty() && batch.adapters.size() != batch.lengths.size())

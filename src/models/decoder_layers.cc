@@ -12,6 +12,7 @@ Tensor enter_attention(nn::Context& context, const DecoderLayer& layer, bool upd
     layer.attention_norm.forward(context, stream->residual, normed);
   }
   stream->update = normed;
+  context.spread_over_ranks(normed);
   return normed;
 }
 
@@ -33,6 +34,7 @@ void leave_attention(nn::Context& context, const DecoderLayer& layer, const Deco
   if (layer.is_moe) {
     layer.moe.forward(context, normed, inner);
   } else {
+    context.spread_over_ranks(normed);
     layer.mlp.forward(context, normed, inner);
   }
   context.sum_over_ranks(inner);

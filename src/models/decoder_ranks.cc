@@ -24,6 +24,27 @@ StepBatch batch_of(const std::array<std::span<const int32_t>, kParts>& parts) {
 
 }  // namespace
 
+void agree_on_model(Communicator& communicator, const Backend& backend, const std::string& model) {
+  const std::string own =
+      fmt::format("{}; {} ({}{})", model, backend.chip(), name_without_threads(backend.describe()),
+                  backend.batch_invariant() ? "" : ", fast");
+  if (communicator.rank() > 0) {
+    const auto length = static_cast<int64_t>(own.size());
+    communicator.send_values(0, std::span(&length, 1));
+    communicator.send_values(0, std::span<const char>(own));
+    return;
+  }
+  for (int other = 1; other < communicator.size(); ++other) {
+    int64_t length = 0;
+    communicator.receive_values(other, std::span(&length, 1));
+    std::string theirs(static_cast<size_t>(length), '\0');
+    communicator.receive_values(other, std::span<char>(theirs));
+    if (theirs == own) continue;
+    throw_error(ErrorKind::kInvalidInput, "{} runs {}; {} runs {}: the same was expected",
+                communicator.name(other), theirs, communicator.name(0), own);
+  }
+}
+
 enum class DecoderRanks::What : int64_t {
   kEnd,
   kFreeBytes,
@@ -62,26 +83,7 @@ void DecoderRanks::tell(std::span<const T> values) {
   for (int other = 1; other < size(); ++other) communicator_.send_values(other, values);
 }
 
-void DecoderRanks::agree(const std::string& model) {
-  const std::string own =
-      fmt::format("{}; {} ({}{})", model, backend_.chip(), name_without_threads(backend_.describe()),
-                  backend_.batch_invariant() ? "" : ", fast");
-  if (!leads()) {
-    const auto length = static_cast<int64_t>(own.size());
-    communicator_.send_values(0, std::span(&length, 1));
-    communicator_.send_values(0, std::span<const char>(own));
-    return;
-  }
-  for (int other = 1; other < size(); ++other) {
-    int64_t length = 0;
-    communicator_.receive_values(other, std::span(&length, 1));
-    std::string theirs(static_cast<size_t>(length), '\0');
-    communicator_.receive_values(other, std::span<char>(theirs));
-    if (theirs == own) continue;
-    throw_error(ErrorKind::kInvalidInput, "{} runs {}; {} runs {}: the same was expected",
-                communicator_.name(other), theirs, communicator_.name(0), own);
-  }
-}
+void DecoderRanks::agree(const std::string& model) { agree_on_model(communicator_, backend_, model); }
 
 void DecoderRanks::fail(const std::string& why) {
   communicator_.end_all(why);

@@ -11,6 +11,10 @@
 
 namespace qiao {
 
+// Called by all ranks: throws Error(kInvalidInput) on the first, naming the rank, where another has another
+// model (for people, too) or another kind of device. No bit of what they have in common would agree.
+void agree_on_model(Communicator& communicator, const Backend& backend, const std::string& model);
+
 // One thread at a time. What it throws where a rank is lost is the communicator's.
 class DecoderRanks {
  public:
@@ -22,8 +26,7 @@ class DecoderRanks {
   int size() const { return communicator_.size(); }
   Collectives& collectives() { return *collectives_; }
 
-  // Called by all: throws Error(kInvalidInput) on rank 0, naming the rank, where another has other files,
-  // options or another kind of device. No bit of the ranks' common state would agree.
+  // agree_on_model, of files and options.
   void agree(const std::string& model);
 
   // Of rank 0; the others do the same behind follow().

@@ -1,10 +1,10 @@
 #include "models/decoder_training.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "base/error.h"
+#include "models/decoder_checks.h"
 #include "models/decoder_layers.h"
 #include "models/router_balance.h"
 
@@ -14,42 +14,19 @@ namespace {
 constexpr size_t kArenaAlignment = 64;
 constexpr size_t kTouchedAtOnce = size_t{1} << 20;
 
-[[noreturn]] void refuse_packed(const std::string& what) {
-  throw_error(ErrorKind::kInvalidInput, "packed batch: {}", what);
-}
-
-void check_batch(const PackedBatch& batch, int64_t tokens, int64_t documents, int64_t vocabulary) {
-  const auto count = static_cast<int64_t>(batch.tokens.size());
-  if (count == 0 || count > tokens)
-    refuse_packed(fmt::format("{} tokens; 1 to {} were expected", count, tokens));
-  if (!(batch.temperature > 0) || !std::isfinite(batch.temperature))
-    refuse_packed(fmt::format("temperature {}; a number above 0 was expected", batch.temperature));
-  if (batch.positions.size() != batch.tokens.size() || batch.labels.size() != batch.tokens.size()) {
-    refuse_packed(fmt::format("{} tokens with {} positions and {} labels", count, batch.positions.size(),
-                              batch.labels.size()));
-  }
-  const auto starts = static_cast<int64_t>(batch.starts.size());
-  if (starts < 2 || starts > documents + 1 || batch.starts.front() != 0 || batch.starts.back() != count ||
-      !std::is_sorted(batch.starts.begin(), batch.starts.end()))
-    refuse_packed(
-        fmt::format("{} starts; up to {} from 0 to {} in order were expected", starts, documents + 1, count));
-  for (int64_t i = 0; i < count; ++i) {
-    const auto at = static_cast<size_t>(i);
-    if (batch.tokens[at] < 0 || batch.tokens[at] >= vocabulary || batch.labels[at] < -1 ||
-        batch.labels[at] >= vocabulary || batch.positions[at] < 0) {
-      refuse_packed(
-          fmt::format("token {} at place {} with position {} and label {}: ids below {} were expected",
-                      batch.tokens[at], i, batch.positions[at], batch.labels[at], vocabulary));
-    }
-  }
-}
-
 }  // namespace
+
+// As many to each, but for the last: memory is planned by the first's share of the largest batch.
+Range head_rows(int64_t tokens, int rank, int size) {
+  const int64_t each = (tokens + size - 1) / size, first = std::min(tokens, each * rank);
+  return {first, std::min(each, tokens - first)};
+}
 
 struct DecoderTraining::State {
   const DecoderWeights& weights;
   const DecoderConfig& config;
   Backend& backend;
+  Collectives* const trainers;  // null: one rank
   const PassNeeds needs;
   const int64_t most_tokens, most_documents;
   int64_t tokens = 0;  // of the last batch
@@ -84,6 +61,7 @@ struct DecoderTraining::State {
       : weights(decoder.weights()),
         config(decoder.config()),
         backend(decoder.backend()),
+        trainers(decoder.trainers()),
         needs(needs_of_batches),
         most_tokens(token_limit),
         most_documents(document_limit) {
@@ -113,9 +91,13 @@ struct DecoderTraining::State {
   void walk_back(nn::Tape& tape, size_t layer, nn::ParameterGradients* parameters);
   void run_layers(const PackedBatch& batch);
   std::span<const float> result_of(const PackedBatch& batch);
-  TokenLogprob loss() const;
-  TokenLoss whole_loss(nn::ParameterGradients* parameters) const;
-  TokenLogprobBackward loss_back(nn::ParameterGradients* parameters) const;
+  // Of these rows of the batch.
+  TokenLogprob loss(const Range& rows) const;
+  TokenLoss whole_loss(const Range& rows, nn::ParameterGradients* parameters) const;
+  TokenLogprobBackward loss_back(const Range& rows, nn::ParameterGradients* parameters) const;
+  // Calls `op` with this rank's rows; then all ranks have all rows of the results.
+  template <class Op>
+  void run_head(Op op, const std::vector<Tensor>& results);
   int64_t document_count = 0;
 };
 
@@ -129,6 +111,7 @@ void DecoderTraining::State::run_layer(nn::Context& context, size_t number, Laye
   const DecoderLayer& layer = weights.layers[number];
   if (with_adapter) context.set_adapter_rows(adapter_rows);
   context.set_adapter_dropout(dropout);
+  context.set_collectives(trainers);
   context.set_router_tap(tap_of(number));
   if (number == 0) weights.embedding.forward(context, ids.slice(0, tokens), in.residual);
   const Tensor x = enter_attention(context, layer, number > 0, &in);
@@ -173,26 +156,27 @@ void DecoderTraining::State::walk_back(nn::Tape& tape, size_t layer, nn::Paramet
   tape.backward(parameters);
 }
 
-TokenLogprob DecoderTraining::State::loss() const {
+TokenLogprob DecoderTraining::State::loss(const Range& rows) const {
   TokenLogprob op;
-  op.x = hidden.slice(0, tokens);
+  op.x = hidden.slice(rows.first, rows.count);
   op.weight = weights.head.pieces.front().weight.get();
   op.compute = weights.head.pieces.front().compute;
-  op.labels = labels.slice(0, tokens);
+  op.labels = labels.slice(rows.first, rows.count);
   op.soft_cap = config.final_logit_softcapping;
   op.temperature = temperature;
-  op.logprob = logprob.slice(0, tokens);
-  op.log_sum_exp = log_sum_exp.slice(0, tokens);
+  op.logprob = logprob.slice(rows.first, rows.count);
+  op.log_sum_exp = log_sum_exp.slice(rows.first, rows.count);
   op.workspace = workspace;
   return op;
 }
 
-TokenLogprobBackward DecoderTraining::State::loss_back(nn::ParameterGradients* parameters) const {
-  return whole_loss(parameters).backward();
+TokenLogprobBackward DecoderTraining::State::loss_back(const Range& rows,
+                                                       nn::ParameterGradients* parameters) const {
+  return whole_loss(rows, parameters).backward();
 }
 
-TokenLoss DecoderTraining::State::whole_loss(nn::ParameterGradients* parameters) const {
-  const TokenLogprob forward = loss();
+TokenLoss DecoderTraining::State::whole_loss(const Range& rows, nn::ParameterGradients* parameters) const {
+  const TokenLogprob forward = loss(rows);
   TokenLoss op;
   op.x = forward.x;
   op.weight = forward.weight;
@@ -200,13 +184,27 @@ TokenLoss DecoderTraining::State::whole_loss(nn::ParameterGradients* parameters)
   op.soft_cap = forward.soft_cap;
   op.temperature = forward.temperature;
   op.compute = forward.compute;
-  op.dlogprob = dlogprob.slice(0, tokens);
+  op.dlogprob = dlogprob.slice(rows.first, rows.count);
   op.logprob = forward.logprob;
   op.log_sum_exp = forward.log_sum_exp;
-  op.dx = hidden_gradient.slice(0, tokens);
+  op.dx = hidden_gradient.slice(rows.first, rows.count);
   if (parameters != nullptr) op.dw = parameters->of(*op.weight);
   op.workspace = workspace;
   return op;
+}
+
+template <class Op>
+void DecoderTraining::State::run_head(Op op, const std::vector<Tensor>& results) {
+  if (trainers == nullptr) return op(Range{0, tokens});
+  const auto rows_of = [&](int rank) { return head_rows(tokens, rank, trainers->size()); };
+  if (const Range own = rows_of(trainers->rank()); own.count > 0) op(own);
+  for (const Tensor& result : results) {
+    for (int rank = 0; rank < trainers->size(); ++rank) {
+      const Range rows = rows_of(rank);
+      const Tensor part = result.slice(rows.first, rows.count);
+      if (rows.count > 0) trainers->broadcast(part, rank, part);
+    }
+  }
 }
 
 // Lays everything out from `base` on.
@@ -233,12 +231,13 @@ void DecoderTraining::State::plan(Recompute recompute, uint64_t free) {
     routers[layer] = {logits, make(DType::kI32, {config.num_experts})};
   }
   if (balances()) router_gradient = make(DType::kF32, {tokens, config.num_experts});
-  TokenLogprobBackward back = loss_back(nullptr);
+  const Range rows = head_rows(tokens, 0, trainers == nullptr ? 1 : trainers->size());  // the most
+  TokenLogprobBackward back = loss_back(rows, nullptr);
   back.dw = Tensor(hidden.data, DType::kF32, {config.vocabulary_size, width});  // its shape alone is read
-  TokenLoss both = whole_loss(nullptr);
+  TokenLoss both = whole_loss(rows, nullptr);
   both.dw = back.dw;
   const size_t loss_bytes =
-      std::max(backend.workspace_bytes(loss()),
+      std::max(backend.workspace_bytes(loss(rows)),
                needs.slopes_first ? backend.workspace_bytes(both) : backend.workspace_bytes(back));
   workspace = make_bytes(loss_bytes);
 
@@ -282,7 +281,8 @@ void DecoderTraining::State::take_memory() {
 
 void DecoderTraining::State::check(const Decoder& decoder) const {
   if (most_tokens < 1 || most_documents < 1)
-    refuse_packed(fmt::format("room for {} tokens in {} documents", most_tokens, most_documents));
+    throw_error(ErrorKind::kInvalidInput, "packed batch: room for {} tokens in {} documents", most_tokens,
+                most_documents);
   if (decoder.weights().head.pieces.size() != 1 || decoder.weights().head.bias.tensor.present())
     throw_error(ErrorKind::kUnsupported, "a head in several pieces or with a bias cannot be trained");
 }
@@ -310,7 +310,7 @@ bool DecoderTraining::recomputes() const { return state_->recomputes; }
 
 // From the batch to what the head reads.
 void DecoderTraining::State::run_layers(const PackedBatch& batch) {
-  check_batch(batch, most_tokens, most_documents, config.vocabulary_size);
+  check_packed(batch, most_tokens, most_documents, config.vocabulary_size);
   tokens = static_cast<int64_t>(batch.tokens.size());
   document_count = static_cast<int64_t>(batch.starts.size()) - 1;
   for (nn::AdapterRows& rows : adapter_rows) rows.count = tokens;
@@ -353,7 +353,7 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch, bool w
   s.with_adapter = with_adapter;
   s.head_is_done = false;
   s.run_layers(batch);
-  s.backend.token_logprob(s.loss());
+  s.run_head([&](const Range& rows) { s.backend.token_logprob(s.loss(rows)); }, {s.logprob});
   return s.result_of(batch);
 }
 
@@ -364,7 +364,8 @@ std::span<const float> DecoderTraining::forward(const PackedBatch& batch, std::s
   s.run_layers(batch);
   QIAO_ASSERT(std::ssize(dlogprob) == s.tokens);
   s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
-  s.backend.token_loss(s.whole_loss(&gradients));
+  s.run_head([&](const Range& rows) { s.backend.token_loss(s.whole_loss(rows, &gradients)); },
+             {s.logprob, s.hidden_gradient});
   s.head_is_done = true;
   return s.result_of(batch);
 }
@@ -379,7 +380,8 @@ void DecoderTraining::backward(std::span<const float> dlogprob, nn::ParameterGra
   QIAO_ASSERT(s.head_is_done == s.needs.slopes_first);
   if (!s.head_is_done) {
     s.backend.upload(s.dlogprob.data, dlogprob.data(), dlogprob.size_bytes());
-    s.backend.token_logprob_backward(s.loss_back(&gradients));
+    s.run_head([&](const Range& rows) { s.backend.token_logprob_backward(s.loss_back(rows, &gradients)); },
+               {s.hidden_gradient});
   }
   for (size_t layer = s.weights.layers.size(); layer-- > 0;) {
     if (!recomputes()) {

@@ -1,5 +1,11 @@
 // A decoder's forward and backward pass over packed documents, layer by layer. What a layer makes is kept for
 // its way back, or its input alone, and the rest is made again (Chen et al. 2016): the same bits.
+//
+// A decoder that several ranks train together (DecoderOptions::trainers) has heads and feed-forward units
+// spread over them (shards.h; Shoeybi et al. 2019), all the rest whole on each: all ranks make the same calls
+// with the same batches. The head computes a part of the batch's rows on each. Streams, log-probabilities and
+// gradients of what is whole and not in DecoderWeights::summed are the same bits on all ranks; of what is in
+// there each has an addend.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +37,9 @@ struct PassNeeds {
   bool dropout = false;       // PackedBatch::dropout
   bool slopes_first = false;  // forward() with dlogprob; without it where this is false
 };
+
+// Of a batch's tokens those whose head a rank of `size` computes.
+Range head_rows(int64_t tokens, int rank, int size);
 
 // Where the decoder has an adapter, all tokens go through its first. Not thread-safe; one at a time uses the
 // decoder's chip.

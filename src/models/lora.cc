@@ -19,10 +19,10 @@ namespace {
 // The rows of a layer that one module of a file stands for.
 struct LoraTarget {
   nn::LinearLayer* layer = nullptr;
-  int64_t first_row = 0, rows = 0, columns = 0;
-  int64_t rotary_rows = 0;  // the first rows, those of heads that rotate
+  int64_t rows = 0, columns = 0;  // of the module
+  LoraPart part;                  // of it, here
+  int64_t rotary_rows = 0;        // the first rows, those of heads that rotate
   int64_t order = 0;
-  LoraShare own;  // this rank's
 };
 
 struct LoraJob {
@@ -40,8 +40,8 @@ class LoraTargets {
       const std::string& stem = gguf ? slot.gguf_stem : slot.hugging_face_stem;
       if (stem.empty()) continue;
       DecoderLayer& layer = weights.layers[static_cast<size_t>(slot.layer)];
-      targets_[stem].push_back({layer_of(layer, slot.place), slot.first_row, slot.rows, slot.columns,
-                                slot.rotary_rows, count_++, lora_share(slot, base.config, base.shards)});
+      targets_[stem].push_back({layer_of(layer, slot.place), slot.rows, slot.columns,
+                                lora_part(slot, base.config, weights.shards), slot.rotary_rows, count_++});
     }
   }
 
@@ -91,7 +91,7 @@ class LoraLoader {
  public:
   LoraLoader(const LoraFiles& files, const LoraBase& base, Backend& backend, DecoderWeights& weights,
              const LoraLaidOut& laid_out)
-      : files_(files), base_(base), backend_(backend), laid_out_(laid_out) {
+      : files_(files), base_(base), backend_(backend), weights_(weights), laid_out_(laid_out) {
     check_architecture();
     const LoraTargets targets(base, files.gguf(), weights);
     for (const LoraPair& pair : files.pairs()) jobs_.push_back(plan(pair, targets));
@@ -175,37 +175,46 @@ class LoraLoader {
 
   nn::LowRankAdapter make(std::span<const LoraJob> jobs) {
     nn::LowRankAdapter made;
-    const Range columns = jobs.front().target.own.columns;
+    const Range& columns = jobs.front().target.part.columns;
     WeightSource a{.experts = 1, .columns = columns.count, .parts = {}};
-    std::vector<std::vector<std::byte>> cut;
     int64_t rank = 0;
+    std::vector<std::vector<std::byte>> cut;
     for (const LoraJob& job : jobs) {
       const TensorInfo& info = *job.pair->a;
       DType dtype = info.dtype;
       const std::byte* bytes = files_.bytes(info).data();
-      if (columns.count < info.shape[1]) bytes = cut.emplace_back(columns_of(info, columns, dtype)).data();
+      if (columns.count < info.shape[1]) {
+        const auto values = some_of(files_.floats(info), info.shape[1], {{0, info.shape[0]}}, columns);
+        bytes = cut.emplace_back(narrowed(values, dtype)).data();
+      }
       a.parts.push_back({dtype, info.shape[0], bytes});
-      made.parts.push_back({make_b(job), job.target.own.first_row, rank});
+      made.parts.push_back({make_b(job), job.target.part.first_row, rank});
       rank += info.shape[0];
     }
     made.a = backend_.make_weight(a);
     bytes_ += made.a->bytes();
     for (size_t i = 0; laid_out_ && i < jobs.size(); ++i) {
       const nn::LowRankAdapter::Part& part = made.parts[i];
-      laid_out_({jobs[i].pair, made.a.get(), part.first_rank, part.b.get(), jobs[i].scale});
+      laid_out_({jobs[i].pair, made.a.get(), part.first_rank, part.b.get(), jobs[i].scale,
+                 jobs[i].target.part.rows, columns});
+    }
+    if (weights_.shards.size > 1) {  // what of them is on several ranks has an addend on each
+      weights_.summed.push_back(made.a.get());
+      for (const nn::LowRankAdapter::Part& part : made.parts) weights_.summed.push_back(part.b.get());
     }
     return made;
   }
 
-  // A matrix's columns, in a type that holds them.
-  std::vector<std::byte> columns_of(const TensorInfo& info, const Range& columns, DType& dtype) const {
-    const std::vector<float> all = files_.floats(info);
-    std::vector<float> values;
-    for (int64_t row = 0; row < info.shape[0]; ++row) {
-      const auto begin = all.begin() + row * info.shape[1] + columns.first;
-      values.insert(values.end(), begin, begin + columns.count);
+  static std::vector<float> some_of(const std::vector<float>& values, int64_t width,
+                                    const std::vector<Range>& rows, const Range& columns) {
+    std::vector<float> taken;
+    for (const Range& range : rows) {
+      for (int64_t row = range.first; row < range.first + range.count; ++row) {
+        const auto begin = values.begin() + row * width + columns.first;
+        taken.insert(taken.end(), begin, begin + columns.count);
+      }
     }
-    return narrowed(values, dtype);
+    return taken;
   }
 
   // B with the scale in it, its rows as the base has them, and of them this rank's.
@@ -218,15 +227,11 @@ class LoraLoader {
       values = reordered_rotary_rows(values, info.shape[1], job.target.rotary_rows, base_.config.head_dim,
                                      to_pairs);
     }
-    std::vector<float> own;
-    for (const Range& rows : job.target.own.rows) {
-      const auto begin = values.begin() + rows.first * info.shape[1];
-      own.insert(own.end(), begin, begin + rows.count * info.shape[1]);
-    }
+    values = some_of(values, info.shape[1], job.target.part.rows, {0, info.shape[1]});
     DType dtype = info.dtype;
-    const std::vector<std::byte> bytes = narrowed(own, dtype);
+    const std::vector<std::byte> bytes = narrowed(values, dtype);
     WeightSource source{.experts = 1, .columns = info.shape[1], .parts = {}};
-    source.parts.push_back({dtype, std::ssize(own) / info.shape[1], bytes.data()});
+    source.parts.push_back({dtype, std::ssize(values) / info.shape[1], bytes.data()});
     std::shared_ptr<Weight> made = backend_.make_weight(source);
     bytes_ += made->bytes();
     return made;
@@ -258,6 +263,7 @@ class LoraLoader {
   const LoraFiles& files_;
   const LoraBase& base_;
   Backend& backend_;
+  DecoderWeights& weights_;
   const LoraLaidOut& laid_out_;
   std::vector<LoraJob> jobs_;
   uint64_t bytes_ = 0;

@@ -69,45 +69,44 @@ std::vector<LoraSlot> lora_slots(const Family& family, const DecoderConfig& conf
   return SlotList(family, config).take();
 }
 
-LoraShare lora_share(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards) {
-  using Place = LoraSlot::Place;
+LoraPart lora_part(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards) {
   const int64_t dim = config.head_dim, q = config.num_attention_heads * dim,
                 kv = config.num_key_value_heads * dim;
-  const auto at = [](int64_t from, const Range& units, int64_t size) {
-    return Range{from + units.first * size, units.count * size};
+  const auto behind = [](int64_t before, const Range& range, int64_t unit) {
+    return Range{before + range.first * unit, range.count * unit};
   };
-  LoraShare share = {.first_row = slot.first_row, .rows = {{0, slot.rows}}, .columns = {0, slot.columns}};
-  std::vector<Range> own;  // of the layer's rows
+  LoraPart part = {{}, {0, slot.columns}, 0};
+  std::vector<Range> own = {{0, slot.rows}};  // of the layer's rows
   switch (slot.place) {
-    case Place::kAttentionOutput:
-      share.columns = at(0, shards.heads, dim);
-      return share;
-    case Place::kDown:
-      share.columns = shards.ffn;
-      return share;
-    case Place::kSharedDown:
-      share.columns = shards.shared_ffn;
-      return share;
-    case Place::kQkv:
-      own = {at(0, shards.heads, dim), at(q, shards.kv_heads, dim), at(q + kv, shards.kv_heads, dim)};
+    case LoraSlot::Place::kQkv:
+      own = {behind(0, shards.heads, dim), behind(q, shards.kv_heads, dim),
+             behind(q + kv, shards.kv_heads, dim)};
       break;
-    case Place::kGateUp:
-      own = {shards.ffn, at(config.intermediate_size, shards.ffn, 1)};
+    case LoraSlot::Place::kGateUp:
+      own = {shards.ffn, behind(config.intermediate_size, shards.ffn, 1)};
       break;
-    case Place::kSharedGateUp:
-      own = {shards.shared_ffn, at(config.shared_intermediate_size, shards.shared_ffn, 1)};
+    case LoraSlot::Place::kSharedGateUp:
+      own = {shards.shared_ffn, behind(config.shared_intermediate_size, shards.shared_ffn, 1)};
+      break;
+    case LoraSlot::Place::kAttentionOutput:
+      part.columns = behind(0, shards.heads, dim);
+      break;
+    case LoraSlot::Place::kDown:
+      part.columns = shards.ffn;
+      break;
+    case LoraSlot::Place::kSharedDown:
+      part.columns = shards.shared_ffn;
       break;
   }
-  share.rows.clear();
   int64_t before = 0;
-  for (const Range& range : own) {
-    if (range.first >= slot.first_row && range.first < slot.first_row + slot.rows) {
-      if (share.rows.empty()) share.first_row = before;
-      share.rows.push_back({range.first - slot.first_row, range.count});
+  for (const Range& rows : own) {
+    if (rows.first >= slot.first_row && rows.first + rows.count <= slot.first_row + slot.rows) {
+      if (part.rows.empty()) part.first_row = before;
+      part.rows.push_back({rows.first - slot.first_row, rows.count});
     }
-    before += range.count;
+    before += rows.count;
   }
-  return share;
+  return part;
 }
 
 std::vector<LoraModule> lora_modules(const ModelFiles& files, const DecoderConfig& config) {

@@ -27,14 +27,14 @@ struct LoraSlot {
 // Layer by layer, in the order of rows. Fused modules (qkv_proj) stand beside the parts that they fuse.
 std::vector<LoraSlot> lora_slots(const Family& family, const DecoderConfig& config);
 
-// What a rank has of a slot: these rows of the module, side by side from row `first_row` of its layer on, and
-// these columns.
-struct LoraShare {
-  int64_t first_row = 0;
+// What of a module's rows and columns a rank has, one behind the other, and the first of those rows in its
+// layer. A module that fuses several has some rows of each, which lie together.
+struct LoraPart {
   std::vector<Range> rows;
   Range columns;
+  int64_t first_row = 0;
 };
-LoraShare lora_share(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards);
+LoraPart lora_part(const LoraSlot& slot, const DecoderConfig& config, const Shards& shards);
 
 // A module that these files do have.
 struct LoraModule {

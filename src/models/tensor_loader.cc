@@ -308,11 +308,26 @@ nn::Parameter TensorLoader::joined_parameter(const std::vector<ParameterPart>& p
       tensor.parameter = made.tensor;
       tensor.first_row = first;
       tensor.rows = taken.count;
+      tensor.source_row = taken.first;
+      tensor.source_rows = count;
+      tensor.source_columns = 1;
+      tensor.columns = {0, 1};
       options_.laid_out(tensor);
     }
     first += taken.count;
   }
   return made;
+}
+
+void TensorLoader::leave_elsewhere(const std::vector<ParameterPart>& parts, std::string_view suffix) const {
+  if (!options_.laid_out) return;
+  for (const auto& [stem, count, taken] : parts) {
+    LaidOutTensor tensor;
+    tensor.source = files_.find(fmt::format("{}{}", stem, suffix));
+    tensor.source_rows = count;
+    tensor.source_columns = 1;
+    options_.laid_out(tensor);
+  }
 }
 
 DType TensorLoader::kept_as(const TensorInfo& tensor, int64_t columns, Part part) const {
@@ -339,7 +354,11 @@ void TensorLoader::tell_laid_out(std::span<const Segment> segments, Weight& weig
                          .parameter = {},
                          .expert = expert,
                          .first_row = row,
-                         .rows = segment.taken_rows.count});
+                         .rows = segment.taken_rows.count,
+                         .source_row = segment.taken_rows.first,
+                         .source_rows = segment.rows,
+                         .source_columns = segment.columns,
+                         .columns = segment.taken_columns});
       row += segment.taken_rows.count;
     }
   }

@@ -83,6 +83,8 @@ class TensorLoader {
     Range taken;
   };
   nn::Parameter joined_parameter(const std::vector<ParameterPart>& parts, std::string_view suffix);
+  // Another rank has them: who hears of what is laid out hears that.
+  void leave_elsewhere(const std::vector<ParameterPart>& parts, std::string_view suffix) const;
   // A float tensor [rows, columns] in host memory; empty while checking.
   std::vector<float> matrix(const std::string& stem, int64_t rows, int64_t columns);
 

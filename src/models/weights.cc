@@ -12,11 +12,17 @@ namespace {
 class Builder {
  public:
   Builder(TensorLoader& loader, const TensorNames& names, const DecoderConfig& config, const Shards& shards,
-          Backend* backend)
-      : loader_(loader), names_(names), config_(config), shards_(shards), backend_(backend) {}
+          Backend* backend, bool trains)
+      : loader_(loader),
+        names_(names),
+        config_(config),
+        shards_(shards),
+        backend_(backend),
+        trains_(trains) {}
 
   DecoderWeights build() {
     DecoderWeights weights;
+    weights.shards = shards_;
     const int64_t vocabulary = config_.vocabulary_size, width = config_.hidden_size;
     auto table = loader_.pieces({loader_.segment(loader_.name(names_.embedding), vocabulary, width)}, 1,
                                 width, Kind::kOther);
@@ -26,24 +32,40 @@ class Builder {
       if (!config_.rope_local.inverse_frequencies.empty()) weights.local_rotary = rotary(config_.rope_local);
     }
     // The largest matrices first: while one is laid out its file pages are in memory too.
-    if (config_.tie_word_embeddings && shards_.size == 1) {
+    const bool whole_head = shards_.size == 1 || trains_;
+    if (config_.tie_word_embeddings && whole_head) {
       weights.head.pieces = std::move(table);
+      weights.embedding.learns = shards_.rank == 0;
     } else {
       const std::string_view stem = config_.tie_word_embeddings ? names_.embedding : names_.output;
-      weights.head =
-          linear({{stem, vocabulary, {shards_.own_vocabulary()}}}, 0, whole(width), false, Kind::kOther);
+      const Range rows = whole_head ? Range{0, vocabulary} : shards_.own_vocabulary();
+      weights.head = linear({{stem, vocabulary, {rows}}}, 0, whole(width), false, Kind::kOther);
     }
-    if (shards_.size > 1)
+    if (!whole_head)
       for (const Range& rows : shards_.vocabulary) weights.head_rows.push_back(rows.count);
     if (!loader_.checking()) loader_.will_need_layer(0);
     for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer)
       weights.layers.push_back(build_layer(layer, weights));
     weights.final_norm = norm(names_.final_norm, 0, width);
+    if (trains_ && shards_.size > 1 && !loader_.checking()) list_summed(weights);
     weights.bytes = loader_.laid_out_bytes();
     return weights;
   }
 
  private:
+  void list_summed(DecoderWeights& weights) const {
+    const auto add = [&](const nn::LinearLayer& layer) {
+      for (const nn::WeightPiece& piece : layer.pieces) weights.summed.push_back(piece.weight.get());
+      if (layer.bias.tensor.present()) weights.summed.push_back(layer.bias.tensor.data);
+    };
+    add(weights.head);
+    for (const DecoderLayer& layer : weights.layers) {
+      for (const nn::RmsNormLayer* norm : {&layer.attention.q_norm, &layer.attention.k_norm})
+        if (norm->gamma.tensor.present()) weights.summed.push_back(norm->gamma.tensor.data);
+      if (shards_.size > config_.num_key_value_heads) add(layer.attention.qkv);
+    }
+  }
+
   using Kind = TensorLoader::Part;
   // A module's rows, and which of them this rank has.
   struct Part {
@@ -89,13 +111,16 @@ class Builder {
     made.pieces = loader_.pieces(segments, 1, columns.taken.count, kind);
     // Of what is summed over the ranks one has the bias.
     const bool is_partial = columns.taken.count < columns.count;
-    if (biased && (!is_partial || shards_.rank == 0 || loader_.checking()))
+    if (biased && (!is_partial || shards_.rank == 0 || loader_.checking())) {
       made.bias = loader_.joined_parameter(biases, ".bias");
+    } else if (biased) {
+      loader_.leave_elsewhere(biases, ".bias");
+    }
     return made;
   }
 
-  // One module in place of several of the same columns, one below the other. All of it is one range: who
-  // hears of what is laid out (DecoderOptions::laid_out) counts on a whole tensor's being one segment.
+  // One module in place of several of the same columns, one below the other. All of it is one range: a whole
+  // tensor is one segment.
   static Part fused_part(std::string_view stem, const Parts& parts) {
     Part fused = {stem, 0, {}};
     for (const Part& part : parts) {
@@ -248,6 +273,7 @@ class Builder {
   const DecoderConfig& config_;
   const Shards& shards_;
   Backend* backend_;  // null: only checks
+  bool trains_;       // DecoderOptions::trainers
 };
 
 Shards all_of(const DecoderConfig& config) { return *share_out(config, {}, 0, 1); }
@@ -288,19 +314,21 @@ DecoderWeights load_weights(const ModelFiles& files, Backend& backend, const Dec
   const Family& family = find_family(ConfigReader(files));
   TensorLoader loader(files, backend, options);
   const TensorNames& names = family.names(gguf);
-  const Communicator* ranks = options.ranks;
+  int rank = 0, size = 1;
+  if (options.trainers != nullptr) {
+    rank = options.trainers->rank(), size = options.trainers->size();
+  } else if (options.ranks != nullptr) {
+    rank = options.ranks->rank(), size = options.ranks->size();
+  }
   const Shards shards =
-      ranks == nullptr || ranks->size() == 1
-          ? all_of(config)
-          : need_shards(config, blocks_of(files, loader, names, config, options.quantize_f8), ranks->rank(),
-                        ranks->size(), files.path().string());
-  Builder builder(loader, names, config, shards, &backend);
+      size == 1 ? all_of(config)
+                : need_shards(config, blocks_of(files, loader, names, config, options.quantize_f8), rank,
+                              size, files.path().string());
+  Builder builder(loader, names, config, shards, &backend, options.trainers != nullptr);
   builder.build();
   loader.refuse_unknown(config.num_hidden_layers);
   loader.start_loading();
-  DecoderWeights weights = builder.build();
-  weights.shards = shards;
-  return weights;
+  return builder.build();
 }
 
 std::vector<TensorInfo> list_weights(const ModelFiles& files, const DecoderConfig& config, DType dtype) {
@@ -308,7 +336,7 @@ std::vector<TensorInfo> list_weights(const ModelFiles& files, const DecoderConfi
   TensorLoader::Listing listing = {.fused = family.defaults.fused, .dtype = dtype, .tensors = {}};
   TensorLoader loader(files, listing);
   const Shards shards = all_of(config);
-  Builder(loader, family.names(false), config, shards, nullptr).build();
+  Builder(loader, family.names(false), config, shards, nullptr, false).build();
   return {listing.tensors.begin(), listing.tensors.end()};
 }
 

@@ -26,9 +26,14 @@ struct DecoderWeights {
   nn::RmsNormLayer final_norm;
   // Shares the embedding's weight where they are tied and on one rank. Of several ranks each has some rows.
   nn::LinearLayer head;
-  std::vector<int64_t> head_rows;                         // by rank; empty: one rank
+  std::vector<int64_t> head_rows;  // by rank; empty: one rank, or whole on each
+  // Of ranks that train together: weights, and the memory of small tensors, that are on several of them, each
+  // of which has an addend of their gradient: norms of queries and keys, keys' and values' heads that are on
+  // several ranks, the head (whose rows of a batch are dealt out). What else is on several has it whole
+  // there.
+  std::vector<const void*> summed;
+  Shards shards;                                          // what of the model is here
   std::unique_ptr<nn::RotaryTable> rotary, local_rotary;  // local: of sliding layers, or absent
-  Shards shards;                                          // what of the model this is
   uint64_t bytes = 0;
 };
 

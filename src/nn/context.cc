@@ -86,8 +86,8 @@ void Context::attention_varlen(AttentionVarlen op) {
   record(op);
   run(op, &Backend::attention_varlen);
 }
-void Context::gather(const Gather& op) {
-  record(op);
+void Context::gather(const Gather& op, bool learns) {
+  if (learns) record(op);
   run(op, &Backend::gather);
 }
 void Context::gather_rows(const GatherRows& op) {

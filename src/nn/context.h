@@ -85,11 +85,16 @@ class Context {
   void sum_over_ranks(const Tensor& partial) {
     if (collectives_ != nullptr && !measuring_) collectives_->all_reduce_sum(partial);
   }
+  // What follows reads `x` in products that are spread over the ranks; what came before it does not.
+  void spread_over_ranks(const Tensor& x) {
+    if (collectives_ != nullptr) record(SpreadReads{x, collectives_});
+  }
   void set_adapter_dropout(const AdapterDropout& dropout) { adapter_dropout_ = dropout; }
   const AdapterDropout& adapter_dropout() const { return adapter_dropout_; }
 
   // The ops of Backend; workspaces are taken from the scratch memory.
-  void gather(const Gather& op);
+  // Unless it `learns`, no tape records it: the table's gradient is another rank's to add.
+  void gather(const Gather& op, bool learns = true);
   void gather_rows(const GatherRows& op);
   void linear(const Linear& op);
   void grouped_linear(const GroupedLinear& op);

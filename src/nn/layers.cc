@@ -101,7 +101,7 @@ void EmbeddingLayer::forward(Context& context, const Tensor& ids, const Tensor& 
   op.ids = ids;
   op.scale = scale;
   op.out = y;
-  context.gather(op);
+  context.gather(op, learns);
 }
 
 void RmsNormLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
@@ -223,6 +223,9 @@ void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const
   route.weights = context.take(DType::kF32, {tokens, experts_per_token});
   context.moe_route(route);
 
+  // The router is on every rank, the experts are spread: so is what picks are weighed by.
+  context.spread_over_ranks(route.weights);
+  context.spread_over_ranks(x);
   MoePermute permute;
   permute.x = x;
   permute.ids = route.ids;

@@ -68,6 +68,7 @@ struct GroupedLinearLayer {
 struct EmbeddingLayer {
   std::shared_ptr<Weight> table;  // [V, C]
   float scale = 1.0f;
+  bool learns = true;  // in training; of a table that several ranks' gradients are summed for, on one of them
   void forward(Context& context, const Tensor& ids, const Tensor& y) const;
 };
 

@@ -271,4 +271,9 @@ void Tape::back(const Dropout& op) {  // the same mask
   if (base_ != nullptr) backend_.dropout(back);
 }
 
+void Tape::back(const SpreadReads& op) {
+  const Tensor gradient = read_gradient(op.x);
+  if (base_ != nullptr) op.ranks->all_reduce_sum(gradient);
+}
+
 }  // namespace qiao::nn

@@ -20,6 +20,13 @@ class ParameterGradients {
   virtual Tensor of_parameter(const Tensor& value) = 0;  // as `value`: a norm's gamma, a bias
 };
 
+// An activation that is read by products that are spread over ranks: on the way back what each has of its
+// gradient is summed over them (f of Shoeybi et al. 2019).
+struct SpreadReads {
+  Tensor x;  // F32, a whole block
+  Collectives* ranks = nullptr;
+};
+
 // Gradients of activations are taken from a block that is planned as activations are: walking a measuring
 // tape tells how much. A tensor's gradient lies as the tensor does in the memory that it was taken with, so
 // views (the query's part of a fused projection) have theirs inside.
@@ -58,7 +65,7 @@ class Tape {
     std::vector<const std::byte*> parts;  // or these views of it, by their beginning
   };
   using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen, GroupedLinear,
-                          MoeRoute, MoePermute, MoeCombine, Dropout>;
+                          MoeRoute, MoePermute, MoeCombine, Dropout, SpreadReads>;
 
   Block& block_of(const Tensor& tensor, const std::byte** begin);
   // The gradient's memory, taken on first use; `written` says whether something is in it already, and it
@@ -84,6 +91,7 @@ class Tape {
   void back(const MoePermute& op);
   void back(const MoeCombine& op);
   void back(const Dropout& op);
+  void back(const SpreadReads& op);
 
   Backend& backend_;
   std::byte* base_ = nullptr;  // null: measures

@@ -57,6 +57,10 @@ std::unique_ptr<Communicator> make_lone_communicator();
 // destroyed before finish() is lost; one that sends nothing for `patience_seconds` to who waits for it hangs.
 std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size, double patience_seconds);
 
+// Some of the ranks of `whole`, this one among them, by their numbers there: member i is rank i here. Of its
+// host and cores it says what `whole` does, which outlives it; finish() waits for nobody.
+std::unique_ptr<Communicator> make_group_communicator(Communicator& whole, std::vector<int> members);
+
 // This process's rank where mpirun has started it.
 std::optional<int> launched_rank();
 

@@ -117,8 +117,18 @@ void check_fixed(const fs::path& folder, const Json& then, const Json& now) {
 void read_tensors(CheckpointFiles& files, Parameters& parameters, Optimizer& optimizer) {
   for (const Parameters::Named& tensor : parameters.tensors())
     if (tensor.is_here) parameters.write_master(tensor, files.master(tensor));
-  for (const Optimizer::State& state : optimizer.states())
-    optimizer.write(state, files.bytes(state.name, state.dtype, state.shape));
+  std::vector<std::byte> own;
+  for (const Optimizer::State& state : optimizer.states()) {
+    if (state.bytes == 0) continue;
+    const Parameters::Named& tensor = parameters.tensors()[state.tensor];
+    std::span<const std::byte> bytes = files.bytes(state.name, state.dtype, state.shape);
+    if (!tensor.part.is_whole()) {
+      own.resize(state.bytes);
+      take_part(tensor.part, tensor.runs, static_cast<size_t>(row_bytes(state.dtype, 1)), bytes, own);
+      bytes = own;
+    }
+    optimizer.write(state, bytes);
+  }
 }
 
 // The tensors of one virtual rank; the file's checksum.

@@ -183,7 +183,7 @@ LoraAdapter::LoraAdapter(const LoraOptions& options, uint64_t seed, const fs::pa
                          const ModelFiles& files, Decoder& decoder, Parameters& parameters)
     : head_dim_(decoder.config().head_dim) {
   check_lora_options(options);
-  const std::vector<LoraModule> all = lora_modules(files, decoder.config());
+  const std::vector<LoraModule> all = lora_modules(files, read_decoder_config(files));
   std::vector<LoraValues> values;
   Json config;
   if (options.init.empty()) {
@@ -212,8 +212,10 @@ LoraAdapter::LoraAdapter(const LoraOptions& options, uint64_t seed, const fs::pa
     const LoraModule& module = modules_[number];
     LoraValues& of = values[number];
     const std::string name = fmt::format("{}{}", kPeftPrefix, module.name);
-    parameters.add_matrix(name + ".lora_A.weight", {of.rank, of.columns}, *pair.a, pair.first_rank, 1.0f);
-    parameters.add_matrix(name + ".lora_B.weight", {of.rows, of.rank}, *pair.b, 0, pair.scale);
+    parameters.add_matrix(name + ".lora_A.weight", {{{0, of.rank}}, pair.columns, of.rank, of.columns},
+                          *pair.a, pair.first_rank, 1.0f);
+    parameters.add_matrix(name + ".lora_B.weight", {pair.rows, {0, of.rank}, of.rows, of.rank}, *pair.b, 0,
+                          pair.scale);
     if (module.paired_rows > 0) paired_rows_[name + ".lora_B.weight"] = module.paired_rows;
     begin_[name + ".lora_A.weight"] = std::move(of.a);
     begin_[name + ".lora_B.weight"] =

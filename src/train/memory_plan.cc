@@ -28,7 +28,7 @@ int64_t largest(int64_t most, const std::function<bool(int64_t)>& fits) {
 
 MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const Optimizer& optimizer,
                        const ModelFiles& files, const MicroBatch& batch, Recompute recompute,
-                       Snapshot::Kind snapshot) {
+                       Snapshot::Kind snapshot, const Ranks& ranks) {
   MemoryPlan plan;
   plan.weights = decoder.weight_bytes();
   const uint64_t resident = resident_bytes();
@@ -39,9 +39,10 @@ MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, con
     const TensorInfo* info = files.find(tensor.name);
     if (info != nullptr && info->dtype != DType::kF32) converted = std::max(converted, info->bytes);
     // Read from another rank's file.
-    if (!tensor.is_here) elsewhere = std::max(elsewhere, static_cast<uint64_t>(tensor.count) * sizeof(float));
+    const auto whole = static_cast<uint64_t>(tensor.runs * tensor.part.whole_count());
+    if (!tensor.is_here) elsewhere = std::max(elsewhere, whole * sizeof(float));
   }
-  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer, snapshot) + converted + elsewhere;
+  plan.checkpoint = Snapshot::bytes_for(parameters, optimizer, ranks, snapshot) + converted + elsewhere;
   const uint64_t free = decoder.backend().describe().free_bytes, others = plan.parameters + plan.checkpoint;
   const DecoderTraining::Plan passes = DecoderTraining::plan(
       decoder, batch.tokens, batch.documents, recompute, free - std::min(free, others), batch.needs);

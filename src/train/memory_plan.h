@@ -20,7 +20,7 @@ struct MicroBatch {
 // Of a process that has loaded its decoder, data and all else but what is planned here.
 MemoryPlan plan_memory(const Decoder& decoder, const Parameters& parameters, const Optimizer& optimizer,
                        const ModelFiles& files, const MicroBatch& batch, Recompute recompute,
-                       Snapshot::Kind snapshot);
+                       Snapshot::Kind snapshot, const Ranks& ranks);
 
 // Throws Error(kTooLarge), with every part of the plan, what is free and the largest micro-batch, or else
 // sequence, that fits, where the plan does not. kAuto: what fits is told of layers that are computed again.

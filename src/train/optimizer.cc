@@ -58,23 +58,19 @@ Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerSe
                                                        : DType::kF32;
   for (size_t i = 0; i < parameters.tensors().size(); ++i) {
     const Parameters::Named& named = parameters.tensors()[i];
-    if (!named.is_here) continue;
+    if (!named.is_here || named.count == 0) continue;
     const bool is_matrix = named.weight != nullptr && std::ranges::find(outer, named.weight) == outer.end();
     const size_t begin = units_.size();
     const int64_t count = named.count / named.runs;
     for (int64_t run = 0; run < named.runs; ++run) {
       Unit unit{.tensor = i, .run = run, .is_muon = settings.kind == "muon" && is_matrix};
-      if (!unit.is_muon && count >= kLeastSmallStates) unit.kept = small;
-      const int64_t bytes = row_bytes(unit.kept, count);
-      unit.first = take_line(bytes_, bytes);
-      if (!unit.is_muon) unit.second = take_line(bytes_, bytes);
-      if (unit.kept == DType::kU8) {
-        unit.first_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
-        unit.second_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
-      }
+      // Of a tensor that is spread over ranks all of it counts: its states do not tell by how many.
+      if (!unit.is_muon && named.part.whole_count() >= kLeastSmallStates) unit.kept = small;
+      if (named.is_kept) take_memory(unit, count);
       units_.push_back(unit);
     }
     add_states(i, begin);
+    if (!named.is_kept) units_.resize(begin);
   }
   for (const Unit& unit : units_) {
     if (!unit.is_muon) continue;
@@ -92,25 +88,35 @@ void Optimizer::prepare() {
   workspace_ = backend_.allocate(workspace_bytes_);
 }
 
+void Optimizer::take_memory(Unit& unit, int64_t count) {
+  const int64_t bytes = row_bytes(unit.kept, count);
+  unit.first = take_line(bytes_, bytes);
+  if (!unit.is_muon) unit.second = take_line(bytes_, bytes);
+  if (unit.kept != DType::kU8) return;
+  unit.first_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
+  unit.second_scales = take_line(bytes_, row_bytes(DType::kF32, blocks_of(count)));
+}
+
 // The units of one tensor lie in the same way, one behind the other.
 void Optimizer::add_states(size_t tensor, size_t begin) {
   const Parameters::Named& named = parameters_.tensors()[tensor];
   const Unit& unit = units_[begin];
-  const auto add = [&](std::string name, DType dtype, std::vector<int64_t> shape, size_t Unit::*place) {
+  const auto add = [&](std::string name, DType dtype, std::vector<int64_t> shape, int64_t count,
+                       size_t Unit::*place) {
     State state{fmt::format("{}.{}", name, named.name), dtype, std::move(shape), tensor, unit.*place};
-    int64_t count = 1;
-    for (const int64_t size : state.shape) count *= size;
-    state.bytes = static_cast<size_t>(row_bytes(dtype, count));
-    state.run_bytes = state.bytes / static_cast<size_t>(named.runs);
+    state.run_bytes = named.is_kept ? static_cast<size_t>(row_bytes(dtype, count)) : 0;
+    state.bytes = state.run_bytes * static_cast<size_t>(named.runs);
     state.stride = named.runs > 1 ? units_[begin + 1].*place - unit.*place : 0;
     states_.push_back(std::move(state));
   };
-  add(unit.is_muon ? "momentum" : "first_moment", unit.kept, named.shape, &Unit::first);
-  if (!unit.is_muon) add("second_moment", unit.kept, named.shape, &Unit::second);
+  const int64_t count = named.count / named.runs;
+  add(unit.is_muon ? "momentum" : "first_moment", unit.kept, named.shape, count, &Unit::first);
+  if (!unit.is_muon) add("second_moment", unit.kept, named.shape, count, &Unit::second);
   if (unit.kept == DType::kU8) {
-    const std::vector<int64_t> shape = {named.runs, blocks_of(named.count / named.runs)};
-    add("first_moment_scales", DType::kF32, shape, &Unit::first_scales);
-    add("second_moment_scales", DType::kF32, shape, &Unit::second_scales);
+    const int64_t blocks = blocks_of(count);
+    const std::vector<int64_t> shape = {named.runs, blocks};
+    add("first_moment_scales", DType::kF32, shape, blocks, &Unit::first_scales);
+    add("second_moment_scales", DType::kF32, shape, blocks, &Unit::second_scales);
   }
 }
 

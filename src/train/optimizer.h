@@ -48,7 +48,7 @@ class Optimizer {
   void update(double learning_rate, double adam_learning_rate, double gradient_scale, int64_t step);
 
   // What a checkpoint keeps beside the masters, of one tensor: "first_moment.NAME", "second_moment.NAME" or
-  // "momentum.NAME" in its shape and dtype, and "….scales" beside codes.
+  // "momentum.NAME" in the tensor's whole shape and its dtype, and "….scales" beside codes.
   struct State {
     std::string name;
     DType dtype = DType::kF32;
@@ -56,7 +56,7 @@ class Optimizer {
     size_t tensor = 0;                 // of Parameters::tensors()
     size_t first = 0;                  // bytes into the memory, of the tensor's first run
     size_t run_bytes = 0, stride = 0;  // from run to run
-    size_t bytes = 0;
+    size_t bytes = 0;                  // of this rank's part; 0: another rank keeps it (Named::is_kept)
   };
   const std::vector<State>& states() const { return states_; }
   void read(const State& state, std::span<std::byte> bytes) const;
@@ -72,6 +72,7 @@ class Optimizer {
     // Bytes into the memory: AdamW's moments and their scales, or in `first` Muon's momentum.
     size_t first = 0, second = 0, first_scales = 0, second_scales = 0;
   };
+  void take_memory(Unit& unit, int64_t count);
   void add_states(size_t tensor, size_t begin);
   Tensor place(size_t offset, DType dtype, int64_t count) const;
   void adamw(const Unit& unit, double learning_rate, double gradient_scale, int64_t step);

@@ -29,8 +29,9 @@ struct TrainOptions {
   int64_t batch = 8;        // sequences of a step
   int64_t micro_batch = 0;  // sequences that are computed at once; 0: all of the batch (or a rank's)
   // 1; or 4, to which the batch is dealt out and whose gradients are added pair by pair (ranks.h): always
-  // with several processes. 0: 4 where mpirun has started them, else 1.
+  // with several processes, or groups of them. 0: 4 where mpirun has started them, else 1.
   int64_t virtual_ranks = 0;
+  int64_t tensor_parallel = 1;  // processes that train one model together
   OptimizerSettings optimizer;
   LoraOptions lora;
   std::string schedule = "cosine";   // constant, linear, cosine, wsd

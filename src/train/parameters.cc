@@ -39,33 +39,44 @@ void Parameters::add(const LaidOutTensor& tensor) {
                 "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only", source.name,
                 source.type_name());
   }
-  Group& group = group_of(tensor);
-  const bool is_weight = tensor.weight != nullptr;
-  const int64_t row = is_weight ? group.columns : 1;
+  const bool is_weight = tensor.weight != nullptr, is_elsewhere = tensor.rows == 0;
+  Group* const group = is_elsewhere ? nullptr : &group_of(tensor);
+  const int64_t row = is_weight ? group->columns : 1;
   const int64_t expert_rows = is_weight ? tensor.weight->rows() : 0, count = tensor.rows * row;
-  if (!is_weight) group.parts.push_back({tensor.first_row, tensor.rows, source.dtype});
-  // A tensor of all experts is told of once for each, in their order.
+  if (!is_weight && !is_elsewhere) group->parts.push_back({tensor.first_row, tensor.rows, source.dtype});
+  const int64_t first =
+      is_elsewhere ? count_ : group->first + (tensor.expert * expert_rows + tensor.first_row) * row;
+  // A tensor of all experts is told of once for each, in their order; one that fuses several, of which a rank
+  // has some rows each, once for each of those, which lie together.
   const auto [found, is_new] = by_name_.try_emplace(source.name, named_.size());
-  if (!is_new) {
-    Named& named = named_[found->second];
-    named.count += count;
+  if (is_new) named_.push_back({source.name, source.shape, tensor.weight, first});
+  Named& named = named_[found->second];
+  named.part.whole_rows = tensor.source_rows;
+  named.part.whole_columns = tensor.source_columns;
+  named.part.columns = tensor.columns;
+  if (!is_new && tensor.expert == named.runs) {
     named.runs += 1;
     named.stride = expert_rows * row;
-    return;
+  } else if (!is_elsewhere) {
+    const int64_t before = named.count - (named.runs - 1) * named.part.count();  // in this run
+    QIAO_ASSERT(first == named.first + (named.runs - 1) * named.stride + before);
+    if (named.runs == 1) named.part.rows.push_back({tensor.source_row, tensor.rows});
   }
-  named_.push_back({source.name, source.shape, tensor.weight,
-                    group.first + (tensor.expert * expert_rows + tensor.first_row) * row, count});
+  named.count += count;
 }
 
-void Parameters::add_matrix(std::string name, std::vector<int64_t> shape, Weight& weight, int64_t first_row,
+void Parameters::add_matrix(std::string name, TensorPart part, Weight& weight, int64_t first_row,
                             float scale) {
   LaidOutTensor place{};
   place.weight = &weight;
   Group& group = group_of(place);
   group.scale = scale;
-  const int64_t count = shape[0] * group.columns;
-  named_.push_back(
-      {std::move(name), std::move(shape), &weight, group.first + first_row * group.columns, count});
+  named_.push_back({std::move(name),
+                    {part.whole_rows, part.whole_columns},
+                    &weight,
+                    group.first + first_row * group.columns,
+                    part.count()});
+  named_.back().part = std::move(part);
 }
 
 Tensor Parameters::flat(const Buffer& buffer, int64_t first, int64_t count) const {
@@ -93,7 +104,7 @@ void Parameters::prepare(const std::function<void(const Named&, std::vector<floa
   std::vector<float> values;
   for (const Named& named : named_) {
     if (!named.is_here) continue;
-    values.resize(static_cast<size_t>(named.count));
+    values.resize(static_cast<size_t>(named.runs * named.part.whole_count()));
     fill(named, values);
     write_master(named, values);
   }
@@ -153,10 +164,12 @@ std::vector<double> Parameters::gradient_squares() {
   backend_.upload(sums_.data(), sums.data(), sums.size() * sizeof(double));
   for (size_t i = 0; i < named_.size(); ++i) {
     for (int64_t run = 0; named_[i].is_here && run < named_[i].runs; ++run) {
-      SumOfSquares op;
-      op.x = gradient(named_[i], run);
-      op.sum = Tensor(static_cast<double*>(sums_.data()) + i, DType::kF64, {1});
-      backend_.sum_of_squares(op);
+      for (const Range& counted : named_[i].counted) {
+        SumOfSquares op;
+        op.x = gradient(named_[i], run).slice(counted.first, counted.count);
+        op.sum = Tensor(static_cast<double*>(sums_.data()) + i, DType::kF64, {1});
+        backend_.sum_of_squares(op);
+      }
     }
   }
   backend_.download(sums.data(), sums_.data(), sums.size() * sizeof(double));
@@ -220,7 +233,11 @@ void Parameters::rewrite(const Fill& fill) {
 }
 
 void Parameters::share(std::vector<bool> here, int64_t gradients) {
-  for (size_t i = 0; i < named_.size(); ++i) named_[i].is_here = here[i];
+  for (size_t i = 0; i < named_.size(); ++i) {
+    Named& named = named_[i];
+    named.is_here = here[i];
+    if (named.count > 0 && !counts_once_) named.counted = {{0, named.count / named.runs}};
+  }
   all_here_ = std::ranges::all_of(here, [](bool is) { return is; });
   gradients_.resize(static_cast<size_t>(gradients == 4 ? 3 : gradients));
   place_masters();
@@ -243,11 +260,30 @@ void Parameters::place_masters() {
     staging_count_ = std::max(staging_count_, group.rows / experts * group.columns);
   }
   for (size_t i = 0; i < named_.size(); ++i) {
-    for (int64_t run = 0; run < named_[i].runs; ++run) {
+    for (int64_t run = 0; named_[i].count > 0 && run < named_[i].runs; ++run) {
       const int64_t first = named_[i].first + run * named_[i].stride;
       Group& group = *std::prev(by_first.upper_bound(first))->second;
       group.pieces.push_back({i, run, first - group.first});
     }
+  }
+}
+
+void Parameters::mark_summed(std::span<const void* const> memory) {
+  for (const void* const each : memory) {
+    const auto weight = weights_.find(each), small = small_.find(each);
+    if (weight == weights_.end() && small == small_.end()) continue;
+    const Group& group = groups_[weight != weights_.end() ? weight->second : small->second];
+    for (Named& named : named_)
+      if (named.first >= group.first && named.first < group.first + group.rows * group.columns)
+        named.is_summed = named.is_summed || named.count > 0;
+  }
+}
+
+void Parameters::count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept) {
+  counts_once_ = true;
+  for (size_t i = 0; i < named_.size(); ++i) {
+    named_[i].counted = std::move(counted[i]);
+    named_[i].is_kept = kept[i];
   }
 }
 
@@ -262,15 +298,22 @@ Tensor Parameters::gradient(const Named& tensor, int64_t run) const {
 
 void Parameters::read(Kind kind, const Named& tensor, std::span<float> values) const {
   QIAO_ASSERT(std::ssize(values) == tensor.count);
-  for (int64_t run = 0; run < tensor.runs; ++run) {
+  for (int64_t run = 0; tensor.count > 0 && run < tensor.runs; ++run) {
     const Tensor from = kind == Kind::kMaster ? master(tensor, run) : gradient(tensor, run);
     backend_.download(values.data() + run * from.elements(), from.data, static_cast<size_t>(from.bytes()));
   }
 }
 
 void Parameters::write_master(const Named& tensor, std::span<const float> values) {
+  std::vector<float> own;
+  if (!tensor.part.is_whole()) {
+    own.resize(static_cast<size_t>(tensor.count));
+    take_part(tensor.part, tensor.runs, sizeof(float), std::as_bytes(values),
+              std::as_writable_bytes(std::span(own)));
+    values = own;
+  }
   QIAO_ASSERT(std::ssize(values) == tensor.count);
-  for (int64_t run = 0; run < tensor.runs; ++run) {
+  for (int64_t run = 0; tensor.count > 0 && run < tensor.runs; ++run) {
     const Tensor to = master(tensor, run);
     backend_.upload(to.data, values.data() + run * to.elements(), static_cast<size_t>(to.bytes()));
   }

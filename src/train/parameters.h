@@ -11,6 +11,7 @@
 
 #include "models/decoder.h"
 #include "nn/tape.h"
+#include "train/tensor_part.h"
 
 namespace qiao::train {
 
@@ -25,10 +26,9 @@ class Parameters final : public nn::ParameterGradients {
   // DecoderOptions::laid_out of the decoder that is to be trained. Throws Error(kUnsupported), naming the
   // tensor, for what cannot be trained.
   void add(const LaidOutTensor& tensor);
-  // A matrix that no file of the model has (an adapter's): rows [first_row, first_row + shape[0]) of
-  // `weight`, which holds `scale` times its master.
-  void add_matrix(std::string name, std::vector<int64_t> shape, Weight& weight, int64_t first_row,
-                  float scale);
+  // A matrix that no file of the model has (an adapter's), of which this rank has `part`, from row first_row
+  // of `weight` on, which holds `scale` times its master.
+  void add_matrix(std::string name, TensorPart part, Weight& weight, int64_t first_row, float scale);
   // After loading: takes memory for masters, gradients (zero) and moments (zero), and fills the masters from
   // `files`, which the decoder was loaded from, or with what `fill` gives for each.
   void prepare(const ModelFiles& files);
@@ -59,20 +59,29 @@ class Parameters final : public nn::ParameterGradients {
     const Weight* weight = nullptr;  // null: a norm, a bias
     int64_t first = 0, count = 0;
     int64_t runs = 1, stride = 0;  // of count / runs numbers, from run to run
-    bool is_here = true;           // its master, and so its states
+    // Over ranks that train one model: what of it this one has, which are the `count` numbers.
+    TensorPart part;
+    bool is_summed = false;      // DecoderWeights::summed
+    std::vector<Range> counted;  // numbers of a run that no rank before this one has; ascending
+    bool is_here = true;         // its master, and so its states
+    bool is_kept = true;         // those, of a matrix that is whole on all ranks of a group: on one of them
     int64_t master = 0, master_stride = 0;
   };
   const std::vector<Named>& tensors() const { return named_; }  // in the file's order
+  // Of several ranks: marks what DecoderWeights::summed lists, as far as it is trained.
+  void mark_summed(std::span<const void* const> memory);
+  // Of several ranks, by tensor: Named::counted and is_kept.
+  void count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept);
   // One run's numbers, F32 [count / runs]; a master that is here.
   Tensor master(const Named& tensor, int64_t run) const;
   Tensor gradient(const Named& tensor, int64_t run) const;
 
-  // The sum of the squared gradients of each tensor that is here, in float64; 0 of others.
+  // The sum of the squared gradients that are counted of each tensor that is here, in float64; 0 of others.
   std::vector<double> gradient_squares();
 
   enum class Kind { kMaster, kGradient };
   void read(Kind kind, const Named& tensor, std::span<float> values) const;
-  // Of a checkpoint; rewrite() after the last.
+  // Of a checkpoint, all of the tensor's numbers; rewrite() after the last.
   void write_master(const Named& tensor, std::span<const float> values);
   // The weights that the passes read, from the masters: where not all are here, as `fill` gives them, a run
   // of tensors()[tensor] at a time, F32 [count / runs].
@@ -110,14 +119,14 @@ class Parameters final : public nn::ParameterGradients {
   std::map<const void*, size_t> weights_, small_;  // groups by weight, by a small tensor's memory
   std::vector<Named> named_;
   std::map<std::string, size_t> by_name_;  // of named_
-  bool all_here_ = true;
+  bool all_here_ = true, counts_once_ = false;
   int64_t master_count_ = 0, staging_count_ = 0;
   Buffer masters_, sums_, staging_;
   std::vector<Buffer> gradients_;  // sums of some of a step's; the passes add to the current one
   size_t current_ = 0;
 };
 
-// Gives a tensor's master, by its place among Parameters::tensors(); valid until the next call.
+// Gives a tensor's whole master, by its place among Parameters::tensors(); valid until the next call.
 using MasterOf = std::function<std::span<const float>(size_t tensor)>;
 
 // Writes zeros.

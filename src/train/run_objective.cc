@@ -38,7 +38,7 @@ std::unique_ptr<Objective> RunObjective::make(const Ranks& ranks, const Warn& wa
     return preference;
   }
   auto next = std::make_unique<NextToken>(*data_, options.batch, options.micro_batch, ranks.shares());
-  if (!options.validation.empty() && ranks.leads()) {
+  if (!options.validation.empty() && ranks.first_share() == 0) {
     TrainOptions held = options;
     held.data.files = options.validation;
     held.data.shuffle = false;

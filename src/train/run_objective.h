@@ -22,7 +22,9 @@ class RunObjective {
 
   Objective& operator*() const { return *objective_; }
   Objective* operator->() const { return objective_.get(); }
-  Validation* validation() const { return validation_.get(); }  // of rank 0, where there are rows for it
+  Validation* validation() const {
+    return validation_.get();
+  }  // of rank 0 and its group, where there are rows for it
   // The initial weights, which are measured against; null: none, or an adapter's base itself.
   const Decoder* reference() const { return reference_.get(); }
   uint64_t reference_pass_bytes() const { return reference_ ? reference_passes_->bytes() : 0; }

@@ -15,11 +15,12 @@ const std::string kNoChecksum(kSha256Digits, '-');
 
 Snapshot::Kind Saver::needed_for(const TrainOptions& options) {
   const bool is_last_alone = options.checkpoint_every == 0 || options.checkpoint_every >= options.steps;
-  return is_last_alone ? Snapshot::Kind::kInPlace : Snapshot::Kind::kCopy;
+  return is_last_alone && options.tensor_parallel == 1 ? Snapshot::Kind::kInPlace : Snapshot::Kind::kCopy;
 }
 
 Saver::Saver(Setup setup)
-    : setup_(std::move(setup)), snapshot_(setup_.parameters, setup_.optimizer, setup_.snapshot) {}
+    : setup_(std::move(setup)),
+      snapshot_(setup_.parameters, setup_.optimizer, setup_.ranks, setup_.snapshot) {}
 
 std::string Saver::not_written(const std::string& why) const {
   return fmt::format("the checkpoint of step {} is not written: {}", state_.step, why);
@@ -64,6 +65,7 @@ void Saver::begin(const CheckpointState& state) {
 
 void Saver::start_shares() {
   const auto write = [this] {
+    if (!setup_.ranks.leads_group()) return;
     try {
       write_shares(setup_.options.out, state_.step, snapshot_, setup_.ranks, checksums_);
     } catch (const Error& error) {

@@ -27,7 +27,7 @@ class Saver {
     std::function<void(const std::string&)> warn;
     Snapshot::Kind snapshot = Snapshot::Kind::kCopy;  // kInPlace: finish() follows what is begun
   };
-  // In place, where no checkpoint is due while steps are still to come.
+  // In place, where no checkpoint is due while steps are still to come and one process has all of the model.
   static Snapshot::Kind needed_for(const TrainOptions& options);
 
   // Takes the memory of the copy. What it refers to outlives it. All that follows is called by all ranks

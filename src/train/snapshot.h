@@ -11,11 +11,13 @@
 
 #include "train/optimizer.h"
 #include "train/parameters.h"
+#include "train/ranks.h"
 
 namespace qiao::train {
 
-// Of the tensors whose masters are in this process. One thread may read a copy while another trains; take()
-// is for when nobody reads.
+// Of the tensors whose masters are in this process: all of them, where a group of processes has parts, on its
+// first, and nothing on the others. One thread may read a copy while another trains; take() is for when
+// nobody reads.
 class Snapshot {
  public:
   enum class Kind : uint8_t {
@@ -23,11 +25,11 @@ class Snapshot {
     kInPlace,  // is read where it lies, a tensor at a time: for a run's end
   };
 
-  // Takes the memory. Both outlive it.
-  Snapshot(const Parameters& parameters, const Optimizer& optimizer, Kind kind);
+  // Takes the memory. Of a group of several a copy. What it refers to outlives it.
+  Snapshot(const Parameters& parameters, const Optimizer& optimizer, const Ranks& ranks, Kind kind);
 
   Kind kind() const { return kind_; }
-  // Copies masters and states, where it is a copy: all that a step waits for.
+  // Copies masters and states, where it is a copy: all that a step waits for. A group's ranks call it alike.
   void take();
 
   struct Kept {
@@ -36,6 +38,7 @@ class Snapshot {
     std::vector<int64_t> shape;
     size_t tensor = 0;            // of Parameters::tensors()
     size_t first = 0, bytes = 0;  // of the copy
+    size_t own = 0;               // bytes of this rank's part
   };
   const std::vector<Kept>& kept() const { return kept_; }  // masters in the file's order, then states
   // In place: until the next call of this or master().
@@ -43,7 +46,8 @@ class Snapshot {
   // Of a tensor that is here.
   std::span<const float> master(size_t tensor) const;
 
-  static size_t bytes_for(const Parameters& parameters, const Optimizer& optimizer, Kind kind);
+  static size_t bytes_for(const Parameters& parameters, const Optimizer& optimizer, const Ranks& ranks,
+                          Kind kind);
 
  private:
   void add(Kept kept);
@@ -51,6 +55,7 @@ class Snapshot {
 
   const Parameters& parameters_;
   const Optimizer& optimizer_;
+  const Ranks& ranks_;
   const Kind kind_;
   std::vector<Kept> kept_;
   size_t states_ = 0;            // the first of kept_ that is one

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "hub/digest.h"
+#include "models/decoder_ranks.h"
 #include "models/initial_weights.h"
 #include "models/weights.h"
 #include "train/model_directory.h"
@@ -56,11 +57,15 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
   } else if (options.measure_peak) {
     peaks = backend->measure_arithmetic();
   }
+  if (ranks.group().size() > 1) group = backend->make_collectives(ranks.group());
+  if (ranks.data().size() > 1) data = backend->make_collectives(ranks.data());
+  ranks.connect(group.get(), data.get());
   const bool f32 = options.dtype == "f32";
   parameters = std::make_unique<Parameters>(
       *backend, f32 ? Parameters::SmallTensors::kF32 : Parameters::SmallTensors::kAsInFile);
   DecoderOptions load;
   load.quantize_f8 = options.dtype == "fp8";
+  load.trainers = group.get();
   load.laid_out = [&](const LaidOutTensor& tensor) {
     count_matrix(tensor);
     if (!options.lora.on()) parameters->add(tensor);
@@ -76,6 +81,11 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
     lora = std::make_unique<LoraAdapter>(options.lora, options.data.seed, options.init, *files, *decoder,
                                          *parameters);
   }
+  if (group != nullptr) {
+    agree_on_model(ranks.group(), *backend,
+                   fmt::format("{} of weights {}", options.init.filename().string(), fingerprint(*files)));
+  }
+  parameters->mark_summed(decoder->weights().summed);
   ranks.share(*parameters);
   std::vector<const Weight*> outer = {decoder->weights().embedding.table.get()};
   for (const nn::WeightPiece& piece : decoder->weights().head.pieces) outer.push_back(piece.weight.get());
@@ -108,6 +118,7 @@ std::unique_ptr<Decoder> TrainedModel::load_frozen() const {
   DecoderOptions frozen;
   frozen.float_weights = options.dtype == "f32" ? DType::kF32 : DType::kBF16;
   frozen.quantize_f8 = options.dtype == "fp8";
+  frozen.trainers = group.get();
   return Decoder::load(*files, *backend, frozen);
 }
 
@@ -131,7 +142,8 @@ Json TrainedModel::fixed() const {
 }
 
 // Matrix products, and attention's over the pairs that are seen. The way back costs twice as much as the way
-// there, or, of weights that are not trained, as much. Only tokens with a loss reach the head.
+// there, or, of weights that are not trained, as much. Only tokens with a loss reach the head, a group's
+// share of them each rank's.
 double TrainedModel::flops(const PackedBatch& batch) const {
   const DecoderConfig& config = decoder->config();
   const DecoderWork work = decoder->work();
@@ -147,7 +159,8 @@ double TrainedModel::flops(const PackedBatch& batch) const {
   const double attention = 4 * static_cast<double>(config.num_attention_heads * config.head_dim) * pairs;
   const auto tokens = static_cast<double>(batch.tokens.size());
   const auto labels =
-      static_cast<double>(std::ranges::count_if(batch.labels, [](int32_t id) { return id >= 0; }));
+      static_cast<double>(std::ranges::count_if(batch.labels, [](int32_t id) { return id >= 0; })) /
+      (group != nullptr ? group->size() : 1);
   const double passes = lora != nullptr ? 2 : 3;
   return passes * (tokens * work.layer_flops_per_token + labels * work.logits_flops_per_row) + 3 * attention;
 }

@@ -39,6 +39,7 @@ struct TrainedModel {
   const TrainOptions& options;
   std::shared_ptr<ModelFiles> files;
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<Collectives> group, data;  // Ranks::connect; null: one process
   DevicePeaks peaks;
   std::unique_ptr<Parameters> parameters;
   std::shared_ptr<Decoder> decoder;

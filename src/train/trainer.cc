@@ -72,7 +72,9 @@ class Run {
 };
 
 Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& communicator)
-    : options_(options), observer_(observer), ranks_(communicator, options.virtual_ranks) {
+    : options_(options),
+      observer_(observer),
+      ranks_(communicator, options.virtual_ranks, options.tensor_parallel) {
   give_back_large_pieces();
   if (const std::string text = optimizer_warning(options.optimizer); !text.empty()) warn(text);
   if (!options.dry_run && ranks_.leads()) open_folder();
@@ -127,10 +129,21 @@ void Run::take_memory() {
     report_.f8_matrices = model_->f8_matrices;
     report_.unfit_matrices = model_->unfit_matrices;
   }
+  if (options_.tensor_parallel > 1) {  // of all ranks
+    report_.parameters = 0;
+    for (const Parameters::Named& tensor : model_->parameters->tensors())
+      report_.parameters += tensor.runs * tensor.part.whole_count();
+  }
   const Snapshot::Kind snapshot = Saver::needed_for(options_);
-  memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch,
-                       wanted, snapshot);
-  check_memory(memory, *model_->decoder, batch, wanted);
+  const auto plan = [&](Recompute how) {
+    memory = plan_memory(*model_->decoder, *model_->parameters, *model_->optimizer, *model_->files, batch,
+                         how, snapshot, ranks_);
+    check_memory(memory, *model_->decoder, batch, how);
+  };
+  plan(wanted);
+  // What is made again is summed over a group again.
+  if (options_.tensor_parallel > 1 && ranks_.any(memory.recomputes) && !memory.recomputes)
+    plan(Recompute::kOn);
   const Recompute recompute = memory.recomputes ? Recompute::kOn : Recompute::kOff;
   model_->prepare();
   warm_up(recompute);
@@ -173,7 +186,7 @@ void Run::warm_up(Recompute recompute) {
   model_->parameters->begin_gradient(0);
   model_->parameters->gradient_squares();
   model_->optimizer->update(0, 0, 1.0, 1);  // no gradient, no rate, no states: nothing changes
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   Digest(Digest::Kind::kSha256).update("");
 }
 
@@ -183,7 +196,7 @@ void Run::resume() {
                       *model_->optimizer, ranks_, [&](const std::string& text) { warn(text); });
   done_ = state.step;
   if (done_ == 0) return;
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   if (state.seed != options_.data.seed) {
     throw_error(ErrorKind::kInvalidInput, "--seed is {}; the run began with {}", options_.data.seed,
                 state.seed);
@@ -252,8 +265,7 @@ double Run::add_gradients() {
 }
 
 double Run::gradient_norm() {
-  squares_ = model_->parameters->gradient_squares();
-  ranks_.agree(squares_, ranks_.owners());
+  squares_ = ranks_.gradient_squares(*model_->parameters);
   return norm_of(squares_);
 }
 
@@ -272,7 +284,7 @@ StepRecord Run::step(int64_t number) {
   // As torch.nn.utils.clip_grad_norm_ has it.
   const double scale = options_.clip > 0 ? std::min(1.0, options_.clip / (record.gradient_norm + 1e-6)) : 1.0;
   model_->optimizer->update(record.learning_rate, adam_learning_rate(options_, number), scale, number);
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   record.more = objective_->report();
   if (model_->decoder->config().router_aux_loss_coef > 0) record.more["aux_loss"] = aux_loss_;
   record.flops = flops_;
@@ -309,7 +321,7 @@ void Run::estimate() {
   const double part_seconds = seconds_since(begin);
   gradient_norm();
   model_->optimizer->update(0, 0, 1.0, 1);
-  ranks_.publish(*model_->backend, *model_->parameters);
+  ranks_.publish(*model_->parameters);
   const double all = seconds_since(begin);
   model_->backend->set_watch(nullptr);
   const double seconds = gathering + part_seconds * static_cast<double>(own_parts()) + (all - part_seconds);
@@ -394,7 +406,8 @@ void train(const TrainOptions& options, TrainObserver& observer) {
 
 void train(const TrainOptions& options, TrainObserver& observer, Communicator& communicator) {
   TrainOptions checked = options;
-  if (checked.virtual_ranks == 0) checked.virtual_ranks = communicator.size() > 1 ? kVirtualRanks : 1;
+  if (checked.virtual_ranks == 0)
+    checked.virtual_ranks = communicator.size() > checked.tensor_parallel ? kVirtualRanks : 1;
   check_options(checked);
   QuietObserver quiet(observer);
   Run(checked, communicator.rank() == 0 ? observer : quiet, communicator).go();

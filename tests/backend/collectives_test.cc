@@ -73,6 +73,55 @@ TEST(CollectivesTest, SumsAreInTheStatedOrderOnEveryRank) {
   }
 }
 
+TEST(CollectivesTest, ASumForOneRankIsTheSameBits) {
+  for (const int size : {2, 3, 4, 5, 8}) {
+    for (const int64_t count : {1, 577, 300001}) {
+      std::vector<std::vector<float>> addends;
+      for (int rank = 0; rank < size; ++rank) addends.push_back(addend(rank, count));
+      std::vector<float> expected(static_cast<size_t>(count));
+      for (size_t i = 0; i < expected.size(); ++i)
+        expected[i] = sum_of(addends, 0, static_cast<size_t>(size), i);
+      in_ranks(size, [&](Backend& backend, Communicator& communicator) {
+        const auto ranks = backend.make_collectives(communicator);
+        const std::vector<float>& own = addends[static_cast<size_t>(ranks->rank())];
+        for (int root = 0; root < size; ++root) {
+          const Buffer memory = backend.allocate(own.size() * sizeof(float));
+          backend.upload(memory.data(), own.data(), own.size() * sizeof(float));
+          ranks->reduce_sum(Tensor(memory.data(), DType::kF32, {count}), root);
+          if (root != ranks->rank()) continue;
+          std::vector<float> sum(own.size());
+          backend.download(sum.data(), memory.data(), sum.size() * sizeof(float));
+          EXPECT_EQ(std::memcmp(sum.data(), expected.data(), expected.size() * sizeof(float)), 0)
+              << count << " numbers for rank " << root << " of " << size;
+        }
+        communicator.finish();
+      });
+    }
+  }
+}
+
+TEST(CollectivesTest, WhatOneHasAllHave) {
+  constexpr int64_t kCount = 300001;
+  in_ranks(3, [&](Backend& backend, Communicator& communicator) {
+    const auto ranks = backend.make_collectives(communicator);
+    const auto own = addend(ranks->rank(), kCount);
+    for (int root = 0; root < 3; ++root) {
+      const auto expected = addend(root, kCount);
+      const Buffer from = backend.allocate(own.size() * sizeof(float)),
+                   to = backend.allocate(own.size() * sizeof(float));
+      backend.upload(from.data(), own.data(), own.size() * sizeof(float));
+      const Tensor values(from.data(), DType::kF32, {kCount}), all(to.data(), DType::kF32, {kCount});
+      for (const Tensor& into : {all, values}) {  // and in its place
+        ranks->broadcast(root == ranks->rank() ? values : into, root, into);
+        std::vector<float> got(own.size());
+        backend.download(got.data(), into.data, got.size() * sizeof(float));
+        EXPECT_EQ(got, expected) << "of rank " << root;
+      }
+    }
+    communicator.finish();
+  });
+}
+
 TEST(CollectivesTest, OrderIsSeen) {
   const std::vector<std::vector<float>> addends = {{1e8f}, {1.0f}, {1.0f}, {-1e8f}};
   EXPECT_EQ(sum_of(addends, 0, 4, 0), 0.0f);  // (1e8 + 1) + (1 - 1e8)

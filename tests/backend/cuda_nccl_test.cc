@@ -156,6 +156,22 @@ TEST(CudaNcclTest, SumsAreThoseOfAnyChip) {
       EXPECT_EQ(std::memcmp(sum.data(), sums[0].data(), sum.size() * sizeof(float)), 0)
           << count << " numbers on rank " << ranks.rank() << " of " << size;
     });
+    in_gpus(size, [&](CudaBackend& backend, Collectives& ranks) {  // for one rank, which then tells all
+      const int root = size / 2;
+      const auto own = addend_of(ranks.rank(), count);
+      const Buffer memory = backend.allocate(own.size() * sizeof(float)),
+                   all = backend.allocate(own.size() * sizeof(float));
+      backend.upload(memory.data(), own.data(), own.size() * sizeof(float));
+      const Tensor values(memory.data(), DType::kF32, {count}), to(all.data(), DType::kF32, {count});
+      ranks.reduce_sum(values, root);
+      for (const Tensor& into : {to, values}) {
+        ranks.broadcast(ranks.rank() == root ? values : Tensor(), root, into);
+        std::vector<float> sum(own.size());
+        backend.download(sum.data(), into.data, sum.size() * sizeof(float));
+        EXPECT_EQ(std::memcmp(sum.data(), sums[0].data(), sum.size() * sizeof(float)), 0)
+            << count << " numbers of rank " << root << " on rank " << ranks.rank() << " of " << size;
+      }
+    });
   }
   EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty());
 }

@@ -71,6 +71,22 @@ TEST(ThreadCommunicator, WhoHangsIsNamed) {
   });
 }
 
+TEST(GroupCommunicator, NumbersItsMembers) {
+  in_threads(4, 20, [](Communicator& ranks) {
+    const bool is_odd = ranks.rank() % 2 == 1;
+    const auto group = make_group_communicator(ranks, is_odd ? std::vector{3, 1} : std::vector{0, 2});
+    EXPECT_EQ(group->size(), 2);
+    EXPECT_EQ(group->rank(), ranks.rank() == 1 || ranks.rank() == 2 ? 1 : 0);
+    EXPECT_EQ(group->name(0), is_odd ? "rank 3" : "rank 0");
+    const int other = 1 - group->rank(), own = 10 + ranks.rank();
+    int theirs = 0;
+    group->exchange(other, std::as_bytes(std::span(&own, 1)), std::as_writable_bytes(std::span(&theirs, 1)));
+    EXPECT_EQ(theirs, 10 + (ranks.rank() + 2) % 4);
+    group->barrier();
+    ranks.barrier();
+  });
+}
+
 TEST(LoneCommunicator, NeedsNobody) {
   const auto alone = make_lone_communicator();
   EXPECT_EQ(alone->size(), 1);

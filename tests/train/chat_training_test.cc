@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
+#include "train/golden_run.h"
 #include "train/trainer.h"
 
 namespace qiao::train {
@@ -55,13 +56,13 @@ Collector run_chat(const TrainOptions& options) {
 }
 
 // No further from PyTorch's float64 than twice its own float32 is.
-void expect_as_pytorch(const Collector& ours, const Json& expected) {
-  ASSERT_EQ(ours.steps.size(), 8u);
+void expect_as_pytorch(const std::vector<StepRecord>& steps, const Json& expected) {
+  ASSERT_EQ(steps.size(), 8u);
   double loss_gap = 0, loss_theirs = 0, norm_gap = 0, norm_theirs = 0;
   for (size_t i = 0; i < 8; ++i) {
     const double loss = expected["float64"][i][0], norm = expected["float64"][i][1];
-    loss_gap = std::max(loss_gap, std::abs(ours.steps[i].loss - loss));
-    norm_gap = std::max(norm_gap, std::abs(ours.steps[i].gradient_norm - norm));
+    loss_gap = std::max(loss_gap, std::abs(steps[i].loss - loss));
+    norm_gap = std::max(norm_gap, std::abs(steps[i].gradient_norm - norm));
     loss_theirs = std::max(loss_theirs, std::abs(expected["float32"][i][0].get<double>() - loss));
     norm_theirs = std::max(norm_theirs, std::abs(expected["float32"][i][1].get<double>() - norm));
   }
@@ -73,7 +74,7 @@ TEST(ChatTrainingTest, FinetuningFollowsPyTorch) {
   const testing::TemporaryDirectory folder;
   const TrainOptions options = chat_options(folder.path() / "run", "finetune");
   const Json expected = parse_json(read_file(chat_golden() / "chat_training" / "finetune.json"), "finetune");
-  expect_as_pytorch(run_chat(options), expected);
+  expect_as_pytorch(run_chat(options).steps, expected);
 }
 
 class PreferenceTrainingTest : public ::testing::TestWithParam<std::pair<const char*, double>> {};
@@ -88,12 +89,19 @@ TEST_P(PreferenceTrainingTest, FollowsPyTorch) {
   const Collector ours = run_chat(options);
   const Json expected =
       parse_json(read_file(chat_golden() / "chat_training" / "preference.json"), "preference");
-  expect_as_pytorch(ours, expected[fmt::format("{} {:.1f}", options.preference.loss, GetParam().second)]);
+  const Json& of_loss = expected[fmt::format("{} {:.1f}", options.preference.loss, GetParam().second)];
+  expect_as_pytorch(ours.steps, of_loss);
   for (const char* key : {"rewards/chosen", "rewards/rejected", "rewards/margins"})
     EXPECT_EQ(ours.steps[0].more[key], 0) << key;  // the policy is the reference yet
   // It learns: the two pairs of the first step, two rounds later.
   EXPECT_EQ(ours.steps[6].more["rewards/accuracies"], 1);
   EXPECT_GT(ours.steps[6].more["rewards/margins"].get<double>(), 0.1);
+
+  options.out = folder.path() / "spread";
+  options.tensor_parallel = 2, options.virtual_ranks = 1;
+  const Recorder spread = run_in_threads(options, 2);
+  expect_as_pytorch(spread.steps, of_loss);
+  EXPECT_EQ(spread.steps[0].more["rewards/margins"], 0);  // over two processes, too
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PreferenceTrainingTest,

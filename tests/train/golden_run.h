@@ -1,9 +1,13 @@
 // What tests of training share: the runs of make_training.py, and tiny models changed on their way to disk.
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <exception>
 #include <filesystem>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/file.h"
@@ -55,6 +59,37 @@ inline Recorder run(const TrainOptions& options) {
   Recorder recorder;
   train(options, recorder);
   return recorder;
+}
+
+// Trains in as many threads as `size`; rank 0's recorder. What a rank throws comes out of here, rank 0's
+// first.
+inline Recorder run_in_threads(const TrainOptions& options, int size) {
+  auto communicators = make_thread_communicators(size, 60);
+  std::vector<Recorder> recorders(static_cast<size_t>(size));
+  std::vector<std::exception_ptr> errors(recorders.size());
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < recorders.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      TrainOptions own = options;
+      if (own.virtual_ranks == 0) own.virtual_ranks = 4;
+      own.threads = 1;
+      const std::unique_ptr<Communicator> communicator = std::move(communicators[rank]);
+      try {
+        train(own, recorders[rank], *communicator);
+        communicator->finish();
+      } catch (...) {
+        errors[rank] = std::current_exception();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  for (size_t rank = 1; rank < recorders.size(); ++rank) {
+    EXPECT_TRUE(recorders[rank].steps.empty());
+    EXPECT_TRUE(recorders[rank].warnings.empty());
+  }
+  return recorders.front();
 }
 
 // Of what a run has trained.

@@ -52,9 +52,7 @@ Json expected_of(const char* name) {
   return parse_json(read_file(golden() / name / "expected.json"), "expected.json");
 }
 
-TEST(LoraTrainingTest, FollowsPeftsFloat64AsItsOwnFloat32Does) {
-  const testing::TemporaryDirectory folder;
-  const Recorder ours = run_lora(as_peft(folder.path() / "run"));
+void expect_as_peft(const Recorder& ours) {
   const Json expected = expected_of("lora");
   ASSERT_EQ(ours.steps.size(), 20u);
   double loss_gap = 0, loss_theirs = 0, norm_gap = 0, norm_theirs = 0;
@@ -68,6 +66,35 @@ TEST(LoraTrainingTest, FollowsPeftsFloat64AsItsOwnFloat32Does) {
   EXPECT_LE(loss_gap, 2 * loss_theirs);
   EXPECT_LE(norm_gap, 2 * norm_theirs);
   EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.2);  // it learns
+}
+
+TEST(LoraTrainingTest, FollowsPeftsFloat64AsItsOwnFloat32Does) {
+  const testing::TemporaryDirectory folder;
+  expect_as_peft(run_lora(as_peft(folder.path() / "run")));
+}
+
+// Its matrices cut as the layers are: over two processes, and over four, two of which have each key/value
+// head.
+TEST(LoraTrainingTest, SpreadOverProcessesFollowsItAsOneDoes) {
+  const testing::TemporaryDirectory folder;
+  for (const int size : {2, 4}) {
+    SCOPED_TRACE(size);
+    TrainOptions options = as_peft(folder.path() / std::to_string(size));
+    options.tensor_parallel = size, options.virtual_ranks = 1;
+    expect_as_peft(run_in_threads(options, size));
+  }
+}
+
+TEST(LoraTrainingTest, IsWrittenAsByOneProcess) {
+  const testing::TemporaryDirectory folder;
+  for (const int size : {1, 2, 4}) {
+    TrainOptions options = as_peft(folder.path() / std::to_string(size));
+    options.tensor_parallel = size, options.virtual_ranks = 1, options.steps = 1;
+    options.optimizer.learning_rate = 0;
+    run_in_threads(options, size);
+    const char* const file = "model/adapter_model.safetensors";
+    EXPECT_EQ(read_file(options.out / file), read_file(folder.path() / "1" / file)) << size;
+  }
 }
 
 struct FirstStepCase {
@@ -137,13 +164,16 @@ TEST(QloraTest, AFirstStepIsPyTorchsWithRoundedActivations) {
   const testing::TemporaryDirectory folder;
   TrainOptions options = as_qlora(folder.path() / "run");
   options.steps = 1;
-  const Recorder ours = run_lora(options);
+  TrainOptions spread = options;
+  spread.out = folder.path() / "spread", spread.tensor_parallel = 2, spread.virtual_ranks = 1;
   const Json expected = expected_of("qlora");
   const double loss = expected["rounded"][0][0], norm = expected["rounded"][0][1];
-  EXPECT_LE(std::abs(ours.steps[0].loss - loss),
-            std::abs(expected["float64"][0][0].get<double>() - loss) / 4);
-  EXPECT_LE(std::abs(ours.steps[0].gradient_norm - norm),
-            std::abs(expected["float64"][0][1].get<double>() - norm) / 4);
+  for (const Recorder& ours : {run_lora(options), run_in_threads(spread, 2)}) {
+    EXPECT_LE(std::abs(ours.steps[0].loss - loss),
+              std::abs(expected["float64"][0][0].get<double>() - loss) / 4);
+    EXPECT_LE(std::abs(ours.steps[0].gradient_norm - norm),
+              std::abs(expected["float64"][0][1].get<double>() - norm) / 4);
+  }
 }
 
 TEST(QloraTest, LearnsOnAQuantizedBase) {

@@ -78,6 +78,25 @@ def preferences(scratch):
         expect(runs[2] == runs[1] and runs[4] == runs[1], name, "leaves other bytes in several processes")
 
 
+def one_model(scratch):
+    """Groups of processes that train one model together: its bytes do not tell how many groups; any number goes on with it."""
+    runs = {}
+    for processes in (2, 4):
+        out = scratch / f"spread-{processes}"
+        result = run(processes, out, "--steps", "4", "--checkpoint-every", "2", "--tensor-parallel", "2", "--virtual-ranks", "4")
+        expect(result.returncode == 0, result.stderr)
+        expect(result.stderr.count("step 4/4") == 1, "only rank 0 prints:", result.stderr)
+        runs[processes] = contents(out)
+    expect(runs[2] == runs[4], "two groups leave other bytes than one")
+    losses = [json.loads(line)["loss"] for line in (scratch / "spread-2" / "metrics.jsonl").read_text().splitlines()]
+    expect(run(1, scratch / "unspread", "--steps", "4", "--checkpoint-every", "2").returncode == 0, "one process")
+    alone = [json.loads(line)["loss"] for line in (scratch / "unspread" / "metrics.jsonl").read_text().splitlines()]
+    expect(len(losses) == 4 and all(abs(a - b) <= 2e-6 * b for a, b in zip(losses, alone)), losses, alone)
+    for processes, out, flags in ((1, "spread-2", ("--tensor-parallel", "1")), (4, "spread-4", ("--tensor-parallel", "4"))):
+        result = run(processes, scratch / out, "--steps", "6", *flags, "--resume")
+        expect(result.returncode == 0 and "step 6/6" in result.stderr, result.stderr)
+
+
 def rewards(scratch):
     """GRPO: each process draws and rewards its own prompts."""
     prompts = scratch / "prompts.jsonl"
@@ -138,6 +157,14 @@ def refusals(scratch):
     expect(result.stderr.count("multiple of 4") == 1, result.stderr)
     result = run(3, scratch / "never", "--steps", "6")
     expect("3 processes were started; 1, 2 or 4 were expected" in result.stderr, result.stderr)
+    for processes, flags, said in ((3, ("2",), "--tensor-parallel is 2, and 3 processes were started"),
+                                   (2, ("2", "--optimizer", "muon"), "--optimizer is muon"),
+                                   (3, ("3",), "it can be spread over: 1, 2, 4")):
+        result = run(processes, scratch / "never", "--steps", "6", "--tensor-parallel", *flags)
+        expect(result.returncode == 1 and result.stderr.count(said) == 1, result.stderr)
+    result = subprocess.run(command(1, scratch / "never", "--steps", "6", "--tensor-parallel", "2")[3:], env=ENVIRONMENT,
+                            capture_output=True, text=True, timeout=100)
+    expect(result.returncode == 1 and "1 process was started" in result.stderr and "mpirun -np 2" in result.stderr, result.stderr)
 
 
 def ranks_of(launcher):
@@ -208,6 +235,7 @@ def main():
         scratch = pathlib.Path(folder)
         same_bytes(scratch)
         preferences(scratch)
+        one_model(scratch)
         rewards(scratch)
         kills(scratch, scratch / "whole")
         refusals(scratch)

@@ -73,6 +73,26 @@ TEST_P(TrainParityTest, InBF16FollowsItAsPyTorchsAutocastDoes) {
   EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.5);
 }
 
+TEST_P(TrainParityTest, SpreadOverProcessesFollowsItAsOneDoes) {
+  const Gap theirs = gap_of("float32");
+  for (const int size : {2, 4}) {
+    SCOPED_TRACE(size);
+    TrainOptions options = as_pytorch(folder_.path() / std::to_string(size), GetParam());
+    options.tensor_parallel = size, options.virtual_ranks = 1;
+    const Recorder ours = run_in_threads(options, size);
+    ASSERT_EQ(ours.steps.size(), 50u);
+    const Gap gap = gap_of(ours);
+    EXPECT_LE(std::abs(ours.steps[0].loss / expected_["float64"][0][0].get<double>() - 1), 1e-6);
+    EXPECT_LE(gap.loss, 2 * theirs.loss);
+    EXPECT_LE(gap.norm, 2 * theirs.norm);
+  }
+  TrainOptions options = as_pytorch(folder_.path() / "spread in bf16", GetParam());
+  options.tensor_parallel = 2, options.virtual_ranks = 1, options.dtype = "bf16";
+  const Gap gap = gap_of(run_in_threads(options, 2)), autocasts = gap_of("bfloat16");
+  EXPECT_LE(std::sqrt(gap.loss_squares), 2 * std::sqrt(autocasts.loss_squares));
+  EXPECT_LE(std::sqrt(gap.norm_squares), 2 * std::sqrt(autocasts.norm_squares));
+}
+
 INSTANTIATE_TEST_SUITE_P(All, TrainParityTest,
                          ::testing::Values("llama", "qwen3", "gemma3", "qwen3-moe", "qwen3-moe-unnormalised",
                                            "qwen3-moe-balanced", "hunyuan-moe"));

@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <exception>
 #include <numeric>
 #include <thread>
 
@@ -22,37 +21,6 @@ TEST(DealOutTest, BalancesWholeTensors) {
   const std::vector<int64_t> owners = deal_out(counts, 4);
   EXPECT_EQ(owners, (std::vector<int64_t>{0, 3, 3, 3, 2, 3, 1, 3}));
   EXPECT_EQ(deal_out(counts, 1), std::vector<int64_t>(counts.size(), 0));
-}
-
-// Trains in as many threads as `size`; rank 0's recorder. What a rank throws comes out of here, rank 0's
-// first.
-Recorder run_in_threads(const TrainOptions& options, int size) {
-  auto communicators = make_thread_communicators(size, 60);
-  std::vector<Recorder> recorders(static_cast<size_t>(size));
-  std::vector<std::exception_ptr> errors(recorders.size());
-  std::vector<std::thread> threads;
-  for (size_t rank = 0; rank < recorders.size(); ++rank) {
-    threads.emplace_back([&, rank] {
-      TrainOptions own = options;
-      own.virtual_ranks = 4;
-      own.threads = 1;
-      const std::unique_ptr<Communicator> communicator = std::move(communicators[rank]);
-      try {
-        train(own, recorders[rank], *communicator);
-        communicator->finish();
-      } catch (...) {
-        errors[rank] = std::current_exception();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
-  for (size_t rank = 1; rank < recorders.size(); ++rank) {
-    EXPECT_TRUE(recorders[rank].steps.empty());
-    EXPECT_TRUE(recorders[rank].warnings.empty());
-  }
-  return recorders.front();
 }
 
 // Without those that tell of times and processes.
@@ -201,10 +169,8 @@ TEST(RanksOfAPlainRunTest, AnyRankMayStopAllOfThem) {
   EXPECT_EQ(first.steps.size(), 1u);
 }
 
+// One of two groups, or of the two that train one model.
 TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
-  const testing::TemporaryDirectory folder;
-  TrainOptions options = as_pytorch(folder.path() / "run");
-  options.threads = 1, options.checkpoint_every = 2, options.steps = 1000;
   class Dies final : public TrainObserver {
    public:
     void on_start(const TrainReport&) override {}
@@ -219,19 +185,131 @@ TEST(RanksOfAPlainRunTest, ALostRankEndsTheRunAndLeavesItsCheckpoint) {
 
    private:
     int steps_ = 0;
-  } dies;
-  auto communicators = make_thread_communicators(2, 60);
-  std::thread other([&] {
-    const auto own = std::move(communicators[1]);
-    EXPECT_QIAO_ERROR(train(options, dies, *own), kIo, "dead");
-  });
-  Recorder first;
-  EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
-  other.join();
-  options.steps = 5, options.resume = true;
-  // That of step 4 was being written beside the run, and is whole or gone; that of step 2 was waited for.
-  const int64_t next = run(options).steps.front().step;
-  EXPECT_TRUE(next == 5 || next == 3) << next;
+  };
+  for (const int64_t tensor_parallel : {1, 2}) {
+    const testing::TemporaryDirectory folder;
+    TrainOptions options = as_pytorch(folder.path() / "run");
+    options.threads = 1, options.checkpoint_every = 2, options.steps = 1000;
+    options.tensor_parallel = tensor_parallel;
+    Dies dies;
+    auto communicators = make_thread_communicators(2, 60);
+    std::thread other([&] {
+      const auto own = std::move(communicators[1]);
+      EXPECT_QIAO_ERROR(train(options, dies, *own), kIo, "dead");
+    });
+    Recorder first;
+    EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
+    other.join();
+    options.steps = 5, options.resume = true, options.tensor_parallel = 1;
+    // That of step 4 was being written beside the run, and is whole or gone; that of step 2 was waited for.
+    const int64_t next = run(options).steps.front().step;
+    EXPECT_TRUE(next == 5 || next == 3) << next;
+  }
+}
+
+// One model over groups of two.
+class SpreadRunTest : public RanksTest {
+ protected:
+  TrainOptions spread(const std::string& name, int64_t tensor_parallel = 2) const {
+    TrainOptions made = options(name);
+    made.tensor_parallel = tensor_parallel;
+    return made;
+  }
+};
+
+TEST_P(SpreadRunTest, NoNumberOfGroupsChangesAByte) {
+  const Recorder one = run_in_threads(spread("2"), 2);
+  ASSERT_EQ(one.steps.size(), 4u);
+  EXPECT_EQ(files_of(folder_.path() / "2" / "checkpoints").size(), 2u * 5);
+  for (const int size : {2, 4, 8}) {
+    const std::string name = std::to_string(size) + " again";
+    const Recorder other = run_in_threads(spread(name), size);
+    ASSERT_EQ(other.steps.size(), 4u);
+    for (size_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(other.steps[i].loss, one.steps[i].loss);
+      EXPECT_EQ(other.steps[i].gradient_norm, one.steps[i].gradient_norm);
+    }
+    expect_same_run(folder_.path() / "2", folder_.path() / name);
+  }
+}
+
+TEST_P(SpreadRunTest, ARunGoesOnOverAnyNumber) {
+  const Recorder whole = run_in_threads(spread("whole"), 2);
+  for (const int64_t tensor_parallel : {2, 1, 4}) {
+    SCOPED_TRACE(tensor_parallel);
+    TrainOptions parts = spread(fmt::format("parts {}", tensor_parallel));
+    parts.steps = 2;
+    run_in_threads(parts, 4);
+    parts.steps = 4, parts.resume = true, parts.tensor_parallel = tensor_parallel;
+    const Recorder rest = run_in_threads(parts, 4);
+    ASSERT_EQ(rest.steps.size(), 2u);
+    EXPECT_EQ(rest.steps[0].step, 3);
+    const double exact =
+        parts.dtype == "f32" ? 2e-6 : 0x1p-9;  // F32 sums, or BF16 roundings, of another side
+    EXPECT_NEAR(rest.steps[0].loss, whole.steps[2].loss, exact * whole.steps[2].loss);
+    if (tensor_parallel == 2) expect_same_run(folder_.path() / "whole", parts.out);
+  }
+}
+
+// At a rate of 0 the model stays what it is, to the byte.
+TEST_P(SpreadRunTest, TheModelIsWrittenAsByOneProcess) {
+  TrainOptions one = spread("one", 1), parts = spread("parts", 4);
+  for (TrainOptions* each : {&one, &parts}) each->optimizer.learning_rate = 0, each->steps = 1;
+  run_in_threads(one, 1);
+  run_in_threads(parts, 4);
+  expect_same_run(one.out / "model", parts.out / "model");
+  const Json state = parse_json(read_file(one.out / "checkpoints" / "step-00000001" / "state.json"), "state");
+  EXPECT_EQ(state["sha256"].size(), 4u);
+  for (const auto& [file, sha256] : state["sha256"].items()) {
+    const auto expected = read_tensors(one.out / "checkpoints" / "step-00000001" / file);
+    const auto got = read_tensors(parts.out / "checkpoints" / "step-00000001" / file);
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(got[i].name, expected[i].name);
+      EXPECT_EQ(got[i].shape, expected[i].shape);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SpreadRunTest,
+                         ::testing::Values(Shape{"biases", "llama", "f32", "adamw", "f32"},
+                                           Shape{"experts", "qwen3-moe-balanced", "bf16", "adamw", "bf16"},
+                                           Shape{"tied", "gemma3", "f32", "adamw", "f32"}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(SpreadOptionsTest, WhatDoesNotGoIsRefusedInOneLine) {
+  const testing::TemporaryDirectory folder;
+  const auto options = [&](int64_t tensor_parallel) {
+    TrainOptions made = as_pytorch(folder.path() / "run");
+    made.tensor_parallel = tensor_parallel;
+    return made;
+  };
+  EXPECT_QIAO_ERROR(run(options(0)), kInvalidInput,
+                    "--tensor-parallel is 0; a number from 1 to 1024 was expected");
+  EXPECT_QIAO_ERROR(run(options(2)), kInvalidInput, "--tensor-parallel is 2, and 1 process was started",
+                    "mpirun -np 2 qiao train");
+  EXPECT_QIAO_ERROR(run_in_threads(options(3), 4), kInvalidInput,
+                    "--tensor-parallel is 3, and 4 processes were started");
+  EXPECT_QIAO_ERROR(run_in_threads(options(1), 3), kInvalidInput, "3 processes were started; 1, 2 or 4");
+  EXPECT_QIAO_ERROR(run_in_threads(options(2), 6), kInvalidInput,
+                    "3 groups of 2 processes (--tensor-parallel) were started; 1, 2 or 4");
+  // Four heads and two for keys and values.
+  EXPECT_QIAO_ERROR(run_in_threads(options(3), 3), kUnsupported, "cannot be spread over 3 processes",
+                    "numbers of processes that it can be spread over: 1, 2, 4");
+  TrainOptions made = options(2);
+  made.optimizer.kind = "muon";
+  EXPECT_QIAO_ERROR(run_in_threads(made, 2), kInvalidInput, "--optimizer is muon; adamw",
+                    "--tensor-parallel 2");
+  made = options(2), made.optimizer.adam_states = "8bit";
+  EXPECT_QIAO_ERROR(run_in_threads(made, 2), kInvalidInput,
+                    "--adam-states is 8bit; f32 or bf16 was expected");
+  made = options(2), made.lora.rank = 4, made.lora.dropout = 0.5;
+  EXPECT_QIAO_ERROR(run_in_threads(made, 2), kInvalidInput, "--lora-dropout is 0.5; 0 was expected");
+  made = options(2), made.mode = "grpo";
+  EXPECT_QIAO_ERROR(run_in_threads(made, 2), kInvalidInput, "--mode is grpo; pretrain, finetune or dpo");
+  made = options(2), made.sample.every = 4;
+  EXPECT_QIAO_ERROR(run_in_threads(made, 2), kInvalidInput, "--sample-every is 4; 0 was expected");
+  EXPECT_FALSE(fs::exists(folder.path() / "run" / "metrics.jsonl"));
 }
 
 }  // namespace

@@ -97,12 +97,16 @@ TEST(TrainTest, HeldOutRowsAreValidated) {
   options.micro_batch = 4;  // the last part holds two
   options.steps = 5;
   options.validate_every = 2;
-  const Recorder recorder = run(options);
-  for (const StepRecord& record : recorder.steps) {
-    const bool validated = record.step == 2 || record.step == 4 || record.step == 5;
-    ASSERT_EQ(record.more.contains("validation_loss"), validated) << record.step;
-    if (!validated) continue;
-    EXPECT_NEAR(record.more["validation_loss"].get<double>() / record.loss, 1, 1e-12);
+  TrainOptions spread = options;
+  spread.out = folder.path() / "spread", spread.tensor_parallel = 2, spread.virtual_ranks = 1;
+  for (const Recorder& recorder : {run(options), run_in_threads(spread, 2)}) {
+    ASSERT_EQ(recorder.steps.size(), 5u);
+    for (const StepRecord& record : recorder.steps) {
+      const bool validated = record.step == 2 || record.step == 4 || record.step == 5;
+      ASSERT_EQ(record.more.contains("validation_loss"), validated) << record.step;
+      if (!validated) continue;
+      EXPECT_NEAR(record.more["validation_loss"].get<double>() / record.loss, 1, 1e-12);
+    }
   }
   options.validation = {folder.path() / "none.jsonl"};
   options.out = folder.path() / "other";

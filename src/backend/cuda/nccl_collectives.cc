@@ -40,12 +40,31 @@ class NcclCollectives final : public Collectives {
   bool can_be_repeated() const override { return true; }
 
   void all_reduce_sum(const Tensor& values) override {
-    QIAO_ASSERT(values.dtype == DType::kF32 && values.contiguous());
-    for (int64_t first = 0; first < values.elements(); first += kPieceFloats) {
-      const int64_t count = std::min(kPieceFloats, values.elements() - first);
-      float* const piece = values.as<float>() + first;
+    each_piece(values, [&](float* piece, int64_t count) {
       size() == 2 || count <= kFewFloats ? add_all(piece, count) : add_slices(piece, count);
-    }
+    });
+  }
+
+  void reduce_sum(const Tensor& values, int root) override {
+    each_piece(values, [&](float* piece, int64_t count) {
+      together([&] {
+        if (rank() != root) return send(piece, count, root);
+        each_other([&](int other) { receive(addend(other), count, other); });
+      });
+      if (rank() == root) add_up(piece, count);
+    });
+  }
+
+  void broadcast(const Tensor& values, int root, const Tensor& to) override {
+    QIAO_ASSERT(to.dtype == DType::kF32 && to.contiguous());
+    QIAO_ASSERT(rank() != root || (values.contiguous() && values.elements() == to.elements()));
+    together([&] {
+      if (rank() != root) return receive(to.as<float>(), to.elements(), root);
+      each_other([&](int other) { send(values.as<float>(), to.elements(), other); });
+    });
+    if (rank() != root || values.data == to.data) return;
+    QIAO_CUDA(cudaMemcpyAsync(to.data, values.data, static_cast<size_t>(to.bytes()), cudaMemcpyDeviceToDevice,
+                              backend_.stream().handle()));
   }
 
   void gather_columns(const Tensor& own, std::span<const int64_t> columns, const Tensor& all) override {
@@ -89,6 +108,14 @@ class NcclCollectives final : public Collectives {
     check(nccl_.group_start(), "ncclGroupStart");
     transfers();
     check(nccl_.group_end(), "ncclGroupEnd");
+  }
+
+  // body(begin, count) for pieces of `values`.
+  template <class Body>
+  static void each_piece(const Tensor& values, Body body) {
+    QIAO_ASSERT(values.dtype == DType::kF32 && values.contiguous());
+    for (int64_t first = 0; first < values.elements(); first += kPieceFloats)
+      body(values.as<float>() + first, std::min(kPieceFloats, values.elements() - first));
   }
 
   float* addend(int rank) const { return static_cast<float*>(addends_.data()) + kPieceFloats * rank; }
