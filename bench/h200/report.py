@@ -30,6 +30,8 @@ def main():
             print(f"| {row['model']} | skipped: its weights have {row['bytes']} bytes | | | | |")
             continue
         name = row["model"] + (f", {row['quantize']}" if row.get("quantize") else "")
+        if row.get("fast"):
+            name += ", --fast"
         if row.get("kv_type", "f16") != "f16":
             name += f", pages of {row['kv_type']}"
         if row.get("what") == "serve":
