@@ -107,9 +107,8 @@ struct FewBlock {
     }
   }
 
-  // By row tile of the launch, of those that walk together.
+  // This warp's row tile of the launch, in a group of those that are walked together.
   __device__ int row_tile_of(int group) const { return group * kTogether + warp % kTogether; }
-  __device__ bool has_rows(int row_tile) const { return kTogether == 1 || row_tile < op.row_tiles; }
 
   // The panel's columns of x: [step][token][lane % 4] the two words of B, or as wgmma takes them: [piece of
   // 16 columns][token].
@@ -263,7 +262,9 @@ struct FewBlock {
     int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0, group_to = group;
     const auto bring_next = [&] {
       if (brought < stages_left) {
-        if (has_rows(row_tile_of(group_to))) bring(stage_at(slot_to), row + at, panel_bytes - at);
+        bool has_rows = true;
+        if constexpr (kTogether > 1) has_rows = row_tile_of(group_to) < op.row_tiles;
+        if (has_rows) bring(stage_at(slot_to), row + at, panel_bytes - at);
         ++brought, at += S::kStageBytes;
         if (at >= panel_bytes) row += kTogether * row_bytes, at = 0, ++group_to;
         slot_to = slot_to == S::kStages - 1 ? 0 : slot_to + 1;
@@ -313,12 +314,14 @@ struct FewBlock {
       if (k < stop) continue;
       const int first = group * phase.segments;
       const bool alone = phase.segments == op.segments && first >= from && first + phase.segments <= to;
-      const bool row_ends = s == phase.segments - 1, has = has_rows(row_tile_of(group));
+      const bool row_ends = s == phase.segments - 1;
+      bool has_rows = true;
+      if constexpr (kTogether > 1) has_rows = row_tile_of(group) < op.row_tiles;
       if (alone) {
 #pragma unroll
         for (int i = 0; i < L::kSums; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i];
-        if (row_ends && has) finish<L>(phase, row_tile_of(group), total);
-      } else if (has) {
+        if (row_ends && has_rows) finish<L>(phase, row_tile_of(group), total);
+      } else if (has_rows) {
         leave<L>(phase, partials_of(phase, row_tile_of(group), phase.segment + s), sums);
         ++left_behind;
         if (row_ends || stage == stages_left - 1) {
