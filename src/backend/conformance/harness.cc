@@ -102,7 +102,8 @@ void Harness::bench(size_t line, std::string shape, double bytes, double flops, 
     return;
   }
   Bench bench{std::move(shape), best};
-  static constexpr std::string_view kNames[] = {"", "f32", "bf16", "int8"};
+  static constexpr std::string_view kNames[] = {"", "f32", "bf16", "int8", "fp8"};
+  static_assert(std::size(kNames) == static_cast<size_t>(Peak::kF8) + 1);
   if (report_->peaks.read_bytes_per_second > 0) {
     bench.roofline = bytes / best / report_->peaks.read_bytes_per_second;
     bench.of = "read";
