@@ -8,6 +8,8 @@
 #include "models/logits.h"
 #include "models/lora_files.h"
 #include "models/model_folder.h"
+#include "models/shards.h"
+#include "models/spread_decoder.h"
 #include "models/step_driver.h"
 
 namespace qiao {
@@ -86,6 +88,26 @@ TEST_P(LoraParityTest, LogitsArePefts) {
   // A sequence without it is computed as before it was loaded.
   const auto without = StepDriver(*decoder, tokens).feed_in_chunks(test.prompt, 5);
   EXPECT_EQ(std::memcmp(base.data(), without.data(), base.size() * sizeof(float)), 0);
+}
+
+// The same where ranks have their rows of B, or their columns of A.
+TEST_P(LoraParityTest, LogitsOfSeveralRanksArePefts) {
+  const LoraCase& test = GetParam();
+  const ModelFolder folder(test.folder, test.config);
+  folder.open();  // writes its configuration
+  const auto path = test.gguf.empty() ? folder.path() : golden_models() / test.folder / test.gguf;
+  const DecoderConfig config = read_decoder_config(*ModelFiles::open(path), test.context);
+  const auto expected = read_floats(golden_lora() / test.expected);
+  for (const int size : {2, 4}) {
+    if (!share_out(config, {}, 0, size)) continue;
+    const testing::SpreadDecoder spread(path, size, test.chip,
+                                        {.compute = DecoderOptions::Policy::kF32, .context = test.context},
+                                        {golden_lora() / test.adapter});
+    StepDriver driver(*spread, static_cast<int64_t>(test.prompt.size()));
+    driver.adapter = 0;
+    const auto got = driver.feed_in_chunks(test.prompt, 7);
+    EXPECT_LE(worst_position(expected, got, static_cast<size_t>(config.vocabulary_size)), 1e-4) << size;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Adapters, LoraParityTest, ::testing::ValuesIn(lora_cases()), [](const auto& param) {

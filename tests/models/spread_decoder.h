@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "models/decoder.h"
+#include "models/lora_files.h"
 #include "parallel/communicator.h"
 
 namespace qiao::testing {
@@ -16,14 +17,14 @@ class SpreadDecoder {
  public:
   // Throws what rank 0's load throws.
   SpreadDecoder(const std::filesystem::path& model, int size, const std::string& chip = "cpu",
-                DecoderOptions options = {})
+                DecoderOptions options = {}, const std::vector<std::filesystem::path>& adapters = {})
       : errors_(static_cast<size_t>(size)) {
     auto communicators = make_thread_communicators(size, 60);
     for (int rank = 1; rank < size; ++rank) {
-      followers_.emplace_back([this, model, chip, options, rank,
+      followers_.emplace_back([this, model, chip, options, adapters, rank,
                                own = std::move(communicators[static_cast<size_t>(rank)])]() mutable {
         try {
-          Part part(model, chip, options, *own);
+          Part part(model, chip, options, adapters, *own);
           part.decoder->follow();
           part.decoder.reset();
           own->finish();
@@ -35,7 +36,7 @@ class SpreadDecoder {
     }
     communicator_ = std::move(communicators[0]);
     try {
-      part_ = std::make_unique<Part>(model, chip, options, *communicator_);
+      part_ = std::make_unique<Part>(model, chip, options, adapters, *communicator_);
     } catch (...) {
       communicator_.reset();
       join();
@@ -60,10 +61,11 @@ class SpreadDecoder {
  private:
   struct Part {
     Part(const std::filesystem::path& model, const std::string& chip, DecoderOptions options,
-         Communicator& communicator)
+         const std::vector<std::filesystem::path>& adapters, Communicator& communicator)
         : files(ModelFiles::open(model)), backend(make_backend(chip, {.threads = 1})) {
       options.ranks = &communicator;
       decoder = Decoder::load(*files, *backend, options);
+      for (const auto& adapter : adapters) decoder->add_adapter(*LoraFiles::open(adapter));
     }
     std::shared_ptr<ModelFiles> files;
     std::unique_ptr<Backend> backend;
