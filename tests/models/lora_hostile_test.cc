@@ -250,8 +250,8 @@ TEST(LoraFilesTest, OneThatDoesNotFitInMemoryIsRefusedWithBothSizes) {
   DecoderWeights weights = load_weights(*files, *backend, config, {});
   testing::UntouchableBackend small(1000);
   try {
-    add_lora(*LoraFiles::open(lora_of("llama")),
-             {config, weights.shards, find_family(ConfigReader(*files)), false}, small, 0, weights);
+    add_lora(*LoraFiles::open(lora_of("llama")), {config, find_family(ConfigReader(*files)), false}, small, 0,
+             weights);
     ADD_FAILURE() << "not refused";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kTooLarge);
