@@ -117,6 +117,9 @@ class Backend {
   // Fraction bits that are kept of each addend, below the largest, where products of E4M3 are added up inside
   // a block (ops/linear.h): 23 where that is done in F32.
   virtual int e4m3_sum_bits() const { return 23; }
+  // Whether attention_varlen rounds in kBF16 (ops/attention_varlen.h): causal, it has the bits of BF16 pages
+  // then, else those of F32 pages.
+  virtual bool rounds_packed_attention() const { return false; }
   // Whether a row's bits follow from that row alone: false with BackendOptions::fast.
   virtual bool batch_invariant() const { return true; }
   // A table of the chip's own (<chip>/missing.cc); nothing is missing where a chip has none.

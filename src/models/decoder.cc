@@ -270,6 +270,13 @@ const DecoderWeights& Decoder::weights() const { return parts_->weights; }
 Backend& Decoder::backend() const { return *parts_->backend; }
 uint64_t Decoder::weight_bytes() const { return parts_->weights.bytes; }
 DecoderWork Decoder::work() const { return decoder_work(parts_->weights); }
+DType Decoder::packed_kv_dtype() const {
+  const std::vector<DecoderLayer>& layers = weights().layers;
+  const bool in_bf16 = std::any_of(layers.begin(), layers.end(), [](const DecoderLayer& layer) {
+    return layer.attention.compute == Compute::kBF16;
+  });
+  return in_bf16 && backend().rounds_packed_attention() ? DType::kBF16 : DType::kF32;
+}
 int Decoder::ranks() const { return parts_->ranks ? parts_->ranks->size() : 1; }
 Collectives* Decoder::trainers() const { return parts_->trainers; }
 

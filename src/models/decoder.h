@@ -135,6 +135,9 @@ class Decoder {
   Backend& backend() const;
   uint64_t weight_bytes() const;  // adapters with them
 
+  // Of pages over which attention has the bits of the same sequences in training.
+  DType packed_kv_dtype() const;
+
   // How many processes share the model.
   int ranks() const;
   // Of several processes, called by all: throws Error(kInvalidInput) in the first, naming another, where

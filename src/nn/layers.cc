@@ -187,7 +187,7 @@ Tensor AttentionLayer::attend_packed(Context& context, const Projections& projec
   op.window = window;
   op.scale = scale;
   op.soft_cap = soft_cap;
-  op.gradient = compute;
+  op.compute = compute;
   op.out = out.split_last(heads);
   context.attention_varlen(op);
   return out;

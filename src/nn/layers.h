@@ -103,7 +103,7 @@ struct AttentionLayer {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   int64_t window = 0;  // 0: unlimited
   float scale = 1.0f, soft_cap = 0.0f;
-  Compute compute = Compute::kF32;  // of attend, and of the way back of attend_packed
+  Compute compute = Compute::kF32;  // of attend and attend_packed, there and back
 
   struct Projections {
     Tensor q, k, v;  // [T, H, D], [T, G, D] twice
@@ -114,8 +114,8 @@ struct AttentionLayer {
   void keep(Context& context, const Projections& projections, const StepIndices& step, KvPages& pages) const;
   // Attends over the pages. Returns [T, H * D].
   Tensor attend(Context& context, const Tensor& q, const StepIndices& step, const KvPages& pages) const;
-  // Attends over the projections alone, in kF32: whole sequences, one behind the other, from `starts` [S + 1]
-  // on. The same bits as over F32 pages.
+  // Attends over the projections alone: whole sequences, one behind the other, from `starts` [S + 1] on. The
+  // same bits as over F32 pages, or as over BF16 pages where a chip computes kBF16 (AttentionVarlen).
   Tensor attend_packed(Context& context, const Projections& projections, const Tensor& starts) const;
 };
 

@@ -189,7 +189,7 @@ void Tape::back(const AttentionVarlen& op) {
   back.causal = op.causal;
   back.window = op.window;
   back.soft_cap = op.soft_cap;
-  back.compute = op.gradient;
+  back.compute = op.compute;
   back.out = op.out;
   back.log_sum_exp = op.log_sum_exp;
   back.dout = read_gradient(op.out);

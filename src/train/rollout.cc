@@ -39,7 +39,7 @@ Rollout::Rollout(std::shared_ptr<LanguageModel> model, const ToolTurns& turns, c
   EngineOptions engine;
   engine.context = options.context;
   engine.slots = options.slots;
-  engine.kv_dtype = DType::kF32;  // as training attends: the same bits
+  engine.kv_dtype = model_->decoder().packed_kv_dtype();  // as training attends: the same bits
   engine.max_queued = INT32_MAX;
   engine_ = std::make_unique<Engine>(model_, engine);
 }

@@ -30,8 +30,8 @@ Sampler::Sampler(const ModelFiles& files, std::shared_ptr<const Decoder> decoder
   EngineOptions engine;
   engine.context = std::ssize(prompt_) + options.tokens;
   engine.batch_tokens = std::min<int64_t>(std::ssize(prompt_), 64);
-  engine.kv_dtype = DType::kF32;  // as training attends
-  engine.prefix_cache = false;    // of weights that change
+  engine.kv_dtype = model_->decoder().packed_kv_dtype();  // as training attends
+  engine.prefix_cache = false;                            // of weights that change
   engine_ = std::make_unique<Engine>(model_, engine);
   sample(0);  // its memory is in use now
 }

@@ -75,6 +75,19 @@ TEST_F(AttentionVarlenTest, ASoftCapBoundsScores) {
   EXPECT_FLOAT_EQ(out_.data()[2], (weight * 1 + 5) / (weight + 1));
 }
 
+// The law rounds nothing: the bound of kBF16 allows for what a chip does.
+TEST_F(AttentionVarlenTest, InBF16TheLawIsTheSame) {
+  Floats log_sum_exp({3, 2});
+  op_.log_sum_exp = log_sum_exp;
+  q_.data()[2] = 1 + 0x1p-9f, v_.data()[0] = 1 + 0x1p-9f;
+  chip_->attention_varlen(op_);
+  const std::vector<float> out = out_.list(), sums = log_sum_exp.list();
+  op_.compute = Compute::kBF16;
+  chip_->attention_varlen(op_);
+  EXPECT_EQ(out_.list(), out);
+  EXPECT_EQ(log_sum_exp.list(), sums);
+}
+
 TEST_F(AttentionVarlenTest, CountsItsWork) {
   EXPECT_EQ(op_.flops(5), 4 * 5 * 4);
   EXPECT_EQ(op_.bytes(), 4 * (12 + 6 + 6 + 12 + 4));
@@ -108,6 +121,8 @@ TEST_F(AttentionVarlenTest, Refuses) {
   EXPECT_EQ(refusal(op), "attention_varlen: window is -1, expected 0 (unlimited) or more");
   op = op_, op.soft_cap = -1;
   EXPECT_EQ(refusal(op), "attention_varlen: soft_cap is -1, expected 0 (none) or more");
+  op = op_, op.compute = Compute::kF8;
+  EXPECT_EQ(refusal(op), "attention_varlen: compute is of products with weights alone, expected F32 or BF16");
   Floats sums({3, 2});
   op = op_, op.log_sum_exp = reshaped(sums, {2, 3});
   EXPECT_EQ(refusal(op), "attention_varlen: log_sum_exp is F32[2, 3], expected F32[3, 2]");

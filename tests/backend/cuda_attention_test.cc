@@ -277,6 +277,70 @@ TEST_F(CudaAttentionTest, WhatTheWorkspaceDoesNotHoldIsWalkedWhole) {
   EXPECT_EQ(Cache(*chip, heads, lengths).attend(queries, q, 0), alone);
 }
 
+// attention_varlen's results and logarithms of sums, causal, of sequences that begin at `starts`.
+struct Packed {
+  std::vector<float> out, log_sum_exp;
+};
+Packed attend_packed(Backend& chip, const Tensor& q, const Tensor& k, const Tensor& v, const Ints& starts,
+                     const AttentionPaged& rule) {
+  Floats out({q.shape[0], q.shape[1], q.shape[2]}), sums({q.shape[0], q.shape[1]});
+  AttentionVarlen op;
+  op.q = q, op.k = k, op.v = v, op.starts = starts, op.out = out, op.log_sum_exp = sums;
+  op.causal = true, op.window = rule.window, op.scale = rule.scale, op.soft_cap = rule.soft_cap;
+  op.compute = rule.compute;
+  const Buffer workspace = chip.allocate(chip.workspace_bytes(op));
+  op.workspace = Tensor(workspace.data(), DType::kU8, {static_cast<int64_t>(workspace.bytes())});
+  chip.attention_varlen(op);
+  chip.synchronize();
+  return {out.list(), sums.list()};
+}
+
+// In kBF16 packed rows are rounded as kv_write rounds them: the bits of attention_paged in kBF16 over pages
+// of BF16, of one product of 16 bits for each one (up to 128) and of TF32, through several chunks; alone and
+// beside others. Logarithms are those of the weights' sums.
+TEST_F(CudaAttentionTest, PackedRowsInBF16AreThoseOfPagesOfBF16) {
+  const std::unique_ptr<Backend> chip = make_cuda_backend({});
+  constexpr int32_t kLength = 530, kBefore = 19, kAfter = 40, kTokens = kBefore + kLength + kAfter;
+  constexpr int32_t kPage = 16, kPages = 34;
+  struct Case {
+    int64_t width, window;
+    float soft_cap;
+  };
+  for (const Case& c : {Case{33, 0, 0}, Case{64, 300, 0}, Case{128, 0, 5}, Case{160, 100, 0}}) {
+    Floats q({kTokens, 2, c.width}), k({kTokens, 1, c.width}), v({kTokens, 1, c.width});
+    for (const Floats* tensor : {&q, &k, &v}) fill(*tensor);
+    AttentionPaged op;
+    op.window = c.window, op.scale = 0.2f, op.soft_cap = c.soft_cap, op.compute = Compute::kBF16;
+    Ints all({4}, {0, kBefore, kBefore + kLength, kTokens}), own({2}, {0, kLength});
+    const auto mine = [&](const Floats& of) { return of.tensor().slice(kBefore, kLength); };
+    const Packed packed = attend_packed(*chip, q, k, v, all, op);
+    const Packed alone = attend_packed(*chip, mine(q), mine(k), mine(v), own, op);
+    EXPECT_EQ(rows_of(packed.out, kBefore, kLength, 2 * c.width), alone.out) << c.width;
+    EXPECT_EQ(rows_of(packed.log_sum_exp, kBefore, kLength, 2), alone.log_sum_exp) << c.width;
+
+    Ints slots({kLength}), table({1, kPages}), length({1}, {kLength});
+    for (int32_t i = 0; i < kLength; ++i) slots.data()[i] = i;
+    for (int32_t i = 0; i < kPages; ++i) table.data()[i] = i;
+    const auto pages = chip->make_kv_pages({kPages, kPage, 1, c.width, DType::kBF16});
+    chip->kv_write({mine(k), mine(v), slots, pages.get()});
+    Floats out({kLength, 2, c.width});
+    op.q = mine(q), op.out = out, op.pages = pages.get(), op.page_table = table, op.lengths = length;
+    op.query_starts = own;
+    const Buffer workspace = chip->allocate(chip->workspace_bytes(op));
+    op.workspace = Tensor(workspace.data(), DType::kU8, {static_cast<int64_t>(workspace.bytes())});
+    chip->attention_paged(op);
+    chip->synchronize();
+    EXPECT_EQ(out.list(), alone.out) << c.width;
+
+    op.compute = Compute::kF32;
+    const Packed exact = attend_packed(*chip, mine(q), mine(k), mine(v), own, op);
+    EXPECT_NE(exact.out, alone.out) << c.width;  // so something is rounded
+    for (size_t i = 0; i < exact.log_sum_exp.size(); ++i) {
+      ASSERT_NEAR(alone.log_sum_exp[i], exact.log_sum_exp[i], 0.2) << c.width;
+    }
+  }
+}
+
 TEST_F(CudaAttentionTest, HeadsThatAreTooWideAreRefused) {
   const std::unique_ptr<Backend> chip = make_cuda_backend({});
   try {

@@ -52,7 +52,7 @@ int64_t sum_of(const std::vector<int64_t>& lengths) {
   return std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
 }
 
-void varlen_case(Harness& h, size_t line) {
+void varlen_case(Harness& h, size_t line, Compute compute) {
   const VarlenHeads heads = random_varlen_heads(h);
   const std::vector<int64_t> lengths = random_lengths(h, 6, h.options().quick ? 90 : 300);
   const int64_t tokens = sum_of(lengths);
@@ -67,6 +67,7 @@ void varlen_case(Harness& h, size_t line) {
   v.fill([&] { return h.normal(); });
   AttentionVarlen op, law;
   random_varlen_rule(h, heads.width, &op);
+  op.compute = compute;
   Guarded log_sum_exp(h, DType::kF32, {tokens, heads.query});
   const int64_t most = *std::max_element(lengths.begin(), lengths.end());
   Guarded bias(h, DType::kF32, {heads.query, 2 * std::max<int64_t>(most, 1) - 1 + 2 * h.between(0, 2)});
@@ -87,26 +88,30 @@ void varlen_case(Harness& h, size_t line) {
   k.download(line, "k", false);
   v.download(line, "v", false);
   const reference::AttentionTerms terms = reference::exact_attention_varlen(law);
+  const double kept = compute == Compute::kBF16 ? (1 + 0x1p-8) * (1 + 0x1p-8) : 1;  // of two rounded numbers
+  const double score = kept * (1 + gamma(static_cast<double>(heads.width) + 16)) - 1;  // its relative error
   for (int64_t i = 0; i < out.elements(); ++i) {
     const auto at = static_cast<size_t>(i);
     const int64_t row = i / heads.width;
-    const double exponent =
-        2 * gamma(static_cast<double>(heads.width) + 16) * terms.score[static_cast<size_t>(row)];
+    const double exponent = 2 * score * terms.score[static_cast<size_t>(row)];
     const auto keys = static_cast<double>(terms.keys[static_cast<size_t>(row / heads.query)]);
-    const double bound = (std::expm1(exponent) + gamma(2 * keys + 16)) * terms.magnitude[at] + 0x1p-126;
+    const double moved = compute == Compute::kBF16
+                             ? std::exp(exponent) * kept * (1 + gamma(2 * keys + 16)) - 1
+                             : std::expm1(exponent) + gamma(2 * keys + 16);
+    const double bound = moved * terms.magnitude[at] + 0x1p-126;
     h.element(line, out.result_at(i), terms.out[at], bound, row, i % heads.width);
   }
   for (int64_t i = 0; summed && i < log_sum_exp.elements(); ++i) {
     const auto at = static_cast<size_t>(i);
     const auto keys = static_cast<double>(terms.keys[static_cast<size_t>(i / heads.query)]);
-    const double bound = gamma(static_cast<double>(heads.width) + 16) * terms.score[at] +
-                         gamma(2 * keys + 16) + kUnit * std::abs(terms.log_sum_exp[at]);
+    const double bound =
+        score * terms.score[at] + gamma(2 * keys + 16) + kUnit * std::abs(terms.log_sum_exp[at]);
     h.element(line, log_sum_exp.result_at(i), terms.log_sum_exp[at], bound, i / heads.query, i % heads.query);
   }
 }
 
 // Sequences alone, then packed: the same bytes.
-void varlen_invariance(Harness& h, size_t line, const VarlenHeads& heads,
+void varlen_invariance(Harness& h, size_t line, Compute compute, const VarlenHeads& heads,
                        const std::vector<int64_t>& lengths) {
   int64_t tokens = 0;
   for (const int64_t length : lengths) tokens += length;
@@ -122,6 +127,7 @@ void varlen_invariance(Harness& h, size_t line, const VarlenHeads& heads,
   bias.fill([&] { return h.normal(); });
   if (h.pick({true, false})) op.bias = bias.device();
   random_varlen_rule(h, heads.width, &op);
+  op.compute = compute;
   op.q = q.device(), op.k = k.device(), op.v = v.device(), op.out = all.device();
   op.starts = starts.device();
   h.give_workspace(&op);
@@ -145,8 +151,9 @@ void varlen_invariance(Harness& h, size_t line, const VarlenHeads& heads,
   }
 }
 
-// One causal sequence, and the same through pages in chunks: the same bytes.
-void varlen_like_paged(Harness& h, size_t line, const VarlenHeads& heads, int64_t length) {
+// One causal sequence, and the same through pages in chunks: the same bytes. In kBF16 through pages of BF16,
+// where the chip rounds.
+void varlen_like_paged(Harness& h, size_t line, Compute compute, const VarlenHeads& heads, int64_t length) {
   Guarded q(h, DType::kF32, {length, heads.query, heads.width}),
       out(h, DType::kF32, {length, heads.query, heads.width});
   Guarded k(h, DType::kF32, {length, heads.kv, heads.width}),
@@ -156,6 +163,7 @@ void varlen_like_paged(Harness& h, size_t line, const VarlenHeads& heads, int64_
   AttentionVarlen op;
   random_varlen_rule(h, heads.width, &op);
   op.causal = true;
+  op.compute = compute;
   op.window = h.pick<int64_t>({0, 0, 1, 33, 100, 600});
   const Guarded starts = starts_of(h, {length});
   op.q = q.device(), op.k = k.device(), op.v = v.device(), op.out = out.device();
@@ -164,9 +172,11 @@ void varlen_like_paged(Harness& h, size_t line, const VarlenHeads& heads, int64_
   h.chip().attention_varlen(op);
   out.download(line, "out");
 
+  const bool rounds = compute == Compute::kBF16 && h.chip().rounds_packed_attention();
   const int64_t page_tokens = h.pick<int64_t>({5, 16, 32});
   const int64_t count = (length + page_tokens - 1) / page_tokens;
-  const auto pages = h.chip().make_kv_pages({count, page_tokens, heads.kv, heads.width, DType::kF32});
+  const auto pages = h.chip().make_kv_pages(
+      {count, page_tokens, heads.kv, heads.width, rounds ? DType::kBF16 : DType::kF32});
   Guarded table(h, DType::kI32, {1, count}), slots(h, DType::kI32, {length});
   for (int64_t i = 0; i < count; ++i) table.host_at<int32_t>(i) = static_cast<int32_t>(count - 1 - i);
   for (int64_t j = 0; j < length; ++j) {
@@ -185,7 +195,7 @@ void varlen_like_paged(Harness& h, size_t line, const VarlenHeads& heads, int64_
     step.q = q.device().slice(begin, rows), step.out = paged.device().slice(begin, rows);
     step.pages = pages.get(), step.page_table = table.device();
     step.lengths = lengths.device().slice(1, 1), step.query_starts = query_starts.device();
-    step.window = op.window, step.scale = op.scale, step.soft_cap = op.soft_cap;
+    step.window = op.window, step.scale = op.scale, step.soft_cap = op.soft_cap, step.compute = compute;
     h.give_workspace(&step);
     h.chip().attention_paged(step);
   }
@@ -263,7 +273,8 @@ void backward_case(Harness& h, size_t line, Compute compute) {
     double p, ds;  // the contract's P and F, in kBF16 with the rounding of p and ds
   };
   const auto shares = [&](double score, double log_sum_exp) {
-    const double moved = (gamma(width + 16) + (rounded ? 0x1p-14 : 0)) * score;
+    const double kept = rounded ? (1 + 0x1p-8) * (1 + 0x1p-8) : 1;
+    const double moved = (kept * (1 + gamma(width + 16)) - 1) * score;
     Shares s;
     s.p = std::expm1(moved + 3 * kUnit * (score + log_sum_exp) + 8 * kUnit);
     const double slope = cap > 0 ? (1 + moved / cap) * (1 + moved / cap) : 1;
@@ -345,6 +356,39 @@ constexpr VarlenHeads kTrained = {9, 3, 64};
 constexpr int64_t kTrainedLength = 512, kTrainedSequences = 4;
 constexpr int64_t kTrainedPairs = kTrainedSequences * kTrainedLength * (kTrainedLength + 1) / 2;
 
+void trained_bench(Harness& h, size_t line, Compute compute) {
+  Guarded q(h, DType::kF32, {kTrainedSequences * kTrainedLength, kTrained.query, kTrained.width});
+  Guarded k(h, DType::kF32, {kTrainedSequences * kTrainedLength, kTrained.kv, kTrained.width});
+  Guarded out(h, DType::kF32, {kTrainedSequences * kTrainedLength, kTrained.query, kTrained.width});
+  q.fill([&] { return h.normal(); });
+  k.fill([&] { return h.normal(); });
+  const Guarded starts = starts_of(h, std::vector<int64_t>(kTrainedSequences, kTrainedLength));
+  AttentionVarlen op;
+  op.scale = 0.125f, op.causal = true, op.compute = compute;
+  op.q = q.device(), op.k = op.v = k.device(), op.out = out.device(), op.starts = starts.device();
+  h.give_workspace(&op);
+  h.bench(line, "S=4 length=512 H=9 G=3 D=64 causal", op.bytes(), op.flops(kTrainedPairs), peak_of(compute),
+          [&] { h.chip().attention_varlen(op); });
+}
+
+void encoder_benches(Harness& h, size_t line) {
+  for (const int64_t length : {32, 256}) {
+    const int64_t sequences = 2048 / length;
+    Guarded fused(h, DType::kF32, {2048, 3 * 12 * 32}), out(h, DType::kF32, {2048, 12, 32});
+    fused.fill([&] { return h.normal(); });
+    const Guarded starts = starts_of(h, std::vector<int64_t>(static_cast<size_t>(sequences), length));
+    AttentionVarlen op;
+    op.scale = 0.18f;
+    op.q = fused.device().narrow(1, 0, 384).split_last(12);
+    op.k = fused.device().narrow(1, 384, 384).split_last(12);
+    op.v = fused.device().narrow(1, 768, 384).split_last(12);
+    op.out = out.device(), op.starts = starts.device();
+    h.give_workspace(&op);
+    h.bench(line, fmt::format("S={} length={} H=12 D=32", sequences, length), op.bytes(),
+            op.flops(2048 * length), Harness::Peak::kF32, [&] { h.chip().attention_varlen(op); });
+  }
+}
+
 }  // namespace
 
 void conform_attention_varlen_backward(Harness& h) {
@@ -369,51 +413,27 @@ void conform_attention_varlen_backward(Harness& h) {
 }
 
 void conform_attention_varlen(Harness& h) {
-  const size_t line = h.line("attention_varlen", "F32");
   const bool quick = h.options().quick;
-  for (int i = 0; i < (quick ? 16 : 120); ++i) h.run_case(line, [&] { varlen_case(h, line); });
-  for (int i = 0; i < (quick ? 2 : 8); ++i) {
+  for (const Compute compute : {Compute::kF32, Compute::kBF16}) {
+    const size_t line = h.line("attention_varlen", compute == Compute::kF32 ? "F32" : "F32 bf16");
+    for (int i = 0; i < (quick ? 16 : 120); ++i) h.run_case(line, [&] { varlen_case(h, line, compute); });
+    for (int i = 0; i < (quick ? 2 : 8); ++i) {
+      h.run_case(line, [&] {
+        varlen_invariance(h, line, compute, random_varlen_heads(h),
+                          {h.between(1, 200), 1, h.between(1, 70), 16, 130});
+      });
+    }
+    for (int i = 0; i < (quick ? 3 : 12); ++i) {
+      const int64_t length = h.pick<int64_t>({h.between(1, 150), 64, quick ? 520 : h.between(500, 1100)});
+      const VarlenHeads heads = length > 200 ? VarlenHeads{2, 1, 16} : random_varlen_heads(h);
+      h.run_case(line, [&] { varlen_like_paged(h, line, compute, heads, length); });
+    }
     h.run_case(line, [&] {
-      varlen_invariance(h, line, random_varlen_heads(h), {h.between(1, 200), 1, h.between(1, 70), 16, 130});
+      if (!h.benches()) return;
+      trained_bench(h, line, compute);
+      if (compute == Compute::kF32) encoder_benches(h, line);
     });
   }
-  for (int i = 0; i < (quick ? 3 : 12); ++i) {
-    const int64_t length = h.pick<int64_t>({h.between(1, 150), 64, quick ? 520 : h.between(500, 1100)});
-    const VarlenHeads heads = length > 200 ? VarlenHeads{2, 1, 16} : random_varlen_heads(h);
-    h.run_case(line, [&] { varlen_like_paged(h, line, heads, length); });
-  }
-  h.run_case(line, [&] {
-    if (!h.benches()) return;
-    {
-      Guarded q(h, DType::kF32, {kTrainedSequences * kTrainedLength, kTrained.query, kTrained.width});
-      Guarded k(h, DType::kF32, {kTrainedSequences * kTrainedLength, kTrained.kv, kTrained.width});
-      Guarded out(h, DType::kF32, {kTrainedSequences * kTrainedLength, kTrained.query, kTrained.width});
-      q.fill([&] { return h.normal(); });
-      k.fill([&] { return h.normal(); });
-      const Guarded starts = starts_of(h, std::vector<int64_t>(kTrainedSequences, kTrainedLength));
-      AttentionVarlen op;
-      op.scale = 0.125f, op.causal = true;
-      op.q = q.device(), op.k = op.v = k.device(), op.out = out.device(), op.starts = starts.device();
-      h.give_workspace(&op);
-      h.bench(line, "S=4 length=512 H=9 G=3 D=64 causal", op.bytes(), op.flops(kTrainedPairs),
-              Harness::Peak::kF32, [&] { h.chip().attention_varlen(op); });
-    }
-    for (const int64_t length : {32, 256}) {
-      const int64_t sequences = 2048 / length;
-      Guarded fused(h, DType::kF32, {2048, 3 * 12 * 32}), out(h, DType::kF32, {2048, 12, 32});
-      fused.fill([&] { return h.normal(); });
-      const Guarded starts = starts_of(h, std::vector<int64_t>(static_cast<size_t>(sequences), length));
-      AttentionVarlen op;
-      op.scale = 0.18f;
-      op.q = fused.device().narrow(1, 0, 384).split_last(12);
-      op.k = fused.device().narrow(1, 384, 384).split_last(12);
-      op.v = fused.device().narrow(1, 768, 384).split_last(12);
-      op.out = out.device(), op.starts = starts.device();
-      h.give_workspace(&op);
-      h.bench(line, fmt::format("S={} length={} H=12 D=32", sequences, length), op.bytes(),
-              op.flops(2048 * length), Harness::Peak::kF32, [&] { h.chip().attention_varlen(op); });
-    }
-  });
 }
 
 }  // namespace qiao::conformance

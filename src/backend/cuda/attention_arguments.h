@@ -10,7 +10,8 @@ struct AttentionArguments {
   const float* q;
   float* out;
   int64_t q_token, q_head, out_token, out_head;  // strides
-  // Pages, or where `table` is null packed rows of floats.
+  // Pages, or where `table` is null packed rows: floats at k and v, or, where there are pages, those of one,
+  // a row a token.
   const unsigned char* pages;
   int64_t row_bytes, head_bytes, page_bytes;
   int64_t values_offset,

@@ -19,6 +19,11 @@ struct GradientRows {
   __device__ float* row(int64_t t, int h) const { return data + t * token + h * head; }
 };
 
+// In BF16, [T, heads, kD], zeros behind a row's own width.
+struct RoundedRows {
+  uint8_t *q, *dout, *k, *v;
+};
+
 struct AttentionGradients {
   GradientRows q, k, v, out, dout, dq, dk, dv;
   const float* log_sum_exp;  // [T, H]
@@ -28,8 +33,7 @@ struct AttentionGradients {
   int sequences, heads, share, dim, window;
   float scale, soft_cap;
   bool causal, vectors;
-  // In BF16, [T, heads, kD], zeros behind a row's own width: q and k in two parts, dout and v rounded.
-  uint8_t *q_high, *q_low, *dout_high, *k_high, *k_low, *v_high;
+  RoundedRows rounded;
 };
 
 // By attention_varlen_backward_bf16.cu; memory: gradient_rounded_bytes.

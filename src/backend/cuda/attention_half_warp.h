@@ -205,7 +205,11 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
         if (d + 1 < op_.dim) to[1] = (i == 0 ? all.y : all.w) / total_sum_[i];
       }
     }
-    if (!last) Rows::start_chunk();
+    if (!last) return Rows::start_chunk();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (valid_[i]) Rows::store_log_sum_exp(i);
+    }
   }
 
   unsigned char *shared_, *earlier_;

@@ -38,6 +38,10 @@ struct KeyRow {
   int64_t scale;
 };
 __device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionTile& tile, int key) {
+  if (op.table == nullptr) {  // of packed rows, which have no scales
+    return {op.pages + tile.kv_head * op.head_bytes + (int64_t{tile.first_query_row} + key) * op.row_bytes,
+            0};
+  }
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
   const int64_t in_page = key % op.page_tokens;
   return {op.pages + page * op.page_bytes + tile.kv_head * op.head_bytes + in_page * op.row_bytes,
@@ -221,6 +225,14 @@ class AttentionRows {
     return join;
   }
 
+  // Of row i, once all chunks have joined; by the warp of the first columns.
+  __device__ void store_log_sum_exp(int i) const {
+    if (op_.log_sum_exp == nullptr || lane_ % 4 != 0 || first_tile_ != 0) return;
+    const int row = first_row_ + lane_ / 4 + 8 * i;
+    op_.log_sum_exp[int64_t{token(row)} * op_.heads + head(row)] =
+        fmaf(total_largest_[i], kLn2, logf(total_sum_[i]));
+  }
+
   // The chunk's results join those of the ones before it in the rows of `out`, or are kept; `last`: none
   // follows.
   __device__ void finish_chunk(int chunk, bool last) {
@@ -248,10 +260,7 @@ class AttentionRows {
           to[d] = last ? x / total_sum_[i] : x;
         }
       }
-      if (last && op_.log_sum_exp != nullptr && lane_ % 4 == 0 && first_tile_ == 0) {
-        op_.log_sum_exp[int64_t{token(row)} * op_.heads + head(row)] =
-            fmaf(total_largest_[i], kLn2, logf(total_sum_[i]));
-      }
+      if (last) store_log_sum_exp(i);
     }
     start_chunk();
   }

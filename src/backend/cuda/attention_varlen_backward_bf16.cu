@@ -1,16 +1,14 @@
-// attention_varlen_backward in BF16, by attention_gradient.h's two passes. Operands are rounded first, row by
-// row, in the workspace: dout and v to BF16, q and k to two parts of it each, of which scores are made in
-// three products (high × high, low × high, high × low: within 2^-14 of F32's), for what the softmax goes back
-// through has to be what the forward pass made of F32; all else takes the high parts alone. Eleven products
-// of 16 bits in all, where rounded scores would have seven, and TF32 in three parts has the time of
-// forty-two.
+// attention_varlen_backward in BF16, by attention_gradient.h's two passes. q, k, v and dout are rounded
+// first, row by row, in the workspace; scores are made again of what the forward pass in kBF16 made them of.
+// Seven products of 16 bits in all (a single pass with atomics has five), where TF32 in three parts has the
+// time of forty-two.
 //
 // Plan of a warp: its 16 rows stay in shared memory, blocks of kBlock rows come by cp.async, two stages in
 // turn, for all warps of the block. ldmatrix meets no bank twice (a row is padded by 16 bytes); p and ds are
 // operands where they were made. Sums are 16 × D floats in registers for each result (dk and dv: twice that,
 // but for D above 128, where each has a launch of its own). Limit: shared memory, which gives a warp of 16
-// rows 52 KB for what the tensor cores do in three quarters of that time. Not yet run on a device, so not
-// timed.
+// rows 40 KB (dq: 32) for what the tensor cores do in three fifths of that time: 260 TFLOP/s of an H200,
+// counted as five products. Prediction: half of that. Not yet run on a device.
 #include <algorithm>
 
 #include "backend/cuda/activation_rows.h"
@@ -18,8 +16,6 @@
 
 namespace qiao::cuda {
 namespace {
-
-__device__ inline float rest_of(float x) { return x - __bfloat162float(__float2bfloat16_rn(x)); }
 
 // A row of q, dout, k or v (by blockIdx.y) of one head, a warp each, two elements a lane at a time.
 template <int kD>
@@ -30,14 +26,12 @@ __global__ void __launch_bounds__(128) round_gradient_rows(const __grid_constant
   const int64_t item = int64_t{blockIdx.x} * 4 + threadIdx.x / 32;
   if (item >= op.tokens * heads) return;
   const GradientRows& rows = which == 0 ? op.q : which == 1 ? op.dout : which == 2 ? op.k : op.v;
-  uint8_t* high = which == 0 ? op.q_high : which == 1 ? op.dout_high : which == 2 ? op.k_high : op.v_high;
-  uint8_t* low = which == 0 ? op.q_low : which == 2 ? op.k_low : nullptr;
+  const RoundedRows& to = op.rounded;
+  uint8_t* rounded = which == 0 ? to.q : which == 1 ? to.dout : which == 2 ? to.k : to.v;
   const float* from = rows.row(item / heads, static_cast<int>(item % heads));
   for (int d = static_cast<int>(threadIdx.x % 32) * 2; d < kD; d += 64) {
     const float x = d < op.dim ? from[d] : 0.0f, y = d + 1 < op.dim ? from[d + 1] : 0.0f;
-    const int64_t at = (item * kD + d) * 2;
-    *reinterpret_cast<uint32_t*>(high + at) = two_bf16(x, y);
-    if (low != nullptr) *reinterpret_cast<uint32_t*>(low + at) = two_bf16(rest_of(x), rest_of(y));
+    *reinterpret_cast<uint32_t*>(rounded + (item * kD + d) * 2) = two_bf16(x, y);
   }
 }
 
@@ -45,9 +39,9 @@ template <int kD>
 struct RoundedGradientShape {
   static constexpr int kBlock = kD <= 64 ? 64 : kD <= 128 ? 32 : 16, kTiles = kBlock / 8;
   static constexpr int kPitch = 2 * kD + 16;  // bytes of a row
-  static constexpr int kPart = kBlock * kPitch, kStage = 3 * kPart;
+  static constexpr int kPart = kBlock * kPitch, kStage = 2 * kPart;
   static constexpr int kRows = kWarpRows * kPitch;
-  static constexpr int shared_bytes(int warps) { return 2 * kStage + warps * 3 * kRows; }
+  static constexpr int shared_bytes(int warps) { return 2 * kStage + warps * 2 * kRows; }
 };
 
 template <int kD, bool kQueries, bool kFirst, bool kSecond>
@@ -60,7 +54,7 @@ class RoundedGradientWarp : GradientTile<kD, kQueries> {
 
  public:
   __device__ RoundedGradientWarp(const AttentionGradients& op, const FoundTile& tile)
-      : Tile(op, tile), own_(shared_ + 2 * Shape::kStage + threadIdx.x / 32 * 3 * Shape::kRows) {}
+      : Tile(op, tile), own_(shared_ + 2 * Shape::kStage + threadIdx.x / 32 * 2 * Shape::kRows) {}
 
   __device__ void run() {
     load_rows();
@@ -83,22 +77,20 @@ class RoundedGradientWarp : GradientTile<kD, kQueries> {
   }
 
  private:
-  // x in two parts and y, then those that pass by.
+  // x and y; u and w.
   __device__ const uint8_t* own_part(int part) const {
-    return part == 0   ? (kQueries ? op_.q_high : op_.k_high)
-           : part == 1 ? (kQueries ? op_.q_low : op_.k_low)
-                       : (kQueries ? op_.dout_high : op_.v_high);
+    const RoundedRows& of = op_.rounded;
+    return part == 0 ? (kQueries ? of.q : of.k) : (kQueries ? of.dout : of.v);
   }
   __device__ const uint8_t* passing_part(int part) const {
-    return part == 0   ? (kQueries ? op_.k_high : op_.q_high)
-           : part == 1 ? (kQueries ? op_.k_low : op_.q_low)
-                       : (kQueries ? op_.v_high : op_.dout_high);
+    const RoundedRows& of = op_.rounded;
+    return part == 0 ? (kQueries ? of.k : of.q) : (kQueries ? of.v : of.dout);
   }
 
   __device__ void load_rows() {
     const int heads = kQueries ? op_.heads : op_.heads / op_.share;
 #pragma unroll
-    for (int part = 0; part < 3; ++part) {
+    for (int part = 0; part < 2; ++part) {
       const uint8_t* from = own_part(part);
       for (int item = lane_; item < kWarpRows * kPieces; item += 32) {
         const int i = item / kPieces, row = first_row_ + i, piece = item % kPieces * 16;
@@ -121,7 +113,7 @@ class RoundedGradientWarp : GradientTile<kD, kQueries> {
       const bool there = Tile::passes_by(at + row);
       const int64_t from = (int64_t{begin_ + (there ? at + row : 0)} * heads + of) * (2 * kD) + piece;
 #pragma unroll
-      for (int part = 0; part < 3; ++part) {
+      for (int part = 0; part < 2; ++part) {
         copy_async<16>(to + part * Shape::kPart + row * kPitch + piece, passing_part(part) + from, there);
       }
     }
@@ -137,52 +129,25 @@ class RoundedGradientWarp : GradientTile<kD, kQueries> {
     b[0][0] = words[0], b[0][1] = words[1], b[1][0] = words[2], b[1][1] = words[3];
   }
 
-  // x·u in three products.
-  __device__ void multiply_scores(const unsigned char* u, float (&scores)[kTiles][4]) const {
-    clear(scores);
-    const int steps = (op_.dim + 15) / 16;
-#pragma unroll 1
-    for (int k = 0; k < steps; ++k) {
-      uint32_t high[4], low[4];
-      load_own(0, k, high);
-      load_own(1, k, low);
-#pragma unroll
-      for (int n = 0; n < kTiles; n += 2) {
-        uint32_t b[2][2], c[2][2];
-        load_two(u, n, k, b);
-        load_two(u + Shape::kPart, n, k, c);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          multiply_add_bf16(scores[n + i], high, c[i]);
-          multiply_add_bf16(scores[n + i], low, b[i]);
-          multiply_add_bf16(scores[n + i], high, b[i]);
-        }
-      }
-    }
-  }
-
-  // y·w.
-  __device__ void multiply(const unsigned char* w, float (&products)[kTiles][4]) const {
-    clear(products);
-    const int steps = (op_.dim + 15) / 16;
-#pragma unroll 1
-    for (int k = 0; k < steps; ++k) {
-      uint32_t a[4];
-      load_own(2, k, a);
-#pragma unroll
-      for (int n = 0; n < kTiles; n += 2) {
-        uint32_t b[2][2];
-        load_two(w, n, k, b);
-        multiply_add_bf16(products[n], a, b[0]);
-        multiply_add_bf16(products[n + 1], a, b[1]);
-      }
-    }
-  }
-  __device__ static void clear(float (&products)[kTiles][4]) {
+  // x·u (part 0) or y·w (part 1).
+  __device__ void multiply(int part, const unsigned char* block, float (&products)[kTiles][4]) const {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) products[n][i] = 0;
+    }
+    const int steps = (op_.dim + 15) / 16;
+#pragma unroll 1
+    for (int k = 0; k < steps; ++k) {
+      uint32_t a[4];
+      load_own(part, k, a);
+#pragma unroll
+      for (int n = 0; n < kTiles; n += 2) {
+        uint32_t b[2][2];
+        load_two(block, n, k, b);
+        multiply_add_bf16(products[n], a, b[0]);
+        multiply_add_bf16(products[n + 1], a, b[1]);
+      }
     }
   }
 
@@ -210,14 +175,14 @@ class RoundedGradientWarp : GradientTile<kD, kQueries> {
 
   __device__ void add_block(int stage, int at) {
     const unsigned char* u = shared_ + stage * Shape::kStage;
-    const unsigned char* w = u + 2 * Shape::kPart;
+    const unsigned char* w = u + Shape::kPart;
     float p[kTiles][4], slope[kTiles][4];
-    multiply_scores(u, p);
+    multiply(0, u, p);
     Tile::template weights<kTiles>(p, slope, at);
     if constexpr (kSecond) add(second_, p, w);
     if constexpr (kFirst) {
       float ds[kTiles][4];
-      multiply(w, ds);
+      multiply(1, w, ds);
       Tile::template gradients<kTiles>(ds, p, slope, at);
       add(first_, ds, u);
     }
@@ -242,15 +207,15 @@ void launch_rounded(const Stream& stream, int block_shared_bytes, const Attentio
 
 int64_t gradient_rounded_bytes(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim) {
   const int64_t row = 2 * rounded_width(dim);
-  return 3 * up(tokens * heads * row) + 3 * up(tokens * kv_heads * row);
+  return 2 * up(tokens * heads * row) + 2 * up(tokens * kv_heads * row);
 }
 
 void launch_rounded_gradients(const Stream& stream, int block_shared_bytes, AttentionGradients op,
                               std::byte* memory) {
   auto* at = reinterpret_cast<uint8_t*>(memory);
   const int64_t row = 2 * rounded_width(op.dim), rows = op.tokens * op.heads;
-  for (uint8_t** part : {&op.q_high, &op.q_low, &op.dout_high}) *part = at, at += up(rows * row);
-  for (uint8_t** part : {&op.k_high, &op.k_low, &op.v_high}) *part = at, at += up(rows / op.share * row);
+  for (uint8_t** part : {&op.rounded.q, &op.rounded.dout}) *part = at, at += up(rows * row);
+  for (uint8_t** part : {&op.rounded.k, &op.rounded.v}) *part = at, at += up(rows / op.share * row);
   if (op.dim <= 64) return launch_rounded<64>(stream, block_shared_bytes, op);
   if (op.dim <= 128) return launch_rounded<128>(stream, block_shared_bytes, op);
   launch_rounded<256>(stream, block_shared_bytes, op);

@@ -67,9 +67,9 @@ class AttentionWarp : AttentionRows<Kind<kD>, kD / 8> {
     Rows::set_scale(queries_);
   }
 
-  // Of packed rows, whose width may be no multiple of 8. Pages have zeros of their own.
+  // Of packed rows of floats, whose width may be no multiple of 8. Pages have zeros of their own.
   __device__ void clear_padding() {
-    if (op_.table != nullptr || op_.dim % 8 == 0) return;
+    if (op_.pages != nullptr || op_.dim % 8 == 0) return;
     if constexpr (Elements::kBytes == 4) {
       const int width = (op_.dim + 7) / 8 * 8 - op_.dim;
       for (int i = threadIdx.x; i < 4 * kBlock * width; i += blockDim.x) {
@@ -99,7 +99,7 @@ class AttentionWarp : AttentionRows<Kind<kD>, kD / 8> {
     unsigned char* keys = shared_ + stage * Shape::kStage;
     unsigned char* values = keys + Shape::kKeyStage;
     if (key >= 0) {
-      if (op_.table != nullptr) {
+      if (op_.pages != nullptr) {
         copy_pages(keys, values, place);
       } else if constexpr (Elements::kBytes == 4) {
         op_.vectors ? copy_rows<4>(keys, values, place) : copy_rows<1>(keys, values, place);

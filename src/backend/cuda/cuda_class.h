@@ -26,11 +26,13 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Collectives> make_collectives(Communicator& communicator) override;
   bool runs_behind() const override { return true; }
   bool batch_invariant() const override { return !fast_; }
+  bool rounds_packed_attention() const override { return true; }
   int e4m3_sum_bits() const override { return stream_.compute_major() == 9 ? 13 : 23; }  // matmul_f8.h
   void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
   const std::byte* finish_download(Landing& landing) override;
   using Backend::workspace_bytes;  // 0 for the other ops
   size_t workspace_bytes(const AttentionPaged& op) const override;
+  size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
   size_t workspace_bytes(const Linear& op) const override;
   size_t workspace_bytes(const GroupedLinear& op) const override;

@@ -26,6 +26,12 @@ struct KvLayout {
   constexpr int64_t scales_offset() const { return 2 * values_offset(); }      // from a head's first key
 };
 
+class Stream;
+// By kv_write.cu: keys and values of packed rows, F32 [T, G, D], in BF16 as a page of T tokens has them;
+// named as a launch of op `name`.
+void round_kv_rows(const char* name, const Stream& stream, const Tensor& k, const Tensor& v,
+                   const KvLayout& rows);
+
 class CudaKvPages final : public KvPages {
  public:
   CudaKvPages(const KvPagesSpec& spec, Buffer memory) : KvPages(spec), memory_(std::move(memory)) {}

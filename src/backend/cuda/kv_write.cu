@@ -14,7 +14,7 @@ struct KvWriteArguments {
   const float *k, *v;
   int64_t k_token, k_head, v_token, v_head;  // strides
   bool aligned;                              // every row begins at a multiple of 16 bytes
-  const int32_t* slots;
+  const int32_t* slots;                      // null: token t's is t
   KvLayout pages;
   int items;  // of a token: heads × 2 × runs of eight elements; F8_E4M3: × 2 alone
   int runs;   // of a row: the last may lie partly or wholly in the padding
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(256) kv_write_kernel(KvWriteArguments op) {
       value ? op.v + token * op.v_token + head * op.v_head : op.k + token * op.k_token + head * op.k_head;
   const float4 a = load_four(x, 8 * run, op.pages.dim, op.aligned);
   const float4 b = load_four(x, 8 * run + 4, op.pages.dim, op.aligned);
-  const int slot = op.slots[token];
+  const int slot = op.slots == nullptr ? static_cast<int>(token) : op.slots[token];
   const int64_t place =
       (int64_t{2} * head + (value ? 1 : 0)) * op.pages.page_tokens + slot % op.pages.page_tokens;
   unsigned char* row =
@@ -133,26 +133,41 @@ __global__ void __launch_bounds__(256) kv_write_f8_kernel(KvWriteArguments op) {
 
 }  // namespace
 
-void CudaBackend::do_kv_write(const KvWrite& op) {
-  KvWriteArguments a{op.k.as<float>(),
-                     op.v.as<float>(),
-                     op.k.stride[0],
-                     op.k.stride[1],
-                     op.v.stride[0],
-                     op.v.stride[1],
-                     false,
-                     op.slots.as<int32_t>(),
-                     static_cast<const CudaKvPages&>(*op.pages).layout()};
+namespace {
+
+KvWriteArguments arguments_of(const Tensor& k, const Tensor& v, const int32_t* slots, const KvLayout& pages) {
+  KvWriteArguments a{k.as<float>(), v.as<float>(), k.stride[0], k.stride[1], v.stride[0],
+                     v.stride[1],   false,         slots,       pages};
   const auto rows_aligned = [](const Tensor& t) {
     return aligned_16(t.data) && t.stride[0] % 4 == 0 && t.stride[1] % 4 == 0;
   };
-  a.aligned = rows_aligned(op.k) && rows_aligned(op.v);
+  a.aligned = rows_aligned(k) && rows_aligned(v);
   a.runs = static_cast<int>(ceil_div(a.pages.dim, 8));
   a.items = a.pages.kv_heads * 2 * a.runs;
+  return a;
+}
+
+unsigned threads_for(int64_t wanted) {
+  return static_cast<unsigned>(wanted > 224 ? 256 : ceil_div(wanted, 32) * 32);
+}
+
+}  // namespace
+
+void round_kv_rows(const char* name, const Stream& stream, const Tensor& k, const Tensor& v,
+                   const KvLayout& rows) {
+  const KvWriteArguments a = arguments_of(k, v, nullptr, rows);
+  const unsigned threads = threads_for(a.items);
+  launch(name, stream, kv_write_kernel<DType::kBF16>,
+         dim3(static_cast<unsigned>(k.shape[0]), blocks_for(a.items, threads)), threads, 0, a);
+}
+
+void CudaBackend::do_kv_write(const KvWrite& op) {
+  KvWriteArguments a =
+      arguments_of(op.k, op.v, op.slots.as<int32_t>(), static_cast<const CudaKvPages&>(*op.pages).layout());
   const bool warps = op.pages->spec().dtype == DType::kF8_E4M3;
   if (warps) a.items = 2 * a.pages.kv_heads;
   const int64_t wanted = warps ? int64_t{32} * a.items : a.items;
-  const auto threads = static_cast<unsigned>(wanted > 224 ? 256 : ceil_div(wanted, 32) * 32);
+  const unsigned threads = threads_for(wanted);
   const auto run = [&](auto kernel) {
     const dim3 grid(static_cast<unsigned>(op.slots.shape[0]), blocks_for(wanted, threads));
     launch("kv_write", stream_, kernel, grid, threads, 0, a);

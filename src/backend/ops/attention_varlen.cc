@@ -32,6 +32,8 @@ void check_sequences(std::string_view name, const Op& op) {
     check::refuse(name, fmt::format("window is {}, expected 0 where attention is not causal", op.window));
   if (!(op.soft_cap >= 0) || !std::isfinite(op.soft_cap))
     check::refuse(name, fmt::format("soft_cap is {}, expected 0 (none) or more", op.soft_cap));
+  if (op.compute != Compute::kF32 && op.compute != Compute::kBF16)
+    check::refuse(name, "compute is of products with weights alone, expected F32 or BF16");
 }
 
 }  // namespace
@@ -84,8 +86,6 @@ void AttentionVarlenBackward::check() const {
   check::rows(op, "dq", dq, DType::kF32, {tokens, heads, width});
   check::rows(op, "dk", dk, DType::kF32, {tokens, kv_heads, width});
   check::rows(op, "dv", dv, DType::kF32, {tokens, kv_heads, width});
-  if (compute != Compute::kF32 && compute != Compute::kBF16)
-    check::refuse(op, "compute is of products with weights alone, expected F32 or BF16");
   check::workspace(op, workspace);
   struct Named {
     std::string_view name;

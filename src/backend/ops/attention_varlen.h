@@ -17,6 +17,13 @@ namespace qiao {
 // B = max_j (|scale| (|q|·|k_j|) + |bias|) and p_j are the probabilities; derived as for AttentionPaged.
 // log_sum_exp errs by gamma_(D+16) * B + gamma_(2n+16) + u |log_sum_exp|: a score's error moves it by no
 // more, the sum's relative error by that, and it is rounded once.
+//
+// That is kF32. In kBF16 q, k, v and the weights exp(score - max) may be rounded to BF16 (nearest even, by
+// r = 2^-8) before a product; sums, that of the weights too, are of F32 and of weights as they were. A chip
+// that rounds them has, causal and without bias, the bits of kv_write and AttentionPaged in kBF16 over pages
+// of BF16; one may as well compute as in kF32. Bounds, derived as AttentionPaged's with k and v rounded too:
+// (exp(2 E) (1 + r)^2 (1 + gamma_(2n+16)) - 1) * sum_j p_j |v_j| + 2^-126, with a score's error
+// E = ((1 + r)^2 (1 + gamma_(D+16)) - 1) * B; log_sum_exp's with E in place of gamma_(D+16) * B.
 struct AttentionVarlen {
   Tensor q;       // F32 [T, H, D], last dimension contiguous
   Tensor k, v;    // F32 [T, G, D], last dimension contiguous; H a multiple of G
@@ -30,10 +37,9 @@ struct AttentionVarlen {
   float soft_cap = 0.0f;  // 0: none
   // F32 [T, H] or absent: the logarithm of each query's sum_j exp(score_j), for the way back.
   Tensor log_sum_exp;
-  Tensor out;  // F32 [T, H, D], last dimension contiguous; overlaps nothing
-  // What the way back of this is asked for (AttentionVarlenBackward::compute): nothing here depends on it.
-  Compute gradient = Compute::kF32;
-  Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)]
+  Tensor out;                       // F32 [T, H, D], last dimension contiguous; overlaps nothing
+  Compute compute = Compute::kF32;  // or kBF16; its way back's too (AttentionVarlenBackward)
+  Tensor workspace;                 // U8 [>= Backend::workspace_bytes(*this)]
 
   void check() const;
   // The caller tells the (query, key) pairs, for benches: starts lie on the device.
@@ -58,11 +64,11 @@ struct AttentionVarlen {
 // each + 2^-125 * (1 + the same sum without p): a p that underflows is lost.
 //
 // That is kF32. In kBF16 (nearest even) all but the scores are products of BF16: v and dout are rounded for
-// dp, p and dout for dv, ds, k and q for dq and dk; delta is of dout as given. Scores are of q and k as given
-// (what the forward pass made, in F32, is what p goes back through), though made, where that is faster, of
-// two parts of BF16 each, which miss a product by less than 2^-14 of it. The bounds are those above with v,
-// dout, k and q as they are rounded (but in B and in |dout|·|out|), R = gamma_(D+16) + 2^-14, 1 + P of dv and
-// 1 + F times 1 + 2^-8, and the sums of |k| and |q| beside the 1 of 2^-125.
+// dp, p and dout for dv, ds, k and q for dq and dk; delta is of dout as given. Scores may be of q and k as
+// rounded, as the forward pass in kBF16 may have them: each moves a product by 2^-8 of it. The bounds are
+// those above with v, dout, k and q as they are rounded (but in B, which is of q and k as given, and in
+// |dout|·|out|), R = (1 + 2^-8)^2 (1 + gamma_(D+16)) - 1, 1 + P of dv and 1 + F times 1 + 2^-8, and the sums
+// of |k| and |q| beside the 1 of 2^-125.
 struct AttentionVarlenBackward {
   Tensor q, k, v, starts;  // as AttentionVarlen's
   float scale = 1.0f;
