@@ -41,7 +41,8 @@ class MemoryTest(unittest.TestCase):
         cases = {"activations": ({}, "--batch", "8", "--seq", "256"),
                  "parameters": ({"vocab_size": 16384, "tie_word_embeddings": False}, "--batch", "1", "--seq", "64"),
                  "a copy": ({"vocab_size": 16384, "tie_word_embeddings": False}, "--batch", "1", "--seq", "64", "--checkpoint-every", "1"),
-                 "bf16": ({"vocab_size": 16384, "dtype": "bfloat16"}, "--batch", "2", "--seq", "128", "--micro-batch", "1")}
+                 "bf16": ({"vocab_size": 16384, "dtype": "bfloat16"}, "--batch", "2", "--seq", "128", "--micro-batch", "1"),
+                 "fp8": ({"vocab_size": 16384, "dtype": "bfloat16"}, "--batch", "2", "--seq", "128", "--dtype", "fp8")}
         for name, (more, *flags) in cases.items():
             with self.subTest(name), tempfile.TemporaryDirectory() as folder:
                 folder = pathlib.Path(folder)
