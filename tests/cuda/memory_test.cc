@@ -23,7 +23,7 @@ TEST(CudaMemoryTest, TheCacheTakesTheShareOfAServersDevice) {
   const uint64_t free = model->backend().describe().free_bytes;
   for (const auto& [share, dtype] : {std::pair(0.0, DType::kF16), std::pair(0.4, DType::kF8_E4M3)}) {
     Engine engine(
-        model, {.context = 128, .slots = 2, .kv_dtype = dtype, .memory_share = share, .fill_memory = true});
+        model, {.context = 128, .slots = 2, .memory_share = share, .fill_memory = true, .kv_dtype = dtype});
     const EngineMemory memory = engine.memory();
     const double taken = static_cast<double>(memory.cache + memory.workspace) / static_cast<double>(free);
     EXPECT_LE(taken, share == 0 ? 0.9 : share);
