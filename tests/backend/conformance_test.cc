@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 
+#include "backend/conformance/harness.h"
 #include "backend/op_test.h"
 
 namespace qiao::conformance {
@@ -51,7 +52,7 @@ class MeddledChip final : public Backend {
 
   std::string_view chip() const override { return "meddled"; }
   DeviceInfo describe() const override { return law_->describe(); }
-  DevicePeaks measure_peaks() override { return {}; }
+  DevicePeaks measure_peaks() override { return peaks; }
   std::span<const MissingOp> missing() const override { return listed; }
   void upload(void* device, const void* host, size_t bytes) override { law_->upload(device, host, bytes); }
   void download(void* host, const void* device, size_t bytes) override {
@@ -60,6 +61,7 @@ class MeddledChip final : public Backend {
   void synchronize() override {}
 
   std::vector<MissingOp> listed;
+  DevicePeaks peaks;
 
  protected:
   void* do_allocate(size_t bytes) override { return ::operator new (bytes, std::align_val_t{64}); }
@@ -371,6 +373,20 @@ TEST(ConformanceTest, WhatTrainingLacksDoesNotStopServing) {
   EXPECT_FALSE(report.green_for_train);
   EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is green for profile serve"));
   EXPECT_THAT(to_table(report), ::testing::HasSubstr("meddled is NOT green for profile train"));
+}
+
+TEST(ConformanceTest, ABenchIsAShareOfWhatItUses) {
+  const auto share = [](double f8_flops) {
+    MeddledChip chip("", {});
+    chip.peaks.f32_flops = 1, chip.peaks.f8_flops = f8_flops;
+    Report report;
+    Harness h(chip, {}, &report);
+    const size_t line = h.line("linear", "F8_128 f8");
+    h.bench(line, "a shape", 0, 1, Harness::Peak::kF8, [] {});
+    return std::string(report.lines[line].benches.at(0).of);
+  };
+  EXPECT_EQ(share(0), "f32");
+  EXPECT_EQ(share(1), "fp8");
 }
 
 TEST(ConformanceTest, AnUnknownOpIsNamed) {

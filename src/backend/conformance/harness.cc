@@ -102,7 +102,7 @@ void Harness::bench(size_t line, std::string shape, double bytes, double flops, 
     return;
   }
   Bench bench{std::move(shape), best};
-  static constexpr std::string_view kNames[] = {"", "f32", "bf16", "int8"};
+  const std::string_view names[] = {"", "f32", "bf16", "int8", report_->peaks.f8_flops > 0 ? "fp8" : "f32"};
   if (report_->peaks.read_bytes_per_second > 0) {
     bench.roofline = bytes / best / report_->peaks.read_bytes_per_second;
     bench.of = "read";
@@ -110,7 +110,7 @@ void Harness::bench(size_t line, std::string shape, double bytes, double flops, 
   if (const double arithmetic = measured(peak);
       arithmetic > 0 && flops / best / arithmetic > bench.roofline) {
     bench.roofline = flops / best / arithmetic;
-    bench.of = kNames[static_cast<size_t>(peak)];
+    bench.of = names[static_cast<size_t>(peak)];
   }
   l.benches.push_back(std::move(bench));
 }

@@ -34,6 +34,7 @@ class Harness {
   void bench(size_t line, std::string shape, double bytes, double flops, Peak peak,
              const std::function<void()>& call);
   bool benches() const { return options_.bench; }
+  double measured(Peak peak) const;  // once a bench has run
 
   // Random values; the same seed gives the same cases.
   int64_t between(int64_t low, int64_t high);  // both included
@@ -52,7 +53,6 @@ class Harness {
 
  private:
   Tensor workspace_of(size_t bytes);
-  double measured(Peak peak) const;
 
   Backend& chip_;
   std::unique_ptr<Backend> law_;
