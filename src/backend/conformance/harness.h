@@ -34,6 +34,12 @@ class Harness {
   void bench(size_t line, std::string shape, double bytes, double flops, Peak peak,
              const std::function<void()>& call);
   bool benches() const { return options_.bench; }
+  // What was measured of the chip, once something has been timed; 0 without.
+  struct Rate {
+    double per_second = 0;
+    std::string_view of;
+  };
+  Rate measured(Peak peak) const;
 
   // Random values; the same seed gives the same cases.
   int64_t between(int64_t low, int64_t high);  // both included
@@ -52,11 +58,6 @@ class Harness {
 
  private:
   Tensor workspace_of(size_t bytes);
-  struct Rate {
-    double per_second = 0;
-    std::string_view of;
-  };
-  Rate measured(Peak peak) const;
 
   Backend& chip_;
   std::unique_ptr<Backend> law_;
