@@ -8,7 +8,7 @@ float64 but for what is rounded to E4M3 (torch.float8_e4m3fn) and back: of each 
 whole blocks of 128, x and the weight of the forward pass, dy and the weight of dx, and dy and x of dw, with the scales of
 DeepSeek-V3's Technical Report, section 3.3 (x and dy of 128 numbers of a token, for dw of 128 tokens of a column, weights of
 128 x 128, of the weights as bfloat16; the last block may have fewer). "float64" and "float32" round nothing. Each lists 50 steps' loss and norm of the
-gradient. first_step.safetensors has the first rows of each layer's matrices' gradients in the first step, as KIND.TENSOR.
+gradient. "fp8_bf16" rounds q, k, v and the weights of attention to bfloat16 as well, as a GPU does, in the first step alone. first_step.safetensors has the first rows of each layer's matrices' gradients in the first step, as KIND.TENSOR.
 """
 import json
 import pathlib
@@ -16,7 +16,7 @@ import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from make_training import BATCH, STEPS, VOCABULARY, adamw, rows
 
@@ -77,11 +77,26 @@ def in_fp8(model):
     return model
 
 
-def train(folder, data, dtype, change=lambda model: model):
-    model = change(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(dtype))
+def attention_in_bf16(module, query, key, value, attention_mask, scaling, **_):
+    def rounded(x):
+        return x + (x.bfloat16().to(x.dtype) - x).detach()
+
+    share = query.shape[1] // key.shape[1]
+    q, k, v = rounded(query), rounded(key).repeat_interleave(share, 1), rounded(value).repeat_interleave(share, 1)
+    seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+    scores = (q @ k.transpose(2, 3) * scaling).masked_fill(~seen, -torch.inf)
+    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    return (rounded(weights) @ v / weights.sum(-1, keepdim=True)).transpose(1, 2), None
+
+
+AttentionInterface.register("in_bf16", attention_in_bf16)
+
+
+def train(folder, data, dtype, change=lambda model: model, attention="eager", steps_wanted=STEPS):
+    model = change(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).to(dtype))
     optimizer = adamw(model.parameters())
     steps, first = [], {}
-    for step in range(STEPS):
+    for step in range(steps_wanted):
         ids = torch.tensor(data[step * BATCH:(step + 1) * BATCH])
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
@@ -112,6 +127,8 @@ def main():
         expected[kind], first = train(folder / "init", rows(), dtype, change)
         if kind != "float32":
             stored.update({f"{kind}.{name}": tensor for name, tensor in first.items()})
+    _, first = train(folder / "init", rows(), torch.float64, in_fp8, "in_bf16", 1)
+    stored.update({f"fp8_bf16.{name}": tensor for name, tensor in first.items()})
     save_file(stored, folder / "first_step.safetensors")
     (folder / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
 
