@@ -137,7 +137,9 @@ TEST(CudaServerTest, WhateverCallFailsNoAnswerIsWrong) {
       } else {
         EXPECT_THAT(answer, ::testing::AnyOf(::testing::StartsWith("HTTP/1.1 500"),
                                              ::testing::StartsWith("HTTP/1.1 503")));
-        if (answer.starts_with("HTTP/1.1 503")) EXPECT_THAT(answer, HasSubstr("\r\nretry-after: 1\r\n"));
+        if (answer.starts_with("HTTP/1.1 503")) {
+          EXPECT_THAT(answer, HasSubstr("\r\nretry-after: 1\r\n"));
+        }
       }
     }
     stand_in::fail_call("", 0, cudaSuccess);  // where it has not failed yet, it does not any more
