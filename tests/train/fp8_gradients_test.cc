@@ -66,7 +66,8 @@ TEST(TrainFp8GradientsTest, AreThoseOfRoundedOperands) {
       off += std::pow(static_cast<double>(ours[i]) - rounded->second[i], 2);
       rounding += std::pow(static_cast<double>(rounded->second[i]) - exact[i], 2);
     }
-    const double most = tensor.name.starts_with("model.layers.1.") ? 0.5 : 1;
+    const bool is_near = tensor.name.starts_with("model.layers.1.") && !backend->rounds_packed_attention();
+    const double most = is_near ? 0.5 : 1;
     EXPECT_LT(std::sqrt(off), most * std::sqrt(rounding)) << tensor.name;
   }
   EXPECT_EQ(compared, 14u);
