@@ -38,10 +38,6 @@ struct KeyRow {
   int64_t scale;
 };
 __device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionTile& tile, int key) {
-  if (op.table == nullptr) {  // of packed rows, which have no scales
-    return {op.pages + tile.kv_head * op.head_bytes + (int64_t{tile.first_query_row} + key) * op.row_bytes,
-            0};
-  }
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
   const int64_t in_page = key % op.page_tokens;
   return {op.pages + page * op.page_bytes + tile.kv_head * op.head_bytes + in_page * op.row_bytes,
@@ -80,9 +76,13 @@ class AttentionRows {
     return op_.q + token(row) * op_.q_token + head(row) * op_.q_head;
   }
 
-  // A key's row in its page; null: no row of the block sees it, or it is not of [.., end).
+  // A key's row in its page, or among packed rows in 16 bits; null: no row of the block sees it, or it is not
+  // of [.., end).
   __device__ KeyRow key_row(int key, int end) const {
-    return key < block_.first || key >= end ? KeyRow{nullptr, 0} : page_row(op_, tile_, key);
+    if (key < block_.first || key >= end) return {nullptr, 0};
+    if (op_.table != nullptr) return page_row(op_, tile_, key);
+    const int64_t row = int64_t{tile_.first_query_row} + key;
+    return {op_.pages + tile_.kv_head * op_.head_bytes + row * op_.row_bytes, 0};
   }
 
   // Once the queries are in shared memory.
