@@ -8,7 +8,8 @@ float64 but for what is rounded to E4M3 (torch.float8_e4m3fn) and back: of each 
 whole blocks of 128, x and the weight of the forward pass, dy and the weight of dx, and dy and x of dw, with the scales of
 DeepSeek-V3's Technical Report, section 3.3 (x and dy of 128 numbers of a token, for dw of 128 tokens of a column, weights of
 128 x 128, of the weights as bfloat16; the last block may have fewer). "float64" and "float32" round nothing. Each lists 50 steps' loss and norm of the
-gradient. first_step.safetensors has the first rows of each layer's matrices' gradients in the first step, as KIND.TENSOR.
+gradient. first_step.safetensors has the first rows of each layer's matrices' gradients in the first step, as KIND.TENSOR; its
+"forward" rounds on the way there alone.
 """
 import json
 import pathlib
@@ -50,6 +51,8 @@ def rounded_squares(w):
 
 
 class Fp8Linear(torch.autograd.Function):
+    rounds_back = True
+
     @staticmethod
     def forward(context, x, weight):
         flat, w = x.reshape(-1, x.shape[-1]), rounded_squares(weight.detach().bfloat16())
@@ -60,8 +63,9 @@ class Fp8Linear(torch.autograd.Function):
     def backward(context, dy):
         x, w = context.saved_tensors
         flat = dy.reshape(-1, dy.shape[-1])
-        dx = rounded_rows(flat) @ w
-        dw = rounded_rows(flat.T) @ rounded_rows(x.T).T
+        back = rounded_rows if Fp8Linear.rounds_back else torch.Tensor.double
+        dx = back(flat) @ w
+        dw = back(flat.T) @ back(x.T).T
         return dx.reshape(*dy.shape[:-1], -1), dw
 
 
@@ -77,11 +81,11 @@ def in_fp8(model):
     return model
 
 
-def train(folder, data, dtype, change=lambda model: model):
+def train(folder, data, dtype, change=lambda model: model, count=STEPS):
     model = change(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(dtype))
     optimizer = adamw(model.parameters())
     steps, first = [], {}
-    for step in range(STEPS):
+    for step in range(count):
         ids = torch.tensor(data[step * BATCH:(step + 1) * BATCH])
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
@@ -112,6 +116,9 @@ def main():
         expected[kind], first = train(folder / "init", rows(), dtype, change)
         if kind != "float32":
             stored.update({f"{kind}.{name}": tensor for name, tensor in first.items()})
+    Fp8Linear.rounds_back = False
+    _, first = train(folder / "init", rows(), torch.float64, in_fp8, 1)
+    stored.update({f"forward.{name}": tensor for name, tensor in first.items()})
     save_file(stored, folder / "first_step.safetensors")
     (folder / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
 
