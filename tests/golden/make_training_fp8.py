@@ -8,7 +8,9 @@ float64 but for what is rounded to E4M3 (torch.float8_e4m3fn) and back: of each 
 whole blocks of 128, x and the weight of the forward pass, dy and the weight of dx, and dy and x of dw, with the scales of
 DeepSeek-V3's Technical Report, section 3.3 (x and dy of 128 numbers of a token, for dw of 128 tokens of a column, weights of
 128 x 128, of the weights as bfloat16; the last block may have fewer). "float64" and "float32" round nothing. Each lists 50 steps' loss and norm of the
-gradient. "fp8_bf16" rounds q, k, v and the weights of attention to bfloat16 as well, as a GPU does, in the first step alone. first_step.safetensors has the first rows of each layer's matrices' gradients in the first step, as KIND.TENSOR.
+gradient. first_step.safetensors has the first rows of each layer's matrices' gradients in the first step, as KIND.TENSOR; its
+"forward" rounds on the way there alone. "fp8_bf16" and "forward_bf16" round q, k, v and the weights of attention to bfloat16 on
+that way, too, as a GPU does.
 """
 import json
 import pathlib
@@ -50,6 +52,8 @@ def rounded_squares(w):
 
 
 class Fp8Linear(torch.autograd.Function):
+    rounds_back = True
+
     @staticmethod
     def forward(context, x, weight):
         flat, w = x.reshape(-1, x.shape[-1]), rounded_squares(weight.detach().bfloat16())
@@ -60,8 +64,9 @@ class Fp8Linear(torch.autograd.Function):
     def backward(context, dy):
         x, w = context.saved_tensors
         flat = dy.reshape(-1, dy.shape[-1])
-        dx = rounded_rows(flat) @ w
-        dw = rounded_rows(flat.T) @ rounded_rows(x.T).T
+        back = rounded_rows if Fp8Linear.rounds_back else torch.Tensor.double
+        dx = back(flat) @ w
+        dw = back(flat.T) @ back(x.T).T
         return dx.reshape(*dy.shape[:-1], -1), dw
 
 
@@ -125,10 +130,12 @@ def main():
     for kind, dtype, change in (("float64", torch.float64, lambda m: m), ("float32", torch.float32, lambda m: m),
                                 ("fp8", torch.float64, in_fp8)):
         expected[kind], first = train(folder / "init", rows(), dtype, change)
-        if kind != "float32":
+        if kind == "float64":
             stored.update({f"{kind}.{name}": tensor for name, tensor in first.items()})
-    _, first = train(folder / "init", rows(), torch.float64, in_fp8, "in_bf16", 1)
-    stored.update({f"fp8_bf16.{name}": tensor for name, tensor in first.items()})
+    for kind, attention in (("", "eager"), ("_bf16", "in_bf16")):
+        for way, Fp8Linear.rounds_back in (("fp8", True), ("forward", False)):
+            _, first = train(folder / "init", rows(), torch.float64, in_fp8, attention, 1)
+            stored.update({f"{way}{kind}.{name}": tensor for name, tensor in first.items()})
     save_file(stored, folder / "first_step.safetensors")
     (folder / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
 
