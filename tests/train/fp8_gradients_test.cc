@@ -16,7 +16,9 @@ namespace {
 
 // The first step's gradients: nearer to PyTorch's of the same roundings than those are to float64's, of the
 // last layer twice as near, so that operands that are rounded otherwise show. (Attention's way back is in
-// BF16 here; on the way to the first layer it makes more and more numbers of E4M3 other ones.)
+// BF16 here; on the way to the first layer it makes more and more numbers of E4M3 other ones, and so does,
+// from the first one on, attention that rounds on the way there, which PyTorch's does not: no layer is twice
+// as near then.)
 TEST(TrainFp8GradientsTest, AreThoseOfRoundedOperands) {
   const std::shared_ptr<ModelFiles> files = ModelFiles::open(golden() / "fp8" / "init");
   const std::unique_ptr<Backend> backend = make_backend("auto", {.threads = 2});
@@ -64,7 +66,8 @@ TEST(TrainFp8GradientsTest, AreThoseOfRoundedOperands) {
       off += std::pow(static_cast<double>(ours[i]) - rounded->second[i], 2);
       rounding += std::pow(static_cast<double>(rounded->second[i]) - exact[i], 2);
     }
-    const double most = tensor.name.starts_with("model.layers.1.") ? 0.5 : 1;
+    const bool last = tensor.name.starts_with("model.layers.1.");
+    const double most = last && !backend->rounds_packed_attention() ? 0.5 : 1;
     EXPECT_LT(std::sqrt(off), most * std::sqrt(rounding)) << tensor.name;
   }
   EXPECT_EQ(compared, 14u);
