@@ -69,10 +69,17 @@ class CacheAndDraft(unittest.TestCase):
             [QIAO, "bench", "-m", str(MODEL), "-p", "4", "-n", "4", "--kv-type", "fp8", "--json"],
             capture_output=True, text=True, timeout=60)
         self.assertEqual(json.loads(run.stdout)["kv_type"], "fp8")
+        self.assertNotIn("biases", run.stderr)
         status, _, problem = self.generate("--kv-type", "f8")
         self.assertNotEqual(status, 0)
         self.assertIn("fp8", problem)
         self.assertIn("q8_0", problem)
+
+    def test_fp8_for_keys_with_biases_is_warned_of(self):
+        biased = MODEL.parent / "training" / "fp8" / "init"
+        run = subprocess.run([QIAO, "bench", "-m", str(biased), "-p", "4", "-n", "4", "--kv-type", "fp8"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("keys have biases", run.stderr)
 
     def test_a_benchmark_feeds_random_tokens(self):
         run = subprocess.run([QIAO, "bench", "-m", str(MODEL), "--draft", str(MODEL)], capture_output=True, text=True, timeout=60)
