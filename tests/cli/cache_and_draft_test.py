@@ -12,6 +12,25 @@ QIAO = os.environ["QIAO_BINARY"]
 MODEL = pathlib.Path(__file__).resolve().parents[1] / "golden" / "chat"
 
 
+def add_biases(folder):
+    """The model with biases of zeros on queries, keys, values and attention's output."""
+    shutil.copytree(MODEL, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, numbers = json.loads(data[8:8 + size]), data[8 + size:]
+    for layer in range(config["num_hidden_layers"]):
+        for name in ("q", "k", "v", "o"):
+            stem = f"model.layers.{layer}.self_attn.{name}_proj"
+            rows = header[stem + ".weight"]["shape"][0]
+            header[stem + ".bias"] = {"dtype": "F32", "shape": [rows], "data_offsets": [len(numbers), len(numbers) + 4 * rows]}
+            numbers += bytes(4 * rows)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+
+
 class CacheAndDraft(unittest.TestCase):
     def generate(self, *arguments):
         command = [QIAO, "generate", "-m", str(MODEL), "-q", "--json", "-p", "The sky is", "-n", "40", "--ignore-eos", *arguments]
@@ -76,8 +95,9 @@ class CacheAndDraft(unittest.TestCase):
         self.assertIn("q8_0", problem)
 
     def test_fp8_for_keys_with_biases_is_warned_of(self):
-        biased = MODEL.parent / "training" / "fp8" / "init"
-        run = subprocess.run([QIAO, "bench", "-m", str(biased), "-p", "4", "-n", "4", "--kv-type", "fp8"], capture_output=True, text=True, timeout=60)
+        with tempfile.TemporaryDirectory() as biased:
+            add_biases(pathlib.Path(biased))
+            run = subprocess.run([QIAO, "bench", "-m", biased, "-p", "4", "-n", "4", "--kv-type", "fp8"], capture_output=True, text=True, timeout=60)
         self.assertEqual(run.returncode, 0, run.stderr)
         self.assertIn("keys have biases", run.stderr)
 
