@@ -204,7 +204,8 @@ def one_that_ends(scratch, how, rank, said):
         while newest_checkpoint(out) is None:
             expect(time.monotonic() < until and launcher.poll() is None, "no checkpoint came")
             time.sleep(0.05)
-        os.kill(process_of(rank, launcher.pid), how)
+        ranks = [process_of(other, launcher.pid) for other in range(4)]
+        os.kill(ranks[rank], how)
         began = time.monotonic()
         try:
             _, errors = launcher.communicate(timeout=30)
@@ -213,6 +214,9 @@ def one_that_ends(scratch, how, rank, said):
             raise
     took = time.monotonic() - began
     expect(launcher.returncode != 0, errors)
+    while any(pathlib.Path(f"/proc/{process}").exists() for process in ranks):  # mpirun may end before those that it ends
+        expect(time.monotonic() < began + 30, "ranks go on")
+        time.sleep(0.05)
     expect(f"rank {rank} on {os.uname().nodename} {said}" in errors, errors)
     # Where mpirun itself sees first that a process was killed, it gives that one's exit code.
     expect(launcher.returncode in ((1, 137) if how == signal.SIGKILL else (1,)), launcher.returncode, errors)
