@@ -41,12 +41,11 @@ std::string Profile::table(int64_t steps, double seconds, const DevicePeaks& pea
   double watched = 0;
   for (const auto& [op, cost] : rows) {
     watched += cost.seconds;
-    const bool multiplies =
-        op.starts_with("linear") || op.starts_with("grouped_linear") || op.starts_with("token_logprob");
+    const bool of_head = op.starts_with("token_logprob") || op == "token_loss";
+    const bool multiplies = op.starts_with("linear") || op.starts_with("grouped_linear") || of_head;
     // The head's products are never in FP8.
-    const bool of_head = op.starts_with("token_logprob") && compute == Compute::kF8;
-    const double peak =
-        multiplies ? product_peak(peaks, of_head ? Compute::kBF16 : compute) : peaks.f32_flops;
+    const Compute kind = of_head && compute == Compute::kF8 ? Compute::kBF16 : compute;
+    const double peak = multiplies ? product_peak(peaks, kind) : peaks.f32_flops;
     text += fmt::format("{:<28}{:>11.2f}{:>7.1f}%{:>9.0f}   {}{}\n", op, 1e3 * cost.seconds / count,
                         100 * cost.seconds / seconds, static_cast<double>(cost.calls) / count,
                         rate(cost.flops, cost.seconds, peak, "GFLOP/s"),
