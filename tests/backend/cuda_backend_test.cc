@@ -322,6 +322,27 @@ TEST_F(CudaBackendTest, WorkThatCannotBeRecordedIsDoneAllTheSame) {
   EXPECT_EQ(got, std::vector<float>(1024, 3.0f));
 }
 
+// Whichever call of a recording fails, none goes on behind it.
+TEST_F(CudaBackendTest, ARecordingThatCannotEndRecordsNoMore) {
+  const Buffer x = chip_->allocate(4096), sum = chip_->allocate(4096);
+  const std::vector<float> ones(1024, 1.0f), zeros(1024);
+  chip_->upload(x.data(), ones.data(), 4096);
+  Accumulate op;
+  op.x = Tensor(x.data(), DType::kF32, {1024}), op.sum = Tensor(sum.data(), DType::kF32, {1024});
+  for (const char* function : {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"}) {
+    chip_->upload(sum.data(), zeros.data(), 4096);
+    std::unique_ptr<Recording> recording;
+    const auto repeat = [&] { chip_->repeat(recording, [&] { chip_->accumulate(op); }); };
+    repeat();
+    stand_in::fail_call(function, 1, cudaErrorInvalidValue);
+    repeat();
+    repeat();
+    std::vector<float> got(1024);
+    chip_->download(got.data(), sum.data(), 4096);
+    EXPECT_EQ(got, std::vector<float>(1024, 3.0f)) << function;
+  }
+}
+
 class GuardedCudaTest : public CudaBackendTest {
  protected:
   static stand_in::Machine guarded() {

@@ -60,11 +60,11 @@ std::optional<Graph> record(const Stream& stream, const std::function<void()>& w
     Graph::begin(stream);
     try {
       work();
+      return Graph::end(stream);
     } catch (...) {
-      Graph::abandon(stream);
+      Graph::abandon(stream);  // else all that follows would be recorded, and never done
       throw;
     }
-    return Graph::end(stream);
   } catch (const Error& e) {
     if (e.kind() == ErrorKind::kDeviceLost) throw;
     return std::nullopt;

@@ -270,7 +270,7 @@ void Graph::begin(const Stream& stream) {
 }
 Graph Graph::end(const Stream& stream) {
   cudaGraph_t graph = nullptr;
-  QIAO_CUDA(cudaStreamEndCapture(stream.handle(), &graph));
+  QIAO_CUDA(cudaStreamEndCapture(stream.raw(), &graph));
   Graph made;
   const cudaError_t error = cudaGraphInstantiate(&made.executable_, graph, 0);
   static_cast<void>(cudaGraphDestroy(graph));
