@@ -197,8 +197,7 @@ std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags) {
   if (kv_type(flags) == "fp8" && has_biased_keys(*model)) {
     std::fputs(
         "warning: --kv-type fp8: this model's keys have biases; where some of those are very large, as "
-        "Qwen2.5's "
-        "are, four significant bits lose too much. q8_0 takes hardly more memory\n",
+        "Qwen2.5's are, four significant bits lose too much. q8_0 takes hardly more memory\n",
         stderr);
   }
   return model;

@@ -148,47 +148,45 @@ void DecoderRanks::drop(int64_t workspace) noexcept {
   }
 }
 
-DecoderRanks::Call DecoderRanks::of_page(const KvCache& cache, int64_t page, bool sliding) {
+void DecoderRanks::tell_of_page(What what, const KvCache& cache, int64_t page, bool sliding) {
   Call call;
+  call.what = what;
   call.cache = cache.serial();
   call.page = page;
   call.sliding = sliding;
-  return call;
+  tell(std::span<const Call>(&call, 1));
 }
 
-std::vector<int64_t> DecoderRanks::page_bytes(const KvCache& cache, bool sliding) {
-  Call call = of_page(cache, 0, sliding);
-  call.what = What::kPageBytes;
-  tell(std::span<const Call>(&call, 1));
-  std::vector<int64_t> bytes(static_cast<size_t>(size() - 1));
+const std::vector<int64_t>& DecoderRanks::page_bytes(const KvCache& cache, bool sliding) {
+  std::vector<int64_t>& bytes = page_bytes_[{cache.serial(), sliding}];
+  if (!bytes.empty()) return bytes;
+  tell_of_page(What::kPageBytes, cache, 0, sliding);
   for (int other = 1; other < size(); ++other)
-    communicator_.receive_values(other, std::span(&bytes[static_cast<size_t>(other - 1)], 1));
+    communicator_.receive_values(other, std::span(&bytes.emplace_back(), 1));
   return bytes;
 }
 
-void DecoderRanks::export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes) {
-  const std::vector<int64_t> counts = page_bytes(cache, sliding);
-  Call call = of_page(cache, page, sliding);
-  call.what = What::kExportPage;
-  tell(std::span<const Call>(&call, 1));
+template <typename Byte, typename Move>
+void DecoderRanks::move_page(What what, const KvCache& cache, int64_t page, bool sliding,
+                             std::span<Byte> bytes, Move move) {
+  const std::vector<int64_t>& counts = page_bytes(cache, sliding);
+  tell_of_page(what, cache, page, sliding);
   for (int other = 1; other < size(); ++other) {
     const auto count = static_cast<size_t>(counts[static_cast<size_t>(other - 1)]);
-    communicator_.receive_values(other, bytes.first(count));
+    move(other, bytes.first(count));
     bytes = bytes.subspan(count);
   }
+}
+
+void DecoderRanks::export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes) {
+  move_page(What::kExportPage, cache, page, sliding, bytes,
+            [&](int other, std::span<std::byte> part) { communicator_.receive_values(other, part); });
 }
 
 void DecoderRanks::import_page(const KvCache& cache, int64_t page, bool sliding,
                                std::span<const std::byte> bytes) {
-  const std::vector<int64_t> counts = page_bytes(cache, sliding);
-  Call call = of_page(cache, page, sliding);
-  call.what = What::kImportPage;
-  tell(std::span<const Call>(&call, 1));
-  for (int other = 1; other < size(); ++other) {
-    const auto count = static_cast<size_t>(counts[static_cast<size_t>(other - 1)]);
-    communicator_.send_values(other, bytes.first(count));
-    bytes = bytes.subspan(count);
-  }
+  move_page(What::kImportPage, cache, page, sliding, bytes,
+            [&](int other, std::span<const std::byte> part) { communicator_.send_values(other, part); });
 }
 
 void DecoderRanks::end() noexcept {

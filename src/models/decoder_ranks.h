@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "models/decoder.h"
 #include "parallel/communicator.h"
@@ -39,7 +42,7 @@ class DecoderRanks {
   int64_t make(const KvCache& cache, const Decoder::Limits& limits);
   void drop(int64_t workspace) noexcept;
   // What the others have of a page of the cache (cache_pages.h), one after another; and how much each has.
-  std::vector<int64_t> page_bytes(const KvCache& cache, bool sliding);
+  const std::vector<int64_t>& page_bytes(const KvCache& cache, bool sliding);
   void export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes);
   void import_page(const KvCache& cache, int64_t page, bool sliding, std::span<const std::byte> bytes);
   void start_step(int64_t workspace, const StepBatch& batch, bool want_logits);
@@ -54,7 +57,10 @@ class DecoderRanks {
  private:
   enum class What : int64_t;
   struct Call;
-  Call of_page(const KvCache& cache, int64_t page, bool sliding);
+  void tell_of_page(What what, const KvCache& cache, int64_t page, bool sliding);
+  template <typename Byte, typename Move>
+  void move_page(What what, const KvCache& cache, int64_t page, bool sliding, std::span<Byte> bytes,
+                 Move move);
   class Follower;
   uint64_t own_free_bytes() const;
   template <typename T>
@@ -63,7 +69,8 @@ class DecoderRanks {
   Communicator& communicator_;
   Backend& backend_;
   std::unique_ptr<Collectives> collectives_;
-  std::vector<int32_t> indices_;  // of a step
+  std::vector<int32_t> indices_;                                          // of a step
+  std::map<std::pair<uint64_t, bool>, std::vector<int64_t>> page_bytes_;  // by cache and group, once asked
   int64_t last_workspace_ = 0;
   bool ended_ = false;
 };

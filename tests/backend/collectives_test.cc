@@ -53,18 +53,26 @@ std::vector<float> summed(Backend& backend, Collectives& ranks, const std::vecto
   return sum;
 }
 
+// What each rank has, and the sum in the stated order.
+struct Addends {
+  std::vector<std::vector<float>> of_rank;
+  std::vector<float> sum;
+
+  Addends(int size, int64_t count) : sum(static_cast<size_t>(count)) {
+    for (int rank = 0; rank < size; ++rank) of_rank.push_back(addend(rank, count));
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] = sum_of(of_rank, 0, static_cast<size_t>(size), i);
+  }
+};
+
 TEST(CollectivesTest, SumsAreInTheStatedOrderOnEveryRank) {
   for (const int size : {2, 3, 4, 5, 8}) {
     for (const int64_t count : {1, 7, 576, 8192, 8193, 300001}) {
-      std::vector<std::vector<float>> addends;
-      for (int rank = 0; rank < size; ++rank) addends.push_back(addend(rank, count));
-      std::vector<float> expected(static_cast<size_t>(count));
-      for (size_t i = 0; i < expected.size(); ++i)
-        expected[i] = sum_of(addends, 0, static_cast<size_t>(size), i);
+      const Addends addends(size, count);
+      const std::vector<float>& expected = addends.sum;
       in_ranks(size, [&](Backend& backend, Communicator& communicator) {
         const auto ranks = backend.make_collectives(communicator);
         EXPECT_EQ(ranks->size(), size);
-        const auto sum = summed(backend, *ranks, addends[static_cast<size_t>(ranks->rank())]);
+        const auto sum = summed(backend, *ranks, addends.of_rank[static_cast<size_t>(ranks->rank())]);
         EXPECT_EQ(std::memcmp(sum.data(), expected.data(), expected.size() * sizeof(float)), 0)
             << count << " numbers on rank " << ranks->rank() << " of " << size;
         communicator.finish();
@@ -76,14 +84,11 @@ TEST(CollectivesTest, SumsAreInTheStatedOrderOnEveryRank) {
 TEST(CollectivesTest, ASumForOneRankIsTheSameBits) {
   for (const int size : {2, 3, 4, 5, 8}) {
     for (const int64_t count : {1, 577, 300001}) {
-      std::vector<std::vector<float>> addends;
-      for (int rank = 0; rank < size; ++rank) addends.push_back(addend(rank, count));
-      std::vector<float> expected(static_cast<size_t>(count));
-      for (size_t i = 0; i < expected.size(); ++i)
-        expected[i] = sum_of(addends, 0, static_cast<size_t>(size), i);
+      const Addends addends(size, count);
+      const std::vector<float>& expected = addends.sum;
       in_ranks(size, [&](Backend& backend, Communicator& communicator) {
         const auto ranks = backend.make_collectives(communicator);
-        const std::vector<float>& own = addends[static_cast<size_t>(ranks->rank())];
+        const std::vector<float>& own = addends.of_rank[static_cast<size_t>(ranks->rank())];
         for (int root = 0; root < size; ++root) {
           const Buffer memory = backend.allocate(own.size() * sizeof(float));
           backend.upload(memory.data(), own.data(), own.size() * sizeof(float));

@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <thread>
@@ -61,22 +62,17 @@ inline Recorder run(const TrainOptions& options) {
   return recorder;
 }
 
-// Trains in as many threads as `size`; rank 0's recorder. What a rank throws comes out of here, rank 0's
-// first.
-inline Recorder run_in_threads(const TrainOptions& options, int size) {
+// In as many threads, a rank in each. What a rank throws comes out of here, rank 0's first.
+inline void in_a_group(int size, const std::function<void(Communicator&)>& body) {
   auto communicators = make_thread_communicators(size, 60);
-  std::vector<Recorder> recorders(static_cast<size_t>(size));
-  std::vector<std::exception_ptr> errors(recorders.size());
+  std::vector<std::exception_ptr> errors(communicators.size());
   std::vector<std::thread> threads;
-  for (size_t rank = 0; rank < recorders.size(); ++rank) {
+  for (size_t rank = 0; rank < communicators.size(); ++rank) {
     threads.emplace_back([&, rank] {
-      TrainOptions own = options;
-      if (own.virtual_ranks == 0) own.virtual_ranks = 4;
-      own.threads = 1;
-      const std::unique_ptr<Communicator> communicator = std::move(communicators[rank]);
+      const auto own = std::move(communicators[rank]);
       try {
-        train(own, recorders[rank], *communicator);
-        communicator->finish();
+        body(*own);
+        own->finish();
       } catch (...) {
         errors[rank] = std::current_exception();
       }
@@ -85,6 +81,17 @@ inline Recorder run_in_threads(const TrainOptions& options, int size) {
   for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors)
     if (error) std::rethrow_exception(error);
+}
+
+// Trains in as many threads as `size`; rank 0's recorder.
+inline Recorder run_in_threads(const TrainOptions& options, int size) {
+  std::vector<Recorder> recorders(static_cast<size_t>(size));
+  in_a_group(size, [&](Communicator& communicator) {
+    TrainOptions own = options;
+    if (own.virtual_ranks == 0) own.virtual_ranks = 4;
+    own.threads = 1;
+    train(own, recorders[static_cast<size_t>(communicator.rank())], communicator);
+  });
   for (size_t rank = 1; rank < recorders.size(); ++rank) {
     EXPECT_TRUE(recorders[rank].steps.empty());
     EXPECT_TRUE(recorders[rank].warnings.empty());

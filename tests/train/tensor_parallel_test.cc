@@ -43,26 +43,6 @@ struct SpreadBatch {
   }
 };
 
-void in_a_group(int size, const std::function<void(Communicator&)>& body) {
-  auto communicators = make_thread_communicators(size, 60);
-  std::vector<std::exception_ptr> errors(communicators.size());
-  std::vector<std::thread> threads;
-  for (size_t rank = 0; rank < communicators.size(); ++rank) {
-    threads.emplace_back([&, rank] {
-      const auto own = std::move(communicators[rank]);
-      try {
-        body(*own);
-        own->finish();
-      } catch (...) {
-        errors[rank] = std::current_exception();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
-}
-
 TrainOptions spread_options(const std::filesystem::path& init, int size, const std::string& chip) {
   TrainOptions options;
   options.init = init;
