@@ -1,13 +1,15 @@
 """The same work as `qiao bench`, by PyTorch on the same GPU: a decoder of real dimensions with random weights in BF16.
 
-usage: pytorch_peer.py SHAPE [--decode SEQUENCES:DEPTH …] [--prefill TOKENS …]
+usage: pytorch_peer.py SHAPE [--decode SEQUENCES:DEPTH …] [--prefill TOKENS …] [--upload FOLDER]
 
 Decoding is torch.compile's layer (weights are arguments, so that all layers share it) over a static cache, all layers of
 a step captured in one CUDA graph; attention is PyTorch's own choice of fused kernel over the cached keys and values.
-Prefill is one sequence, a graph too, with causal fused attention. Prints a JSON object a line. Needs torch.
+Prefill is one sequence, a graph too, with causal fused attention. --upload reads the safetensors files of FOLDER through two pinned buffers into the GPU's
+memory: how fast a model of that size could be there. Prints a JSON object a line. Needs torch.
 """
 import argparse
 import json
+import pathlib
 import time
 
 import torch
@@ -106,15 +108,39 @@ def timed(step, repetitions):
     return sorted(times[2:])[repetitions // 2]
 
 
+def upload(folder):
+    """Bytes, and how many a second come from the files into the GPU's memory."""
+    buffers = [torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    views, left = [memoryview(buffer.numpy()) for buffer in buffers], [torch.cuda.Event() for _ in buffers]
+    to = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    begin, total, turn = time.perf_counter(), 0, 0
+    for path in sorted(pathlib.Path(folder).glob("*.safetensors")):
+        with open(path, "rb", buffering=0) as file:
+            while True:
+                left[turn].synchronize()
+                count = file.readinto(views[turn])
+                if not count:
+                    break
+                to[:count].copy_(buffers[turn][:count], non_blocking=True)
+                left[turn].record()
+                total, turn = total + count, 1 - turn
+    torch.cuda.synchronize()
+    return total, total / (time.perf_counter() - begin)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--decode", nargs="*", default=[], metavar="SEQUENCES:DEPTH")
     parser.add_argument("--prefill", nargs="*", type=int, default=[], metavar="TOKENS")
+    parser.add_argument("--upload", metavar="FOLDER")
     parser.add_argument("--repetitions", type=int, default=20)
     arguments = parser.parse_args()
     torch.manual_seed(1)
     config = COMMON | SHAPES[arguments.shape]
+    if arguments.upload:
+        total, rate = upload(arguments.upload)
+        print(json.dumps({"what": "upload", "model": arguments.shape, "bytes": total, "bytes_per_second": rate}), flush=True)
     if config.get("num_experts"):
         raise SystemExit("mixtures of experts are not timed here")
     with torch.inference_mode():

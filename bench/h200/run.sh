@@ -5,7 +5,7 @@
 #
 # Needs no network: models have real dimensions and random weights (make_model.py), written to memory (/dev/shm) where
 # there is one. Needs python3 with torch and safetensors, and a built program (build/bin/qiao of the cuda preset).
-# --quick leaves out contexts of 8000, the table of ops and training in FP8; what is trained (training.py) are llama-124m, qwen2.5-1.5b and
+# --quick leaves out contexts of 8000, answers of 2048 tokens, the table of ops and training in FP8; what is trained (training.py) are llama-124m, qwen2.5-1.5b and
 # llama-3.1-8b. What does not fit in memory is skipped, with its bytes.
 set -u
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
@@ -36,6 +36,7 @@ if [[ ! $quick ]]; then
   "$qiao" conformance --backend cuda --json >"$out/conformance.json" 2>"$out/conformance.log" &
 fi
 bench() { timeout 120 "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 "$@" >>"$out/qiao.jsonl" || say "$shape: failed: $*"; }
+serve() { timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" "$@" >>"$out/qiao.jsonl" || say "$shape: failed: serving $*"; }
 for shape in $shapes; do
   weights=$(python3 "$here/make_model.py" "$shape" - --tokenizer - --bytes) || exit 1
   room=$(df --output=avail -B1 "$models" | tail -n 1)
@@ -51,21 +52,21 @@ for shape in $shapes; do
   say "$shape: prefill"
   bench -b 8192 -p 512,2048,8192 -n 0 -r 3
   say "$shape: PyTorch"
-  timeout 200 python3 "$here/pytorch_peer.py" "$shape" --decode 1:1000 8:1000 32:1000 128:1000 --prefill 512 2048 8192 >>"$out/pytorch.jsonl" ||
+  timeout 200 python3 "$here/pytorch_peer.py" "$shape" --decode 1:1000 8:1000 32:1000 128:1000 --prefill 512 2048 8192 --upload "$models/$shape" >>"$out/pytorch.jsonl" ||
     say "$shape: PyTorch failed"
   say "$shape: serving"
-  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 >>"$out/qiao.jsonl" || say "$shape: serving failed"
+  serve --clients 128 --requests 128
   say "$shape: what an order of sums that no batch changes costs"
   bench --fast -b 2048 -p 0 -n 32 -r 3 -s 32,128 -d 1000
   bench --fast -b 8192 -p 512,2048,8192 -n 0 -r 3
   say "$shape: the same in FP8, quantized as it loads, keys and values too"
   bench --quantize fp8 --kv-type fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
   bench --quantize fp8 --kv-type fp8 -b 8192 -p 512,2048,8192 -n 0 -r 3
-  timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" --clients 128 --requests 128 --quantize fp8 --kv-type fp8 >>"$out/qiao.jsonl" || say "$shape: serving failed"
+  serve --clients 256 --requests 256 --quantize fp8 --kv-type fp8
   if [[ ! $quick ]]; then
+    serve --clients 256 --requests 256 --input 128 --output 2048 --quantize fp8 --kv-type fp8
     say "$shape: decoding far into a text"
     bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
-    bench --quantize fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,32 -d 8000
     bench --quantize fp8 --kv-type fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32 -d 8000
   fi
   rm -rf "${models:?}/$shape"

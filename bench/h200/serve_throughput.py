@@ -1,8 +1,8 @@
 """Tokens/s of `qiao serve` with many clients at once: serve_throughput.py QIAO MODEL [--clients N] [--input N] [--output N] [--requests N] [--quantize fp8] [--kv-type TYPE]
 
 Each client asks, reads its streamed answer and asks again, until all requests are answered. Prompts are random token
-ids, new for each request; answers have --output tokens. Prints one JSON object: output tokens/s of all together, and
-times to the first token and between tokens.
+ids, new for each request; answers have --output tokens. Prints one JSON object: output tokens/s of all together, times
+to the first token and between tokens, and how long the server took from its start to its first "ready".
 """
 import argparse
 import asyncio
@@ -53,12 +53,14 @@ def main():
                str(arguments.batch), "-c", str(arguments.input + arguments.output + 32), "--kv-type", arguments.kv_type]
     if arguments.quantize:
         command += ["--quantize", arguments.quantize]
+    started = time.monotonic()
     with ServerProcess(command, port):
+        start_seconds = time.monotonic() - started
         seconds, outcomes = asyncio.run(ask_all(port, arguments, vocabulary))
     gaps = [b - a for o in outcomes for a, b in zip(o.times, o.times[1:])]
     tokens = sum(o.usage["completion_tokens"] for o in outcomes)
     print(json.dumps({"what": "serve", "model": pathlib.Path(arguments.model).name, "quantize": arguments.quantize, "kv_type": arguments.kv_type, "clients": arguments.clients, "requests": len(outcomes),
-                      "input": arguments.input, "output": arguments.output, "output_tokens_per_second": tokens / seconds,
+                      "input": arguments.input, "output": arguments.output, "start_seconds": start_seconds, "output_tokens_per_second": tokens / seconds,
                       "first_token_seconds": quantile([o.times[0] - o.sent for o in outcomes], 0.5),
                       "gap_seconds": quantile(gaps, 0.5) if gaps else None}))
 
