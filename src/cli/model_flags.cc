@@ -38,6 +38,23 @@ std::pair<TokenId, float> parse_bias(const std::string& text) {
 
 }  // namespace
 
+CLI::Validator real_range(double least, double most) {
+  const auto check = [least, most](const std::string& text) -> std::string {
+    double value = 0;
+    if (CLI::detail::lexical_cast(text, value) && value >= least && value <= most) return "";
+    return fmt::format("Value {} not in range {} to {}", text, least, most);
+  };
+  return {check, fmt::format("[{} - {}]", least, most)};
+}
+
+void add_rank_timeout_flag(CLI::App& command, double& seconds) {
+  command
+      .add_option("--rank-timeout", seconds,
+                  "With mpirun: seconds without a sign of life after which a process hangs [20]")
+      ->check(real_range(0.1, 86400.0))
+      ->type_name("X");
+}
+
 void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command.add_option("-m,--model", flags.model, kModelHelp)->type_name("MODEL");
   command.add_option("-t,--threads", flags.threads, "Threads; 0: as many as this process may use")
@@ -112,11 +129,7 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       .add_option("--chat-template-file", flags.chat_template_file,
                   "Jinja file in place of the model's template")
       ->type_name("FILE");
-  command
-      .add_option("--rank-timeout", flags.rank_timeout,
-                  "With mpirun: seconds without a sign of life after which a process hangs [20]")
-      ->check(CLI::Range(0.1, 86400.0))
-      ->type_name("X");
+  add_rank_timeout_flag(command, flags.rank_timeout);
   command.add_flag("--no-pull", flags.no_pull, "Fail rather than fetch a model that is not here");
   command.add_flag("-q,--quiet", flags.quiet, "No progress and no statistics on stderr");
 }

@@ -39,6 +39,10 @@ struct ModelFlags {
 };
 
 void add_model_flags(CLI::App& command, ModelFlags& flags);
+// --rank-timeout.
+void add_rank_timeout_flag(CLI::App& command, double& seconds);
+// As CLI::Range, of which NaN is no part.
+CLI::Validator real_range(double least, double most);
 // --lora NAME=PATH, repeatable: requests choose by name.
 void add_named_adapters_flag(CLI::App& command, ModelFlags& flags);
 // --lora PATH: every request goes through it.

@@ -258,7 +258,7 @@ void add_serve_command(CLI::App& app) {
           "--memory-utilization,--gpu-memory-utilization", flags->memory_share,
           "Share of the memory that is free beside the weights for cache and workspace (0.5; of a GPU "
           "0.9, of which the cache takes all)")
-      ->check(CLI::Range(0.01, 1.0))
+      ->check(real_range(0.01, 1.0))
       ->type_name("X");
   command->add_flag("--no-run-ahead", flags->no_run_ahead,
                     "Give a GPU a step only once the tokens of the last one have come back");
@@ -280,7 +280,7 @@ void add_serve_command(CLI::App& app) {
   command
       ->add_option("--kv-cache-dir-size", flags->cache_directory_gib,
                    "Most GiB that those files take together")
-      ->check(CLI::Range(0.001, 1048576.0))
+      ->check(real_range(0.001, 1048576.0))
       ->capture_default_str()
       ->type_name("GIB");
   command->add_option("-a,--alias", flags->server.model_name, "Name of the model in the API")

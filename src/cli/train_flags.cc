@@ -1,5 +1,7 @@
 #include "cli/train_flags.h"
 
+#include "cli/model_flags.h"
+
 namespace qiao::cli {
 namespace {
 
@@ -181,11 +183,7 @@ void add_train_flags(CLI::App& command, TrainFlags& flags) {
                   "With mpirun: so many processes train one model together, each a part of every layer; the "
                   "number of all of them is a multiple [1]")
       ->type_name("N");
-  command
-      .add_option("--rank-timeout", flags.rank_timeout,
-                  "With mpirun: seconds without a sign of life after which a process hangs [20]")
-      ->check(CLI::Range(0.1, 86400.0))
-      ->type_name("X");
+  add_rank_timeout_flag(command, flags.rank_timeout);
   command
       .add_option("--sample-every", o.sample.every,
                   "Steps between samples of what the model writes; 0: none [0]")

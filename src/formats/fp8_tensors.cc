@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <set>
 
 #include "base/error.h"
 #include "base/quote.h"
+#include "formats/quantization_config.h"
 #include "tensor/floats.h"
+#include "tensor/half.h"
 
 namespace qiao {
 namespace {
@@ -22,54 +26,13 @@ constexpr std::array<std::string_view, 10> kOfAttention = {
     ".k_scale", ".v_scale",    ".kv_scale",     ".kv_cache_scale", ".output_scale",
     ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point",   ".q_zero_point"};
 
+constexpr std::string_view kE8M0 = "F8_E8M0";  // as safetensors has it; scales alone are of it
+
 bool ends_in(const TensorInfo& tensor, std::span<const std::string_view> ends) {
   return std::ranges::any_of(ends, [&](std::string_view end) { return tensor.name.ends_with(end); });
 }
 
 int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-// quantization_config.weight_block_size, or compressed-tensors' block_structure; 128 x 128 where none is
-// told.
-struct BlockSize {
-  int64_t rows = kF8Block, columns = kF8Block;
-  bool told = false;
-};
-
-[[noreturn]] void refuse_config(std::string_view source, std::string_view key, const Json& value) {
-  throw_error(ErrorKind::kInvalidInput,
-              "{}: config.json: {} is {}; two whole numbers from 1 on were expected", source, key,
-              quote_text(dump_json(value), 40));
-}
-
-BlockSize pair_of(std::string_view source, std::string_view key, const Json& value) {
-  const auto is_size = [](const Json& number) {
-    return number.is_number_unsigned() && number.get<uint64_t>() >= 1 && number.get<uint64_t>() <= 1u << 24;
-  };
-  if (!value.is_array() || value.size() != 2 || !is_size(value[0]) || !is_size(value[1]))
-    refuse_config(source, key, value);
-  return {value[0].get<int64_t>(), value[1].get<int64_t>(), true};
-}
-
-const Json* member(const Json* object, const char* key) {
-  if (object == nullptr || !object->is_object()) return nullptr;
-  const auto found = object->find(key);
-  return found == object->end() || found->is_null() ? nullptr : &*found;
-}
-
-BlockSize block_size(const Json& config, std::string_view source) {
-  const Json* quantization = member(&config, "quantization_config");
-  if (quantization == nullptr) quantization = member(member(&config, "text_config"), "quantization_config");
-  if (const Json* size = member(quantization, "weight_block_size"))
-    return pair_of(source, "quantization_config.weight_block_size", *size);
-  const Json* groups = member(quantization, "config_groups");
-  for (auto group = groups == nullptr || !groups->is_object() ? Json::const_iterator() : groups->begin();
-       groups != nullptr && groups->is_object() && group != groups->end(); ++group) {
-    const Json* structure = member(member(&*group, "weights"), "block_structure");
-    if (structure != nullptr && structure->is_array())
-      return pair_of(source, "quantization_config.config_groups.weights.block_structure", *structure);
-  }
-  return {};
-}
 
 std::string shown(const TensorInfo& tensor) {
   return fmt::format("{}[{}]", tensor.type_name(), fmt::join(tensor.shape, ", "));
@@ -81,33 +44,74 @@ std::vector<int64_t> squeezed(std::vector<int64_t> shape) {
   return shape;
 }
 
-// How the scales lie, by their shape; nothing where it fits no kind.
-std::optional<F8Scales> grid_of(const Fp8Tensors::Source& s, const BlockSize& block) {
+// How the scales lie, by their shape; nothing where it fits no kind. `told`: the configuration tells
+// `blocks`.
+std::optional<F8Scales> grid_of(const Fp8Tensors::Source& s, std::span<const ScaleBlock> blocks, bool told) {
   std::vector<int64_t> shape = s.scales.shape;
-  while (!shape.empty() && shape.back() == 1) shape.pop_back();
-  const bool stacked = s.numbers.shape.size() == 3;
-  const std::vector<int64_t> experts = stacked ? std::vector<int64_t>{s.experts} : std::vector<int64_t>();
+  const std::vector<int64_t> experts =
+      s.numbers.shape.size() == 3 ? std::vector<int64_t>{s.experts} : std::vector<int64_t>();
   const auto with = [&](std::vector<int64_t> rest) {
     rest.insert(rest.begin(), experts.begin(), experts.end());
     return rest;
   };
-  const int64_t down = parts(s.rows, block.rows), across = parts(s.columns, block.columns);
-  if (squeezed(shape) == squeezed(with({down, across})))
-    return F8Scales{{}, block.rows, block.columns, across};
-  if (block.told && s.scales.name.ends_with("_scale_inv")) return std::nullopt;
-  if (squeezed(shape) == squeezed(experts)) return F8Scales{{}, s.rows, s.columns, 1};
-  if (shape == with({s.rows})) return F8Scales{{}, 1, s.columns, 1};
+  const auto grid = [&](const ScaleBlock& block) {
+    return F8Scales{{}, block.rows, block.columns, parts(s.columns, block.columns)};
+  };
+  const auto counts = [&](const ScaleBlock& block) {
+    return with({parts(s.rows, block.rows), parts(s.columns, block.columns)});
+  };
+  const bool blocks_alone = told && s.scales.name.ends_with("_scale_inv");
+  for (const ScaleBlock& block : blocks)
+    if (shape == counts(block)) return grid(block);
+  // Before shapes are compared without their ones: [2, 1] is of two rows, though [1, 2] were of blocks.
+  if (!blocks_alone && shape == with({s.rows, 1})) return grid({1, s.columns});
+  for (const ScaleBlock& block : blocks)
+    if (squeezed(shape) == squeezed(counts(block))) return grid(block);
+  if (blocks_alone) return std::nullopt;
+  while (!shape.empty() && shape.back() == 1) shape.pop_back();
+  if (squeezed(shape) == squeezed(experts)) return grid({s.rows, s.columns});
+  if (shape == with({s.rows})) return grid({1, s.columns});
   return std::nullopt;
+}
+
+// The values of scales, as floats: of E8M0 a byte is a power of two.
+void read_scales(const TensorInfo& scales, const std::byte* bytes, std::span<float> values) {
+  if (scales.unsupported.empty()) return to_floats(scales.dtype, bytes, values);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const int exponent = std::to_integer<int>(bytes[i]);
+    values[i] = exponent == 255 ? std::numeric_limits<float>::quiet_NaN() : std::ldexp(1.0f, exponent - 127);
+  }
+}
+
+bool are_scales(const TensorInfo& tensor) {
+  return tensor.unsupported.empty() ? is_dense_float(tensor.dtype) : tensor.unsupported == kE8M0;
+}
+
+size_t scale_bytes(const TensorInfo& scales) {
+  return scales.unsupported.empty() ? static_cast<size_t>(traits(scales.dtype).block_bytes) : 1;
+}
+
+// Whether one of them is a NaN.
+bool has_nan(std::span<const std::byte> numbers) {
+  unsigned found = 0;
+  for (const std::byte number : numbers)
+    found |= (number & std::byte{kNanE4M3}) == std::byte{kNanE4M3} ? 1u : 0u;
+  return found != 0;
 }
 
 }  // namespace
 
 Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config, std::string_view source) {
   Fp8Tensors joined;
+  joined.path_ = source;
+  check_quantization(config, source);
   std::erase_if(tensors, [](const TensorInfo& tensor) { return ends_in(tensor, kOfAttention); });
   const auto is_fp8 = [](const TensorInfo& t) { return t.unsupported.empty() && t.dtype == DType::kF8_E4M3; };
   if (std::ranges::none_of(tensors, is_fp8)) return joined;
-  const BlockSize block = block_size(config, source);
+  std::vector<ScaleBlock> blocks = scale_blocks(config, source);
+  const bool told = !blocks.empty();
+  if (!told) blocks.push_back({kF8Block, kF8Block});
+  const ScaleBlock& block = blocks.front();
   std::map<std::string_view, const TensorInfo*> by_name;
   for (const TensorInfo& tensor : tensors) by_name[tensor.name] = &tensor;
   std::set<std::string> scales;
@@ -125,16 +129,17 @@ Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config
     Source made;
     made.numbers = tensor;
     made.scales = inverse != by_name.end() ? *inverse->second : *plain->second;
-    if (!made.scales.unsupported.empty() || !is_dense_float(made.scales.dtype)) {
-      throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; scales of F32, F16 or BF16 were expected",
-                  source, quote_text(made.scales.name), shown(made.scales));
+    if (!are_scales(made.scales)) {
+      throw_error(ErrorKind::kUnsupported,
+                  "{}: tensor {} is {}; scales of F32, F16, BF16 or F8_E8M0 were expected; {}", source,
+                  quote_text(made.scales.name), shown(made.scales), kReadableWeights);
     }
     const bool stacked = tensor.shape.size() == 3;
     made.experts = stacked ? tensor.shape[0] : 1;
     made.rows = tensor.shape[stacked ? 1 : 0];
     made.columns = tensor.shape.back();
     if (tensor.elements() == 0) continue;
-    const std::optional<F8Scales> grid = grid_of(made, block);
+    const std::optional<F8Scales> grid = grid_of(made, blocks, told);
     if (!grid) {
       throw_error(
           ErrorKind::kInvalidInput,
@@ -163,21 +168,37 @@ const Fp8Tensors::Source* Fp8Tensors::find(std::string_view name) const {
 }
 
 void Fp8Tensors::make(const Source& source, DType dtype, std::span<const std::byte> numbers,
-                      std::span<const std::byte> scales, std::span<std::byte> bytes) {
+                      std::span<const std::byte> scales, std::span<std::byte> bytes) const {
   const int64_t count = source.scales.elements() / source.experts;
-  const int64_t file_bytes = source.rows * source.columns;
-  const int64_t made_bytes = source.rows * row_bytes(dtype, source.columns);
-  const auto scale_bytes = static_cast<size_t>(count * traits(source.scales.dtype).block_bytes);
+  const int64_t width = row_bytes(dtype, source.columns);
+  const size_t each = static_cast<size_t>(count) * scale_bytes(source.scales);
   F8Scales grid = source.grid;
   grid.values.resize(static_cast<size_t>(count));
   for (int64_t expert = 0; expert < source.experts; ++expert) {
-    to_floats(source.scales.dtype, scales.data() + static_cast<size_t>(expert) * scale_bytes, grid.values);
-    const std::byte* from = numbers.data() + expert * file_bytes;
-    std::byte* to = bytes.data() + expert * made_bytes;
-    if (dtype == DType::kF8_128) {
-      join_f8(from, grid, 0, source.rows, source.columns, to);
-    } else {
-      dequantize_f8(from, grid, 0, source.rows, source.columns, reinterpret_cast<float*>(to));
+    read_scales(source.scales, scales.data() + static_cast<size_t>(expert) * each, grid.values);
+    for (int64_t i = 0; i < count; ++i) {
+      const float scale = grid.values[static_cast<size_t>(i)];
+      if (std::abs(scale) * kMostE4M3 <= std::numeric_limits<float>::max()) continue;
+      throw_error(
+          ErrorKind::kInvalidInput,
+          "{}: tensor {}: scale {} is {}; a number that keeps {} times it within F32 was expected: is "
+          "the file damaged?",
+          path_, quote_text(source.scales.name), expert * count + i, scale, kMostE4M3);
+    }
+    for (int64_t row = 0; row < source.rows; ++row) {
+      const int64_t place = expert * source.rows + row;
+      const std::byte* from = numbers.data() + expert * source.rows * source.columns;
+      std::byte* to = bytes.data() + place * width;
+      if (has_nan({from + row * source.columns, static_cast<size_t>(source.columns)})) {
+        throw_error(ErrorKind::kInvalidInput,
+                    "{}: tensor {}: row {} has a NaN; numbers were expected: is the file damaged?", path_,
+                    quote_text(source.numbers.name), place);
+      }
+      if (dtype == DType::kF8_128) {
+        join_f8(from, grid, row, 1, source.columns, to);
+      } else {
+        dequantize_f8(from, grid, row, 1, source.columns, reinterpret_cast<float*>(to));
+      }
     }
   }
 }

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/quote.h"
 #include "formats/fp8_tensors.h"
+#include "formats/quantization_config.h"
 #include "formats/safetensors.h"
 
 namespace qiao {
@@ -123,7 +124,8 @@ struct ModelFiles::Data {
 
   std::span<const std::byte> in_file(const TensorInfo& tensor) const;
 
-  void open_weights(const Listing& listing, TypePolicy policy);
+  void open_weights(const Listing& listing);
+  void join_weights();
   void open_directory(const ModelOpenOptions& options);
   void read_configuration();
 };
@@ -141,19 +143,31 @@ void ModelFiles::Data::read_configuration() {
 }
 
 // The index, else model.safetensors, else the only .safetensors file.
-void ModelFiles::Data::open_weights(const Listing& listing, TypePolicy policy) {
+// Types that nothing computes with are listed: scales may be of one.
+void ModelFiles::Data::open_weights(const Listing& listing) {
+  constexpr TypePolicy kList = TypePolicy::kListUnsupported;
   const fs::path index = path / "model.safetensors.index.json";
   if (is_there(index)) {
-    safetensors = open_safetensors_index(index, policy);
+    safetensors = open_safetensors_index(index, kList);
   } else if (is_there(path / "model.safetensors")) {
-    safetensors = open_safetensors(path / "model.safetensors", policy);
+    safetensors = open_safetensors(path / "model.safetensors", kList);
   } else if (listing.safetensors.size() == 1) {
-    safetensors = open_safetensors(path / listing.safetensors.front(), policy);
+    safetensors = open_safetensors(path / listing.safetensors.front(), kList);
   } else {
     throw_error(ErrorKind::kInvalidInput,
                 "{}: holds {} .safetensors files ({}), but neither model.safetensors.index.json nor "
                 "model.safetensors",
                 path.string(), listing.safetensors.size(), join_some(listing.safetensors));
+  }
+}
+
+void ModelFiles::Data::join_weights() {
+  fp8 = Fp8Tensors::join(safetensors.tensors, config, path.string());
+  for (const TensorInfo& tensor : safetensors.tensors) {
+    if (tensor.unsupported.empty()) continue;
+    throw_error(ErrorKind::kUnsupported, "{}: tensor {}: element type {} is not supported; {}",
+                safetensors.files[tensor.file].path().string(), quote_text(tensor.name), tensor.unsupported,
+                kReadableWeights);
   }
 }
 
@@ -167,7 +181,7 @@ void ModelFiles::Data::open_directory(const ModelOpenOptions& options) {
   if (has_config && has_weights) {
     kind = Kind::kHuggingFace;
     read_configuration();
-    open_weights(listing, policy);
+    open_weights(listing);
   } else if (listing.gguf_models.size() == 1) {
     kind = Kind::kGguf;
     gguf = GgufFile::open(path / listing.gguf_models.front(), policy);
@@ -226,9 +240,7 @@ std::shared_ptr<ModelFiles> ModelFiles::open(const fs::path& path, const ModelOp
   } else {
     data->gguf = GgufFile::open(path, policy);
   }
-  if (options.need_usable) {
-    data->fp8 = Fp8Tensors::join(data->safetensors.tensors, data->config, path.string());
-  }
+  if (options.need_usable) data->join_weights();
   return std::shared_ptr<ModelFiles>(new ModelFiles(std::move(data)));
 }
 
@@ -289,8 +301,8 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
     std::vector<std::byte>& made = data_->copies[find(tensor.name)];
     if (made.empty()) {
       made.resize(tensor.bytes);
-      Fp8Tensors::make(*source, tensor.dtype, data_->in_file(source->numbers), data_->in_file(source->scales),
-                       made);
+      data_->fp8.make(*source, tensor.dtype, data_->in_file(source->numbers), data_->in_file(source->scales),
+                      made);
     }
     return made;
   }

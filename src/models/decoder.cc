@@ -1,11 +1,13 @@
 #include "models/decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 
 #include "backend/recordings.h"
 #include "base/error.h"
+#include "base/fingerprint.h"
 #include "models/cache_pages.h"
 #include "models/decoder_checks.h"
 #include "models/decoder_layers.h"
@@ -296,12 +298,32 @@ uint64_t Decoder::free_bytes() const {
 
 namespace {
 
+// Of the configuration and of pages spread over the files: two trainings of one model have files of one size.
+uint64_t fingerprint(const ModelFiles& files) {
+  constexpr size_t kPages = 64, kPageBytes = 4096;
+  Fingerprint print;
+  if (files.kind() == ModelFiles::Kind::kHuggingFace) {
+    const std::string config = dump_json(files.config());
+    print.add(config.data(), config.size());
+  }
+  for (const MappedFile& file : files.files()) {
+    const size_t size = file.size();
+    print.add(&size, sizeof size);
+    for (size_t i = 0; i < kPages; ++i) {
+      const size_t first = size / kPages * i;
+      print.add(file.bytes().data() + first, std::min(kPageBytes, size - first));
+    }
+  }
+  return print.value();
+}
+
 // What all ranks must have alike, for people too.
 std::string what_runs(const ModelFiles& files, const DecoderOptions& options) {
-  uint64_t bytes = 0;
-  for (const MappedFile& file : files.files()) bytes += file.size();
-  return fmt::format("{} of {} bytes, computing {}", files.path().filename().string(), bytes,
-                     static_cast<int>(options.compute));
+  constexpr std::array<std::string_view, 4> kPolicies = {"auto", "f32", "bf16", "q8"};
+  return fmt::format("{} of contents {:016x}, computing {}{}{}", files.path().filename().string(),
+                     fingerprint(files), kPolicies[static_cast<size_t>(options.compute)],
+                     options.quantize_f8 ? ", quantized to fp8" : "",
+                     options.context > 0 ? fmt::format(", with a context of {}", options.context) : "");
 }
 
 }  // namespace

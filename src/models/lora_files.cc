@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/fingerprint.h"
 #include "base/quote.h"
 #include "models/tensor_loader.h"
 #include "tensor/dequantize.h"
@@ -191,25 +192,17 @@ std::vector<float> LoraFiles::floats(const TensorInfo& tensor) const {
 }
 
 uint64_t LoraFiles::fingerprint() const {
-  uint64_t hash = 0xcbf29ce484222325;
-  const auto add = [&hash](const void* data, size_t size) {  // FNV-1a, eight bytes at a time
-    for (size_t at = 0; at < size; at += sizeof(uint64_t)) {
-      uint64_t word = size - at;
-      std::memcpy(&word, static_cast<const char*>(data) + at, std::min(sizeof(word), size - at));
-      hash = (hash ^ word) * 0x100000001b3;
-      hash ^= hash >> 32;
-    }
-  };
+  Fingerprint print;
   for (const LoraPair& pair : pairs_) {
     const double factor = scale(pair);
-    add(pair.module.data(), pair.module.size());
-    add(&factor, sizeof(factor));
+    print.add(pair.module.data(), pair.module.size());
+    print.add(&factor, sizeof(factor));
     for (const TensorInfo* half : {pair.a, pair.b}) {
-      add(half->shape.data(), half->shape.size() * sizeof(int64_t));
-      add(bytes(*half).data(), bytes(*half).size());
+      print.add(half->shape.data(), half->shape.size() * sizeof(int64_t));
+      print.add(bytes(*half).data(), bytes(*half).size());
     }
   }
-  return hash;
+  return print.value();
 }
 
 double LoraFiles::scale(const LoraPair& pair) const {

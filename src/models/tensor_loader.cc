@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/quote.h"
 #include "base/units.h"
+#include "formats/quantization_config.h"
 #include "tensor/floats.h"
 #include "tensor/fp8.h"
 
@@ -103,25 +104,30 @@ const TensorInfo& TensorLoader::list(const std::string& name, const std::vector<
   return tensor;
 }
 
+std::string TensorLoader::advice() const {
+  if (files_.kind() == ModelFiles::Kind::kGguf) return "";
+  return quantization_advice(files_.config(), files_.tensors());
+}
+
 const TensorInfo& TensorLoader::need(const std::string& name, const std::vector<int64_t>& shape) {
   if (listing_ != nullptr) return list(name, shape);
   const TensorInfo* tensor = files_.find(name);
   if (tensor == nullptr) {
-    throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is missing; [{}] was expected",
-                files_.path().string(), name, fmt::join(shape, ", "));
+    throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is missing; [{}] was expected{}",
+                files_.path().string(), name, fmt::join(shape, ", "), advice());
   }
   if (tensor->shape != shape) {
-    throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected", files_.path().string(),
-                name, shape_text(*tensor), fmt::join(shape, ", "));
+    throw_error(ErrorKind::kInvalidInput, "{}: tensor {} is {}; [{}] was expected{}", files_.path().string(),
+                name, shape_text(*tensor), fmt::join(shape, ", "), advice());
   }
-  if (tensor->dtype == DType::kF8_E4M3 && tensor->unsupported.empty()) {
+  if (tensor->dtype == DType::kF8_E4M3 && tensor->unsupported.empty() && shape.size() > 1) {
     throw_error(ErrorKind::kInvalidInput,
                 "{}: tensor {} is {} without scales; {}_scale_inv or {}_scale was expected beside it",
                 files_.path().string(), name, shape_text(*tensor), name, name);
   }
   if (!tensor->unsupported.empty() || (!is_dense_float(tensor->dtype) && !traits(tensor->dtype).quantized)) {
-    throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected",
-                files_.path().string(), name, shape_text(*tensor));
+    throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats or a block format were expected{}",
+                files_.path().string(), name, shape_text(*tensor), advice());
   }
   if (checking_) used_.insert(name);
   return *tensor;

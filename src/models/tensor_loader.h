@@ -97,6 +97,8 @@ class TensorLoader {
   Compute attention_compute(const nn::LinearLayer& projections) const;
 
  private:
+  // What ends a message about a tensor that is not as expected (quantization_config.h).
+  std::string advice() const;
   const TensorInfo& need(const std::string& name, const std::vector<int64_t>& shape);
   std::vector<float> floats(const TensorInfo& tensor);
   void done_with(const TensorInfo& tensor, uint64_t bytes);

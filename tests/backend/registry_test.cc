@@ -27,7 +27,7 @@ TEST(RegistryTest, AutoIsTheFirstThatIsThere) {
 TEST(RegistryTest, AnUnknownNameListsTheKnown) {
   EXPECT_EQ(refusal_of("gpu"), "--device gpu: no such chip; this program has: auto, cpu, reference");
   EXPECT_EQ(refusal_of(""), "--device : no such chip; this program has: auto, cpu, reference");
-  EXPECT_EQ(refusal_of("cpu:0"), "--device cpu:0: no such chip; this program has: auto, cpu, reference");
+  EXPECT_EQ(refusal_of("cpu:0"), "--device cpu:0: cpu is one chip and takes no number; use --device cpu");
 }
 
 TEST(RegistryTest, AChipThatIsNotBuiltInIsToldApart) {

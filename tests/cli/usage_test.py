@@ -54,6 +54,22 @@ class UsageTest(unittest.TestCase):
             self.assertIn("No space left on device", run.stderr)
             self.assertEqual(run.stderr.count("\n"), 1)
 
+    def test_a_device_that_is_none(self):
+        with_cuda = "cuda[:N]" in qiao("generate", "-m", MODEL, "-p", "x", "--device", "gpu").stderr
+        for device in ("gpu", "cuda:x", "cuda:", "cuda:-1", "cuda:99999999999999999999", "cpu:1"):
+            run = qiao("generate", "-m", MODEL, "-p", "x", "-n", "1", "--device", device)
+            self.assertEqual(run.returncode, 1, device)
+            self.assertEqual(run.stderr.count("\n"), 1, run.stderr)
+            self.assertTrue(run.stderr.startswith(f"qiao: --device {device}: "), run.stderr)
+            self.assertEqual(not with_cuda and device.startswith("cuda"), "built without" in run.stderr, run.stderr)
+
+    def test_nan_is_in_no_range(self):
+        for arguments in (["generate", "-m", MODEL, "-p", "x", "--rank-timeout"], ["serve", "-m", MODEL, "--memory-utilization"],
+                          ["serve", "-m", MODEL, "--kv-cache-dir-size"], ["train", "pretrain", "--rank-timeout"]):
+            run = qiao(*arguments, "nan")
+            self.assertEqual(run.returncode, 2, arguments)
+            self.assertIn(f"{arguments[-1]}: Value nan not in range", run.stderr)
+
     def test_closed_descriptors(self):
         for redirection, code in ((">&-", 1), ("<&-", 0), ("2>&-", 0), (">&- 2>&-", 1)):
             run = subprocess.run(["bash", "-c", f'"$0" generate -m "$1" -p x -n 2 {redirection}', QIAO, MODEL],

@@ -18,6 +18,7 @@ namespace {
 struct Part {
   std::string name, dtype;
   std::vector<int64_t> shape;
+  int first = 127;  // byte of E8M0
 };
 
 // A directory whose tensors have bytes that count up, and scales 1, 2, 3…
@@ -33,7 +34,8 @@ class Fp8Folder {
       for (int64_t i = 0; i < count; ++i) {
         if (part.dtype == "F32") append(data, static_cast<float>(i + 1));
         if (part.dtype == "BF16") append(data, float_to_bf16(static_cast<float>(i + 1)));
-        if (part.dtype.starts_with("F8")) data += static_cast<char>(i * 7 % 127);
+        if (part.dtype == "F8_E8M0") data += static_cast<char>(part.first + i);  // 2^(byte - 127)
+        if (part.dtype == "F8_E4M3" || part.dtype == "F8_E5M2") data += static_cast<char>(i * 7 % 127);
       }
       header[part.name] = {
           {"dtype", part.dtype}, {"shape", part.shape}, {"data_offsets", {begin, data.size()}}};
@@ -45,6 +47,14 @@ class Fp8Folder {
     write("config.json", config);
   }
   std::shared_ptr<ModelFiles> open() const { return ModelFiles::open(folder_.path()); }
+  // Overwrites bytes of the tensors, which lie in the order of their making.
+  void damage(size_t place, uint32_t bits, size_t bytes) const {
+    std::fstream file(folder_.path() / "model.safetensors", std::ios::binary | std::ios::in | std::ios::out);
+    uint64_t header = 0;
+    file.read(reinterpret_cast<char*>(&header), sizeof header);
+    file.seekp(static_cast<std::streamoff>(sizeof header + header + place));
+    file.write(reinterpret_cast<const char*>(&bits), static_cast<std::streamsize>(bytes));
+  }
 
  private:
   template <typename T>
@@ -75,6 +85,12 @@ struct Kind {
   std::string config = "{}";
   DType expected = DType::kF8_128;
 };
+
+std::string groups_of(int64_t size) {
+  return fmt::format(R"({{"quantization_config":{{"quant_method":"compressed-tensors","config_groups":{{
+      "group_0":{{"weights":{{"type":"float","symmetric":true,"strategy":"group","group_size":{}}}}}}}}}}})",
+                     size);
+}
 
 TEST(Fp8TensorsTest, EveryKindOfScalesGivesNumberTimesScale) {
   const std::string blocks = R"({"quantization_config":{"weight_block_size":[128,128]}})";
@@ -107,6 +123,23 @@ TEST(Fp8TensorsTest, EveryKindOfScalesGivesNumberTimesScale) {
        {200, 256},
        {2, 1, 2, 1},
        [](int64_t n, int64_t k) { return n / 128 * 2 + k / 128; }},
+      {"groups of compressed-tensors",
+       "_scale",
+       "F32",
+       {200, 256},
+       {200, 2},
+       [](int64_t n, int64_t k) { return n * 2 + k / 128; },
+       groups_of(128)},
+      {"groups within a block",
+       "_scale",
+       "F32",
+       {6, 256},
+       {6, 4},
+       [](int64_t n, int64_t k) { return n * 4 + k / 64; },
+       groups_of(64),
+       DType::kF32},
+      // As many as there are blocks.
+      {"two rows", "_scale", "F32", {2, 256}, {2, 1}, [](int64_t n, int64_t) { return n; }},
       {"one", "_scale", "F32", {7, 128}, {}, [](int64_t, int64_t) { return 0; }},
       {"one of one", "_scale", "BF16", {200, 256}, {1}, [](int64_t, int64_t) { return 0; }},
       {"one inverse", "_scale_inv", "F32", {200, 256}, {1}, [](int64_t, int64_t) { return 0; }},
@@ -176,6 +209,36 @@ TEST(Fp8TensorsTest, ScalesOfTheCacheAreReadOver) {
   }
 }
 
+TEST(Fp8TensorsTest, ScalesOfE8M0ArePowersOfTwo) {
+  const Fp8Folder folder(
+      {{"a.weight", "F8_E4M3", {2, 256, 128}}, {"a.weight_scale_inv", "F8_E8M0", {2, 2, 1}}},
+      R"({"quantization_config":{"weight_block_size":[128,128],"scale_fmt":"ue8m0"}})");
+  const auto files = folder.open();
+  ASSERT_EQ(files->tensors().size(), 1u);
+  const std::vector<float> got = values(*files, "a.weight");
+  for (int64_t i = 0; i < std::ssize(got); ++i)
+    ASSERT_EQ(got[static_cast<size_t>(i)], number(i) * static_cast<float>(1 << i / (128 * 128))) << i;
+}
+
+TEST(Fp8TensorsTest, WhatIsNoNumberIsRefusedAsItIsRead) {
+  const auto read = [](const std::string& dtype, int first, std::vector<std::pair<size_t, uint32_t>> damage,
+                       bool scales) {
+    const Fp8Folder folder({{"a.weight", "F8_E4M3", {300, 256}}, {"a.weight_scale", dtype, {3, 2}, first}});
+    for (const auto& [place, bits] : damage)
+      folder.damage(scales ? 300 * 256 + 4 * place : place, bits, scales ? 4 : 1);
+    const auto files = folder.open();
+    return values(*files, "a.weight");
+  };
+  EXPECT_EQ(read("F32", 0, {}, true).size(), 300u * 256);
+  EXPECT_EQ(read("F32", 0, {{1, 0x7b124924}}, true).size(), 300u * 256);  // 448 times it is within F32
+  for (const uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800000u, 0xff800000u, 0x7b200000u})
+    EXPECT_QIAO_ERROR(read("F32", 0, {{3, bits}}, true), kInvalidInput, "\"a.weight_scale\": scale 3 is");
+  EXPECT_QIAO_ERROR(read("F8_E8M0", 250, {}, true), kInvalidInput, "\"a.weight_scale\": scale 0 is");
+  for (const uint32_t code : {0x7fu, 0xffu})
+    EXPECT_QIAO_ERROR(read("F32", 0, {{256 * 299 + 255, code}}, false), kInvalidInput,
+                      "\"a.weight\": row 299 has a NaN");
+}
+
 TEST(Fp8TensorsTest, WithoutScalesItStaysAsItIs) {
   const auto files = Fp8Folder({{"a.weight", "F8_E4M3", {4, 128}}}).open();
   EXPECT_EQ(files->find("a.weight")->dtype, DType::kF8_E4M3);
@@ -198,12 +261,22 @@ TEST(Fp8TensorsTest, WrongScalesAreRefusedByName) {
       open("_scale_inv", "F32", {1, 1}, R"({"quantization_config":{"weight_block_size":[128,128]}})"),
       kInvalidInput, "\"a.weight_scale_inv\" is F32[1, 1]", "[2, 2] for blocks of 128 x 128");
   EXPECT_QIAO_ERROR(open("_scale_inv", "F8_E4M3", {2, 2}), kUnsupported,
-                    "\"a.weight_scale_inv\" is F8_E4M3[2, 2]", "F32, F16 or BF16");
+                    "\"a.weight_scale_inv\" is F8_E4M3[2, 2]", "F32, F16, BF16 or F8_E8M0");
   for (const std::string size :
        {"[128]", "[0,128]", "[-1,128]", "128", "[1.5,128]", "[\"a\",1]", "[1,99999999999]"}) {
     EXPECT_QIAO_ERROR(
         open("_scale_inv", "F32", {2, 2}, R"({"quantization_config":{"weight_block_size":)" + size + "}}"),
         kInvalidInput, "config.json", "weight_block_size");
+  }
+  EXPECT_QIAO_ERROR(
+      open("_scale_inv", "F32", {200, 1}, R"({"quantization_config":{"weight_block_size":[128,128]}})"),
+      kInvalidInput, "\"a.weight_scale_inv\" is F32[200, 1]");
+  for (const std::string size : {"0", "-1", "\"a\"", "1.5", "[]", "99999999999"}) {
+    EXPECT_QIAO_ERROR(
+        open("_scale", "F32", {2, 2},
+             R"({"quantization_config":{"config_groups":{"g":{"weights":{"strategy":"group","group_size":)" +
+                 size + "}}}}}"),
+        kInvalidInput, "config.json", "group_size");
   }
   EXPECT_QIAO_ERROR(Fp8Folder({{"a.weight", "F8_E4M3", {2, 128}},
                                {"a.weight_scale", "F32", {}},

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <fstream>
 #include <thread>
 
 #include "infer/engine_harness.h"
@@ -221,15 +222,43 @@ TEST(SpreadEngineTest, ARestartKeepsThePagesOfAllRanks) {
 
 // Other ranks would compute another thing: who runs what is asked before anything else.
 TEST(SpreadEngineTest, RefusesAnotherModelOnAnotherRank) {
-  auto communicators = make_thread_communicators(2, 60);
-  std::thread other([own = std::move(communicators[1])]() mutable {
-    LanguageModelOptions options;
-    options.device = "reference";
-    options.decoder.ranks = own.get();
-    LanguageModel::load(std::filesystem::path(QIAO_TEST_DATA) / "golden" / "chat", options);
-  });
-  EXPECT_QIAO_ERROR(load_rank(*communicators[0]), kInvalidInput, "the same was expected");
-  other.join();
+  namespace fs = std::filesystem;
+  const fs::path chat = fs::path(QIAO_TEST_DATA) / "golden" / "chat";
+  const TemporaryDirectory folder;  // the same name and size, and one other number
+  const fs::path trained_on = folder.path() / "chat";
+  fs::copy(chat, trained_on);
+  std::fstream weights(trained_on / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  weights.seekp(-4, std::ios::end);
+  weights.write("\0\0\0\1", 4);
+  weights.close();
+  const auto refusal = [&](const fs::path& theirs, const std::function<void(LanguageModelOptions&)>& change) {
+    auto communicators = make_thread_communicators(2, 60);
+    std::thread other([&, own = std::move(communicators[1])]() mutable {
+      LanguageModelOptions options;
+      options.device = "cpu";
+      options.threads = 1;
+      options.decoder.ranks = own.get();
+      change(options);
+      LanguageModel::load(theirs, options);
+    });
+    std::string message;
+    try {
+      load_rank(*communicators[0]);
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    other.join();
+    return message;
+  };
+  const auto same = [](LanguageModelOptions&) {};
+  EXPECT_THAT(refusal(chat, [](LanguageModelOptions& o) { o.device = "reference"; }),
+              HasSubstr("the same was expected"));
+  EXPECT_THAT(refusal(trained_on, same), HasSubstr("the same was expected"));
+  EXPECT_THAT(
+      refusal(chat, [](LanguageModelOptions& o) { o.decoder.compute = DecoderOptions::Policy::kF32; }),
+      HasSubstr("computing f32"));
+  EXPECT_THAT(refusal(chat, [](LanguageModelOptions& o) { o.decoder.context = 100; }),
+              HasSubstr("with a context of 100"));
 }
 
 }  // namespace

@@ -71,8 +71,15 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOpti
     BackendOptions of_number = options;
     const char* end = device.data() + device.size();
     const auto read = std::from_chars(device.data() + colon + 1, end, of_number.device);
-    if (!chip.numbered || read.ec != std::errc() || read.ptr != end || of_number.device < 0)
-      refuse_name(device);
+    if (!chip.numbered) {
+      throw_error(ErrorKind::kNotFound, "--device {}: {} is one chip and takes no number; use --device {}",
+                  device, chip.name, chip.name);
+    }
+    if (read.ec != std::errc() || read.ptr != end || of_number.device < 0) {
+      throw_error(ErrorKind::kNotFound,
+                  "--device {}: the number of a device was expected after the colon, as in {}:0", device,
+                  chip.name);
+    }
     return chip.make(of_number);
   }
   refuse_name(device);
