@@ -32,15 +32,15 @@ struct BagCase {
   Guarded table, ids, offsets, weights;
 
   BagCase(Harness& h, DType dtype)
-      : rows(h.pick<int64_t>({1, 2, 16, 100})),
-        columns(h.pick<int64_t>({1, 7, 16, 64, 129, 300})),
+      : rows(h.pick<int64_t>({1, 2, 16, 100, 5000})),
+        columns(rows > 100 ? h.pick<int64_t>({1, 7}) : h.pick<int64_t>({1, 7, 16, 64, 129, 300})),
         bags(h.pick<int64_t>({0, 1, 2, 7, 33})),
         weighted(h.chance(0.4)),
         mean(!weighted && h.chance(0.5)) {
     // Places before the first bag and behind the last are in none.
     std::vector<int32_t> starts{static_cast<int32_t>(h.pick<int64_t>({0, 0, 3}))};
     for (int64_t b = 0; b < bags; ++b) {
-      const int64_t length = h.pick<int64_t>({0, 1, 2, 5, h.between(0, 40)});
+      const int64_t length = h.pick<int64_t>({0, 1, 2, 5, h.between(0, 40), h.between(0, 300)});
       starts.push_back(starts.back() + static_cast<int32_t>(length));
     }
     places = starts.back() + h.pick<int64_t>({0, 0, 2});
