@@ -197,16 +197,22 @@ void hostile_case(Harness& h, size_t line, DType dtype) {
   dweights.download(line, "dweights");
 }
 
-// A table that no cache holds.
+// A table that no cache of a CPU holds: some random rows, again and again.
 struct BagBench {
-  static constexpr int64_t kRows = 262144, kColumns = 64, kBags = 2048, kLength = 32;
-  Guarded table, ids, offsets, bags;
+  static constexpr int64_t kRows = 1048576, kColumns = 64, kBags = 2048, kLength = 32, kDistinct = 4096;
+  Buffer memory;
+  Tensor table;
+  Guarded ids, offsets, bags;
 
   BagBench(Harness& h, DType dtype)
-      : table(h, dtype, {kRows, kColumns}),
+      : memory(h.chip().allocate(static_cast<size_t>(kRows * row_bytes(dtype, kColumns)))),
+        table(memory.data(), dtype, {kRows, kColumns}),
         ids(h, DType::kI32, {kBags * kLength}),
         offsets(h, DType::kI32, {kBags + 1}),
         bags(h, DType::kF32, {kBags, kColumns}) {
+    const std::vector<std::byte> some = random_rows(h, dtype, kDistinct, kColumns);
+    for (size_t at = 0; at < memory.bytes(); at += some.size())
+      h.chip().upload(static_cast<std::byte*>(memory.data()) + at, some.data(), some.size());
     ids.fill([&] { return static_cast<int32_t>(h.between(0, kRows - 1)); });
     offsets.fill([next = int32_t{0}]() mutable {
       const int32_t offset = next;
@@ -220,7 +226,7 @@ struct BagBench {
   }
   template <typename Op>
   void set(Op* op) const {
-    op->table = table.device(), op->ids = ids.device(), op->offsets = offsets.device();
+    op->table = table, op->ids = ids.device(), op->offsets = offsets.device();
   }
 };
 

@@ -29,7 +29,7 @@ struct SearchCase {
 
   // Small whole numbers with `ties`, and some rows and queries of NaN and infinities.
   SearchCase(Harness& h, DType dtype, Compute of, Metric by, bool ties, bool first)
-      : batch(first ? 17 : h.pick<int64_t>({1, 1, 3, 17, 40})),
+      : batch(first ? 17 : h.pick<int64_t>({0, 1, 1, 3, 17, 40})),
         rows(first ? 33 : h.pick<int64_t>({1, 2, 31, 33, 500, h.options().quick ? 900 : 9001})),
         columns(traits(dtype).block_elements == 1 ? h.pick<int64_t>({1, 7, 64, 129})
                                                   : traits(dtype).block_elements * h.between(1, 3)),
@@ -175,6 +175,7 @@ void search_bits(Harness& h, size_t line, DType dtype, Compute compute, Metric m
       return;
     }
   }
+  if (c.batch == 0) return;
   // A query alone.
   const int64_t query = h.between(0, c.batch - 1);
   Guarded scores(h, DType::kF32, {1, c.k}), ids(h, DType::kI32, {1, c.k});

@@ -56,14 +56,15 @@ struct SearchPlan {
   int64_t squares_at, lists_at, keys_at, end;
 
   SearchPlan(const VectorSearch& op, int threads)
-      : rows(std::min(op.queries.shape[0], row_block(op.queries.shape[0], op.queries.shape[1], op.compute))),
+      : rows(row_block(std::max<int64_t>(op.queries.shape[0], 1), op.queries.shape[1], op.compute)),
         room(std::max<int64_t>(2 * op.scores.shape[1], 64)) {
     const auto up = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
     squares_at = up(static_cast<int64_t>(
         matmul_workspace_bytes(op.queries.shape[0], op.queries.shape[1], op.compute, threads)));
     lists_at = squares_at + up(op.queries.shape[0] * 4);
-    keys_at = lists_at + up(rows * threads * static_cast<int64_t>(sizeof(ShortList)));
-    end = keys_at + rows * threads * room * 8;
+    const int64_t most = std::min(op.queries.shape[0], kRowBlock);  // never less for more queries
+    keys_at = lists_at + up(most * threads * static_cast<int64_t>(sizeof(ShortList)));
+    end = keys_at + most * threads * room * 8;
   }
 };
 

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(32) square_queries(const float* queries, int64
 // The workspace: [products of a piece][lists of its parts][the best so far][squares of the queries][the
 // products' own].
 struct SearchMemory {
-  int64_t queries, piece, parts;  // at once
+  int64_t queries, piece;  // at once
   size_t listed_at, best_at, squares_at, products_at, bytes;
 
   explicit SearchMemory(const VectorSearch& op) {
@@ -146,10 +146,12 @@ struct SearchMemory {
     queries = std::min(op.queries.shape[0], kSearchQueries);
     piece = std::max(kPartRows, kScores / std::max<int64_t>(queries, 1) / kPartRows * kPartRows);
     piece = std::min(piece, op.table->rows());
-    parts = ceil_div(piece, kPartRows);
+    // Of any number of queries as many or fewer, whose pieces may be larger.
+    const int64_t scores = std::min(queries * op.table->rows(), std::max(kScores, queries * kPartRows));
+    const int64_t lists = scores / kPartRows + queries;
     const auto up = [](int64_t size) { return static_cast<size_t>(ceil_div(size, 256) * 256); };
-    listed_at = up(queries * piece * static_cast<int64_t>(sizeof(float)));
-    best_at = listed_at + up(queries * parts * k * whole);
+    listed_at = up(scores * static_cast<int64_t>(sizeof(float)));
+    best_at = listed_at + up(lists * k * whole);
     squares_at = best_at + up(queries * k * whole);
     products_at = squares_at + up(queries * static_cast<int64_t>(sizeof(float)));
     bytes = products_at + matmul_workspace_bytes(*op.table, op.compute, queries);
