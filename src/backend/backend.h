@@ -16,6 +16,7 @@
 #include "backend/ops/attention.h"
 #include "backend/ops/attention_varlen.h"
 #include "backend/ops/dropout.h"
+#include "backend/ops/embedding_bag.h"
 #include "backend/ops/feed_drawn.h"
 #include "backend/ops/gated_activation.h"
 #include "backend/ops/gather.h"
@@ -28,6 +29,7 @@
 #include "backend/ops/rope.h"
 #include "backend/ops/sample.h"
 #include "backend/ops/token_logprob.h"
+#include "backend/ops/vector_search.h"
 #include "backend/weight.h"
 #include "parallel/communicator.h"
 
@@ -178,6 +180,8 @@ class Backend {
   virtual size_t workspace_bytes(const AttentionPaged&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionVarlen&) const { return 0; }
   virtual size_t workspace_bytes(const Sample&) const { return 0; }
+  virtual size_t workspace_bytes(const VectorSearch&) const { return 0; }
+  virtual size_t workspace_bytes(const EmbeddingBagBackward&) const { return 0; }
   virtual size_t workspace_bytes(const LinearBackward&) const { return 0; }
   virtual size_t workspace_bytes(const GroupedLinearBackward&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionVarlenBackward&) const { return 0; }
@@ -203,9 +207,12 @@ class Backend {
   void attention_varlen(const AttentionVarlen& op);
   void sample(const Sample& op);
   void feed_drawn(const FeedDrawn& op);
+  void embedding_bag(const EmbeddingBag& op);
+  void vector_search(const VectorSearch& op);
 
   // The way back, and what training alone needs.
   void gather_backward(const GatherBackward& op);
+  void embedding_bag_backward(const EmbeddingBagBackward& op);
   void linear_backward(const LinearBackward& op);
   void grouped_linear_backward(const GroupedLinearBackward& op);
   void moe_route_backward(const MoeRouteBackward& op);
@@ -251,7 +258,10 @@ class Backend {
   virtual void do_attention_varlen(const AttentionVarlen& op);
   virtual void do_sample(const Sample& op);
   virtual void do_feed_drawn(const FeedDrawn& op);
+  virtual void do_embedding_bag(const EmbeddingBag& op);
+  virtual void do_vector_search(const VectorSearch& op);
   virtual void do_gather_backward(const GatherBackward& op);
+  virtual void do_embedding_bag_backward(const EmbeddingBagBackward& op);
   virtual void do_linear_backward(const LinearBackward& op);
   virtual void do_grouped_linear_backward(const GroupedLinearBackward& op);
   virtual void do_moe_route_backward(const MoeRouteBackward& op);

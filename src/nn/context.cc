@@ -94,6 +94,14 @@ void Context::gather_rows(const GatherRows& op) {
   refuse_recording("gather_rows");
   run(op, &Backend::gather_rows);
 }
+void Context::embedding_bag(const EmbeddingBag& op) {
+  record(op);
+  run(op, &Backend::embedding_bag);
+}
+void Context::vector_search(const VectorSearch& op) {
+  refuse_recording("vector_search");
+  run(op, &Backend::vector_search);
+}
 void Context::moe_route(const MoeRoute& op) {
   record(op);
   run(op, &Backend::moe_route);

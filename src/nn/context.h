@@ -96,6 +96,8 @@ class Context {
   // Unless it `learns`, no tape records it: the table's gradient is another rank's to add.
   void gather(const Gather& op, bool learns = true);
   void gather_rows(const GatherRows& op);
+  void embedding_bag(const EmbeddingBag& op);
+  void vector_search(const VectorSearch& op);
   void linear(const Linear& op);
   void grouped_linear(const GroupedLinear& op);
   void moe_route(const MoeRoute& op);

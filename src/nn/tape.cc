@@ -74,6 +74,12 @@ bool Tape::has_gradient(const Tensor& tensor) {
   return block.written || !block.parts.empty();
 }
 
+bool Tape::is_taken(const Tensor& tensor) {
+  const auto* data = static_cast<const std::byte*>(tensor.data);
+  const auto found = blocks_.lower_bound(data);
+  return found != blocks_.end() && data < found->first + found->second.bytes;
+}
+
 // Two tensors that are only ever added have one gradient, where neither is read by another op.
 void Tape::share_gradient(const Tensor& tensor, const Tensor& with) {
   const std::byte *begin = nullptr, *other = nullptr;
@@ -269,6 +275,27 @@ void Tape::back(const Dropout& op) {  // the same mask
   back.x = read_gradient(op.y);
   back.y = write_gradient(op.x, &back.add);
   if (base_ != nullptr) backend_.dropout(back);
+}
+
+void Tape::back(const EmbeddingBag& op) {
+  EmbeddingBagBackward back;
+  back.table = op.table;
+  back.ids = op.ids;
+  back.offsets = op.offsets;
+  back.weights = op.weights;
+  back.mean = op.mean;
+  back.dout = read_gradient(op.out);
+  if (op.weights.present() && is_taken(op.weights)) {
+    bool written = false;
+    back.dweights = write_gradient(op.weights, &written);
+    QIAO_ASSERT(!written);
+  }
+  if (parameters_ != nullptr) back.dtable = parameters_->of_parameter(op.table);
+  with_workspace([&] {
+    back.workspace = workspace(backend_.workspace_bytes(back));
+    if (base_ != nullptr && (back.dtable.present() || back.dweights.present()))
+      backend_.embedding_bag_backward(back);
+  });
 }
 
 void Tape::back(const SpreadReads& op) {

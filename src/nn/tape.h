@@ -16,8 +16,9 @@ namespace qiao::nn {
 class ParameterGradients {
  public:
   virtual ~ParameterGradients() = default;
-  virtual Tensor of(const Weight& weight) = 0;           // [N, K], of experts one below the other: [E * N, K]
-  virtual Tensor of_parameter(const Tensor& value) = 0;  // as `value`: a norm's gamma, a bias
+  virtual Tensor of(const Weight& weight) = 0;  // [N, K], of experts one below the other: [E * N, K]
+  // As `value`: a norm's gamma, a bias, a table of bags.
+  virtual Tensor of_parameter(const Tensor& value) = 0;
 };
 
 // An activation that is read by products that are spread over ranks: on the way back what each has of its
@@ -65,7 +66,7 @@ class Tape {
     std::vector<const std::byte*> parts;  // or these views of it, by their beginning
   };
   using Op = std::variant<Linear, Gather, AddRmsNorm, Rope, GatedActivation, AttentionVarlen, GroupedLinear,
-                          MoeRoute, MoePermute, MoeCombine, Dropout, SpreadReads>;
+                          MoeRoute, MoePermute, MoeCombine, Dropout, SpreadReads, EmbeddingBag>;
 
   Block& block_of(const Tensor& tensor, const std::byte** begin);
   // The gradient's memory, taken on first use; `written` says whether something is in it already, and it
@@ -74,6 +75,7 @@ class Tape {
   // Of a tensor that some op has read: written by its way back.
   Tensor read_gradient(const Tensor& tensor);
   bool has_gradient(const Tensor& tensor);
+  bool is_taken(const Tensor& tensor);  // in some block: an activation
   void share_gradient(const Tensor& tensor, const Tensor& with);
   std::byte* take(size_t bytes);
   Tensor workspace(size_t bytes);
@@ -92,6 +94,7 @@ class Tape {
   void back(const MoeCombine& op);
   void back(const Dropout& op);
   void back(const SpreadReads& op);
+  void back(const EmbeddingBag& op);
 
   Backend& backend_;
   std::byte* base_ = nullptr;  // null: measures

@@ -121,6 +121,23 @@ class MeddledChip final : public Backend {
     if (op_ != "write_weight") law_->write_weight(weight, expert, values);
   }
   void do_feed_drawn(const FeedDrawn& op) override { law_->feed_drawn(op), meddle("feed_drawn", op.tokens); }
+  void do_embedding_bag(const EmbeddingBag& op) override {
+    law_->embedding_bag(op), meddle("embedding_bag", op.out);
+  }
+  void do_vector_search(const VectorSearch& op) override {
+    law_->vector_search(op), meddle("vector_search", op.scores);
+    if (op_ == "vector_search ids" && op.scores.shape[1] > 1) {  // the best one is left out
+      for (int64_t b = 0; b < op.ids.shape[0]; ++b) {
+        int32_t* ids = op.ids.as<int32_t>() + b * op.ids.stride[0];
+        std::rotate(ids, ids + 1, ids + op.ids.shape[1]);
+      }
+    }
+  }
+  void do_embedding_bag_backward(const EmbeddingBagBackward& op) override {
+    law_->embedding_bag_backward(op);
+    meddle("embedding_bag_backward", op.dtable.present() ? op.dtable : op.drows);
+    meddle("embedding_bag_backward dweights", op.dweights);
+  }
   void do_gather_backward(const GatherBackward& op) override {
     law_->gather_backward(op), meddle("gather_backward", op.dtable);
   }
@@ -257,7 +274,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          "attention_varlen_backward", "token_logprob",
                                          "token_logprob_backward", "adamw", "grouped_linear_backward",
                                          "moe_route_backward", "moe_permute_backward", "moe_combine_backward",
-                                         "muon", "accumulate", "dropout", "token_loss"),
+                                         "muon", "accumulate", "dropout", "token_loss", "embedding_bag",
+                                         "embedding_bag_backward", "vector_search"),
                        ::testing::Range(size_t{0}, wrongs().size())),
     [](const auto& info) {
       return std::string(std::get<0>(info.param)) + "_" + wrongs()[std::get<1>(info.param)].name;
@@ -270,11 +288,11 @@ INSTANTIATE_TEST_SUITE_P(Linear, WrongChipTest,
                          });
 
 TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
-  for (const char* op :
-       {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation", "rope",
-        "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
-        "gated_activation_backward", "attention_varlen_backward", "token_logprob", "token_logprob_backward",
-        "grouped_linear_backward", "moe_route_backward", "moe_permute_backward", "moe_combine_backward"}) {
+  for (const char* op : {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation",
+                         "rope", "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
+                         "gated_activation_backward", "attention_varlen_backward", "token_logprob",
+                         "token_logprob_backward", "grouped_linear_backward", "moe_route_backward",
+                         "moe_permute_backward", "moe_combine_backward", "embedding_bag"}) {
     MeddledChip chip(op, [](const Tensor& out) {
       if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
     });
@@ -287,6 +305,7 @@ TEST(ConformanceTest, AWrongSecondResultFails) {
                                    {"add_rms_norm_backward", "dgamma"},
                                    {"grouped_linear_backward", "dw"},
                                    {"moe_combine_backward", "dweights"},
+                                   {"embedding_bag_backward", "dweights"},
                                    {"muon", "momentum"},
                                    {"muon", "update"},
                                    {"adamw", "moments"}}) {
@@ -335,6 +354,11 @@ TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {
 TEST(ConformanceTest, ASumThatIsSlightlyWrongFails) {
   MeddledChip chip("sum_of_squares", {});
   EXPECT_FALSE(run(chip, quick("sum_of_squares")).green);
+}
+
+TEST(ConformanceTest, ANeighbourThatIsNotTheBestFails) {
+  MeddledChip chip("vector_search ids", {});
+  EXPECT_FALSE(run(chip, until_failure("vector_search")).green);
 }
 
 TEST(ConformanceTest, AWrongTokenFails) {

@@ -113,5 +113,44 @@ TEST_F(LayersDeathTest, TakingMoreThanPlannedIsABug) {
   EXPECT_DEATH(small.take(DType::kF32, {1}), "bytes <= bytes_ - used_");
 }
 
+// Gradients of the one parameter there is.
+class OneParameter final : public ParameterGradients {
+ public:
+  OneParameter(const Tensor& value, const Tensor& gradient) : value_(value), gradient_(gradient) {}
+  Tensor of(const Weight&) override { return {}; }
+  Tensor of_parameter(const Tensor& value) override {
+    return value.data == value_.data ? gradient_ : Tensor();
+  }
+
+ private:
+  Tensor value_, gradient_;
+};
+
+TEST_F(LayersTest, BagsOnATapeGiveGradientsToTheTableAndToWeightsThatWereComputed) {
+  const Buffer memory = backend_->allocate(4096), own = backend_->allocate(256);
+  auto* base = static_cast<std::byte*>(own.data());
+  const Tensor table(base, DType::kF32, {3, 2}), dtable(base + 64, DType::kF32, {3, 2});
+  const Tensor ids(base + 128, DType::kI32, {2}), offsets(base + 192, DType::kI32, {2});
+  const auto upload = [&](const Tensor& to, const auto& values) {
+    backend_->upload(to.data, values.data(), values.size() * 4);
+  };
+  upload(table, std::vector<float>{1, 2, 3, 4, 5, 6});
+  upload(dtable, std::vector<float>{0, 0, 0, 0, 0, 1});
+  upload(ids, std::vector<int32_t>{2, 0});
+  upload(offsets, std::vector<int32_t>{0, 2});
+  Tape tape(*backend_, memory.data(), memory.bytes());
+  context_.record_on(tape);
+  const Tensor weights = put({2}, {2, -1}), out = context_.take(DType::kF32, {1, 2});
+  context_.embedding_bag({.table = table, .ids = ids, .offsets = offsets, .weights = weights, .out = out});
+  EXPECT_EQ(get(out), (std::vector<float>{9, 10}));
+  const Tensor dout = put({1, 2}, {1, 10}), dweights = put({2}, {0, 0});
+  tape.place_gradient(out, dout, true);
+  tape.place_gradient(weights, dweights, false);
+  OneParameter parameters(table, dtable);
+  tape.backward(&parameters);
+  EXPECT_EQ(get(dtable), (std::vector<float>{-1, -10, 0, 0, 2, 21}));
+  EXPECT_EQ(get(dweights), (std::vector<float>{65, 21}));
+}
+
 }  // namespace
 }  // namespace qiao::nn

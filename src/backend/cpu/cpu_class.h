@@ -28,6 +28,8 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
+  size_t workspace_bytes(const VectorSearch& op) const override;
+  size_t workspace_bytes(const EmbeddingBagBackward& op) const override;
   size_t workspace_bytes(const LinearBackward& op) const override;
   size_t workspace_bytes(const GroupedLinearBackward& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
@@ -62,7 +64,10 @@ class CpuBackend final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_sample(const Sample& op) override;
   void do_feed_drawn(const FeedDrawn& op) override;
+  void do_embedding_bag(const EmbeddingBag& op) override;
+  void do_vector_search(const VectorSearch& op) override;
   void do_gather_backward(const GatherBackward& op) override;
+  void do_embedding_bag_backward(const EmbeddingBagBackward& op) override;
   void do_linear_backward(const LinearBackward& op) override;
   void do_grouped_linear_backward(const GroupedLinearBackward& op) override;
   void do_moe_route_backward(const MoeRouteBackward& op) override;

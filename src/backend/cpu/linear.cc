@@ -49,7 +49,9 @@ void write(const Linear& op, const GatedActivationKernels& activations, const fl
   }
 }
 
-// Rows of x a block: their quants should stay in about half of the L2 cache.
+}  // namespace
+
+// Their quants should stay in about half of the L2 cache.
 int64_t row_block(int64_t rows, int64_t columns, Compute compute) {
   static const int64_t l2 = [] {
     const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);  // 0 or -1 where it is not known
@@ -61,7 +63,12 @@ int64_t row_block(int64_t rows, int64_t columns, Compute compute) {
   return std::min(fitting, ((rows + blocks - 1) / blocks + 3) / 4 * 4);
 }
 
-}  // namespace
+// Few rows: long runs of memory for the prefetchers. Many: small chunks for balance.
+int64_t pair_grain(const CpuWeight& weight, int64_t tasks, int64_t rows, int threads) {
+  const int64_t pair_bytes = std::max<int64_t>(1, static_cast<int64_t>(weight.bytes()) / pair_count(weight));
+  const int64_t fair = std::max<int64_t>(1, tasks / (threads * 8));
+  return std::min(fair, rows <= 16 ? std::max<int64_t>(1, 262144 / pair_bytes) : 4);
+}
 
 size_t linear_workspace_bytes(const Linear& op, int threads) {
   return matmul_workspace_bytes(op.x.shape[0], op.x.shape[1], op.compute, threads);
@@ -86,10 +93,7 @@ void multiply_pairs(const Linear& op, const Activations& activations, const RunO
   const int64_t pairs = run.count;
   const int64_t block = row_block(rows, columns, op.compute);
   const int64_t blocks = (rows + block - 1) / block;
-  // Few rows: long runs of memory for the prefetchers. Many: small chunks for balance.
-  const int64_t pair_bytes = std::max<int64_t>(1, static_cast<int64_t>(weight.bytes()) / pair_count(weight));
-  const int64_t fair = std::max<int64_t>(1, pairs * blocks / (pool.size() * 8));
-  const int64_t grain = std::min(fair, rows <= 16 ? std::max<int64_t>(1, 262144 / pair_bytes) : 4);
+  const int64_t grain = pair_grain(weight, pairs * blocks, rows, pool.size());
   pool.parallel_for(pairs * blocks, grain, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
       const PairOfGroups pair = find_pair(weight, run.first + i % pairs);

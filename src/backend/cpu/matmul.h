@@ -74,6 +74,11 @@ inline std::array<const std::byte*, kPair> panels_of(const CpuWeight& weight, in
           weight.panel(expert, *pair.panels, pair.group + pair.groups - 1)};
 }
 
+// Rows of x that a pair is multiplied with before the next, at most kRowBlock.
+int64_t row_block(int64_t rows, int64_t columns, Compute compute);
+// Pairs (of so many products of `rows` rows) that a thread takes at a time.
+int64_t pair_grain(const CpuWeight& weight, int64_t tasks, int64_t rows, int threads);
+
 // The ops, for a given set of instructions (tests run them for each that the machine has).
 size_t linear_workspace_bytes(const Linear& op, int threads);
 size_t linear_workspace_bytes(const GroupedLinear& op, int threads);

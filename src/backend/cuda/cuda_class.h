@@ -40,6 +40,8 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const GroupedLinearBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
   size_t workspace_bytes(const TokenLogprobBackward& op) const override;
+  size_t workspace_bytes(const VectorSearch& op) const override;
+  size_t workspace_bytes(const EmbeddingBagBackward& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
   size_t workspace_bytes(const Muon& op) const override;
 
@@ -83,6 +85,11 @@ class CudaBackend final : public Backend {
   void do_gather(const Gather& op) override;
   void do_gather_rows(const GatherRows& op) override;
   void do_gather_backward(const GatherBackward& op) override;
+
+  // embedding_bag.cu, vector_search.cu
+  void do_embedding_bag(const EmbeddingBag& op) override;
+  void do_embedding_bag_backward(const EmbeddingBagBackward& op) override;
+  void do_vector_search(const VectorSearch& op) override;
 
   // moe.cu
   void do_moe_route(const MoeRoute& op) override;

@@ -2,6 +2,7 @@
 // derives its bounds. Arguments are host tensors, weights and pages the reference's own.
 #pragma once
 
+#include <map>
 #include <vector>
 
 #include "backend/backend.h"
@@ -58,6 +59,31 @@ LinearGradients exact_linear_backward(const LinearBackward& op);
 // dbias is empty. dw is [E, N, K].
 LinearGradients exact_grouped_linear_backward(const GroupedLinearBackward& op);
 GradientSums exact_gather_backward(const GatherBackward& op);
+
+// The bags of op [B, C], whose divisions a mean has made, and how many rows each has.
+struct BagTerms {
+  GradientSums sums;
+  std::vector<int64_t> rows;
+};
+BagTerms exact_embedding_bag(const EmbeddingBag& op);
+struct BagGradients {
+  std::map<int32_t, int64_t> met;  // how many places meet a row, by its id
+  GradientSums rows;               // of those, in that order
+  GradientSums weights;            // [n], where op has dweights
+};
+BagGradients exact_embedding_bag_backward(const EmbeddingBagBackward& op);
+
+// Every score [B, V] of VectorSearch and the products it is made of.
+struct SearchTerms {
+  Products products;
+  std::vector<double> scores;
+  std::vector<double> squares;  // [B]: |q|^2, of kL2
+};
+SearchTerms exact_vector_search(const VectorSearch& op);
+// |q|^2 of a query as the compute kind rounds it.
+float query_square(const VectorSearch& op, int64_t query);
+// All ids of a query's scores, best first.
+std::vector<int32_t> search_order(Metric metric, const float* scores, int64_t rows);
 
 struct AttentionTerms {
   std::vector<double> out;            // [T, H, D]

@@ -44,7 +44,10 @@ class ReferenceBackend final : public Backend {
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_sample(const Sample& op) override;
   void do_feed_drawn(const FeedDrawn& op) override;
+  void do_embedding_bag(const EmbeddingBag& op) override;
+  void do_vector_search(const VectorSearch& op) override;
   void do_gather_backward(const GatherBackward& op) override;
+  void do_embedding_bag_backward(const EmbeddingBagBackward& op) override;
   void do_linear_backward(const LinearBackward& op) override;
   void do_grouped_linear_backward(const GroupedLinearBackward& op) override;
   void do_moe_route_backward(const MoeRouteBackward& op) override;
