@@ -35,7 +35,7 @@ struct WgmmaShape {
   static constexpr bool kOneSegment = kSums > 96;  // is all that a block walks
   static constexpr bool kAhead = kSums != 96;      // a stage's A is loaded while the one before is multiplied
   static constexpr bool kSumsInShared = false;
-  static constexpr int kRegisters = kSums == 96 ? 232 : 216;
+  static constexpr int kRegisters = kSums == 96 ? 224 : 216;
   // A warpgroup's sums of some tokens: rows of 64, padded apart.
   static constexpr int kChunk = kTokens < 32 ? kTokens : 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));

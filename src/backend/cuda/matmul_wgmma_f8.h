@@ -37,7 +37,7 @@ struct WgmmaF8Shape {
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
   // A warpgroup's sums of earlier segments, and its chunk in their place.
   static constexpr bool kSumsInShared = true, kAhead = kSums != 96;
-  static constexpr int kRegisters = kSums == 96 ? 232 : 216;
+  static constexpr int kRegisters = kSums == 96 ? 224 : 216;
   static constexpr int kBeforeBytes = 128 * kSums * static_cast<int>(sizeof(float));
   static constexpr int kGroupBytes = kChunkBytes < kBeforeBytes ? kBeforeBytes : kChunkBytes;
   static constexpr int kRoom = (227 * 1024 - kGroups * kGroupBytes - 1024) / kStageBytes;

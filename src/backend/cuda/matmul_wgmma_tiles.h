@@ -26,74 +26,74 @@ struct WgmmaRing {
 };
 
 // By each of four warps: a quarter of a stage's tokens and of its tiles of 16 rows (one warp would take as
-// long to ask for all as the tensor cores to use them).
-template <class S>
-__device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) {
+// long to ask for all as the tensor cores to use them). kEarly: the weight's part alone, of the block's first
+// `stages` stages at most; gives how many there were, which then have their tokens to come.
+template <class S, bool kEarly>
+__device__ inline int bring(const MatmulArguments& op, uint8_t* shared, int stages) {
   constexpr int kQuarter = S::kTokens / 4, kRowBytes = 128;
   WgmmaRing<S> ring{shared};
   ring.parity = 1;  // at first each slot is empty
   const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps;
-  const int64_t row_tiles = ceil_div(op.end_row, kTileRows), tile_row_bytes = op.weight.units * S::kUnitBytes;
-  const int64_t padded_tokens = ceil_div(op.tokens, 8) * 8;
-  // The first stages' part of the weight is asked for before the kernel before has ended, the tokens after.
-  bool waited = op.counts != nullptr;  // it says whose rows they are
-  if (waited) wait_for_previous();
-  int held = 0;
+  const auto row_tiles = static_cast<int>(ceil_div(op.end_row, kTileRows));
+  const auto padded_tokens = static_cast<int>(ceil_div(op.tokens, 8) * 8);
+  int left = stages;
   for (WgmmaWalk<S> walk(op); walk.more(); walk.advance()) {
     const WgmmaWork work = walk.work();
-    const WgmmaSegments segments = walk.segments_of(work),
-                        own = walk.segments_of(work, warp * S::kGroups / 4);
-    const auto begin = static_cast<int>(walk.begin_of(segments)),
-               end = static_cast<int>(walk.end_of(segments));
+    const WgmmaSegments segments = walk.segments_of(work);
+    const WgmmaSegments own = walk.segments_of(work, warp * S::kGroups / 4);
+    int k = static_cast<int>(walk.begin_of(segments));
+    const auto end = static_cast<int>(walk.end_of(segments));
     const auto own_begin = static_cast<int>(walk.begin_of(own)), own_end = static_cast<int>(walk.end_of(own));
     const int rows_left = (work.tokens.count + 7) / 8 * 8 - warp * kQuarter;
     const int rows = rows_left < 0 ? 0 : rows_left < kQuarter ? rows_left : kQuarter;
-    int64_t place = begin / S::kStage * padded_tokens + work.tokens.first + warp * kQuarter;
-    const int64_t row_tile = work.row_tile + S::kGroups * warp, tiles_left = row_tiles - row_tile;
-    const int tiles = tiles_left < 0            ? 0
-                      : tiles_left < S::kGroups ? static_cast<int>(tiles_left)
-                                                : S::kGroups;
+    const int row_tile = static_cast<int>(work.row_tile) + S::kGroups * warp;
+    const int own_tiles = row_tiles - row_tile < S::kGroups ? row_tiles - row_tile : S::kGroups;
     const uint8_t* weight = op.weight.tiles + work.tokens.expert * op.expert_bytes +
-                            row_tile * tile_row_bytes + begin / S::kUnit * S::kUnitBytes;
-    const auto token_bytes = static_cast<uint32_t>(rows * kRowBytes);
-    const auto scale_bytes = static_cast<uint32_t>(S::kScalesAt == 0 ? 0 : rows * 4);
-    for (int k = begin; k < end; k += S::kStage) {
-      const int left = end - k, tiles_now = k >= own_begin && k < own_end ? tiles : 0;
-      const auto tile_bytes = static_cast<uint32_t>(
-          left < S::kStage ? (left + S::kUnit - 1) / S::kUnit * S::kUnitBytes : S::kTileBytes);
-      wait_arrivals(ring.empty(), ring.parity);
-      if (threadIdx.x % 32 == 0) {
-        arrive_expecting(ring.full(),
-                         token_bytes + scale_bytes + static_cast<uint32_t>(tiles_now) * tile_bytes);
-      }
-      __syncwarp();
-      uint8_t* tiles_to = ring.weight() + S::kGroups * warp * S::kTileBytes;
-#pragma unroll
-      for (int i = 0; i < S::kGroups; ++i) {
-        if (i < tiles_now) {
-          copy_bulk(tiles_to + i * S::kTileBytes, weight + i * tile_row_bytes, tile_bytes, ring.full());
+                            (row_tile * op.weight.units + k / S::kUnit) * S::kUnitBytes;
+    int64_t place = int64_t{k / S::kStage} * padded_tokens + work.tokens.first + warp * kQuarter;
+    for (; k < end; k += S::kStage, ring.advance()) {
+      if (kEarly && left == 0) return stages;
+      if (kEarly || left == 0) {
+        const int units = (end - k < S::kStage ? end - k + S::kUnit - 1 : S::kStage) / S::kUnit;
+        const int tiles = k >= own_begin && k < own_end ? own_tiles : 0;
+        const auto tile_bytes = static_cast<uint32_t>(units * S::kUnitBytes);
+        wait_arrivals(ring.empty(), ring.parity);
+        if (threadIdx.x % 32 == 0) {
+          const int bytes = rows * (kRowBytes + (S::kScalesAt == 0 ? 0 : 4));
+          arrive_expecting(ring.full(), static_cast<uint32_t>(bytes) +
+                                            (tiles > 0 ? static_cast<uint32_t>(tiles) : 0) * tile_bytes);
+        }
+        __syncwarp();
+        uint8_t* to = ring.weight() + S::kGroups * warp * S::kTileBytes;
+        if (tiles > 0) copy_bulk(to, weight, tile_bytes, ring.full());
+        if (S::kGroups > 1 && tiles > 1) {
+          copy_bulk(to + S::kTileBytes, weight + op.weight.units * S::kUnitBytes, tile_bytes, ring.full());
         }
       }
       weight += S::kTileBytes;
-      ++held;
-      if (waited || held == S::kStages || left <= S::kStage) {
-        if (!waited) wait_for_previous();
-        WgmmaRing<S> to = ring;
-        if (!waited) to.slot = 0;
-        waited = true;
-        for (; held > 0; --held, to.advance(), place += padded_tokens) {
-          if (rows == 0) continue;
-          copy_bulk(to.tokens() + warp * kQuarter * kRowBytes, op.prepared + place * kRowBytes, token_bytes,
-                    to.full());
-          if constexpr (S::kScalesAt != 0) {
-            copy_bulk(to.tokens() + S::kScalesAt + warp * kQuarter * 4,
-                      reinterpret_cast<const float*>(op.meta) + place, scale_bytes, to.full());
-          }
+      if (left > 0) --left;
+      if (!kEarly && rows > 0) {
+        copy_bulk(ring.tokens() + warp * kQuarter * kRowBytes, op.prepared + place * kRowBytes,
+                  static_cast<uint32_t>(rows * kRowBytes), ring.full());
+        if constexpr (S::kScalesAt != 0) {
+          copy_bulk(ring.tokens() + S::kScalesAt + warp * kQuarter * 4,
+                    reinterpret_cast<const float*>(op.meta) + place, static_cast<uint32_t>(rows * 4),
+                    ring.full());
         }
+        place += padded_tokens;
       }
-      ring.advance();
     }
   }
+  return stages - left;
+}
+
+// The first stages' part of the weight is asked for before the kernel before has ended, the tokens after.
+template <class S>
+__device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) {
+  // Counts say whose rows they are: nothing can be asked for before they are there.
+  const int early = op.counts == nullptr ? bring<S, true>(op, shared, S::kStages) : 0;
+  wait_for_previous();
+  bring<S, false>(op, shared, early);
 }
 
 // Partial sums of a warpgroup: those of a segment at the given place, [four sums][thread].
@@ -113,30 +113,39 @@ __device__ inline void leave_sums(const MatmulArguments& op, int place, int segm
   }
 }
 
-// After a warpgroup has left sums of so many of its segments: true in all its threads where all are there,
-// which then have the sums of all.
+// After a warpgroup has left sums of its segments, or the sum of them in `sums` where the first is among
+// them: true in all its threads where all are there, which then have the sums of all.
 template <class S>
-__device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, int group, int count,
+__device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, const WgmmaSegments& own,
                               uint8_t* shared, float (&sums)[S::kSums]) {
   const MatmulArguments& op = walk.op;
+  const auto group = static_cast<int>(threadIdx.x / 128), segments = static_cast<int>(op.segments);
   const int place = walk.place_of(work, group), barrier = 2 + group;
-  int* is_last = reinterpret_cast<int*>(shared + S::kIsLastAt) + group;
-  __threadfence();
-  barrier_sync(barrier, 128);
-  if (threadIdx.x % 128 == 0) {
-    unsigned* ticket = op.tickets + place;
-    const auto own = static_cast<unsigned>(count);
-    *is_last = atomicAdd(ticket, own) + own == static_cast<unsigned>(op.segments) ? 1 : 0;
-    if (*is_last != 0) *ticket = 0;  // for the next launch
+  const auto count = static_cast<unsigned>(own.end - own.first);
+  const bool asks = threadIdx.x % 128 == 0;
+  unsigned* ticket = op.tickets + place;
+  int* all_there = reinterpret_cast<int*>(shared + S::kIsLastAt) + group;
+  int first = own.end;
+  bool begins = false;  // with what is in memory
+  if (own.first == 0) {
+    // Mostly the others have long been here. What is left in memory is on its way there meanwhile.
+    leave_sums<S>(op, place, own.end - 1, work.tokens.count, sums);
+    if (asks) *all_there = atomicAdd(ticket, 0u) + count == static_cast<unsigned>(segments) ? 1 : 0;
+    barrier_sync(barrier, 128);
   }
-  barrier_sync(barrier, 128);
-  if (*is_last == 0) return false;
+  if (own.first > 0 || *all_there == 0) {
+    __threadfence();
+    barrier_sync(barrier, 128);
+    if (asks) *all_there = atomicAdd(ticket, count) + count == static_cast<unsigned>(segments) ? 1 : 0;
+    barrier_sync(barrier, 128);
+    if (*all_there == 0) return false;
+    first = walk.added_up(work, group) - 1, begins = true;
+  }
+  if (asks) *ticket = 0;  // for the next launch
   __threadfence();
   // As many segments at a time as there are registers for: each takes a way to the L2 cache.
   constexpr int kAtOnce = S::kSums >= 64 ? 1 : 64 / S::kSums, kFours = S::kSums / 4;
   float4 next[kAtOnce][kFours] = {};
-  const auto segments = static_cast<int>(op.segments);
-  const int first = walk.added_up(work, group) - 1;
   for (int from = first; from < segments; from += kAtOnce) {
 #pragma unroll
     for (int s = 0; s < kAtOnce; ++s) {
@@ -149,12 +158,12 @@ __device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, i
 #pragma unroll
     for (int s = 0; s < kAtOnce; ++s) {
       if (from + s >= segments) break;
-      const bool begins = from + s == first;
+      const bool anew = begins && from + s == first;
 #pragma unroll
       for (int i = 0; i < kFours; ++i) {
         const float four[4] = {next[s][i].x, next[s][i].y, next[s][i].z, next[s][i].w};
 #pragma unroll
-        for (int n = 0; n < 4; ++n) sums[4 * i + n] = begins ? four[n] : sums[4 * i + n] + four[n];
+        for (int n = 0; n < 4; ++n) sums[4 * i + n] = anew ? four[n] : sums[4 * i + n] + four[n];
       }
     }
   }
@@ -229,18 +238,12 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
 template <class S>
 __device__ inline void end_work(const WgmmaWalk<S>& walk, const WgmmaWork& work, const WgmmaSegments& own,
                                 uint8_t* shared, float (&sums)[S::kSums]) {
-  const MatmulArguments& op = walk.op;
   if (own.first == own.end) return;
   if constexpr (S::kLine) {
-    const auto group = static_cast<int>(threadIdx.x / 128);
-    if (own.first > 0 || own.end < static_cast<int>(op.segments)) {
-      if (own.first == 0) {
-        leave_sums<S>(op, walk.place_of(work, group), own.end - 1, work.tokens.count, sums);
-      }
-      if (!add_up<S>(walk, work, group, own.end - own.first, shared, sums)) return;
-    }
+    const bool alone = own.first == 0 && own.end == static_cast<int>(walk.op.segments);
+    if (!alone && !add_up<S>(walk, work, own, shared, sums)) return;
   }
-  store_tile<S>(op, work, shared, sums);
+  store_tile<S>(walk.op, work, shared, sums);
 }
 
 // This thread's sums of earlier segments in shared memory: 128 apart, behind each other.
