@@ -6,10 +6,10 @@
 //   whose integer sum is exact, then one fmaf; one more where the format has minimums), of 128 for FP8
 //   (four wgmma of E4M3 on Hopper, else eight mma.m16n8k16, then one fmaf: matmul_f8.h).
 // - The segments' sums are added in ascending order, beginning with the first.
-// Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
-// each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
-// tokens on Hopper).
+// Everything else is free: how many tokens a block has, whether it walks all segments itself or leaves sums
+// in memory (where a segment has a block of its own, or a block's even share ends inside a tile; the last of
+// a tile to arrive adds them up, still in order), whether mma.sync or wgmma makes a step of 16
+// (matmul_wgmma.h: BF16 with many tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"

@@ -10,9 +10,9 @@
 // cycle), a warpgroup's own half of them; in the other half it gives what follows a product, 300 instructions
 // a warp, of which 192 are the sums'. A stage is 42 KB, 56 bytes a cycle, where the L2 cache gave BF16's
 // tiles 36 to 39 (matmul_wgmma.h); shared memory reads 65 KB of a stage and takes its 42 KB, 142 bytes a
-// cycle of 128. So the prediction: 66% of E4M3's peak; with 128 tokens (33 KB in 512 cycles) 58%, with 64,
-// which are for few, 40%. Blocks that load a stage together (clusters) would be next. Not yet run on a
-// device.
+// cycle of 128. So the prediction: 66% of E4M3's peak; with 128 tokens (33 KB in 512 cycles) 58%. Up to that
+// many are limited by the memory, as BF16's: a stage of 64 rows has as many bytes (matmul_wgmma_walk.h).
+// Blocks that load a stage together (clusters) would be next. Not yet run on a device.
 #pragma once
 
 #include "backend/cuda/matmul_f8.h"
