@@ -7,12 +7,13 @@
 // tiles; two warpgroups of 64 rows each load a stage's A while the products of the stage before are made. A
 // thread keeps the segment's sums and those of the segments before, 64 registers each; with 192 tokens 96
 // each, and there the next stage's A is not loaded ahead; with 256 they have 128, so there all of K is one
-// segment. A tile's sums leave through shared memory, in rows of 64. With up to 32 tokens (n16, n32) a tile
-// is of 64 rows, one warpgroup multiplies: a stage of the weight (8 KB) comes in 445 cycles, of which it
-// takes some 250. Up to 128 tokens are few (matmul_wgmma_walk.h): the limit is the memory's bandwidth, and 96
-// to 160 KB of the weight are on their way to a multiprocessor. Of the L2 cache it then takes 18 bytes a
-// cycle of weight and 5 (16 tokens) to 18 (128) of x. n16 and n32 are not yet run on a device: that they add
-// as n8 and n64 do is what conformance will tell.
+// segment. A tile's sums leave through shared memory, in rows of 64.
+//
+// Up to 128 tokens (n16, n32, n64, n128) are few: blocks have even shares of the weight, and the limit is the
+// memory's bandwidth (matmul_wgmma_walk.h). 96 to 160 KB of the weight are on their way to a multiprocessor.
+// With up to 16 tokens a tile is of 64 rows, and one warpgroup multiplies: it takes some 250 cycles for a
+// stage, which comes in 445. n16 and n32 are not yet run on a device: that they add as n8 and n64 do is what
+// conformance will tell.
 //
 // The limit of many is what the L2 cache gives: a stage of 64 columns keeps the tensor cores busy for 512
 // cycles with 128 tokens, 768 with 192, 1024 with 256, and is 32, 40 or 48 KB: 64, 53 or 48 bytes a cycle.
