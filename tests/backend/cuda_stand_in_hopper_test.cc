@@ -211,6 +211,8 @@ TEST_F(CudaStandInHopperTest, ProductsOfWarpgroupsAreThoseOfPlainLoops) {
     product.expect_products();
   };
   check(WarpgroupProduct<8>());
+  check(WarpgroupProduct<16>());
+  check(WarpgroupProduct<32>());
   check(WarpgroupProduct<64>());
   check(WarpgroupProduct<128>());
   check(WarpgroupProduct<256>());
@@ -304,6 +306,8 @@ TEST_F(CudaStandInHopperTest, ProductsOfE4m3LoseWhatIsFarBelowTheLargest) {
         HasSubstr("without multiply_stored"));
   };
   for (const int tokens : {1, 3, 8}) check(std::integral_constant<int, 8>(), tokens);
+  check(std::integral_constant<int, 16>(), 16);
+  check(std::integral_constant<int, 32>(), 32);
   check(std::integral_constant<int, 64>(), 64);
   check(std::integral_constant<int, 128>(), 128);
 }

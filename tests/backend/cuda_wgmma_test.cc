@@ -5,9 +5,11 @@
 
 #include <cstring>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/matmul_call.h"
 #include "backend/cuda/matmul_wgmma.h"
 #include "backend/cuda/matmul_wgmma_f8.h"
 #include "backend/cuda/weight.h"
@@ -148,7 +150,26 @@ TEST_F(CudaWgmmaTest, SegmentsHaveBlocksOfTheirOwnOrNot) {
   expect_same({67 * 64, 16, 512, 132});  // more tiles than are split
 }
 
+// Even shares: blocks begin and end anywhere in tiles of 64 or 128 rows, one block has all, and more blocks
+// than there are units.
+TEST_F(CudaWgmmaTest, SharesOfFewTokensEndAnywhere) {
+  for (const int64_t tokens : {9, 15, 16, 17, 33, 63, 64, 65, 128}) {
+    expect_same({tokens, 300, 600, 7});
+    expect_same({tokens, 65, 1200, 4});
+    expect_same({tokens, 72, 1024, 132});
+  }
+  for (const int multiprocessors : {1, 2, 3, 5, 11, 13, 16, 31}) {
+    expect_same({12, 200, 1280, multiprocessors});
+    expect_same({40, 264, 1280, multiprocessors});
+  }
+  expect_same({20, 2200, 264, 5});  // two segments, the last of them a step
+}
+
 TEST_F(CudaWgmmaTest, WhatFollowsASumIsAligned) {
+  for (const int64_t tokens : {10, 30, 50}) {
+    expect_same({tokens, 64, 512, 3, 0, true, true, Activation::kGeluTanh});
+    expect_same({tokens, 66, 512, 3, 67, true, true, Activation::kSilu});
+  }
   expect_same({70, 64, 64, 4, 0, true, true, Activation::kGeluTanh});
   expect_same({70, 66, 64, 4, 67, true, true, Activation::kSilu});  // or not
   expect_same({150, 68, 64, 4, 72, true, false, Activation::kSoftCap});
@@ -165,14 +186,72 @@ TEST_F(CudaWgmmaTest, ExpertsRowsBeginAnywhere) {
   expect_same(of);
 }
 
+// As many as a step of decoding gives each: tiles of 32 tokens and of 64, of experts that share a line.
+TEST_F(CudaWgmmaTest, ExpertsOfFewRowsShareALine) {
+  for (const int multiprocessors : {3, 50}) {
+    WgmmaCase of{0, 80, 640, multiprocessors};
+    of.counts = {12, 0, 33, 1, 40, 0, 15, 9};
+    for (const int32_t count : of.counts) of.tokens += count;
+    expect_same(of);
+    of.counts = {0, 0, 0, 0, 0, 110, 0, 0};  // all of one
+    expect_same(of);
+    of.counts = {30, 41, 28, 39}, of.tokens = 138;
+    expect_same(of);
+  }
+}
+
+// A launch leaves the tickets as it found them, and what it leaves of sums is not the next one's.
+TEST_F(CudaWgmmaTest, OneChipMultipliesAgainAndAgain) {
+  for (const Compute compute : {Compute::kBF16, Compute::kF8}) {
+    WgmmaCase of{64, 200, 1280, 5};
+    of.compute = compute;
+    Chip chip(9, of.multiprocessors);
+    const Operands o = operands(of);
+    const std::unique_ptr<Weight> weight = chip.weight(o, of);
+    const Tensor x = chip.tensor(DType::kF32, {of.tokens, of.columns}, o.x);
+    std::vector<float> all;
+    for (const int64_t tokens : {64, 12, 30, 8, 12, 64}) {
+      std::vector<float> y(static_cast<size_t>(tokens * of.rows));
+      Linear op;
+      op.x = x.slice(0, tokens), op.weight = weight.get(), op.compute = compute;
+      op.y = chip.tensor(DType::kF32, {tokens, of.rows}, y);
+      with_workspace(chip, op);
+      chip.backend->linear(op);
+      chip.backend->download(y.data(), op.y.data, y.size() * sizeof(float));
+      if (all.empty()) all = y;
+      EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << tokens;
+    }
+    EXPECT_TRUE(stand_in::faults().empty());
+  }
+}
+
+TEST_F(CudaWgmmaTest, MoreTokensWantNoLessWorkspace) {
+  for (const Compute compute : {Compute::kBF16, Compute::kF8}) {
+    for (const int experts : {1, 4, 40}) {
+      WgmmaCase of{0, 384, 1280};
+      of.compute = compute;
+      if (experts > 1) of.counts.assign(static_cast<size_t>(experts), 0);
+      Chip chip(9, 4);
+      const std::unique_ptr<Weight> weight = chip.weight(operands(of), of);
+      size_t before = 0;
+      for (int64_t tokens = 1; tokens < 700; ++tokens) {
+        const size_t bytes = matmul_workspace_bytes(*weight, compute, tokens);
+        EXPECT_GE(bytes, before) << tokens << " tokens, " << experts << " experts";
+        before = bytes;
+      }
+    }
+  }
+}
+
 // The first rows of a batch, alone: the kernel of few tokens and that of many, whichever tiles it has.
 TEST_F(CudaWgmmaTest, Fp8RowsAreThoseOfAnyBatch) {
   struct Shape {
     int64_t rows, columns;
     std::vector<int64_t> tokens;
   };
-  for (const Shape& shape : {Shape{16, 128, {1, 3, 8, 9, 16, 17, 64, 65, 128, 129, 256}},
-                             Shape{40, 4224, {1, 8, 9, 65, 129}}, Shape{1040, 384, {5, 8, 17, 128, 256}}}) {
+  for (const Shape& shape :
+       {Shape{16, 128, {1, 3, 8, 9, 15, 16, 17, 32, 33, 63, 64, 65, 128, 129, 256}},
+        Shape{40, 4224, {1, 8, 9, 20, 64, 65, 129}}, Shape{1040, 384, {5, 8, 17, 40, 128, 256}}}) {
     WgmmaCase of{257, shape.rows, shape.columns};
     of.compute = Compute::kF8;
     const Operands o = operands(of);
@@ -193,7 +272,7 @@ TEST_F(CudaWgmmaTest, Fp8RowsAreThoseOfAnyBatch) {
 
 TEST_F(CudaWgmmaTest, Fp8RowsOfExpertsAreThoseOfTheirWeightAlone) {
   for (const std::vector<int32_t>& counts :
-       {std::vector<int32_t>{3, 0, 70, 1, 129, 0, 0, 66}, {1, 0, 9, 2}}) {
+       {std::vector<int32_t>{3, 0, 70, 1, 129, 0, 0, 66}, {1, 0, 9, 2}, {12, 0, 31, 1, 20}}) {
     WgmmaCase of{0, 80, 384};
     of.compute = Compute::kF8, of.counts = counts;
     for (const int32_t count : counts) of.tokens += count;
@@ -240,6 +319,7 @@ void expect_kernels_agree(const WgmmaCase& of, CudaWgmmaTest::Chip& chip, const 
     launch_prepare_bf16(stream, a, prepared.as<uint8_t>());
     launch_matmul_bf16(stream, a, false);
     a.y = of_wgmma.as<float>(), a.token_tiles = ceil_div(of.tokens, S::kTokens);
+    a.row_blocks = wgmma_row_blocks(of.rows, S::kTokens);
     launch_prepare_wgmma(stream, a, prepared.as<uint8_t>());
     launch_wgmma<S>(stream, a);
     stream.synchronize();
@@ -255,6 +335,8 @@ TEST_F(CudaWgmmaTest, TilesOfAnySizeAddUpAlike) {
     const WgmmaCase of{270, 150, columns};
     const Operands o = operands(of);
     Chip chip(9, 3);  // fewer blocks than tiles
+    expect_kernels_agree<WgmmaShape<16>>(of, chip, o);
+    expect_kernels_agree<WgmmaShape<32>>(of, chip, o);
     expect_kernels_agree<WgmmaShape<64>>(of, chip, o);
     expect_kernels_agree<WgmmaShape<128>>(of, chip, o);
     expect_kernels_agree<WgmmaShape<192>>(of, chip, o);
@@ -278,9 +360,8 @@ TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
   const Tensor prepared = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
   const Tensor meta = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes.size())}, bytes);
   std::vector<float> y(static_cast<size_t>(of.tokens * of.rows));
-  const Tensor ys[3] = {chip.tensor(DType::kF32, {of.tokens, of.rows}, y),
-                        chip.tensor(DType::kF32, {of.tokens, of.rows}, y),
-                        chip.tensor(DType::kF32, {of.tokens, of.rows}, y)};
+  Tensor ys[5];
+  for (Tensor& of_tile : ys) of_tile = chip.tensor(DType::kF32, {of.tokens, of.rows}, y);
   chip.backend->synchronize();
   {
     const Stream stream(0);
@@ -288,14 +369,18 @@ TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
     a.weight = on_chip.rows_of(0, 0), a.end_row = of.rows;
     a.x = x.as<float>(), a.x_stride = of.columns, a.tokens = of.tokens;
     a.prepared = prepared.as<uint8_t>(), a.meta = meta.as<ActivationMeta>(), a.prepared_columns = of.columns;
-    a.segment = 256, a.segments = 3, a.row_blocks = 2, a.y_stride = of.rows;
+    a.segment = 256, a.segments = 3, a.y_stride = of.rows;
     launch_prepare_wgmma_f8(stream, a, prepared.as<uint8_t>(), meta.as<ActivationMeta>());
-    a.y = ys[0].as<float>(), a.token_tiles = ceil_div(of.tokens, 64);
-    launch_wgmma_f8<WgmmaF8Shape<64>>(stream, a);
-    a.y = ys[1].as<float>(), a.token_tiles = ceil_div(of.tokens, 128);
-    launch_wgmma_f8<WgmmaF8Shape<128>>(stream, a);
-    a.y = ys[2].as<float>(), a.token_tiles = ceil_div(of.tokens, 192);
-    launch_wgmma_f8<WgmmaF8Shape<192>>(stream, a);
+    const auto launch_tiles = [&]<class S>(std::type_identity<S>, const Tensor& to) {
+      a.y = to.as<float>(), a.token_tiles = ceil_div(of.tokens, S::kTokens);
+      a.row_blocks = wgmma_row_blocks(of.rows, S::kTokens);
+      launch_wgmma_f8<S>(stream, a);
+    };
+    launch_tiles(std::type_identity<WgmmaF8Shape<64>>(), ys[0]);
+    launch_tiles(std::type_identity<WgmmaF8Shape<128>>(), ys[1]);
+    launch_tiles(std::type_identity<WgmmaF8Shape<192>>(), ys[2]);
+    launch_tiles(std::type_identity<WgmmaF8Shape<16>>(), ys[3]);
+    launch_tiles(std::type_identity<WgmmaF8Shape<32>>(), ys[4]);
     stream.synchronize();
   }
   const auto values = [&](const Tensor& of_tile) {
@@ -303,8 +388,9 @@ TEST_F(CudaWgmmaTest, Fp8TilesOfAnySizeAddUpAlike) {
     return y;
   };
   const std::vector<float> expected = values(ys[0]);
-  EXPECT_EQ(std::memcmp(expected.data(), values(ys[1]).data(), y.size() * sizeof(float)), 0);
-  EXPECT_EQ(std::memcmp(expected.data(), values(ys[2]).data(), y.size() * sizeof(float)), 0);
+  for (const Tensor& of_tile : ys) {
+    EXPECT_EQ(std::memcmp(expected.data(), values(of_tile).data(), y.size() * sizeof(float)), 0);
+  }
 }
 
 }  // namespace

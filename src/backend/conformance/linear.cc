@@ -97,7 +97,7 @@ bool same_rows(const float* a, const float* b, int64_t width) {
   return std::memcmp(a, b, static_cast<size_t>(width) * sizeof(float)) == 0;
 }
 
-// The same rows alone, in 1s, 16, 17 and 256: the same bytes.
+// The same rows alone, in 1s, 16, 17, 40, 100 and 256: the same bytes.
 void linear_invariance(Harness& h, size_t line, std::span<const SegmentSpec> segments, Compute compute) {
   int64_t rows = 0, block = 1;
   for (const SegmentSpec& s : segments) {
@@ -131,8 +131,9 @@ void linear_invariance(Harness& h, size_t line, std::span<const SegmentSpec> seg
                          kUnit * std::abs(products.sum[at]);
     h.element(line, all.result_at(i), products.sum[at], bound, i / rows, i % rows);
   }
-  for (const auto& [begin, count] :
-       {std::pair<int64_t, int64_t>{0, 1}, {255, 1}, {0, 16}, {3, 17}, {100, 2}, {200, 5}}) {
+  constexpr std::pair<int64_t, int64_t> kParts[] = {{0, 1},   {255, 1},   {0, 16},  {3, 17},
+                                                    {60, 40}, {130, 100}, {100, 2}, {200, 5}};
+  for (const auto& [begin, count] : kParts) {
     if (!h.chip().batch_invariant()) break;
     op.x = x.device().slice(begin, count);
     op.y = some.device().slice(begin, count);
@@ -284,9 +285,11 @@ void conform_linear(Harness& h) {
       h.run_case(line, [&] {
         linear_bench(h, line, dtype, compute, 1, rows_of(dtype, kBenchBytes, 4096), 4096);  // all reading
         linear_bench(h, line, dtype, compute, 256, 2048, 2048);                             // all arithmetic
-        // And as a prompt has it, where that takes no second.
-        if (h.measured(peak_of(compute)).per_second > 1e14)
+        // And as a batch that decodes and a prompt have it, where that takes no second.
+        if (h.measured(peak_of(compute)).per_second > 1e14) {
+          linear_bench(h, line, dtype, compute, 32, rows_of(dtype, kBenchBytes, 4096), 4096);
           linear_bench(h, line, dtype, compute, 2048, 6144, 4096);
+        }
       });
     }
   }

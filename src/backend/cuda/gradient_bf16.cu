@@ -160,7 +160,7 @@ void run_turned(const Stream& stream, const WeightGradientArguments& op, std::by
   a.tokens = op.rows, a.prepared = pieces, a.prepared_columns = rounded_columns(op.tokens);
   a.segment = ceil_div(op.tokens, kSegmentUnit) * kSegmentUnit;
   a.y = op.dw, a.y_stride = op.columns, a.residual = op.dw, a.residual_stride = op.columns;
-  launch_matmul_wgmma(stream, a, true);
+  launch_matmul_wgmma(stream, a);
 }
 
 }  // namespace

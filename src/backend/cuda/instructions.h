@@ -331,10 +331,10 @@ __device__ inline void copy_bulk(void* shared, const void* global, uint32_t byte
 }
 
 // wgmma: D[64, N] += A[64, 16] B[16, N] by a warpgroup (four warps from a multiple of four on, all of them at
-// the same instructions), N = 8, 64, 128, 192 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a lane's
-// a is that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t + 7. B^T
-// lies in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128 bytes),
-// from a multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an
+// the same instructions), N = 8, 16, 32, 64, 128, 192 or 256. Warp w has rows 16 w to 16 w + 15 of A and D: a
+// lane's a is that of mma.m16n8k16, its d[4 t] to d[4 t + 3] the same instruction's d of columns 8 t to 8 t
+// + 7. B^T lies in shared memory (BF16, or F16 for multiply_async_f16): rows of 64 elements of 16 bits (128
+// bytes), from a multiple of 1024 bytes on, in which 16-byte piece p of row r lies at place p ^ (r % 8); an
 // instruction takes 16 columns of it, those that multiply_operand's `step` names. (PTX ISA, "Matrix fragments
 // for wgmma .m64nNk16", "128-Byte swizzle".)
 //
@@ -386,8 +386,10 @@ __device__ inline void set_registers() {
 #define QIAO_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define QIAO_D16(i) QIAO_D4(i), QIAO_D4((i) + 4), QIAO_D4((i) + 8), QIAO_D4((i) + 12)
 #define QIAO_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
-#define QIAO_NAMES_32                                                      \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define QIAO_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define QIAO_NAMES_32 \
+  QIAO_NAMES_16       \
+  ", "                \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define QIAO_NAMES_64                                                                \
   QIAO_NAMES_32                                                                      \
@@ -410,6 +412,19 @@ __device__ inline void multiply_async(float (&d)[4], const uint32_t (&a)[4], uin
       "0;"
       : QIAO_D4(0)
       : QIAO_A);
+}
+__device__ inline void multiply_async(float (&d)[8], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER(
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+      : QIAO_D4(0), QIAO_D4(4)
+      : QIAO_A);
+}
+__device__ inline void multiply_async(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+  QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" QIAO_NAMES_16
+              "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
+              : QIAO_D16(0)
+              : QIAO_A);
 }
 __device__ inline void multiply_async(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" QIAO_NAMES_32
@@ -436,13 +451,25 @@ __device__ inline void multiply_async(float (&d)[128], const uint32_t (&a)[4], u
                 QIAO_D16(96), QIAO_D16(112)
               : QIAO_A);
 }
-// The same of E4M3, with 32 columns for each 16 and N = 8, 64, 128 or 192: a is that of mma.m16n8k32, a row
-// of B^T 128 elements. Where not `adds`, d is what the product is, whatever it was.
+// The same of E4M3, with 32 columns for each 16 and N = 8, 16, 32, 64, 128 or 192: a is that of mma.m16n8k32,
+// a row of B^T 128 elements. Where not `adds`, d is what the product is, whatever it was.
 #define QIAO_ADDS(number) "{\n.reg .pred adds;\nsetp.ne.s32 adds, %" number ", 0;\n"
 __device__ inline void multiply_async_e4m3(float (&d)[4], const uint32_t (&a)[4], uint64_t b, bool adds) {
   QIAO_HOPPER(QIAO_ADDS("9") "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, "
               "{%4, %5, %6, %7}, %8, adds, 1, 1;\n}"
               : QIAO_D4(0)
+              : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[8], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(QIAO_ADDS("13") "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 "
+              "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, adds, 1, 1;\n}"
+              : QIAO_D4(0), QIAO_D4(4)
+              : QIAO_A, "r"(static_cast<int>(adds)));
+}
+__device__ inline void multiply_async_e4m3(float (&d)[16], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  QIAO_HOPPER(QIAO_ADDS("21") "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {" QIAO_NAMES_16
+                              "}, {%16, %17, %18, %19}, %20, adds, 1, 1;\n}"
+              : QIAO_D16(0)
               : QIAO_A, "r"(static_cast<int>(adds)));
 }
 __device__ inline void multiply_async_e4m3(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds) {
@@ -464,6 +491,7 @@ __device__ inline void multiply_async_e4m3(float (&d)[96], const uint32_t (&a)[4
               : QIAO_A, "r"(static_cast<int>(adds)));
 }
 #undef QIAO_ADDS
+#undef QIAO_NAMES_16
 #undef QIAO_NAMES_32
 #undef QIAO_NAMES_64
 #undef QIAO_NAMES_96

@@ -153,16 +153,16 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
     a.row_blocks = ceil_div(a.end_row - a.first_row / kTileRows * kTileRows, kManyRows);
     a.segment = segment_length(panel.rows, weight.columns());
     a.segments = ceil_div(weight.columns(), a.segment);
-    if (!few && !chip.batch_invariant()) {
+    if (!few && !chip.batch_invariant() && !(wgmma && call.tokens <= kMostLineTokens)) {
       const int64_t tiles = a.row_blocks * ceil_div(a.token_tiles * kManyTokens, kManyRows);
       a.segment = fast_segment_length(a.weight.columns, a.segments, tiles, a.multiprocessors);
       a.segments = ceil_div(a.weight.columns, a.segment);
     }
-    const bool whole = a.first_row == 0 && a.end_row == panel.rows;
     if (wgmma) {
-      (f8 ? launch_matmul_wgmma_f8 : launch_matmul_wgmma)(stream, a, whole);
+      (f8 ? launch_matmul_wgmma_f8 : launch_matmul_wgmma)(stream, a);
       continue;
     }
+    const bool whole = a.first_row == 0 && a.end_row == panel.rows;
     a.split = whole && a.segments > 1 && call.tokens <= kMostSplitTokens &&
               a.row_blocks * a.token_tiles < (few ? kFewBlocks : kManyBlocks);
     if (call.compute == Compute::kF32) {

@@ -6,10 +6,10 @@
 //   whose integer sum is exact, then one fmaf; one more where the format has minimums), of 128 for FP8
 //   (four wgmma of E4M3 on Hopper, else eight mma.m16n8k16, then one fmaf: matmul_f8.h).
 // - The segments' sums are added in ascending order, beginning with the first.
-// Everything else is free: how many tokens a block has, whether it walks all segments itself or one block
-// each leaves its sum in memory (where there are too few tiles to fill a device; the last of a tile to arrive
-// adds them up, still in order), whether mma.sync or wgmma makes a step of 16 (matmul_wgmma.h: BF16 with many
-// tokens on Hopper).
+// Everything else is free: how many tokens a block has, whether it walks all segments itself or leaves sums
+// in memory (where a segment has a block of its own, or a block's even share ends inside a tile; the last of
+// a tile to arrive adds them up, still in order), whether mma.sync or wgmma makes a step of 16
+// (matmul_wgmma.h: BF16 with many tokens on Hopper).
 #pragma once
 
 #include "backend/cuda/activation.h"
@@ -22,6 +22,8 @@ inline constexpr int64_t kSegmentUnit = 256, kMostSegment = 1024;
 // Up to kFewTokens rows of x: they are one column of mma's tiles, and the weight is read as memory gives it.
 inline constexpr int kFewTokens = 8, kManyTokens = 64;
 inline constexpr int kManyRows = 128;
+// Up to so many are wgmma's few: blocks share the weight evenly (matmul_wgmma_walk.h).
+inline constexpr int64_t kMostLineTokens = 128;
 
 // A token's scale in a group of 32 and the sums of its quants: of the first 16 in the low half, of the rest
 // above. Of FP8 the scale of a block of 128 alone.
@@ -49,6 +51,7 @@ struct MatmulArguments {
   float* partials = nullptr;  // [tiles, segments, sums of a block]
   unsigned* tickets = nullptr;
   int64_t token_tiles = 0, row_blocks = 0;
+  bool line = false;  // matmul_wgmma_walk.h's: blocks have even shares of all segments
   // matmul_few.h's: row tiles from first_tile on, each with its own partials [row tile][segment][token][row]
   // and ticket; what follows the device's numbers is for it to set.
   int64_t first_tile = 0, row_tiles = 0;
@@ -73,13 +76,13 @@ void launch_matmul_f32(const Stream& stream, const MatmulArguments& arguments, b
 void launch_matmul_bf16(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_q8(const Stream& stream, const MatmulArguments& arguments, bool few);
 void launch_matmul_f8(const Stream& stream, const MatmulArguments& arguments, bool few);
-// BF16 on Hopper alone, matmul_wgmma.cu: token_tiles and split are its own. x is prepared for it alone,
-// ceil8(tokens) * prepared_columns elements. partials has wgmma_partial_bytes, of a call with all of a
-// panel's rows (`whole`; of part of them no segment has a block of its own).
-void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments, bool whole);
+// BF16 on Hopper alone, matmul_wgmma.cu: token_tiles, row_blocks and line are its own (row_blocks is of
+// kManyRows before). x is prepared for it alone, ceil8(tokens) * prepared_columns elements. partials has
+// wgmma_partial_bytes of as many rows or more.
+void launch_matmul_wgmma(const Stream& stream, MatmulArguments arguments);
 void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 // The same of F8: prepared has the numbers, ceil8(tokens) * prepared_columns; meta their scales alone.
-void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments, bool whole);
+void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments);
 void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
                              ActivationMeta* meta);
 int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);

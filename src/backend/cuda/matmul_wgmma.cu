@@ -39,28 +39,32 @@ void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& op, uint8
 }
 
 int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts) {
-  const int64_t row_blocks = ceil_div(rows, kManyRows);
-  if (segments == 1 || tokens <= kFewTokens || row_blocks > kWgmmaSplitTiles) return 0;
+  if (segments == 1 || tokens <= kFewTokens) return 0;
   int64_t floats = 0;
-  for (const int size : {64, 128}) {
-    const int64_t tiles = row_blocks * wgmma_token_tiles(tokens, experts, true, size);
-    floats = std::max(floats, std::min(tiles, kWgmmaSplitTiles) * kManyRows * size);
+  for (int size = 16; size <= kMostLineTokens && size < 2 * tokens; size *= 2) {
+    const int64_t row_blocks = wgmma_row_blocks(rows, size);
+    int64_t tiles = row_blocks * wgmma_token_tiles(tokens, experts, size);
+    // The largest ones are for one tile of tokens or for few tiles.
+    if (size == kMostLineTokens) tiles = std::max(row_blocks, std::min(tiles, kFewWgmmaTiles));
+    floats = std::max(floats, std::min(tiles, kMostLineBlocks) * 64 * wgmma_groups(size) * size);
   }
   return segments * floats * static_cast<int64_t>(sizeof(float));
 }
 
-void launch_matmul_wgmma(const Stream& stream, MatmulArguments op, bool whole) {
-  const int size = best_wgmma_tile(op, stream.multiprocessors(), op.segments > 1 ? 192 : 256);
-  op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, op.counts != nullptr, size);
-  op.split = whole && op.segments > 1 && size <= 128 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
-  if (size == 64) {
-    launch_wgmma<WgmmaShape<64>>(stream, op);
-  } else if (size == 128) {
-    launch_wgmma<WgmmaShape<128>>(stream, op);
-  } else if (size == 192) {
-    launch_wgmma<WgmmaShape<192>>(stream, op);
-  } else {
-    launch_wgmma<WgmmaShape<256>>(stream, op);
+void launch_matmul_wgmma(const Stream& stream, MatmulArguments op) {
+  switch (plan_wgmma(op, stream.multiprocessors(), op.segments > 1 ? 192 : 256)) {
+    case 16:
+      return launch_wgmma<WgmmaShape<16>>(stream, op);
+    case 32:
+      return launch_wgmma<WgmmaShape<32>>(stream, op);
+    case 64:
+      return launch_wgmma<WgmmaShape<64>>(stream, op);
+    case 128:
+      return launch_wgmma<WgmmaShape<128>>(stream, op);
+    case 192:
+      return launch_wgmma<WgmmaShape<192>>(stream, op);
+    default:
+      return launch_wgmma<WgmmaShape<256>>(stream, op);
   }
 }
 

@@ -9,10 +9,16 @@
 // each, and there the next stage's A is not loaded ahead; with 256 they have 128, so there all of K is one
 // segment. A tile's sums leave through shared memory, in rows of 64.
 //
-// The limit is what the L2 cache gives: a stage of 64 columns keeps the tensor cores busy for 512 cycles with
-// 128 tokens, 768 with 192, 1024 with 256, and is 32, 40 or 48 KB: 64, 53 or 48 bytes a cycle. Measured were
-// 598 TFLOP/s with 128 and 735 with 256 (docs/h200.md), 39 and 36 bytes. Prediction for 192: 690. A row's
-// chain of steps is that of mma.sync's kernel: an instruction of 16 k for each.
+// Up to 128 tokens (n16, n32, n64, n128) are few: blocks have even shares of the weight, and the limit is the
+// memory's bandwidth (matmul_wgmma_walk.h). 96 to 160 KB of the weight are on their way to a multiprocessor.
+// With up to 16 tokens a tile is of 64 rows, and one warpgroup multiplies: it takes some 250 cycles for a
+// stage, which comes in 445. n16 and n32 are not yet run on a device: that they add as n8 and n64 do is what
+// conformance will tell.
+//
+// The limit of many is what the L2 cache gives: a stage of 64 columns keeps the tensor cores busy for 512
+// cycles with 128 tokens, 768 with 192, 1024 with 256, and is 32, 40 or 48 KB: 64, 53 or 48 bytes a cycle.
+// Measured were 598 TFLOP/s with 128 and 735 with 256 (docs/h200.md), 39 and 36 bytes. Prediction for 192:
+// 690. A row's chain of steps is that of mma.sync's kernel: an instruction of 16 k for each.
 #pragma once
 
 #include "backend/cuda/matmul_wgmma_tiles.h"
@@ -22,8 +28,10 @@ namespace qiao::cuda {
 // A block, and where things lie in its shared memory: [stages][sums on their way out][counts of arrivals].
 template <int kOfTokens>
 struct WgmmaShape {
-  static constexpr int kTokens = kOfTokens, kRows = kManyRows;
-  static constexpr int kConsumers = 256, kThreads = kConsumers + 128, kConsumerWarps = kConsumers / 32;
+  static constexpr int kTokens = kOfTokens, kGroups = wgmma_groups(kTokens), kRows = 64 * kGroups;
+  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
+  static constexpr int kConsumerWarps = kConsumers / 32;
+  static constexpr bool kLine = kTokens <= kMostLineTokens;
   static constexpr int kStage = 64, kSteps = kStage / 16;  // of K
   static constexpr int kUnit = 16, kUnitBytes = 512, kTileBytes = kStage / kUnit * kUnitBytes;
   static constexpr int kScalesAt = 0;  // of the tokens, in a stage; 0: none
@@ -33,15 +41,15 @@ struct WgmmaShape {
   static constexpr bool kOneSegment = kSums > 96;  // is all that a block walks
   static constexpr bool kAhead = kSums != 96;      // a stage's A is loaded while the one before is multiplied
   static constexpr bool kSumsInShared = false;
-  static constexpr int kRegisters = kSums == 96 ? 232 : 216;
+  static constexpr int kRegisters = kSums == 96 ? 224 : 216;
   // A warpgroup's sums of some tokens: rows of 64, padded apart.
   static constexpr int kChunk = kTokens < 32 ? kTokens : 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
   static constexpr int kGroupBytes = kChunkBytes;
-  static constexpr int kFixedBytes = 2 * kGroupBytes + 1024;
+  static constexpr int kFixedBytes = kGroups * kGroupBytes + 1024;
   static constexpr int kRoom = (227 * 1024 - kFixedBytes) / kStageBytes;
-  static constexpr int kStages = kRoom < 8 ? kRoom : 8;
-  static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + 2 * kGroupBytes;
+  static constexpr int kStages = kRoom < 20 ? kRoom : 20;
+  static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + kGroups * kGroupBytes;
   static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
   static constexpr int kSharedBytes = kIsLastAt + 16;
   static_assert(kTokenBytes % 1024 == 0 && kStageBytes % 1024 == 0 && kStages >= 4 &&
@@ -62,26 +70,31 @@ __device__ inline void load_weight(const WgmmaRing<S>& ring, uint32_t (&a)[S::kS
 template <class S>
 __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
   const bool first_lane = threadIdx.x % 32 == 0;
+  const auto group = static_cast<int>(threadIdx.x / 128);
   WgmmaRing<S> ring{shared};
   float sums[S::kSums], before[S::kOneSegment ? 1 : S::kSums];
-  const int items = wgmma_items(op);
   const auto per_segment = static_cast<int>(op.segment / S::kStage);
-  for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
-    const WgmmaWork work = wgmma_work<S::kTokens>(op, item);
-    if (work.tokens.count == 0) continue;
-    const auto length = static_cast<int>(work.end - work.begin);
+  for (WgmmaWalk<S> walk(op); walk.more(); walk.advance()) {
+    const WgmmaWork work = walk.work();
+    const WgmmaSegments segments = walk.segments_of(work), own = walk.segments_of(work, group);
+    const auto length = static_cast<int>(walk.end_of(segments) - walk.begin_of(segments));
     const int whole = length / S::kStage, last_steps = (length % S::kStage + 15) / 16;
-    bool is_first = true;
-    // Leaves all sums in `sums` where the segment is the last one, else zeros.
-    const auto end_segment = [&](bool is_last) {
+    int segment = segments.first;
+    // What is the other group's alone was made of what lay in shared memory, and is dropped.
+    const auto end_segment = [&] {
       if constexpr (!S::kOneSegment) {
+        if (segment >= own.first && segment < own.end) {
+          if (S::kLine && own.first > 0) {
+            leave_sums<S>(op, walk.place_of(work, group), segment, work.tokens.count, sums);
+          } else {
 #pragma unroll
-        for (int i = 0; i < S::kSums; ++i) {
-          const float own = is_first ? sums[i] : before[i] + sums[i];
-          before[i] = own, sums[i] = is_last ? own : 0;
+            for (int i = 0; i < S::kSums; ++i) before[i] = segment == 0 ? sums[i] : before[i] + sums[i];
+          }
         }
+#pragma unroll
+        for (int i = 0; i < S::kSums; ++i) sums[i] = 0;
       }
-      is_first = false;
+      ++segment;
     };
 #pragma unroll
     for (int i = 0; i < S::kSums; ++i) sums[i] = 0;
@@ -113,8 +126,7 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
         if (first_lane) arrive(used);
         take(a);
       }
-      const bool is_last = stage + 1 == whole && last_steps == 0;
-      if (--left == 0 || is_last) end_segment(is_last), left = per_segment;
+      if (--left == 0 || !more) end_segment(), left = per_segment;
     }
     if (last_steps != 0) {
       // As many steps as K has: one more of zeros would turn a sum of -0 into 0.
@@ -129,10 +141,13 @@ __device__ inline void use_stages(const MatmulArguments& op, uint8_t* shared) {
       }
       if (first_lane) arrive(ring.empty());
       ring.advance();
-      end_segment(true);
+      end_segment();
     }
-    if (op.split && !add_wgmma_segments<S>(op, work, shared, sums)) continue;
-    store_tile<S>(op, work, shared, sums);
+    if constexpr (S::kOneSegment) {
+      end_work(walk, work, own, shared, sums);
+    } else {
+      end_work(walk, work, own, shared, before);
+    }
   }
 }
 
@@ -143,10 +158,10 @@ __global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma(MatmulArguments o
   auto* shared = shared_memory<uint8_t>();
   open_ring<S>(shared);
   if (threadIdx.x >= S::kConsumers) {
-    set_registers<kWgmmaRegisters - 2 * S::kRegisters, false>();
+    if constexpr (S::kGroups == 2) set_registers<kWgmmaRegisters - 2 * S::kRegisters, false>();
     bring_stages<S>(op, shared);
   } else {
-    set_registers<S::kRegisters, true>();
+    if constexpr (S::kGroups == 2) set_registers<S::kRegisters, true>();
     wait_for_previous();
     use_stages<S>(op, shared);
   }
@@ -154,8 +169,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma(MatmulArguments o
 
 template <class S>
 void launch_wgmma(const Stream& stream, const MatmulArguments& op) {
-  const int blocks = std::min(wgmma_items(op), stream.multiprocessors());
-  launch("linear", stream, matmul_wgmma<S>, static_cast<unsigned>(blocks), S::kThreads, S::kSharedBytes, op);
+  launch("linear", stream, matmul_wgmma<S>, wgmma_blocks<S>(op, stream.multiprocessors()), S::kThreads,
+         S::kSharedBytes, op);
 }
 
 }  // namespace qiao::cuda

@@ -41,16 +41,18 @@ void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& op, ui
          op.x_stride, op.tokens, blocks, prepared, reinterpret_cast<float*>(meta));
 }
 
-void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments op, bool whole) {
-  const int size = best_wgmma_tile(op, stream.multiprocessors(), 192);
-  op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, op.counts != nullptr, size);
-  op.split = whole && op.segments > 1 && size <= 128 && op.row_blocks * op.token_tiles <= kWgmmaSplitTiles;
-  if (size == 64) {
-    launch_wgmma_f8<WgmmaF8Shape<64>>(stream, op);
-  } else if (size == 128) {
-    launch_wgmma_f8<WgmmaF8Shape<128>>(stream, op);
-  } else {
-    launch_wgmma_f8<WgmmaF8Shape<192>>(stream, op);
+void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments op) {
+  switch (plan_wgmma(op, stream.multiprocessors(), 192)) {
+    case 16:
+      return launch_wgmma_f8<WgmmaF8Shape<16>>(stream, op);
+    case 32:
+      return launch_wgmma_f8<WgmmaF8Shape<32>>(stream, op);
+    case 64:
+      return launch_wgmma_f8<WgmmaF8Shape<64>>(stream, op);
+    case 128:
+      return launch_wgmma_f8<WgmmaF8Shape<128>>(stream, op);
+    default:
+      return launch_wgmma_f8<WgmmaF8Shape<192>>(stream, op);
   }
 }
 

@@ -10,9 +10,9 @@
 // cycle), a warpgroup's own half of them; in the other half it gives what follows a product, 300 instructions
 // a warp, of which 192 are the sums'. A stage is 42 KB, 56 bytes a cycle, where the L2 cache gave BF16's
 // tiles 36 to 39 (matmul_wgmma.h); shared memory reads 65 KB of a stage and takes its 42 KB, 142 bytes a
-// cycle of 128. So the prediction: 66% of E4M3's peak; with 128 tokens (33 KB in 512 cycles) 58%, with 64,
-// which are for few, 40%. Blocks that load a stage together (clusters) would be next. Not yet run on a
-// device.
+// cycle of 128. So the prediction: 66% of E4M3's peak; with 128 tokens (33 KB in 512 cycles) 58%. Up to that
+// many are limited by the memory, as BF16's: a stage of 64 rows has as many bytes (matmul_wgmma_walk.h).
+// Blocks that load a stage together (clusters) would be next. Not yet run on a device.
 #pragma once
 
 #include "backend/cuda/matmul_f8.h"
@@ -23,26 +23,29 @@ namespace qiao::cuda {
 template <int kOfTokens>
 struct WgmmaF8Shape {
   using F = Format<DType::kF8_128>;
-  static constexpr int kTokens = kOfTokens, kRows = kManyRows;
-  static constexpr int kConsumers = 256, kThreads = kConsumers + 128, kConsumerWarps = kConsumers / 32;
+  static constexpr int kTokens = kOfTokens, kGroups = wgmma_groups(kTokens), kRows = 64 * kGroups;
+  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
+  static constexpr int kConsumerWarps = kConsumers / 32;
+  static constexpr bool kLine = kTokens <= kMostLineTokens;
   static constexpr int kStage = F::kElements, kSteps = kStage / 32;
   static constexpr int kUnit = F::kElements, kUnitBytes = F::kTileBytes, kTileBytes = kUnitBytes;
   static constexpr int kTokenBytes = kTokens * kStage;
   static constexpr int kScalesAt = kTokenBytes + kConsumerWarps * kTileBytes;
   static constexpr int kStageBytes = (kScalesAt + kTokens * 4 + 1023) / 1024 * 1024;
   static constexpr int kSums = kTokens / 2;
-  static constexpr int kChunk = 32, kChunkRow = 64 + 4;
+  static constexpr int kChunk = kTokens < 32 ? kTokens : 32, kChunkRow = 64 + 4;
   static constexpr int kChunkBytes = kChunk * kChunkRow * static_cast<int>(sizeof(float));
   // A warpgroup's sums of earlier segments, and its chunk in their place.
   static constexpr bool kSumsInShared = true, kAhead = kSums != 96;
-  static constexpr int kRegisters = kSums == 96 ? 232 : 216;
-  static constexpr int kGroupBytes = 128 * kSums * static_cast<int>(sizeof(float));
-  static constexpr int kStages = (227 * 1024 - 2 * kGroupBytes - 1024) / kStageBytes;
-  static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + 2 * kGroupBytes;
+  static constexpr int kRegisters = kSums == 96 ? 224 : 216;
+  static constexpr int kBeforeBytes = 128 * kSums * static_cast<int>(sizeof(float));
+  static constexpr int kGroupBytes = kChunkBytes < kBeforeBytes ? kBeforeBytes : kChunkBytes;
+  static constexpr int kRoom = (227 * 1024 - kGroups * kGroupBytes - 1024) / kStageBytes;
+  static constexpr int kStages = kRoom < 20 ? kRoom : 20;
+  static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + kGroups * kGroupBytes;
   static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
   static constexpr int kSharedBytes = kIsLastAt + 16;
-  static_assert(kStages >= 3 && kChunkBytes <= kGroupBytes && kRows == kConsumerWarps * kTileRows &&
-                kSharedBytes <= 227 * 1024);
+  static_assert(kStages >= 3 && kRows == kConsumerWarps * kTileRows && kSharedBytes <= 227 * 1024);
 };
 
 // A of a stage's steps: this warp's tile.
@@ -61,19 +64,17 @@ __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared)
   WgmmaRing<S> ring{shared};
   float* before = sums_before<S>(shared);
   float block[S::kSums] = {}, sums[S::kSums];
-  const int items = wgmma_items(op);
   const auto per_segment = static_cast<int>(op.segment / S::kStage);
-  for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
-    const WgmmaWork work = wgmma_work<S::kTokens>(op, item);
-    if (work.tokens.count == 0) continue;
-    const auto stages = static_cast<int>((work.end - work.begin) / S::kStage);
+  for (WgmmaWalk<S> walk(op); walk.more(); walk.advance()) {
+    const WgmmaWork work = walk.work();
+    const WgmmaSegments segments = walk.segments_of(work), own = walk.segments_of(work, warp / 4);
+    const auto stages = static_cast<int>((walk.end_of(segments) - walk.begin_of(segments)) / S::kStage);
 #pragma unroll
     for (int i = 0; i < S::kSums; ++i) sums[i] = 0;
     uint32_t a[S::kSteps][4], next[S::kSteps][4] = {};
     wait_arrivals(ring.full(), ring.parity);
     load_f8_weight(ring, a);
-    int left = per_segment;
-    bool is_first = true;  // segment
+    int left = per_segment, segment = segments.first;
     for (int stage = 0; stage < stages; ++stage) {
       multiply_begin();
 #pragma unroll
@@ -105,14 +106,25 @@ __device__ inline void use_f8_stages(const MatmulArguments& op, uint8_t* shared)
       __syncwarp();  // all lanes have read
       if (lane == 0) arrive(used);
       if constexpr (!S::kAhead) take(a);
-      const bool is_last = stage + 1 == stages;
-      if (--left != 0 && !is_last) continue;
+      if (--left != 0 && stage + 1 != stages) continue;
       left = per_segment;
-      end_segment(before, sums, is_first, is_last);
-      is_first = false;
+      // What is the other group's alone was made of what lay in shared memory, and is dropped.
+      if (segment >= own.first && segment < own.end) {
+        if (S::kLine && own.first > 0) {
+          leave_sums<S>(op, walk.place_of(work, warp / 4), segment, work.tokens.count, sums);
+        } else {
+#pragma unroll
+          for (int i = 0; i < S::kSums; ++i)
+            before[i * 128] = segment == 0 ? sums[i] : before[i * 128] + sums[i];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < S::kSums; ++i) sums[i] = 0;
+      ++segment;
     }
-    if (op.split && !add_wgmma_segments<S>(op, work, shared, sums)) continue;
-    store_tile<S>(op, work, shared, sums);
+#pragma unroll
+    for (int i = 0; i < S::kSums; ++i) sums[i] = before[i * 128];
+    end_work(walk, work, own, shared, sums);
   }
 }
 
@@ -123,10 +135,10 @@ __global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma_f8(MatmulArgument
   auto* shared = shared_memory<uint8_t>();
   open_ring<S>(shared);
   if (threadIdx.x >= S::kConsumers) {
-    set_registers<kWgmmaRegisters - 2 * S::kRegisters, false>();
+    if constexpr (S::kGroups == 2) set_registers<kWgmmaRegisters - 2 * S::kRegisters, false>();
     bring_stages<S>(op, shared);
   } else {
-    set_registers<S::kRegisters, true>();
+    if constexpr (S::kGroups == 2) set_registers<S::kRegisters, true>();
     wait_for_previous();
     use_f8_stages<S>(op, shared);
   }
@@ -134,9 +146,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) matmul_wgmma_f8(MatmulArgument
 
 template <class S>
 void launch_wgmma_f8(const Stream& stream, const MatmulArguments& op) {
-  const int blocks = std::min(wgmma_items(op), stream.multiprocessors());
-  launch("linear", stream, matmul_wgmma_f8<S>, static_cast<unsigned>(blocks), S::kThreads, S::kSharedBytes,
-         op);
+  launch("linear", stream, matmul_wgmma_f8<S>, wgmma_blocks<S>(op, stream.multiprocessors()), S::kThreads,
+         S::kSharedBytes, op);
 }
 
 }  // namespace qiao::cuda

@@ -1,92 +1,11 @@
-// What the products by wgmma (matmul_wgmma.h, matmul_wgmma_f8.h) have in common: which tile and part of K is
-// a block's next, how the warps that bring stages and those that multiply hand them on, and how sums leave. S
-// is a block's shape, where things lie in its shared memory.
+// What the products by wgmma (matmul_wgmma.h, matmul_wgmma_f8.h) have in common beside a block's walk: how
+// the warps that bring stages and those that multiply hand them on, and how sums leave. S is a block's shape,
+// where things lie in its shared memory.
 #pragma once
 
-#include <algorithm>
-
-#include "backend/cuda/matmul.h"
+#include "backend/cuda/matmul_wgmma_walk.h"
 
 namespace qiao::cuda {
-
-// Rows of x from `first` on, a multiple of 8, that share an expert, but for the first `skip`.
-struct WgmmaTokens {
-  int64_t first = 0;
-  int skip = 0, count = 0;  // count: with those; 0: none
-  int expert = 0;
-};
-
-// Tile `tile` of `size` rows, counted over the experts; by whole warps, the same in each lane.
-__device__ inline WgmmaTokens wgmma_tokens(const int32_t* counts, int experts, int64_t tokens, int64_t tile,
-                                           int size) {
-  if (counts == nullptr) {
-    const int64_t left = tokens - tile * size;
-    return {tile * size, 0, static_cast<int>(left < size ? left : size), 0};
-  }
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int64_t rows_before = 0, tiles_before = 0;
-  for (int base = 0; base < experts; base += 32) {
-    const int count = base + lane < experts ? counts[base + lane] : 0;
-    int rows = count;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int more = __shfl_up_sync(kAllLanes, rows, step);
-      if (lane >= step) rows += more;
-    }
-    const int skip = static_cast<int>((rows_before + rows - count) % 8);
-    const int own_tiles = count == 0 ? 0 : (skip + count + size - 1) / size;
-    int tiles = own_tiles;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int more = __shfl_up_sync(kAllLanes, tiles, step);
-      if (lane >= step) tiles += more;
-    }
-    const uint32_t beyond = __ballot_sync(kAllLanes, tiles_before + tiles > tile);
-    if (beyond != 0) {
-      const int at = __ffs(static_cast<int>(beyond)) - 1;
-      const int own = __shfl_sync(kAllLanes, count, at), before = __shfl_sync(kAllLanes, rows, at) - own;
-      const int of_first = __shfl_sync(kAllLanes, skip, at);
-      const int64_t inside = tile - tiles_before - __shfl_sync(kAllLanes, tiles - own_tiles, at);
-      const int64_t left = of_first + own - inside * size;
-      return {rows_before + before - of_first + inside * size, inside == 0 ? of_first : 0,
-              static_cast<int>(left < size ? left : size), base + at};
-    }
-    rows_before += __shfl_sync(kAllLanes, rows, 31);
-    tiles_before += __shfl_sync(kAllLanes, tiles, 31);
-  }
-  return {};
-}
-
-// What a block does at once: a tile, and all of K or a segment.
-struct WgmmaWork {
-  WgmmaTokens tokens;
-  int tile, segment;  // of row_blocks * token_tiles, and of K where they are split
-  int64_t row_tile;   // its first
-  int64_t begin, end;
-};
-
-// Blocks that run at once share few rows of x and of the weight: tiles of this many columns.
-inline constexpr int kWgmmaColumns = 16;
-
-// `item` of wgmma_items.
-template <int kTokens>
-__device__ inline WgmmaWork wgmma_work(const MatmulArguments& op, int item) {
-  const auto row_blocks = static_cast<int>(op.row_blocks), token_tiles = static_cast<int>(op.token_tiles);
-  WgmmaWork work;
-  work.segment = item / (row_blocks * token_tiles), work.tile = item % (row_blocks * token_tiles);
-  const int column = work.tile / (kWgmmaColumns * row_blocks) * kWgmmaColumns;
-  const int left = token_tiles - column, width = left < kWgmmaColumns ? left : kWgmmaColumns;
-  const int inside = work.tile - column * row_blocks;
-  work.tokens = wgmma_tokens(op.counts, op.experts, op.tokens, column + inside % width, kTokens);
-  work.row_tile = op.first_row / kTileRows + inside / width * (kManyRows / kTileRows);
-  work.begin = op.split ? work.segment * op.segment : 0;
-  const int64_t end = work.begin + op.segment;
-  work.end = op.split && end < op.weight.columns ? end : op.weight.columns;
-  return work;
-}
-__host__ __device__ inline int wgmma_items(const MatmulArguments& op) {
-  return static_cast<int>(op.row_blocks * op.token_tiles * (op.split ? op.segments : 1));
-}
 
 // The stages in turn, as the warp that brings them and those that use them walk them.
 template <class S>
@@ -106,90 +25,147 @@ struct WgmmaRing {
   }
 };
 
-// By each of four warps: a quarter of a stage's tokens and two of its tiles of 16 rows (one warp would take
-// as long to ask for all as the tensor cores to use them).
-template <class S>
-__device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) {
+// By each of four warps: a quarter of a stage's tokens and of its tiles of 16 rows (one warp would take as
+// long to ask for all as the tensor cores to use them). kEarly: the weight's part alone, of the block's first
+// `stages` stages at most; gives how many there were, which then have their tokens to come.
+template <class S, bool kEarly>
+__device__ inline int bring(const MatmulArguments& op, uint8_t* shared, int stages) {
   constexpr int kQuarter = S::kTokens / 4, kRowBytes = 128;
   WgmmaRing<S> ring{shared};
   ring.parity = 1;  // at first each slot is empty
-  const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps, items = wgmma_items(op);
-  const int64_t row_tiles = ceil_div(op.end_row, kTileRows), tile_row_bytes = op.weight.units * S::kUnitBytes;
-  const int64_t padded_tokens = ceil_div(op.tokens, 8) * 8;
-  // The first stages' part of the weight is asked for before the kernel before has ended, the tokens after.
-  bool waited = op.counts != nullptr;  // it says whose rows they are
-  if (waited) wait_for_previous();
-  int held = 0;
-  for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
-    const WgmmaWork work = wgmma_work<S::kTokens>(op, item);
-    if (work.tokens.count == 0) continue;
+  const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps;
+  const auto row_tiles = static_cast<int>(ceil_div(op.end_row, kTileRows));
+  const auto padded_tokens = static_cast<int>(ceil_div(op.tokens, 8) * 8);
+  int left = stages;
+  for (WgmmaWalk<S> walk(op); walk.more(); walk.advance()) {
+    const WgmmaWork work = walk.work();
+    const WgmmaSegments segments = walk.segments_of(work);
+    const WgmmaSegments own = walk.segments_of(work, warp * S::kGroups / 4);
+    int k = static_cast<int>(walk.begin_of(segments));
+    const auto end = static_cast<int>(walk.end_of(segments));
+    const auto own_begin = static_cast<int>(walk.begin_of(own)), own_end = static_cast<int>(walk.end_of(own));
     const int rows_left = (work.tokens.count + 7) / 8 * 8 - warp * kQuarter;
     const int rows = rows_left < 0 ? 0 : rows_left < kQuarter ? rows_left : kQuarter;
-    int64_t place = work.begin / S::kStage * padded_tokens + work.tokens.first + warp * kQuarter;
-    const int64_t tiles_left = row_tiles - (work.row_tile + 2 * warp);
-    const int tiles = tiles_left < 0 ? 0 : tiles_left < 2 ? static_cast<int>(tiles_left) : 2;
+    const int row_tile = static_cast<int>(work.row_tile) + S::kGroups * warp;
+    const int own_tiles = row_tiles - row_tile < S::kGroups ? row_tiles - row_tile : S::kGroups;
     const uint8_t* weight = op.weight.tiles + work.tokens.expert * op.expert_bytes +
-                            (work.row_tile + 2 * warp) * tile_row_bytes +
-                            work.begin / S::kUnit * S::kUnitBytes;
-    const auto token_bytes = static_cast<uint32_t>(rows * kRowBytes);
-    const auto scale_bytes = static_cast<uint32_t>(S::kScalesAt == 0 ? 0 : rows * 4);
-    for (auto left = static_cast<int>(work.end - work.begin); left > 0; left -= S::kStage) {
-      const auto tile_bytes = static_cast<uint32_t>(
-          left < S::kStage ? (left + S::kUnit - 1) / S::kUnit * S::kUnitBytes : S::kTileBytes);
-      wait_arrivals(ring.empty(), ring.parity);
-      if (threadIdx.x % 32 == 0) {
-        arrive_expecting(ring.full(), token_bytes + scale_bytes + static_cast<uint32_t>(tiles) * tile_bytes);
-      }
-      __syncwarp();
-      uint8_t* tiles_to = ring.weight() + 2 * warp * S::kTileBytes;
-      if (tiles > 0) copy_bulk(tiles_to, weight, tile_bytes, ring.full());
-      if (tiles > 1) copy_bulk(tiles_to + S::kTileBytes, weight + tile_row_bytes, tile_bytes, ring.full());
-      weight += S::kTileBytes;
-      ++held;
-      if (waited || held == S::kStages || left <= S::kStage) {
-        if (!waited) wait_for_previous();
-        WgmmaRing<S> to = ring;
-        if (!waited) to.slot = 0;
-        waited = true;
-        for (; held > 0; --held, to.advance(), place += padded_tokens) {
-          if (rows == 0) continue;
-          copy_bulk(to.tokens() + warp * kQuarter * kRowBytes, op.prepared + place * kRowBytes, token_bytes,
-                    to.full());
-          if constexpr (S::kScalesAt != 0) {
-            copy_bulk(to.tokens() + S::kScalesAt + warp * kQuarter * 4,
-                      reinterpret_cast<const float*>(op.meta) + place, scale_bytes, to.full());
-          }
+                            (row_tile * op.weight.units + k / S::kUnit) * S::kUnitBytes;
+    int64_t place = int64_t{k / S::kStage} * padded_tokens + work.tokens.first + warp * kQuarter;
+    for (; k < end; k += S::kStage, ring.advance()) {
+      if (kEarly && left == 0) return stages;
+      if (kEarly || left == 0) {
+        const int units = (end - k < S::kStage ? end - k + S::kUnit - 1 : S::kStage) / S::kUnit;
+        const int tiles = k >= own_begin && k < own_end ? own_tiles : 0;
+        const auto tile_bytes = static_cast<uint32_t>(units * S::kUnitBytes);
+        wait_arrivals(ring.empty(), ring.parity);
+        if (threadIdx.x % 32 == 0) {
+          const int bytes = rows * (kRowBytes + (S::kScalesAt == 0 ? 0 : 4));
+          arrive_expecting(ring.full(), static_cast<uint32_t>(bytes) +
+                                            (tiles > 0 ? static_cast<uint32_t>(tiles) : 0) * tile_bytes);
+        }
+        __syncwarp();
+        uint8_t* to = ring.weight() + S::kGroups * warp * S::kTileBytes;
+        if (tiles > 0) copy_bulk(to, weight, tile_bytes, ring.full());
+        if (S::kGroups > 1 && tiles > 1) {
+          copy_bulk(to + S::kTileBytes, weight + op.weight.units * S::kUnitBytes, tile_bytes, ring.full());
         }
       }
-      ring.advance();
+      weight += S::kTileBytes;
+      if (left > 0) --left;
+      if (!kEarly && rows > 0) {
+        copy_bulk(ring.tokens() + warp * kQuarter * kRowBytes, op.prepared + place * kRowBytes,
+                  static_cast<uint32_t>(rows * kRowBytes), ring.full());
+        if constexpr (S::kScalesAt != 0) {
+          copy_bulk(ring.tokens() + S::kScalesAt + warp * kQuarter * 4,
+                    reinterpret_cast<const float*>(op.meta) + place, static_cast<uint32_t>(rows * 4),
+                    ring.full());
+        }
+        place += padded_tokens;
+      }
     }
+  }
+  return stages - left;
+}
+
+// The first stages' part of the weight is asked for before the kernel before has ended, the tokens after.
+template <class S>
+__device__ inline void bring_stages(const MatmulArguments& op, uint8_t* shared) {
+  // Counts say whose rows they are: nothing can be asked for before they are there.
+  const int early = op.counts == nullptr ? bring<S, true>(op, shared, S::kStages) : 0;
+  wait_for_previous();
+  bring<S, false>(op, shared, early);
+}
+
+// Partial sums of a warpgroup: those of a segment at the given place, [four sums][thread].
+template <class S>
+__device__ inline float4* partials_of(const MatmulArguments& op, int place, int segment) {
+  return reinterpret_cast<float4*>(op.partials) +
+         (int64_t{place} * op.segments + segment) * (S::kSums / 4 * 128) + threadIdx.x % 128;
+}
+template <class S>
+__device__ inline void leave_sums(const MatmulArguments& op, int place, int segment, int tokens,
+                                  const float (&sums)[S::kSums]) {
+  float4* to = partials_of<S>(op, place, segment);
+#pragma unroll
+  for (int i = 0; i < S::kSums / 4; ++i) {
+    if (8 * i < tokens)
+      to[i * 128] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
   }
 }
 
-// As add_segments of matmul.h, for the threads that have sums.
+// After a warpgroup has left sums of its segments, or the sum of them in `sums` where the first is among
+// them: true in all its threads where all are there, which then have the sums of all.
 template <class S>
-__device__ inline bool add_wgmma_segments(const MatmulArguments& op, const WgmmaWork& work, uint8_t* shared,
-                                          float (&sums)[S::kSums]) {
-  float* partial = op.partials + work.tile * op.segments * (S::kConsumers * S::kSums) + threadIdx.x;
-  float* own = partial + int64_t{work.segment} * (S::kConsumers * S::kSums);
-#pragma unroll
-  for (int i = 0; i < S::kSums; ++i) own[i * S::kConsumers] = sums[i];
-  int* is_last = reinterpret_cast<int*>(shared + S::kIsLastAt);
-  __threadfence();
-  barrier_sync(1, S::kConsumers);
-  if (threadIdx.x == 0) {
-    is_last[0] = atomicAdd(op.tickets + work.tile, 1u) == static_cast<unsigned>(op.segments - 1) ? 1 : 0;
-    if (is_last[0] != 0) op.tickets[work.tile] = 0;  // for the next launch
+__device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, const WgmmaSegments& own,
+                              uint8_t* shared, float (&sums)[S::kSums]) {
+  const MatmulArguments& op = walk.op;
+  const auto group = static_cast<int>(threadIdx.x / 128), segments = static_cast<int>(op.segments);
+  const int place = walk.place_of(work, group), barrier = 2 + group;
+  const auto count = static_cast<unsigned>(own.end - own.first);
+  const bool asks = threadIdx.x % 128 == 0;
+  unsigned* ticket = op.tickets + place;
+  int* all_there = reinterpret_cast<int*>(shared + S::kIsLastAt) + group;
+  int first = own.end;
+  bool begins = false;  // with what is in memory
+  if (own.first == 0) {
+    // Mostly the others have long been here. What is left in memory is on its way there meanwhile.
+    leave_sums<S>(op, place, own.end - 1, work.tokens.count, sums);
+    if (asks) *all_there = atomicAdd(ticket, 0u) + count == static_cast<unsigned>(segments) ? 1 : 0;
+    barrier_sync(barrier, 128);
   }
-  barrier_sync(1, S::kConsumers);
-  if (is_last[0] == 0) return false;
+  if (own.first > 0 || *all_there == 0) {
+    __threadfence();
+    barrier_sync(barrier, 128);
+    if (asks) *all_there = atomicAdd(ticket, count) + count == static_cast<unsigned>(segments) ? 1 : 0;
+    barrier_sync(barrier, 128);
+    if (*all_there == 0) return false;
+    first = walk.added_up(work, group) - 1, begins = true;
+  }
+  if (asks) *ticket = 0;  // for the next launch
   __threadfence();
+  // As many segments at a time as there are registers for: each takes a way to the L2 cache.
+  constexpr int kAtOnce = S::kSums >= 64 ? 1 : 64 / S::kSums, kFours = S::kSums / 4;
+  float4 next[kAtOnce][kFours] = {};
+  for (int from = first; from < segments; from += kAtOnce) {
 #pragma unroll
-  for (int i = 0; i < S::kSums; ++i) sums[i] = __ldcg(partial + i * S::kConsumers);
-  for (int64_t s = 1; s < op.segments; ++s) {
-    const float* next = partial + s * (S::kConsumers * S::kSums);
+    for (int s = 0; s < kAtOnce; ++s) {
+      const float4* partial = partials_of<S>(op, place, from + s);
 #pragma unroll
-    for (int i = 0; i < S::kSums; ++i) sums[i] += __ldcg(next + i * S::kConsumers);
+      for (int i = 0; i < kFours; ++i) {
+        if (from + s < segments && 8 * i < work.tokens.count) next[s][i] = __ldcg(partial + i * 128);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kAtOnce; ++s) {
+      if (from + s >= segments) break;
+      const bool anew = begins && from + s == first;
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
+        const float four[4] = {next[s][i].x, next[s][i].y, next[s][i].z, next[s][i].w};
+#pragma unroll
+        for (int n = 0; n < 4; ++n) sums[4 * i + n] = anew ? four[n] : sums[4 * i + n] + four[n];
+      }
+    }
   }
   return true;
 }
@@ -257,21 +233,24 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
   if constexpr (S::kSumsInShared) barrier_sync(barrier, 128);  // sums of segments lie there
 }
 
+// A warpgroup's sums leave at the end of a work: `sums` are those of all its segments, where the first is
+// among them; else each was left when it ended.
+template <class S>
+__device__ inline void end_work(const WgmmaWalk<S>& walk, const WgmmaWork& work, const WgmmaSegments& own,
+                                uint8_t* shared, float (&sums)[S::kSums]) {
+  if (own.first == own.end) return;
+  if constexpr (S::kLine) {
+    const bool alone = own.first == 0 && own.end == static_cast<int>(walk.op.segments);
+    if (!alone && !add_up<S>(walk, work, own, shared, sums)) return;
+  }
+  store_tile<S>(walk.op, work, shared, sums);
+}
+
 // This thread's sums of earlier segments in shared memory: 128 apart, behind each other.
 template <class S>
 __device__ inline float* sums_before(uint8_t* shared) {
   return reinterpret_cast<float*>(shared + S::kChunksAt + threadIdx.x / 128 * S::kGroupBytes) +
          threadIdx.x % 128;
-}
-// Where a segment ends: all sums so far in `sums` where it is the last one, else there, and zeros in `sums`.
-template <int kSums>
-__device__ inline void end_segment(float* before, float (&sums)[kSums], bool is_first, bool is_last) {
-#pragma unroll
-  for (int i = 0; i < kSums; ++i) {
-    const float own = is_first ? sums[i] : before[i * 128] + sums[i];
-    if (!is_last) before[i * 128] = own;
-    sums[i] = is_last ? own : 0;
-  }
 }
 
 // That a quarter of a multiprocessor has for a lane of each of its three warps.
@@ -289,32 +268,6 @@ __device__ inline void open_ring(uint8_t* shared) {
     arrivals_ready();
   }
   __syncthreads();
-}
-
-// As many tiles leave half of a device idle where a block walks all segments.
-inline constexpr int64_t kWgmmaSplitTiles = 66;
-
-// Tiles of `size` tokens, at most; those of experts begin at multiples of 8.
-inline int64_t wgmma_token_tiles(int64_t tokens, int64_t experts, bool counted, int size) {
-  if (!counted) return ceil_div(tokens, size);
-  const int64_t with_rows = std::min(experts, tokens);
-  return with_rows + (tokens + 7 * with_rows) / size;
-}
-
-// Tokens of a tile, `most` at most: what the device is done with first. Smaller ones load operands more
-// often, so they take more than their share of the time.
-inline int best_wgmma_tile(const MatmulArguments& op, int64_t multiprocessors, int most) {
-  const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens);
-  const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
-  int best = 0;
-  int64_t least = 0;
-  for (const auto& [size, time] : {std::pair<int, int>{256, 28}, {192, 21}, {128, 16}, {64, 12}}) {
-    if (size > most) continue;
-    const int64_t tiles = op.row_blocks * with_rows * ceil_div(each, size);
-    const int64_t all = ceil_div(tiles, multiprocessors) * time;
-    if (best == 0 || all < least) best = size, least = all;
-  }
-  return best;
 }
 
 }  // namespace qiao::cuda

@@ -18,7 +18,8 @@ struct Machine {
   uint64_t memory_bytes = uint64_t{4} << 30;
   bool pools = true;
   int driver_version = 13000, runtime_version = 13000;
-  // Threads of a block in another order each block, so that what lacks a barrier shows; 0: ascending.
+  // Threads of a block in another order each block, so that what lacks a barrier shows, and the blocks of
+  // some launches from the last one on; 0: ascending.
   uint64_t schedule_seed = 1;
   // Device memory cannot be touched but by kernels and copies: a host that reads it ends the process.
   bool guard_device_memory = false;

@@ -283,13 +283,13 @@ void multiply_wait_and_take(float (&)[kCount], uint32_t (&a)[kSteps][4], const u
   std::memcpy(a, next, sizeof a);
 }
 template <int kCount>
-requires(kCount == 4 || kCount == 32 || kCount == 64 || kCount == 96 ||
+requires(kCount == 4 || kCount == 8 || kCount == 16 || kCount == 32 || kCount == 64 || kCount == 96 ||
          kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             Caller where = Caller::current()) {
   stand_in::multiply_async(d, kCount, a, b, stand_in::Multiply::kBf16, where);
 }
 template <int kCount>
-requires(kCount == 4 || kCount == 32 || kCount == 64 ||
+requires(kCount == 4 || kCount == 8 || kCount == 16 || kCount == 32 || kCount == 64 ||
          kCount == 96) void multiply_async_e4m3(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                                 bool adds, Caller where = Caller::current()) {
   const auto kind = adds ? stand_in::Multiply::kE4m3 : stand_in::Multiply::kE4m3Anew;
