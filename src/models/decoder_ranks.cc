@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "models/cache_pages.h"
+#include "parallel/gather_texts.h"
 
 namespace qiao {
 namespace {

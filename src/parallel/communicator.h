@@ -50,9 +50,6 @@ class Communicator {
   }
 };
 
-// Called by all ranks: the texts of all of them on the first, by rank; nothing on others.
-std::vector<std::string> gather_texts(Communicator& communicator, const std::string& own);
-
 // One process alone.
 std::unique_ptr<Communicator> make_lone_communicator();
 

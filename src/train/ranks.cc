@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "parallel/gather_texts.h"
 
 namespace qiao::train {
 namespace {
