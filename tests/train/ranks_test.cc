@@ -188,19 +188,24 @@ TEST(RanksOfAPlainRunTest, OtherSettingsOnAnotherRankAreRefused) {
   EXPECT_EQ(agree("", ""), "");
 
   const testing::TemporaryDirectory folder;
-  auto communicators = make_thread_communicators(2, 60);
-  TrainOptions options = as_pytorch(folder.path() / "run"), theirs = options;
+  TrainOptions options = as_pytorch(folder.path() / "run");
   options.settings = "tensor-parallel = 2\n", options.tensor_parallel = 2;
-  theirs.settings = "tensor-parallel = 1\n";
-  std::thread other([&] {
-    const auto own = std::move(communicators[1]);
-    Recorder recorder;
-    EXPECT_QIAO_ERROR(train(theirs, recorder, *own), kUnavailable, "rank 0 is lost");
-  });
-  Recorder first;
-  EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kInvalidInput, "tensor-parallel = 1");
-  communicators[0].reset();
-  other.join();
+  TrainOptions alone = options, elsewhere = options;
+  alone.settings = "tensor-parallel = 1\n", alone.tensor_parallel = 1;
+  elsewhere.out = folder.path() / "other";
+  const std::pair<TrainOptions, std::string> cases[] = {{alone, "tensor-parallel = 1"},
+                                                        {elsewhere, "/other, and rank 0 with out = "}};
+  for (const auto& [theirs, expected] : cases) {
+    auto communicators = make_thread_communicators(2, 60);
+    std::thread other([&, own = std::move(communicators[1])]() mutable {
+      Recorder recorder;
+      EXPECT_QIAO_ERROR(train(theirs, recorder, *own), kUnavailable, "rank 0 is lost");
+    });
+    Recorder first;
+    EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kInvalidInput, expected);
+    communicators[0].reset();
+    other.join();
+  }
 }
 
 TEST(RanksOfAPlainRunTest, AnyRankMayStopAllOfThem) {
