@@ -133,9 +133,9 @@ std::string quantization_advice(const Json& config, std::span<const TensorInfo> 
   const auto advice = [](std::string_view kind) {
     return fmt::format("; the model is quantized by {}, which is not read: {}", kind, kReadableWeights);
   };
-  for (const auto& [end, name] : kQuantizedKinds) {
-    if (std::ranges::any_of(tensors, [&](const TensorInfo& tensor) { return tensor.name.ends_with(end); }))
-      return advice(name);
+  for (const QuantizedKind& kind : kQuantizedKinds) {
+    if (std::ranges::any_of(tensors, [&](const TensorInfo& t) { return t.name.ends_with(kind.end); }))
+      return advice(kind.name);
   }
   const Json* method = member(quantization_of(config), "quant_method");
   if (method == nullptr || !method->is_string()) return "";

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "models/cache_pages.h"
+#include "parallel/gather_texts.h"
 
 namespace qiao {
 namespace {
@@ -28,20 +29,11 @@ void agree_on_model(Communicator& communicator, const Backend& backend, const st
   const std::string own =
       fmt::format("{}; {} ({}{})", model, backend.chip(), name_without_threads(backend.describe()),
                   backend.batch_invariant() ? "" : ", fast");
-  if (communicator.rank() > 0) {
-    const auto length = static_cast<int64_t>(own.size());
-    communicator.send_values(0, std::span(&length, 1));
-    communicator.send_values(0, std::span<const char>(own));
-    return;
-  }
-  for (int other = 1; other < communicator.size(); ++other) {
-    int64_t length = 0;
-    communicator.receive_values(other, std::span(&length, 1));
-    std::string theirs(static_cast<size_t>(length), '\0');
-    communicator.receive_values(other, std::span<char>(theirs));
-    if (theirs == own) continue;
+  const std::vector<std::string> texts = gather_texts(communicator, own);
+  for (size_t other = 1; other < texts.size(); ++other) {
+    if (texts[other] == own) continue;
     throw_error(ErrorKind::kInvalidInput, "{} runs {}; {} runs {}: the same was expected",
-                communicator.name(other), theirs, communicator.name(0), own);
+                communicator.name(static_cast<int>(other)), texts[other], communicator.name(0), own);
   }
 }
 

@@ -36,8 +36,9 @@ void Parameters::add(const LaidOutTensor& tensor) {
   const TensorInfo& source = *tensor.source;
   if (!is_dense_float(source.dtype)) {
     throw_error(ErrorKind::kUnsupported,
-                "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only", source.name,
-                source.type_name());
+                "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only: train an adapter on it "
+                "(--lora-rank), or its floats, which `qiao export --hf` writes",
+                source.name, source.type_name());
   }
   const bool is_weight = tensor.weight != nullptr, is_elsewhere = tensor.rows == 0;
   Group* const group = is_elsewhere ? nullptr : &group_of(tensor);

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
+#include <sstream>
 
 #include "base/error.h"
+#include "parallel/gather_texts.h"
 
 namespace qiao::train {
 namespace {
@@ -15,7 +18,40 @@ std::vector<int> every(int step, int first, int count) {
   return members;
 }
 
+// The lines of settings, "key = value" each, that all processes have alike.
+std::set<std::string> common_lines(const std::string& settings) {
+  std::set<std::string> lines;
+  std::istringstream stream(settings);
+  for (std::string line; std::getline(stream, line);) {
+    const std::string_view key = std::string_view(line).substr(0, line.find(' '));
+    if (key != "device" && key != "threads" && key != "log-every" && key != "rank-timeout")
+      lines.insert(std::move(line));
+  }
+  return lines;
+}
+
+// The first line that only `one` has; empty: none.
+std::string only_in(const std::set<std::string>& one, const std::set<std::string>& other) {
+  for (const std::string& line : one)
+    if (!other.contains(line)) return line;
+  return "";
+}
+
 }  // namespace
+
+void agree_on_settings(Communicator& communicator, const std::string& settings) {
+  const std::vector<std::string> texts = gather_texts(communicator, settings);
+  const std::set<std::string> own = common_lines(settings);
+  for (size_t other = 1; other < texts.size(); ++other) {
+    const std::set<std::string> theirs = common_lines(texts[other]);
+    const std::string line = only_in(theirs, own), mine = only_in(own, theirs);
+    if (line.empty() && mine.empty()) continue;
+    throw_error(ErrorKind::kInvalidInput,
+                "{} trains with {}, and {} with {}: start all processes with the same settings",
+                communicator.name(static_cast<int>(other)), line.empty() ? "no such setting" : line,
+                communicator.name(0), mine.empty() ? "no such setting" : mine);
+  }
+}
 
 std::vector<int64_t> deal_out(std::span<const int64_t> counts, int64_t shares) {
   std::vector<size_t> order(counts.size());

@@ -27,6 +27,11 @@ inline constexpr int64_t kVirtualRanks = 4;
 // The owner of each tensor, from 0 to below `shares`: the largest first, each to who has least so far.
 std::vector<int64_t> deal_out(std::span<const int64_t> counts, int64_t shares);
 
+// Called by all ranks: throws Error(kInvalidInput) on the first, naming the rank and the setting, where
+// another has other settings (TrainOptions::settings), but for what a process has to itself: device, threads,
+// what it prints, how long it waits.
+void agree_on_settings(Communicator& communicator, const std::string& settings);
+
 class Ranks {
  public:
   // `virtual_ranks` 1 (for one process, or group) or kVirtualRanks. Throws Error(kInvalidInput) where the

@@ -405,6 +405,7 @@ void train(const TrainOptions& options, TrainObserver& observer) {
 }
 
 void train(const TrainOptions& options, TrainObserver& observer, Communicator& communicator) {
+  agree_on_settings(communicator, fmt::format("{}\nout = {}", options.settings, options.out.string()));
   TrainOptions checked = options;
   if (checked.virtual_ranks == 0)
     checked.virtual_ranks = communicator.size() > checked.tensor_parallel ? kVirtualRanks : 1;

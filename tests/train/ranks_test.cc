@@ -156,6 +156,58 @@ TEST(RanksOfAPlainRunTest, ThreeProcessesAreRefused) {
                     "3 processes were started; 1, 2 or 4 were expected");
 }
 
+TEST(RanksOfAPlainRunTest, OtherSettingsOnAnotherRankAreRefused) {
+  const auto agree = [](const std::string& first, const std::string& second) {
+    auto communicators = make_thread_communicators(3, 60);
+    std::vector<std::thread> others;
+    for (size_t rank = 1; rank < 3; ++rank) {
+      others.emplace_back([&, rank] {
+        agree_on_settings(*communicators[rank], rank == 1 ? first : second);
+        communicators[rank]->finish();
+      });
+    }
+    std::string refusal;
+    try {
+      agree_on_settings(*communicators[0], first);
+    } catch (const Error& error) {
+      refusal = error.what();
+    }
+    communicators[0]->finish();
+    for (std::thread& other : others) other.join();
+    return refusal;
+  };
+  EXPECT_EQ(agree("lr = 0.1\nseed = 0\n", "lr = 0.1\nseed = 0\n"), "");
+  EXPECT_EQ(
+      agree("lr = 0.1\nthreads = 1\ndevice = \"cpu\"\n", "device = \"cuda:1\"\nlr = 0.1\nthreads = 2\n"), "");
+  EXPECT_EQ(
+      agree("lr = 0.1\nseed = 0\n", "lr = 0.2\nseed = 0\n"),
+      "rank 2 trains with lr = 0.2, and rank 0 with lr = 0.1: start all processes with the same settings");
+  EXPECT_EQ(agree("lr = 0.1\n", "lr = 0.1\nclip = 0\n"),
+            "rank 2 trains with clip = 0, and rank 0 with no such setting: start all processes with the same "
+            "settings");
+  EXPECT_EQ(agree("", ""), "");
+
+  const testing::TemporaryDirectory folder;
+  TrainOptions options = as_pytorch(folder.path() / "run");
+  options.settings = "tensor-parallel = 2\n", options.tensor_parallel = 2;
+  TrainOptions alone = options, elsewhere = options;
+  alone.settings = "tensor-parallel = 1\n", alone.tensor_parallel = 1;
+  elsewhere.out = folder.path() / "other";
+  const std::pair<TrainOptions, std::string> cases[] = {{alone, "tensor-parallel = 1"},
+                                                        {elsewhere, "/other, and rank 0 with out = "}};
+  for (const auto& [theirs, expected] : cases) {
+    auto communicators = make_thread_communicators(2, 60);
+    std::thread other([&, own = std::move(communicators[1])]() mutable {
+      Recorder recorder;
+      EXPECT_QIAO_ERROR(train(theirs, recorder, *own), kUnavailable, "rank 0 is lost");
+    });
+    Recorder first;
+    EXPECT_QIAO_ERROR(train(options, first, *communicators[0]), kInvalidInput, expected);
+    communicators[0].reset();
+    other.join();
+  }
+}
+
 TEST(RanksOfAPlainRunTest, AnyRankMayStopAllOfThem) {
   const testing::TemporaryDirectory folder;
   auto communicators = make_thread_communicators(2, 60);
