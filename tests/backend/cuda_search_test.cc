@@ -118,11 +118,12 @@ TEST_F(CudaSearchTest, PiecesOfATableAreOne) {
   }
 }
 
-// More places than a block sorts, several times over.
+// More places than a block sorts, several times over, and a row that most of them meet.
 TEST_F(CudaSearchTest, SortedRunsOfPlacesAreMerged) {
   constexpr int64_t kPlaces = 9001, kRows = 700, kBags = 40;
   std::vector<int32_t> ids(kPlaces), offsets{0};
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * i * 31 % (kRows + 1));
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = i % 3 != 0 ? 350 : static_cast<int32_t>(i * i * 31 % (kRows + 1));
   for (int64_t b = 1; b <= kBags; ++b) offsets.push_back(static_cast<int32_t>(b * kPlaces / kBags));
   std::vector<float> dout(kBags);
   for (size_t b = 0; b < dout.size(); ++b) dout[b] = static_cast<float>(b + 1);  // sums are exact
@@ -133,6 +134,7 @@ TEST_F(CudaSearchTest, SortedRunsOfPlacesAreMerged) {
   op.dout = on_chip(DType::kF32, {kBags, 1}, dout);
   op.drows = on_chip(DType::kF32, {kPlaces, 1}, std::vector<float>(kPlaces));
   op.row_ids = on_chip<int32_t>(DType::kI32, {kPlaces}, {});
+  op.dtable = on_chip(DType::kF32, {kRows, 1}, std::vector<float>(kRows, 1.0f));
   give_workspace(&op);
   chip_->embedding_bag_backward(op);
   std::map<int32_t, float> expected;
@@ -141,11 +143,12 @@ TEST_F(CudaSearchTest, SortedRunsOfPlacesAreMerged) {
       if (ids[i] < kRows) expected[ids[i]] += dout[b];
   }
   const std::vector<int32_t> row_ids = read<int32_t>(op.row_ids);
-  const std::vector<float> drows = read<float>(op.drows);
+  const std::vector<float> drows = read<float>(op.drows), dtable = read<float>(op.dtable);
   size_t row = 0;
   for (const auto& [id, sum] : expected) {
     EXPECT_EQ(row_ids[row], id);
     EXPECT_EQ(drows[row++], sum) << id;
+    EXPECT_EQ(dtable[static_cast<size_t>(id)], 1 + sum) << id;
   }
   EXPECT_TRUE(std::all_of(row_ids.begin() + static_cast<std::ptrdiff_t>(row), row_ids.end(),
                           [](int32_t id) { return id == -1; }));

@@ -199,7 +199,7 @@ void hostile_case(Harness& h, size_t line, DType dtype) {
 
 // A table that no cache of a CPU holds: some random rows, again and again.
 struct BagBench {
-  static constexpr int64_t kRows = 1048576, kColumns = 64, kBags = 2048, kLength = 32, kDistinct = 4096;
+  static constexpr int64_t kRows = 1048576, kColumns = 64, kBags = 8192, kLength = 32, kDistinct = 4096;
   Buffer memory;
   Tensor table;
   Guarded ids, offsets, bags;

@@ -15,7 +15,7 @@ template <class V>
 struct EmbeddingBagKernel {
   using F = typename V::F;
   static constexpr int kVectors = 2 * V::kTileVectors;
-  static constexpr int64_t kAhead = 16;
+  static constexpr int64_t kAhead = 48;
 
   // Up to 16 elements; zeros behind them.
   static inline F load_some(const float* p, int64_t n) { return V::load_part(p, n); }

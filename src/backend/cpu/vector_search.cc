@@ -11,8 +11,10 @@
 #include <functional>
 #include <limits>
 
+#include "backend/cpu/choose.h"
 #include "backend/cpu/cpu_class.h"
 #include "backend/cpu/matmul.h"
+#include "backend/cpu/sample_kernels.h"
 #include "tensor/half.h"
 
 namespace qiao::cpu {
@@ -35,7 +37,7 @@ int32_t id_of(uint64_t key) { return static_cast<int32_t>(0xffffffffu - static_c
 struct ShortList {
   int64_t count = 0;
   uint64_t least = 0;
-  float least_score = -std::numeric_limits<float>::infinity();
+  float least_score = -std::numeric_limits<float>::infinity();  // or NaN: nothing is below
 
   void add(uint64_t* keys, uint64_t key, int64_t k, int64_t room) {
     if (key <= least) return;
@@ -77,12 +79,6 @@ void to_scores(const VectorSearch& op, float square, int64_t first, int64_t coun
   }
 }
 
-bool any_reaches(const float* scores, int64_t count, float least) {
-  int any = 0;
-  for (int64_t n = 0; n < count; ++n) any |= static_cast<int>(!(scores[n] < least));  // NaN does
-  return any != 0;
-}
-
 float query_square(const VectorSearch& op, const float* query) {
   double sum = 0;
   for (int64_t k = 0; k < op.queries.shape[1]; ++k) {
@@ -111,6 +107,7 @@ void CpuBackend::do_vector_search(const VectorSearch& op) {
   auto* keys = reinterpret_cast<uint64_t*>(workspace + plan.keys_at);
   const Activations activations = prepare(op.queries, table, op.compute, kernels, pool_, workspace);
   MatmulScratch* scratch = scratches(batch, columns, op.compute, workspace);
+  const SampleKernels& select = choose(kSampleGeneric, kSampleAvx2, kSampleAvx512);
   const bool distances = op.metric == Metric::kL2;
   for (int64_t b = 0; distances && b < batch; ++b)
     squares[b] = query_square(op, op.queries.as<float>() + b * op.queries.stride[0]);
@@ -130,7 +127,8 @@ void CpuBackend::do_vector_search(const VectorSearch& op) {
                              float* scores = scratch[worker].sums.data() + t * kPair * kGroupRows;
                              if (distances) to_scores(op, squares[first + t], id, count, scores);
                              ShortList& list = lists[t * threads + worker];
-                             if (!any_reaches(scores, count, list.least_score)) continue;
+                             if (select.largest(scores, count) < list.least_score)
+                               continue;  // NaN is never the largest
                              uint64_t* own = keys + (t * threads + worker) * plan.room;
                              for (int64_t n = 0; n < count; ++n) {
                                if (!(scores[n] < list.least_score))

@@ -86,7 +86,7 @@ class CudaBackend final : public Backend {
   void do_gather_rows(const GatherRows& op) override;
   void do_gather_backward(const GatherBackward& op) override;
 
-  // embedding_bag.cu, vector_search.cu
+  // embedding_bag.cu, embedding_bag_backward.cu, vector_search.cu
   void do_embedding_bag(const EmbeddingBag& op) override;
   void do_embedding_bag_backward(const EmbeddingBagBackward& op) override;
   void do_vector_search(const VectorSearch& op) override;

@@ -27,7 +27,8 @@ struct EmbeddingBag {
 
 // Gradients of EmbeddingBag. That of the table is of the rows that were met alone, as a dense matrix that is
 // added to (GatherBackward's way) or as rows of their own, for a table whose gradient would not fit:
-//   dtable[v, :] += sum_i weights[i] * dout[b(i), :] over the places i with ids[i] = v, ascending;
+//   dtable[v, :] += sum_i weights[i] * dout[b(i), :] over the places i with ids[i] = v, ascending, or in
+//     runs of places, each ascending, and then their sums;
 //   drows[r, :] is the same sum, without what was there, of row row_ids[r]: the ids that were met, ascending
 //     and each once, then -1, whose rows of drows are left as they were;
 //   dweights[i] = dout[b(i), :] · table[ids[i], :], in an order of C alone; 0 where ids[i] has no part.
