@@ -197,6 +197,8 @@ TEST_F(CudaWgmmaTest, ExpertsOfFewRowsShareALine) {
     expect_same(of);
     of.counts = {30, 41, 28, 39}, of.tokens = 138;
     expect_same(of);
+    of.counts = {5, 9, 0, 7, 3, 17, 2, 4}, of.tokens = 47;  // nearly few
+    expect_same(of);
   }
 }
 

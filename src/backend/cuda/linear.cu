@@ -108,10 +108,13 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   const CudaWeight& weight = *call.weight;
   const int64_t experts = call.counts == nullptr ? 1 : weight.experts();
   const int64_t tiles = few_tiles(call.tokens, call.counts == nullptr ? 0 : experts);
-  // Experts with few rows each are a column of tiles each.
-  const bool few = call.tokens <= kFewTokens * experts && tiles <= kMostTickets;
   const bool f8 = call.compute == Compute::kF8;
-  const bool wgmma = (f8 || call.compute == Compute::kBF16) && stream.compute_major() == 9 && !few;
+  const bool hopper = (f8 || call.compute == Compute::kBF16) && stream.compute_major() == 9;
+  // Experts with few rows each are a column of tiles each. One with more has two, and its weight is read
+  // twice: where wgmma has tiles of more tokens they are few up to half as many on average.
+  const int64_t most_few = hopper && experts > 1 ? kFewTokens / 2 : kFewTokens;
+  const bool few = call.tokens <= most_few * experts && tiles <= kMostTickets;
+  const bool wgmma = hopper && !few;
   MatmulArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
   a.x = call.x, a.x_stride = call.x_stride, a.tokens = call.tokens;

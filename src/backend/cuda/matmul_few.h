@@ -254,9 +254,9 @@ struct FewBlock {
     const int stages_left = (last_group - group) * row_stages + (rest - s) * (segment / S::kStage);
 
     // What is brought next: the panel's part of a row tile, from a byte of it on.
-    const int64_t row_bytes = op.weight.units * P::kUnitBytes;
+    const int row_bytes = static_cast<int>(op.weight.units) * P::kUnitBytes;
     const uint8_t* row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
-                         (op.first_tile + row_tile_of(group)) * row_bytes +
+                         (op.first_tile + row_tile_of(group)) * int64_t{row_bytes} +
                          phase.begin / P::kUnit * P::kUnitBytes;
     const int panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
     int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0, group_to = group;
@@ -266,7 +266,7 @@ struct FewBlock {
         if constexpr (kTogether > 1) has_rows = row_tile_of(group_to) < op.row_tiles;
         if (has_rows) bring(stage_at(slot_to), row + at, panel_bytes - at);
         ++brought, at += S::kStageBytes;
-        if (at >= panel_bytes) row += kTogether * row_bytes, at = 0, ++group_to;
+        if (at >= panel_bytes) row += int64_t{kTogether} * row_bytes, at = 0, ++group_to;
         slot_to = slot_to == S::kStages - 1 ? 0 : slot_to + 1;
       }
       copy_async_commit();
