@@ -118,11 +118,13 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->type_name("TYPE");
   command
       .add_option("--cache-type-k", flags.key_type, "llama.cpp's name (-ctk too): as -ctv, the type of both")
+      ->excludes("--kv-type")
       ->check(types)
       ->type_name("TYPE");
   command
       .add_option("--cache-type-v", flags.value_type,
                   "llama.cpp's name (-ctv too): as -ctk, the type of both")
+      ->excludes("--kv-type")
       ->check(types)
       ->type_name("TYPE");
   command
@@ -218,6 +220,14 @@ std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags) {
 
 std::shared_ptr<EmbeddingModel> load_embedding_model(const ModelFlags& flags,
                                                      const std::filesystem::path& path) {
+  for (const auto& [given, flag] : {std::pair{!flags.quantize.empty(), "--quantize"},
+                                    {!flags.draft.empty(), "--draft"},
+                                    {flags.lookup > 0, "--lookup"},
+                                    {!flags.adapters.empty(), "--lora"}}) {
+    if (given)
+      throw_error(ErrorKind::kUnsupported, "{}: an embedding model takes no {}; leave it out", path.string(),
+                  flag);
+  }
   in_all_processes([&](std::optional<int>) {
     const Communicator* const ranks = join_ranks(flags.rank_timeout);
     if (ranks == nullptr || ranks->size() == 1) return;
@@ -255,7 +265,14 @@ EngineOptions engine_options(const ModelFlags& flags, int64_t slots) {
     ModelFlags draft = flags;
     draft.chat_template_file.clear();
     draft.adapters.clear();  // they are the other model's
-    options.draft = load_at<LanguageModel>(draft, resolve_model(flags.draft, !flags.no_pull));
+    const std::filesystem::path path = resolve_model(flags.draft, !flags.no_pull);
+    try {
+      options.draft = load_at<LanguageModel>(draft, path);
+    } catch (const Error& error) {
+      if (draft.quantize.empty() || error.kind() != ErrorKind::kUnsupported) throw;
+      draft.quantize.clear();  // which the other model can be, and this one need not
+      options.draft = load_at<LanguageModel>(draft, path);
+    }
   }
   options.kv_dtype = kv_dtype(flags);
   return options;

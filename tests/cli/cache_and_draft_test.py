@@ -31,6 +31,25 @@ def add_biases(folder):
     file.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
 
 
+def widen(folder):
+    """A model of that tokenizer whose matrices can be quantized to FP8: rows of 128, all zeros."""
+    shutil.copytree(MODEL, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": [config["vocab_size"], 128], "model.norm.weight": [128]}
+    for name, shape in (("input_layernorm", [128]), ("post_attention_layernorm", [128]), ("self_attn.q_proj", [128, 128]),
+                        ("self_attn.k_proj", [64, 128]), ("self_attn.v_proj", [64, 128]), ("self_attn.o_proj", [128, 128]),
+                        ("mlp.gate_proj", [128, 128]), ("mlp.up_proj", [128, 128]), ("mlp.down_proj", [128, 128])):
+        shapes[f"model.layers.0.{name}.weight"] = shape
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
 class CacheAndDraft(unittest.TestCase):
     def generate(self, *arguments):
         command = [QIAO, "generate", "-m", str(MODEL), "-q", "--json", "-p", "The sky is", "-n", "40", "--ignore-eos", *arguments]
@@ -41,6 +60,29 @@ class CacheAndDraft(unittest.TestCase):
         status, out, problem = self.generate(*arguments)
         self.assertEqual((status, problem), (0, ""))
         return json.loads(out)["tokens"]
+
+    def test_a_draft_that_cannot_be_quantized_is_taken_as_it_is(self):
+        with tempfile.TemporaryDirectory() as folder:
+            widen(pathlib.Path(folder))
+            quantized = ["-m", folder, "--quantize", "fp8", "--temp", "0"]
+            command = [QIAO, "generate", "-q", "--json", "-p", "The sky is", "-n", "4", "--ignore-eos", *quantized]
+            alone = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            drafted = subprocess.run([*command, "--draft", str(MODEL)], capture_output=True, text=True, timeout=60)
+            for run in (alone, drafted):
+                self.assertEqual((run.returncode, run.stderr), (0, ""))
+            self.assertEqual(json.loads(drafted.stdout)["tokens"], json.loads(alone.stdout)["tokens"])
+        status, _, problem = self.generate("--quantize", "fp8")
+        self.assertEqual(status, 1)
+        self.assertIn("can be quantized to FP8", problem)
+
+    def test_flags_that_mean_nothing_are_refused(self):
+        encoder = str(MODEL.parent / "encoders" / "bert")
+        for flag, value in (("--quantize", "fp8"), ("--draft", str(MODEL)), ("--lookup", "4")):
+            run = subprocess.run([QIAO, "embed", "-m", encoder, "a text", flag, value], capture_output=True, text=True, timeout=60)
+            self.assertEqual((run.returncode, run.stderr), (1, f"qiao: {encoder}: an embedding model takes no {flag}; leave it out\n"))
+        status, _, problem = self.generate("--kv-type", "fp8", "-ctk", "q8_0", "-ctv", "q8_0")
+        self.assertEqual(status, 2)
+        self.assertIn("--kv-type excludes --cache-type-k", problem)
 
     def test_a_draft_changes_no_token(self):
         for temperature in ("0", "0.8", "1.5"):
