@@ -79,7 +79,8 @@ TEST(CudaFastTest, SumsOfManyRowsAreInOneSegment) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, CudaFastConformanceTest,
-                         ::testing::Values("linear", "grouped_linear", "linear_backward", "token_logprob"),
+                         ::testing::Values("linear", "grouped_linear", "linear_backward", "token_logprob",
+                                           "vector_search"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -50,6 +50,33 @@ TEST_F(VectorSearchTest, NanIsLast) {
   EXPECT_THAT(std::vector<int>(ids_.data(), ids_.data() + 4), ::testing::ElementsAre(1, 3, 0, 2));
 }
 
+// More than are multiplied at once, whose rows other threads look at, find what one query and thread does.
+TEST(CpuVectorSearchTest, ManyQueriesFindWhatEachDoesAlone) {
+  constexpr int64_t kQueries = 530, kRows = 3000, kColumns = 8, kFound = 40;
+  std::vector<float> rows(kRows * kColumns), of_queries(kQueries * kColumns);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 2654435761u % 4294967291u % 7);
+  for (size_t i = 0; i < of_queries.size(); ++i) of_queries[i] = static_cast<float>(i * 40503u % 65521u % 5);
+  const Floats queries({kQueries, kColumns}, of_queries);
+  std::vector<std::vector<int32_t>> found;
+  for (const int threads : {1, 3}) {
+    const std::unique_ptr<Backend> chip = make_backend("cpu", {.threads = threads});
+    const auto table = weight_of(*chip, kRows, kColumns, rows);
+    const Floats scores({kQueries, kFound});
+    const Ints ids({kQueries, kFound});
+    const int64_t at_once = threads == 1 ? 1 : kQueries;
+    for (int64_t first = 0; first < kQueries; first += at_once) {
+      VectorSearch op;
+      op.queries = queries.tensor().slice(first, at_once), op.table = table.get();
+      op.scores = scores.tensor().slice(first, at_once), op.ids = ids.tensor().slice(first, at_once);
+      const Bytes workspace({static_cast<int64_t>(chip->workspace_bytes(op))});
+      op.workspace = workspace;
+      chip->vector_search(op);
+    }
+    found.push_back(ids.list());
+  }
+  EXPECT_EQ(found[0], found[1]);
+}
+
 TEST_F(VectorSearchTest, Refuses) {
   EXPECT_EQ(refusal(op_), "");
   EXPECT_EQ(refusal(by_distance()), "");

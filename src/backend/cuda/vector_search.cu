@@ -1,9 +1,9 @@
 // The nearest rows of a table. Plan: some queries at a time, a piece of the table after the other: linear's
-// products lie in the workspace (kScores of them: they stay in the L2 cache) for one pass, in which a block
-// a query and kPartRows rows of the table lists the k best as keys; a block a query then makes one list of
-// those and of what it had. Keys are distinct and ordered, so nothing depends on which thread comes first.
-// One pass over the table for kSearchQueries queries; limited by memory's bandwidth for few, by the products
-// for many.
+// products lie in the workspace (kScores of them, which stay in the L2 cache, or a part's) for one pass, in
+// which a block a query and kPartRows rows of the table lists the k best as keys; a block a query then makes
+// one list of those and of what it had. Keys are distinct and ordered, so nothing depends on which thread
+// comes first. One pass over the table for kSearchQueries queries; limited by memory's bandwidth for few, by
+// the products for many.
 #include "backend/ops/vector_search.h"
 
 #include <algorithm>

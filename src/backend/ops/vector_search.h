@@ -15,9 +15,9 @@ inline constexpr int64_t kMostNeighbours = 1024;
 // table for so many queries at a time, and the scores are used up where they are made: memory grows with
 // neither B * V nor V.
 //   s[b, v] = queries[b] · table[v], Linear's bits in `compute`
-//   kDot: the score is s;  kL2: max(0, (|q|^2 + squares[v]) - 2 s), each operation rounded to F32, where
-//   |q|^2
-//     is of the query as `compute` rounds it, added up in ascending order in float64 and rounded once
+//   kDot: the score is s
+//   kL2:  max(0, (|q|^2 + squares[v]) - 2 s), each operation rounded to F32; |q|^2 of the query as `compute`
+//         rounds it, added up in ascending order in float64 and rounded once
 // Best first; of equal scores (0 and -0 are equal) the smaller id, and NaN after all numbers. So a query's
 // results depend on it and the table alone: not on its batch, nor on how the table is cut.
 // Bounds, with e Linear's for s: kDot: e; kL2: 2 e + gamma_4 * (|q|^2 + |squares[v]| + 2 |s|). An id that is
