@@ -163,6 +163,8 @@ TEST_F(CudaWgmmaTest, SharesOfFewTokensEndAnywhere) {
     expect_same({40, 264, 1280, multiprocessors});
   }
   expect_same({20, 2200, 264, 5});  // two segments, the last of them a step
+  for (const int multiprocessors : {2, 7, 11, 132}) expect_same({200, 260, 1280, multiprocessors});
+  expect_same({12, 1340, 512, 22});  // whole tiles, one for each but one
 }
 
 TEST_F(CudaWgmmaTest, WhatFollowsASumIsAligned) {

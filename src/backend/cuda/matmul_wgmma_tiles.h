@@ -144,7 +144,7 @@ __device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, c
   if (asks) *ticket = 0;  // for the next launch
   __threadfence();
   // As many segments at a time as there are registers for: each takes a way to the L2 cache.
-  constexpr int kAtOnce = S::kSums >= 64 ? 1 : 64 / S::kSums, kFours = S::kSums / 4;
+  constexpr int kAtOnce = S::kSums >= 64 ? 1 : 128 / S::kSums, kFours = S::kSums / 4;
   float4 next[kAtOnce][kFours] = {};
   for (int from = first; from < segments; from += kAtOnce) {
 #pragma unroll

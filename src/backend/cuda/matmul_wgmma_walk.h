@@ -11,14 +11,18 @@
 // stage after the other, across the ends of tiles. Where a block's share ends inside a tile, sums go through
 // memory: what a block has of a group's segments from the first on it adds up, of later ones it leaves each,
 // and the last to arrive adds those up, in ascending order. That block is mostly the one with the first
-// segments, which it has last; the others had theirs first.
+// segments, which it has last; the others had theirs first. (Of few tiles with many tokens the tensor cores
+// are the limit: there shares are of whole segments of a tile; of whole tiles where those come out even.)
 //
-// On paper, 132 multiprocessors at 4268 GB/s (32 bytes a ns each), of BF16, 8B's products, in us: [what the
-// weight takes; whole tiles of 64 tokens, as before; even shares]. 6144x4096: [11.8; 2 rounds of 8.1 = 16.2;
-// 3 of 4.1 = 12.2]. 4096x4096: [7.9; 8.1; 8.1]. 28672x4096: [55; 65; 57]. 4096x14336: [27.5; 32.4; 28.4]. The
-// head of 128256 rows: [246; 259; 247]. To which come some 1.5 until the first stage is there (less where the
-// kernel before leaves room: what is asked for does not wait for it) and what follows the last: 1 to 3, of
-// which the partial sums of 14 segments were 7. Not yet run on a device.
+// On paper, at 4268 GB/s, BF16, 8B's products, in us, [what the weight takes; the slowest block's share of
+// whole tiles as before, at an even part of the bandwidth; of the line]. 6144x4096: [11.8; 16.2; 12.2].
+// 4096x4096: [7.9; 8.1; 8.1]. 28672x4096: [55; 65; 57]. 4096x14336: [27.5; 32.4; 28.4]. 128256x4096: [246;
+// 259; 247]. A block that runs while others have ended gets more than an even part, up to two or three times,
+// so the middle ones are upper bounds. Surer is what follows: each segment of a tile left 32 KB whatever the
+// tokens, and the last of 14 to arrive read them one after the other, some 7 us where now it is 1 to 3: sums
+// of part of the segments, of as many tokens as there are, several segments at a time. Some 1.5 us pass until
+// the first stage is there, less where the kernel before leaves room: the weight does not wait for it, nor
+// for the launch that prepares x. Not yet run on a device.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +33,8 @@ namespace qiao::cuda {
 
 // More blocks do not share a line: partial sums have room for so many.
 inline constexpr int64_t kMostLineBlocks = 144;
-// As many tiles leave half of a device idle where a block has all segments of a tile.
-inline constexpr int64_t kFewWgmmaTiles = 66;
+// So many tiles leave a tenth of a device idle where a block has all segments of a tile.
+inline constexpr int64_t kFewWgmmaTiles = 118;
 
 // Warpgroups that multiply, by the tokens of a tile: two share what a stage has of x, which the L2 cache
 // then gives once. With 16 tokens that is a fifth of it, and partial sums of half as many blocks meet in a
@@ -126,10 +130,12 @@ struct WgmmaWalk {
 
   // Of the line: a block's first unit, and the block that has a unit.
   __device__ int share_begin(int block) const {
-    return static_cast<int>(int64_t{block} * all / static_cast<int>(gridDim.x));
+    const auto grain = static_cast<int>(op.grain);
+    return static_cast<int>(int64_t{block} * (all / grain) / static_cast<int>(gridDim.x)) * grain;
   }
   __device__ int block_of(int unit) const {
-    return static_cast<int>(((int64_t{unit} + 1) * static_cast<int>(gridDim.x) - 1) / all);
+    const auto grain = static_cast<int>(op.grain), blocks = static_cast<int>(gridDim.x);
+    return static_cast<int>(((int64_t{unit / grain} + 1) * blocks - 1) / (all / grain));
   }
 
   __device__ bool more() const { return at < end; }
@@ -226,8 +232,13 @@ inline int plan_wgmma(MatmulArguments& op, int64_t multiprocessors, int most) {
   if (!op.line) size = best_wgmma_tile(op, multiprocessors, each, most);
   op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, size);
   op.row_blocks = wgmma_row_blocks(rows, size);
-  op.line = op.line ||
-            (op.segments > 1 && size <= kMostLineTokens && op.row_blocks * op.token_tiles <= kFewWgmmaTiles);
+  // Where the tensor cores are the limit, a unit of one group takes as long as of both.
+  op.grain = op.line ? 1 : wgmma_groups(size);
+  const int64_t tiles = op.row_blocks * op.token_tiles;
+  op.line = op.line || (op.segments > 1 && size <= kMostLineTokens && tiles <= kFewWgmmaTiles);
+  const bool even =
+      op.counts == nullptr && ceil_div(tiles, multiprocessors) * multiprocessors * 20 <= tiles * 21;
+  if (op.line && even) op.grain = op.segments * wgmma_groups(size);
   return size;
 }
 
@@ -236,7 +247,7 @@ template <class S>
 unsigned wgmma_blocks(const MatmulArguments& op, int64_t multiprocessors) {
   const int64_t tiles = op.row_blocks * op.token_tiles;
   return static_cast<unsigned>(
-      op.line ? std::min({multiprocessors, kMostLineBlocks, tiles * op.segments * S::kGroups})
+      op.line ? std::min({multiprocessors, kMostLineBlocks, tiles * op.segments * S::kGroups / op.grain})
               : std::min(multiprocessors, tiles));
 }
 
