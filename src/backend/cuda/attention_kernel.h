@@ -24,9 +24,9 @@
 
 #include <algorithm>
 
+#include "backend/cuda/attention_bring.h"
 #include "backend/cuda/attention_chunk.h"
 #include "backend/cuda/attention_half_warp.h"
-#include "backend/cuda/attention_merge.h"
 #include "backend/cuda/attention_warp.h"
 
 namespace qiao::cuda {
@@ -42,7 +42,7 @@ __device__ inline bool find_whole(const AttentionArguments& op, int wanted, int 
   if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
   tile->sequence = found.sequence;
   tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  describe(op, tile);
+  tile->first_query_row = found.first_query, tile->queries = found.queries, tile->length = found.length;
   tile->first_chunk = 0;
   tile->chunks = (tile->length - 1) / kChunkKeys + 1;
   tile->slot = -1;
@@ -78,46 +78,45 @@ __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
 }
 
 // As many blocks as run at once; each takes every so manieth item (ChunkWalk) of all sequences, whose number
-// only the device knows.
+// only the device knows. `parts`: that there is room for.
 template <template <int> class Kind, int kD>
-__global__ void __launch_bounds__(32 * ChunkShape<Kind, kD>::kWarps, ChunkShape<Kind, kD>::kBlocks)
-    attention_chunks(const __grid_constant__ AttentionArguments op) {
-  begin_kernel();
-  using Chunk = AttentionChunk<Kind, kD>;
-  constexpr int kWarps = ChunkShape<Kind, kD>::kWarps;
-  ChunkWalk<ChunkShape<Kind, kD>::kStep> walk(op);
-  if (!walk.there()) return;
-  Chunk::begin(op, walk);
-  QIAO_SHARED(AttentionTile, tiles, kWarps);
-  AttentionTile& tile = tiles[threadIdx.x / 32];
-  while (walk.there()) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) tile = walk.tile();
-    __syncwarp();
-    Chunk(op, tile).run(walk);
-    if (tile.slot < 0 || walk.same_item(tile)) continue;
-    const int chunks = chunks_of(tile.queries, tile.length, op.window).count;
-    if (is_last_chunk(op, tile.sequence, tile.kv_head, chunks)) {
-      merge_chunks<kD>(op, tile.sequence, tile.kv_head, tile.first_query_row, tile.queries, tile.length);
-    }
+__global__ void __launch_bounds__(ChunkShape<Kind, kD>::kThreads, ChunkShape<Kind, kD>::kBlocks)
+    attention_chunks(const __grid_constant__ AttentionArguments op, int parts) {
+  using Shape = ChunkShape<Kind, kD>;
+  let_next_begin();
+  open_chunks<Shape>(parts);
+  wait_for_previous();
+  if (threadIdx.x >= 32 * Shape::kWarps) {
+    ChunkBringer<Kind, kD>(op, parts).run();
+  } else {
+    use_parts<Kind, kD>(op, parts);
   }
-  copy_async_wait<0>();
+}
+
+// What a device has room for; fewer than two parts: not for a block.
+template <template <int> class Kind, int kD>
+ChunkRoom room_for_chunks(const AttentionLaunch& how) {
+  using Shape = ChunkShape<Kind, kD>;
+  ChunkRoom room = chunk_room(Shape::kBlocks, Shape::kWantedParts, how.block_shared_bytes, Shape::kPartsAt,
+                              Shape::kPartBytes);
+  room.parts = std::min(room.parts, Shape::kMostParts);
+  return room;
 }
 
 template <template <int> class Kind, int kD>
 void launch_chunks(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = ChunkShape<Kind, kD>;
-  const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(Shape::kBlocks * how.multiprocessors));
-  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, 32 * Shape::kWarps,
-         static_cast<size_t>(Shape::kSharedBytes), op);
+  const ChunkRoom room = room_for_chunks<Kind, kD>(how);
+  const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(room.blocks * how.multiprocessors));
+  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, Shape::kThreads,
+         static_cast<size_t>(Shape::kPartsAt + room.parts * Shape::kPartBytes), op, room.parts);
 }
 
 template <template <int> class Kind, int kD>
 void launch_attention(const Stream& stream, AttentionLaunch how, AttentionArguments op) {
   using Shape = AttentionShape<Kind, kD>;
-  using Chunks = ChunkShape<Kind, kD>;
   const auto kv_heads = static_cast<unsigned>(op.kv_heads);
-  if (how.chunks != 0 && Chunks::kSharedBytes > how.block_shared_bytes) {  // a device that is not a server's
+  if (how.chunks != 0 && room_for_chunks<Kind, kD>(how).parts < 2) {  // a device that is not a server's
     how.chunks = 0, how.tile_warps = 1;
     op.slots = 0;
   }
@@ -140,8 +139,7 @@ void launch_attention(const Stream& stream, const AttentionLaunch& how, const At
 template <template <int> class Kind, int kD>
 bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = RoundedShape<Kind, kD>;
-  if (std::max(Shape::kSharedBytes, ChunkShape<Kind, kD>::kSharedBytes) > how.block_shared_bytes)
-    return false;
+  if (Shape::kSharedBytes > how.block_shared_bytes || room_for_chunks<Kind, kD>(how).parts < 2) return false;
   launch_chunks<Kind, kD>(stream, how, op);
   if (!op.tiles_follow) return true;
   const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);

@@ -37,11 +37,13 @@ struct KeyRow {
   const unsigned char* at;
   int64_t scale;
 };
+__device__ inline KeyRow page_row(const AttentionArguments& op, int kv_head, int page, int64_t in_page) {
+  return {op.pages + page * op.page_bytes + kv_head * op.head_bytes + in_page * op.row_bytes,
+          op.scales_offset - in_page * (op.row_bytes - 4)};
+}
 __device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionTile& tile, int key) {
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
-  const int64_t in_page = key % op.page_tokens;
-  return {op.pages + page * op.page_bytes + tile.kv_head * op.head_bytes + in_page * op.row_bytes,
-          op.scales_offset - in_page * (op.row_bytes - 4)};
+  return page_row(op, tile.kv_head, page, key % op.page_tokens);
 }
 
 // kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
