@@ -17,7 +17,7 @@ class ChunkBringer {
   static_assert(Shape::kPartBlocks % kWarps == 0 && kWarpRows % kWarps == 0);
 
  public:
-  __device__ ChunkBringer(const AttentionArguments& op, int parts)
+  __device__ ChunkBringer(const AttentionArguments& op, unsigned parts)
       : op_(op),
         walk_(op),
         parts_(parts, true),

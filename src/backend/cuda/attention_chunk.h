@@ -20,44 +20,47 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
   __device__ AttentionChunk(const AttentionArguments& op, const ChunkTiles<Shape>& tiles)
       : Rows(op, tiles.tile()->rows, 0, 1, static_cast<int>(threadIdx.x / 32) * kOutTiles),
         shared_(shared_memory<unsigned char>()),
-        queries_(tiles.queries()),
+        span_(tiles.tile()->span),
+        tiles_(tiles),
         largest_of_(reinterpret_cast<float*>(shared_ + Shape::kLargestAt)),
         factors_(reinterpret_cast<float*>(shared_ + Shape::kFactorsAt)),
         sums_(reinterpret_cast<float*>(shared_ + Shape::kSumsAt)) {}
 
-  // All steps of the tile, whose keys are `span` at first.
-  __device__ void run(ChunkParts<Shape>& parts, KeySpan span) {
-    Rows::set_scale(queries_);
+  // All steps of the tile.
+  __device__ void run(ChunkParts<Shape>& parts) {
+    Rows::set_scale(tiles_.queries());
     Rows::start_chunk();
-    for (bool more = true; more; span.key += Shape::kStep) {
-      more = span.key + Shape::kStep < span.end;
+    key_ = span_.key;
+    for (bool more = true; more; key_ += Shape::kStep) {
+      more = key_ + Shape::kStep < span_.end;
       float scores[kTiles][4];
-      const bool any = span.any(warp_ * kBlock, kBlock);
+      const bool any = is_seen(warp_ * kBlock, kBlock);
 #pragma unroll 1
       for (int part = 0; part < 2; ++part) {
-        if (!span.any(part * Shape::kPartKeys, Shape::kPartKeys)) continue;
+        if (!is_seen(part * Shape::kPartKeys, Shape::kPartKeys)) continue;
         parts.wait(parts.full());
-        if (any && warp_ / Shape::kPartBlocks == part) multiply_keys(span.key, parts.rows(), scores);
+        if (any && warp_ / Shape::kPartBlocks == part) multiply_keys(parts.rows(), scores);
         arrive_as_warp(parts.empty());
         parts.advance();
       }
       weigh(scores, any);
       wait_for_others();
-      add_values(parts, span);
-      if (!more || (span.key + Shape::kStep) % kChunkKeys == 0) {
-        Rows::finish_chunk(span.key / kChunkKeys, !more);
-      }
+      add_values(parts);
+      if (!more || (key_ + Shape::kStep) % kChunkKeys == 0) Rows::finish_chunk(key_ / kChunkKeys, !more);
     }
   }
 
  private:
+  __device__ bool is_seen(int at, int count) const {
+    return KeySpan{span_.first, key_, span_.end}.any(at, count);
+  }
   __device__ static void wait_for_others() { barrier_sync(Shape::kBarrier, 32 * kWarps); }
 
-  // The scores of the warp's own keys, in the part at `keys` of the step from `key` on.
-  __device__ void multiply_keys(int key, const unsigned char* keys, float (&scores)[kTiles][4]) {
+  // The scores of the warp's own keys, which lie in the part at `keys`.
+  __device__ void multiply_keys(const unsigned char* keys, float (&scores)[kTiles][4]) {
     keys += warp_ % Shape::kPartBlocks * kBlock * Elements::kKeyPitch;
-    Elements::template multiply_keys<kTiles>(queries_, keys, op_.dim, lower_rows_, scores);
-    Rows::template shape_scores<kTiles>(key + warp_ * kBlock, scores);
+    Elements::template multiply_keys<kTiles>(tiles_.queries(), keys, op_.dim, lower_rows_, scores);
+    Rows::template shape_scores<kTiles, false>(key_ + warp_ * kBlock, scores);
   }
 
   // The warp's scores to weights, scaled to the largest that rows had met by the end of its block; what the
@@ -107,15 +110,15 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
     }
   }
 
-  __device__ void add_values(ChunkParts<Shape>& parts, const KeySpan& span) {
+  __device__ void add_values(ChunkParts<Shape>& parts) {
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      if (!span.any(part * Shape::kPartKeys, Shape::kPartKeys)) continue;
+      if (!is_seen(part * Shape::kPartKeys, Shape::kPartKeys)) continue;
       parts.wait(parts.full());
 #pragma unroll
       for (int block = 0; block < Shape::kPartBlocks; ++block) {
         const int v = part * Shape::kPartBlocks + block;
-        if (span.any(v * kBlock, kBlock)) add_block(v, parts.rows() + block * kBlock * Elements::kValuePitch);
+        if (is_seen(v * kBlock, kBlock)) add_block(v, parts.rows() + block * kBlock * Elements::kValuePitch);
       }
       arrive_as_warp(parts.empty());
       parts.advance();
@@ -141,29 +144,29 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
     }
   }
 
-  unsigned char *shared_, *queries_;
+  unsigned char* shared_;
+  const KeySpan& span_;  // in shared memory, as the tile is
+  const ChunkTiles<Shape>& tiles_;
+  int key_ = 0;                           // the step's first
   float *largest_of_, *factors_, *sums_;  // factors: to each block of the step from the one before it
 };
 
 // By the warps of a block that compute: tile after tile that the others bring.
 template <template <int> class Kind, int kD>
-__device__ inline void use_parts(const AttentionArguments& op, int count) {
+__device__ inline void use_parts(const AttentionArguments& op, unsigned count) {
   using Shape = ChunkShape<Kind, kD>;
   ChunkParts<Shape> parts(count, false);
   ChunkTiles<Shape> tiles(false);
   ChunkMerger<Shape, kD> merger(op);
-  for (;; tiles.advance()) {
+  for (bool more = true; more; tiles.advance()) {
     tiles.wait(tiles.full());
     const ChunkTile& tile = *tiles.tile();
-    if (tile.span.key >= tile.span.end) break;
-    AttentionChunk<Kind, kD>(op, tiles).run(parts, tile.span);
-    if (tile.rows.slot >= 0 && tile.ends_item) {
-      merger.finish();
-      merger.take_ticket(tile.rows);
-    }
+    more = tile.span.key < tile.span.end;
+    if (more) AttentionChunk<Kind, kD>(op, tiles).run(parts);
+    if (!more || tile.ends_item) merger.finish();
+    if (more && tile.ends_item && tile.rows.slot >= 0) merger.take_ticket(tile.rows);
     arrive_as_warp(tiles.empty());
   }
-  merger.finish();
 }
 
 }  // namespace qiao::cuda

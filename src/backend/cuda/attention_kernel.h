@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
 // only the device knows. `parts`: that there is room for.
 template <template <int> class Kind, int kD>
 __global__ void __launch_bounds__(ChunkShape<Kind, kD>::kThreads, ChunkShape<Kind, kD>::kBlocks)
-    attention_chunks(const __grid_constant__ AttentionArguments op, int parts) {
+    attention_chunks(const __grid_constant__ AttentionArguments op, unsigned parts) {
   using Shape = ChunkShape<Kind, kD>;
   let_next_begin();
   open_chunks<Shape>(parts);
@@ -109,7 +109,8 @@ void launch_chunks(const Stream& stream, const AttentionLaunch& how, const Atten
   const ChunkRoom room = room_for_chunks<Kind, kD>(how);
   const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(room.blocks * how.multiprocessors));
   launch(how.name, stream, attention_chunks<Kind, kD>, blocks, Shape::kThreads,
-         static_cast<size_t>(Shape::kPartsAt + room.parts * Shape::kPartBytes), op, room.parts);
+         static_cast<size_t>(Shape::kPartsAt + room.parts * Shape::kPartBytes), op,
+         static_cast<unsigned>(room.parts));
 }
 
 template <template <int> class Kind, int kD>

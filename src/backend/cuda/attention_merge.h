@@ -6,14 +6,15 @@
 
 namespace qiao::cuda {
 
-// The rows of a sequence's queries for one key/value head, by the first kWarps warps of a block; kD: heads'
+// The rows of a sequence's queries for one key/value head, by the warps of a block that compute; kD: heads'
 // most.
-template <int kD, int kWarps>
+template <class Shape, int kD>
 __device__ inline void merge_chunks(const AttentionArguments& op, const AttentionTile& tile) {
-  constexpr int kKept = kD / 32, kTogether = kD <= 128 ? 8 : 4;  // chunks whose results are asked for at once
+  // Chunks whose results are asked for at once, as registers allow.
+  constexpr int kKept = kD / 32, kTogether = kD <= 128 && Shape::kThreads * Shape::kBlocks <= 512 ? 8 : 4;
   const int lane = threadIdx.x % 32, width = (op.dim + 7) / 8 * 8;
   const int first_chunk = chunks_of(tile.queries, tile.length, op.window).first;
-  for (int row = static_cast<int>(threadIdx.x / 32); row < tile.queries * op.share; row += kWarps) {
+  for (int row = static_cast<int>(threadIdx.x / 32); row < tile.queries * op.share; row += Shape::kWarps) {
     const int query = row / op.share, head = tile.kv_head * op.share + row % op.share;
     const int position = tile.length - tile.queries + query;
     const int first = first_key(position, op.window) / kChunkKeys - first_chunk;
@@ -102,7 +103,7 @@ class ChunkMerger {
       __threadfence();
     }
     wait_for_others();
-    if (kept()->is_last) merge_chunks<kD, Shape::kWarps>(op_, kept()->tile);
+    if (kept()->is_last) merge_chunks<Shape, kD>(op_, kept()->tile);
   }
 
  private:

@@ -82,30 +82,30 @@ static_assert(sizeof(ChunkTile) <= 64);
 template <class Shape>
 class ChunkParts {
  public:
-  __device__ ChunkParts(int parts, bool brings) : parts_(parts), parity_(brings ? 1 : 0) {}
+  __device__ ChunkParts(unsigned parts, bool brings) : parts_(parts), next_(brings ? 1 : 0) {}
   __device__ unsigned char* rows() const {
-    return shared_memory<unsigned char>() + Shape::kPartsAt + slot_ * Shape::kPartBytes;
+    return shared_memory<unsigned char>() + Shape::kPartsAt + next_ / 2 * Shape::kPartBytes;
   }
   __device__ static uint64_t* arrivals() {
     return reinterpret_cast<uint64_t*>(shared_memory<unsigned char>() + Shape::kArrivalsAt) + 4;
   }
-  __device__ uint64_t* full() const { return arrivals() + 2 * slot_; }
+  __device__ uint64_t* full() const { return arrivals() + next_ / 2 * 2; }
   __device__ uint64_t* empty() const { return full() + 1; }
-  __device__ void wait(uint64_t* until) const { wait_arrivals(until, parity_); }
+  __device__ void wait(uint64_t* until) const { wait_arrivals(until, next_ % 2); }
   __device__ void advance() {
-    if (++slot_ == parts_) slot_ = 0, parity_ ^= 1;
+    next_ += 2;
+    if (next_ / 2 == parts_) next_ = next_ % 2 ^ 1;
   }
 
  private:
-  int parts_, slot_ = 0;
-  uint32_t parity_;
+  unsigned parts_, next_;  // 2 * place + parity
 };
 template <class Shape>
 class ChunkTiles {
  public:
-  __device__ explicit ChunkTiles(bool brings) : parity_(brings ? 1 : 0) {}
+  __device__ explicit ChunkTiles(bool brings) : next_(brings ? 2 : 0) {}
   __device__ unsigned char* queries() const {
-    return shared_memory<unsigned char>() + slot_ * Shape::kTileBytes;
+    return shared_memory<unsigned char>() + next_ % 2 * Shape::kTileBytes;
   }
   __device__ ChunkTile* tile() const {
     return reinterpret_cast<ChunkTile*>(queries() + Shape::Elements::kQueryBytes);
@@ -113,29 +113,25 @@ class ChunkTiles {
   __device__ static uint64_t* arrivals() {
     return reinterpret_cast<uint64_t*>(shared_memory<unsigned char>() + Shape::kArrivalsAt);
   }
-  __device__ uint64_t* full() const { return arrivals() + 2 * slot_; }
+  __device__ uint64_t* full() const { return arrivals() + next_ % 2 * 2; }
   __device__ uint64_t* empty() const { return full() + 1; }
-  __device__ void wait(uint64_t* until) const { wait_arrivals(until, parity_); }
-  __device__ void advance() {
-    slot_ ^= 1;
-    if (slot_ == 0) parity_ ^= 1;
-  }
+  __device__ void wait(uint64_t* until) const { wait_arrivals(until, next_ / 2 % 2); }
+  __device__ void advance() { ++next_; }
 
  private:
-  int slot_ = 0;
-  uint32_t parity_;
+  unsigned next_;
 };
 
 // By all threads of a block, before any of them brings or waits.
 template <class Shape>
-__device__ inline void open_chunks(int parts) {
+__device__ inline void open_chunks(unsigned parts) {
   if (threadIdx.x == 0) {
     uint64_t* tiles = ChunkTiles<Shape>::arrivals();
     for (int i = 0; i < 2; ++i) {
       arrivals_init(tiles + 2 * i, Shape::kProducers), arrivals_init(tiles + 2 * i + 1, Shape::kWarps);
     }
     uint64_t* of_parts = ChunkParts<Shape>::arrivals();
-    for (int i = 0; i < parts; ++i) {
+    for (unsigned i = 0; i < parts; ++i) {
       arrivals_init(of_parts + 2 * i, 32 * Shape::kProducers);  // each lane's copies
       arrivals_init(of_parts + 2 * i + 1, Shape::kWarps);
     }

@@ -106,8 +106,9 @@ class AttentionRows {
     }
   }
 
-  // Scales (times kLog2E), biases and caps of keys from `key` on; -infinity where a row does not see one.
-  template <int kCount>
+  // Scales (times kLog2E), biases (who knows that there are none leaves them out) and caps of keys from `key`
+  // on; -infinity where a row does not see one.
+  template <int kCount, bool kBiases = true>
   __device__ void shape_scores(int key, float (&scores)[kCount][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -122,7 +123,7 @@ class AttentionRows {
       for (int n = 0; n < kCount; ++n) {
         scores[n][2 * i] *= scale_[i], scores[n][2 * i + 1] *= scale_[i];
       }
-      if (op_.bias != nullptr) {
+      if (kBiases && op_.bias != nullptr) {
         const float* bias = op_.bias + head(row) * (2 * op_.reach - 1) + op_.reach - 1 - row / op_.share;
 #pragma unroll
         for (int n = 0; n < kCount; ++n) {
