@@ -2,6 +2,7 @@
 // never shows in the bits, and contexts of several chunks keep the contract's bound.
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 #include "backend/cuda/cuda_backend.h"
@@ -160,6 +161,40 @@ TEST_P(CudaAttentionPagesTest, ChunksComputedApartAreTheSameBits) {
     Cache idle(chip, heads, {33, kLength, 17});
     EXPECT_EQ(idle.attend({0, 3, 0}, q.tensor().slice(kQueries - 3, 3), window, false, compute),
               rows_of(all, kQueries - 3, 3, kWidth));
+  }
+}
+
+// How many multiprocessors share the items, how many parts of keys and values a block has room for, and which
+// warp comes first, shows in no bit: sequences shorter than a block of keys and longer than several chunks,
+// with none, one and several queries; windows that leave chunks out, or all but the last part of one.
+TEST_P(CudaAttentionPagesTest, BlocksAndPartsShowInNoBit) {
+  const auto [dtype, compute] = GetParam();
+  const std::vector<int32_t> lengths = {1, 700, 257, 31, 256, 520, 5};
+  struct Case {
+    int64_t width, window;
+    std::vector<int32_t> queries;
+  };
+  struct Device {
+    int multiprocessors, block_shared_bytes;  // the least: of RoundedWarp's heads of 128
+    uint64_t seed;
+  };
+  for (const Case& c : {Case{128, 0, {1, 1, 1, 1, 1, 1, 1}}, Case{64, 40, {0, 2, 0, 5, 1, 0, 1}}}) {
+    Floats q({std::accumulate(c.queries.begin(), c.queries.end(), int64_t{0}), 6, c.width});
+    fill(q);
+    std::vector<float> first;
+    for (const Device& device :
+         {Device{40, 227 * 1024, 1}, Device{1, 227 * 1024, 2}, Device{3, 136 * 1024, 0}}) {
+      stand_in::Machine machine;
+      machine.multiprocessors = device.multiprocessors, machine.schedule_seed = device.seed;
+      machine.block_shared_bytes = device.block_shared_bytes;
+      stand_in::reset(machine);
+      const std::unique_ptr<Backend> chip = make_cuda_backend({});
+      const std::vector<float> out = Cache(*chip, {0, 0, 2, c.width, dtype}, lengths)
+                                         .attend(c.queries, q, c.window, first.empty(), compute);
+      ASSERT_THAT(stand_in::faults(), ::testing::IsEmpty());
+      if (first.empty()) first = out;
+      ASSERT_EQ(out, first) << c.width << ", " << device.multiprocessors;
+    }
   }
 }
 

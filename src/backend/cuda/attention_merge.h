@@ -88,8 +88,7 @@ class ChunkMerger {
     pending_ = true;
     if (threadIdx.x != 0) return;
     kept()->tile = tile;
-    __threadfence();  // one thread's covers what the barrier let it see of the others
-    ticket_ = atomicAdd(ticket(tile), 1u);
+    ticket_ = add_released(ticket(tile), 1);
   }
   // Merges the chunks of the item before where this one's was the last.
   __device__ void finish() {
@@ -99,8 +98,10 @@ class ChunkMerger {
       const AttentionTile& tile = kept()->tile;
       const auto chunks = static_cast<unsigned>(chunks_of(tile.queries, tile.length, op_.window).count);
       kept()->is_last = ticket_ == chunks - 1;
-      if (kept()->is_last) *ticket(tile) = 0;
-      __threadfence();
+      if (kept()->is_last) {
+        acquire();
+        *ticket(tile) = 0;
+      }
     }
     wait_for_others();
     if (kept()->is_last) merge_chunks<Shape, kD>(op_, kept()->tile);
