@@ -3,16 +3,21 @@
 // Plan. 16 rows (queries × the heads that share a key/value head, so that one load of a key serves them all)
 // walk the keys they see in attention_order.h's order, in blocks of kBlock. The queries stay in shared memory
 // in both parts (attention_elements.h), the 16 × D result in registers.
-//   decode   (attention_chunk.h) a block takes one chunk of one sequence after the other, so that one long
-//            sequence fills the device. Its eight warps share the 16 rows and take eight blocks of keys at
-//            once: each copies and scores one of them, then adds all eight to its share of D, so nothing is
-//            computed twice, and three barriers serve 256 keys of 16 bits. The next keys are on their way
-//            once these are read, the next values once those are, whatever chunk they are of. A step of
-//            D 128 of 16 bits is 139 KB: one block an SM, of whose bytes at least half are always on their
-//            way; it takes 4.3 us at the memory's bandwidth and some 2 us of a block's own time, which lie
-//            beside it. Limit: the memory's bandwidth, of which an H200 reached a third (32 sequences of 2048
-//            keys: docs/h200.md). Chunks' results go to the workspace, and the last
-//            block of a sequence's head merges them (attention_merge.h).
+//   decode   a block takes one chunk of one sequence after the other, so that one long sequence fills the
+//            device. Some of its warps bring (attention_bring.h): each walks all steps for itself, looks up a
+//            step ahead where keys lie, and copies keys and values into a ring of parts (attention_ring.h),
+//            as far ahead as shared memory has room, across the ends of chunks. Eight warps (or four) compute
+//            (attention_chunk.h): they share the 16 rows and take eight blocks of keys at once: each scores
+//            one of them, then adds all eight to its share of D, so nothing is computed twice, and two
+//            barriers serve 256 keys of 16 bits. They look nothing up, and no copy is theirs, so no fence of
+//            theirs waits for one. Of D 128 in 16 bits a part is 34 KB, of which six have room: four or more,
+//            139 KB, are on their way at any time, and a step of 131 KB takes 4.1 us at the memory's
+//            bandwidth, by reading the code some 1.5 us of those who compute. Chunks' results go to the
+//            workspace, and the last block of a sequence's head merges them (attention_merge.h), which asks
+//            whether it is the last while it computes what comes next. Limit: the memory's bandwidth.
+//            Prediction: 22 us for 32 sequences of 2048 keys (2 heads of 128, BF16), of which 16 are the
+//            bandwidth's; before, when each warp brought its own keys, an H200 took 48. Not yet run on a
+//            device.
 //   prefill  (attention_warp.h) a block is four warps of 16 rows each, which share the loads, two stages of
 //            cp.async, and walks all its chunks; between two, the rows of `out` hold what was merged so far.
 //            Limit: the tensor cores, two products of TF32 for each one. In products of 16 bits:
@@ -42,7 +47,7 @@ __device__ inline bool find_whole(const AttentionArguments& op, int wanted, int 
   if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
   tile->sequence = found.sequence;
   tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  tile->first_query_row = found.first_query, tile->queries = found.queries, tile->length = found.length;
+  describe(op, tile);
   tile->first_chunk = 0;
   tile->chunks = (tile->length - 1) / kChunkKeys + 1;
   tile->slot = -1;
