@@ -22,6 +22,7 @@ class ChunkBringer {
         walk_(op),
         parts_(parts, true),
         tiles_(true),
+        blocks_are_whole_(op.page_tokens % kBlock == 0 && op.row_bytes == 16 * Elements::kVectors),
         lane_(threadIdx.x % 32),
         warp_(static_cast<int>(threadIdx.x / 32) - Shape::kWarps) {}
 
@@ -62,15 +63,18 @@ class ChunkBringer {
   template <bool kValues>
   __device__ void bring(const KeySpan& span, const KeyRow (&rows)[kOwn]) {
     constexpr int kPitch = kValues ? Elements::kValuePitch : Elements::kKeyPitch;
-#pragma unroll
+#pragma unroll 1
     for (int part = 0; part < 2; ++part) {
       if (!span.any(part * Shape::kPartKeys, Shape::kPartKeys)) continue;
       parts_.wait(parts_.empty());
 #pragma unroll
-      for (int i = part * kOwnOfPart; i < (part + 1) * kOwnOfPart; ++i) {
-        if (!span.any(block(i) * kBlock, kBlock)) continue;
-        copy(parts_.rows() + in_part(i) * kBlock * kPitch, kPitch, rows[i].at,
-             kValues ? op_.values_offset : 0, rows[i].scale + (kValues ? 4 * op_.page_tokens : 0));
+      for (int i = 0; i < kOwnOfPart; ++i) {
+        const int first = part * Shape::kPartKeys + in_part(i) * kBlock;
+        if (!span.any(first, kBlock)) continue;
+        const unsigned char* row = part == 0 ? rows[i].at : rows[kOwnOfPart + i].at;
+        const int64_t scale = part == 0 ? rows[i].scale : rows[kOwnOfPart + i].scale;
+        copy<kPitch>(parts_.rows() + in_part(i) * kBlock * kPitch, row, kValues ? op_.values_offset : 0,
+                     scale + (kValues ? 4 * op_.page_tokens : 0), span.all(first, kBlock));
       }
       arrive_with_copies(parts_.full());
       parts_.advance();
@@ -78,9 +82,10 @@ class ChunkBringer {
   }
 
   // Starts the copies of a block's rows, `offset` bytes behind what each lane names, and their scales,
-  // `scale` bytes behind it; zeros for null.
-  __device__ void copy(unsigned char* rows, int pitch, const unsigned char* row, int64_t offset,
-                       int64_t scale) const {
+  // `scale` bytes behind it; zeros for null. `all`: none is null.
+  template <int kPitch>
+  __device__ void copy(unsigned char* rows, const unsigned char* row, int64_t offset, int64_t scale,
+                       bool all) const {
     constexpr int kVectors = Elements::kVectors, kTogether = Elements::kVectorsTogether;
     const int vectors = static_cast<int>(op_.row_bytes / 16);
     const int until = ceil_div(vectors, kTogether) * kTogether;
@@ -92,18 +97,27 @@ class ChunkBringer {
         __shfl_sync(kAllLanes, static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(rows)), 0)));
     if constexpr (Elements::kScales == RowScales::kOne) {
       if (lane_ < kBlock) {
-        copy_async<4>(rows + lane_ * pitch + kD, row != nullptr ? row + scale : op_.pages, row != nullptr);
+        copy_async<4>(rows + lane_ * kPitch + kD, row != nullptr ? row + scale : op_.pages, row != nullptr);
       }
     }
     if constexpr (32 % kVectors == 0) {  // a lane has the same column of each row
       const int first_row = lane_ / kVectors, vector = lane_ % kVectors;
+      rows += first_row * kPitch + 16 * vector;
+      if (all && blocks_are_whole_) {  // one run of whole rows
+        const auto* from =
+            reinterpret_cast<const unsigned char*>(__shfl_sync(kAllLanes, own, 0)) + 16 * lane_;
+#pragma unroll
+        for (int at = 0; at < kBlock; at += 32 / kVectors) {
+          copy_async<16>(rows + at * kPitch, from + at * 16 * kVectors);
+        }
+        return;
+      }
       const unsigned there = vector < vectors ? named >> first_row : 0;
-      rows += first_row * pitch + 16 * vector;
 #pragma unroll
       for (int at = 0; at < kBlock; at += 32 / kVectors) {
         const unsigned long long from = __shfl_sync(kAllLanes, own, at + first_row);
         if (vector >= until) continue;
-        copy_async<16>(rows + at * pitch, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
+        copy_async<16>(rows + at * kPitch, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
                        (there >> at & 1) != 0);
       }
     } else {
@@ -114,7 +128,7 @@ class ChunkBringer {
         if (item >= kBlock * kVectors || vector >= until) continue;
         const bool scales = Elements::kScales == RowScales::kBlocks && vector == vectors - 1;
         const int to = scales ? kD : 16 * vector;
-        copy_async<16>(rows + at * pitch + to, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
+        copy_async<16>(rows + at * kPitch + to, reinterpret_cast<const unsigned char*>(from) + 16 * vector,
                        (named >> at & 1) != 0 && vector < vectors);
       }
     }
@@ -129,12 +143,10 @@ class ChunkBringer {
 #pragma unroll
       for (int i = 0; i < kWarpRows / kWarps; ++i) {
         const int at = warp_ + i * kWarps, row = tile.tile * kWarpRows + at;
-        const float* from = nullptr;
-        if (row < rows) {
-          const int query = query_of(op_, tile, row);
-          from = op_.q + (tile.first_query_row + query) * op_.q_token +
-                 (tile.kv_head * op_.share + row - query * op_.share) * op_.q_head;
-        }
+        if (row >= rows) break;  // whose scores nobody looks at
+        const int query = query_of(op_, tile, row);
+        const float* from = op_.q + (tile.first_query_row + query) * op_.q_token +
+                            (tile.kv_head * op_.share + row - query * op_.share) * op_.q_head;
         Elements::store_query(tiles_.queries(), at, from, op_.dim);
       }
     }
@@ -150,6 +162,7 @@ class ChunkBringer {
   ChunkWalk<Shape::kStep> walk_;
   ChunkParts<Shape> parts_;
   ChunkTiles<Shape> tiles_;
+  bool blocks_are_whole_;  // each lies in one page, in rows without padding
   int lane_, warp_;
 };
 

@@ -64,8 +64,9 @@ struct ChunkShape {
 // Which keys of the step from `key` on, a multiple of kStep, rows see: [first, end).
 struct KeySpan {
   int first, key, end;
-  // Of `count` of them, the step's `at`-th being the first.
+  // Whether any, or all, of `count` of them are seen, the step's `at`-th being the first.
   __device__ bool any(int at, int count) const { return key + at < end && key + at + count > first; }
+  __device__ bool all(int at, int count) const { return key + at >= first && key + at + count <= end; }
 };
 
 // What those who compute are told of 16 rows: the keys that they meet, step after step from span.key on; none
