@@ -30,15 +30,16 @@ class ChunkBringer {
     KeyPlace next[kOwn];
     look_up(next);
     for (bool begins = true; walk_.there();) {
-      KeyRow rows[kOwn];
+      KeyPlace places[kOwn];
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) rows[i] = row_at(next[i]);
+      for (int i = 0; i < kOwn; ++i) places[i] = next[i];
       const KeySpan span = walk_.span();
-      bring<false>(span, rows);
+      const int kv_head = walk_.tile().kv_head;
+      bring<false>(span, kv_head, places);
       if (begins) bring_tile();
       begins = !walk_.advance();
       look_up(next);
-      bring<true>(span, rows);
+      bring<true>(span, kv_head, places);
     }
     bring_tile();
     copy_async_commit();
@@ -56,12 +57,10 @@ class ChunkBringer {
       places[i] = lane_ < kBlock ? walk_.look_up(block(i) * kBlock + lane_) : KeyPlace{-1, 0};
     }
   }
-  __device__ KeyRow row_at(const KeyPlace& place) const {
-    return place.page < 0 ? KeyRow{nullptr, 0} : page_row(op_, walk_.tile().kv_head, place.page, place.row);
-  }
 
+  // The step's keys or values, which lie at `places`.
   template <bool kValues>
-  __device__ void bring(const KeySpan& span, const KeyRow (&rows)[kOwn]) {
+  __device__ void bring(const KeySpan& span, int kv_head, const KeyPlace (&places)[kOwn]) {
     constexpr int kPitch = kValues ? Elements::kValuePitch : Elements::kKeyPitch;
 #pragma unroll 1
     for (int part = 0; part < 2; ++part) {
@@ -71,10 +70,11 @@ class ChunkBringer {
       for (int i = 0; i < kOwnOfPart; ++i) {
         const int first = part * Shape::kPartKeys + in_part(i) * kBlock;
         if (!span.any(first, kBlock)) continue;
-        const unsigned char* row = part == 0 ? rows[i].at : rows[kOwnOfPart + i].at;
-        const int64_t scale = part == 0 ? rows[i].scale : rows[kOwnOfPart + i].scale;
-        copy<kPitch>(parts_.rows() + in_part(i) * kBlock * kPitch, row, kValues ? op_.values_offset : 0,
-                     scale + (kValues ? 4 * op_.page_tokens : 0), span.all(first, kBlock));
+        const int page = part == 0 ? places[i].page : places[kOwnOfPart + i].page;
+        const int in_page = part == 0 ? places[i].row : places[kOwnOfPart + i].row;
+        const KeyRow row = page < 0 ? KeyRow{nullptr, 0} : page_row(op_, kv_head, page, in_page);
+        copy<kPitch>(parts_.rows() + in_part(i) * kBlock * kPitch, row.at, kValues ? op_.values_offset : 0,
+                     row.scale + (kValues ? 4 * op_.page_tokens : 0), span.all(first, kBlock));
       }
       arrive_with_copies(parts_.full());
       parts_.advance();

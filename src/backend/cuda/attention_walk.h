@@ -16,6 +16,16 @@ struct KeyPlace {
   int page, row;
 };
 
+// How many items a sequence has of each key/value head.
+struct ChunkItems {
+  const AttentionArguments& op;
+  __device__ int operator()(int queries, int length) const {
+    if (queries == 0) return 0;
+    if (is_split(op, queries, length)) return chunks_of(queries, length, op.window).count;
+    return op.tiles_follow ? 0 : 1;
+  }
+};
+
 // Step after step of the keys that 16 rows meet in an item, 16 rows after 16 rows, item after item. An item
 // is one key/value head's chunk of a sequence, or all its chunks where a sequence is not split. Each warp
 // walks for itself.
@@ -23,7 +33,9 @@ template <int kStep>
 class ChunkWalk {
  public:
   __device__ explicit ChunkWalk(const AttentionArguments& op)
-      : op_(op), item_(static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x)) {
+      : op_(op),
+        finder_({op.starts, op.lengths, op.sequences}, {op}),
+        item_(static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x)) {
     next_item();
   }
 
@@ -68,16 +80,10 @@ class ChunkWalk {
   }
 
   __device__ void next_item() {
-    const auto items = [&](int queries, int length) {
-      if (queries == 0) return 0;
-      if (is_split(op_, queries, length)) return chunks_of(queries, length, op_.window).count;
-      return op_.tiles_follow ? 0 : 1;
-    };
-    const SequenceSizes sizes{op_.starts, op_.lengths, op_.sequences};
     FoundTile found{};
     do {
       item_ += static_cast<int>(gridDim.x);
-      there_ = find_tile(item_ / op_.kv_heads, sizes, items, &found, &passed_);
+      there_ = finder_.find(item_ / op_.kv_heads, &found);
       if (!there_) return;
       tile_.sequence = found.sequence, tile_.kv_head = item_ % op_.kv_heads, tile_.tile = 0;
       tile_.first_query_row = found.first_query, tile_.queries = found.queries, tile_.length = found.length;
@@ -90,7 +96,7 @@ class ChunkWalk {
   }
 
   const AttentionArguments& op_;
-  TilesBefore passed_;
+  TileFinder<ChunkItems> finder_;
   AttentionTile tile_{};
   KeySpan span_{};
   int item_;
