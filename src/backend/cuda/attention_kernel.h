@@ -28,26 +28,9 @@
 #include "backend/cuda/attention_half_warp.h"
 #include "backend/cuda/attention_merge.h"
 #include "backend/cuda/attention_warp.h"
+#include "backend/cuda/attention_wgmma.h"
 
 namespace qiao::cuda {
-
-// Finds the tile of `wanted`, which walks all its chunks; false where there are fewer.
-__device__ inline bool find_whole(const AttentionArguments& op, int wanted, int tile_rows,
-                                  AttentionTile* tile) {
-  FoundTile found{};
-  const auto tiles = [&](int queries, int length) {
-    const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, length);
-    return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
-  };
-  if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
-  tile->sequence = found.sequence;
-  tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  describe(op, tile);
-  tile->first_chunk = 0;
-  tile->chunks = (tile->length - 1) / kChunkKeys + 1;
-  tile->slot = -1;
-  return true;
-}
 
 // Blocks: tiles × key/value heads. At most 128 threads, so that each may have 255 registers.
 template <template <int> class Kind, int kD>
@@ -144,6 +127,15 @@ bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const Atte
     return false;
   launch_chunks<Kind, kD>(stream, how, op);
   if (!op.tiles_follow) return true;
+  using Hopper = AttentionWgmmaShape<Kind, kD>;
+  if (stream.compute_major() == 9 && Hopper::kSharedBytes <= how.block_shared_bytes) {
+    const unsigned items =
+        most_tiles(how.tile_rows, op.sequences, Hopper::kRows) * static_cast<unsigned>(op.kv_heads);
+    launch(how.name, stream, attention_wgmma<Kind, kD>,
+           std::min(items, static_cast<unsigned>(how.multiprocessors)), Hopper::kThreads,
+           static_cast<size_t>(Hopper::kSharedBytes), op);
+    return true;
+  }
   const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);
   launch(how.name, stream, attention_rounded<Kind, kD>, tiles * static_cast<unsigned>(op.kv_heads),
          32 * Shape::kWarps, static_cast<size_t>(Shape::kSharedBytes), op);
