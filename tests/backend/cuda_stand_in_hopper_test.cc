@@ -88,6 +88,55 @@ TEST_F(CudaStandInHopperTest, BulkCopiesArriveWithThePhaseThatExpectsThem) {
               HasSubstr("wait for ever"));
 }
 
+// The same by copy_async; with `own_wait` who brings a slot also waits for its groups, to no use for others.
+struct Copied {
+  const float* in;
+  float* out;
+  int count;
+  bool wait_full, own_wait;
+};
+__global__ void add_copied(Copied op) {
+  begin_kernel();
+  auto* slots = shared_memory<float>();
+  auto* arrivals = reinterpret_cast<uint64_t*>(slots + 64);  // [slot][full, empty]
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 4; ++i) arrivals_init(arrivals + i, 32);
+    arrivals_ready();
+  }
+  __syncthreads();
+  float sum = 0;
+  for (int i = 0; i < op.count; ++i) {
+    uint64_t* full = arrivals + i % 2 * 2;
+    const auto parity = static_cast<uint32_t>(i / 2 % 2);
+    if (threadIdx.x < 32) {
+      if (op.wait_full) wait_arrivals(full, parity);
+      sum += slots[i % 2 * 32 + 31 - lane];
+      arrive(full + 1);
+    } else {
+      wait_arrivals(full + 1, parity ^ 1);
+      copy_async<4>(slots + i % 2 * 32 + lane, op.in + i * 32 + lane, lane != 3);
+      if (op.own_wait) copy_async_commit();
+      arrive_with_copies(full);
+      if (op.own_wait) copy_async_wait<0>();
+    }
+  }
+  if (threadIdx.x < 32) op.out[lane] = sum;
+}
+
+TEST_F(CudaStandInHopperTest, CopiesArriveWithThePhaseThatCountsThem) {
+  std::vector<float> in(7 * 32), out(32);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
+  for (const bool own_wait : {false, true}) {
+    EXPECT_EQ(run(add_copied, 1, 64, 512, Copied{in.data(), out.data(), 7, true, own_wait}), "");
+    for (size_t lane = 0; lane < 32; ++lane) {
+      EXPECT_EQ(out[31 - lane], lane == 3 ? 0.0f : static_cast<float>(7 * lane + 21 * 32));
+    }
+    EXPECT_NE(run(add_copied, 1, 64, 512, Copied{in.data(), out.data(), 1, false, own_wait}), "");
+    EXPECT_TRUE(std::isnan(out[0]));
+  }
+}
+
 __global__ void askew(const float* in) {
   begin_kernel();
   auto* slots = shared_memory<float>();

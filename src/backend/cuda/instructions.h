@@ -294,6 +294,43 @@ __device__ inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
   return product;
 }
 
+// mbarrier: 8 bytes of shared memory that count arrivals and bytes on their way. A phase ends when `count`
+// arrivals and all the bytes that they expect have come; then the next begins, with the same count. The
+// first phase's parity is 0, the next one's 1, and so on. One thread makes them, then calls
+// arrivals_ready; a barrier of the block follows.
+__device__ inline void arrivals_init(uint64_t* arrivals, unsigned count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count) : "memory");
+}
+__device__ inline void arrivals_ready() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+__device__ inline void arrive(uint64_t* arrivals) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(arrivals)) : "memory");
+}
+// An arrival that comes once all of this thread's copy_async from before have landed: whoever sees its phase
+// end sees them. They need no group of copies then.
+__device__ inline void arrive_with_copies(uint64_t* arrivals) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(arrivals)) : "memory");
+}
+// Until the phase of that parity has ended: at once where it is not the one that is open.
+__device__ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred ended;\n"
+      "again:\n"
+#if __CUDA_ARCH__ >= 900
+      "mbarrier.try_wait.parity.shared.b64 ended, [%0], %1;\n"
+#else
+      "mbarrier.test_wait.parity.shared.b64 ended, [%0], %1;\n"
+#endif
+      "@!ended bra again;\n"
+      "}" ::"r"(shared_address(arrivals)),
+      "r"(parity)
+      : "memory");
+}
+
 // What follows is of Hopper alone (sm_90a): a kernel that was built for another device ends with an error
 // there.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -302,36 +339,12 @@ __device__ inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
 #define QIAO_HOPPER(...) __trap()
 #endif
 
-// mbarrier: 8 bytes of shared memory that count arrivals and bytes on their way. A phase ends when `count`
-// arrivals and all the bytes that they expect have come; then the next begins, with the same count. The
-// first phase's parity is 0, the next one's 1, and so on. One thread makes them, then calls
-// arrivals_ready; a barrier of the block follows.
-__device__ inline void arrivals_init(uint64_t* arrivals, unsigned count) {
-  QIAO_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count)
-              : "memory");
-}
-__device__ inline void arrivals_ready() { QIAO_HOPPER("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ inline void arrive(uint64_t* arrivals) {
-  QIAO_HOPPER("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(arrivals)) : "memory");
-}
+// An arrival after which the phase also waits for so many bytes of copy_bulk.
 __device__ inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes) {
   QIAO_HOPPER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrivals)),
               "r"(bytes)
               : "memory");
 }
-// Until the phase of that parity has ended: at once where it is not the one that is open.
-__device__ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity) {
-  QIAO_HOPPER(
-      "{\n"
-      ".reg .pred ended;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-      "@!ended bra again;\n"
-      "}" ::"r"(shared_address(arrivals)),
-      "r"(parity)
-      : "memory");
-}
-
 // cp.async.bulk: a multiple of 16 bytes, both sides aligned to 16, from global to shared memory, by a whole
 // warp; they are there, for loads and for wgmma, once the phase of `arrivals` that expects them has ended.
 __device__ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals) {

@@ -310,7 +310,7 @@ void run_block(uint64_t seed, uint64_t number) {
     return;
   }
   for (const Arrivals& a : block.arrivals) {
-    if (!a.copies.empty()) block.fault = "a block ends with bulk copies that nobody has waited for";
+    if (!a.copies.empty()) block.fault = "a block ends with copies that nobody has waited for";
   }
   if (const char* what = unfinished_products(); what != nullptr) block.fault = what;
   for (size_t i = 0; i < kGuardBytes; ++i) {
@@ -533,6 +533,19 @@ void arrive(const void* at, size_t expected_bytes, const Where& where) {
   --a.left;
   a.expected += expected_bytes;
   if (a.can_end()) release(&a.waiting);
+}
+
+void arrive_with_copies(const void* at, const Where& where) {
+  Arrivals& a = arrivals_at(at, where);
+  if (a.can_end()) end_phase(a);
+  Thread& self = block.threads[block.current];
+  self.groups.push_back(std::move(self.open_group));
+  self.open_group.clear();
+  for (const std::vector<Copy>& group : self.groups) {
+    a.copies.insert(a.copies.end(), group.begin(), group.end());
+  }
+  self.groups.clear();
+  arrive(at, 0, where);
 }
 
 void wait_arrivals(const void* at, unsigned parity, const Where& where) {

@@ -50,9 +50,11 @@ void copy_async(void* shared, const void* global, size_t bytes, bool zero, const
 void commit_copies();
 void wait_copies(int groups_left);
 
-// mbarrier, and bulk copies: the bytes arrive no sooner than a wait for the phase that expects them.
+// mbarrier, and bulk copies: the bytes arrive no sooner than a wait for the phase that expects them. So do
+// those of copy_async that arrive_with_copies counts, which leave their groups.
 void arrivals_init(const void* arrivals, unsigned count, const Where& where);
 void arrive(const void* arrivals, size_t expected_bytes, const Where& where);
+void arrive_with_copies(const void* arrivals, const Where& where);
 void wait_arrivals(const void* arrivals, unsigned parity, const Where& where);
 void copy_bulk(void* shared, const void* global, size_t bytes, const void* arrivals, const Where& where);
 

@@ -241,6 +241,9 @@ inline void arrivals_ready() {}
 inline void arrive(uint64_t* arrivals, Caller where = Caller::current()) {
   stand_in::arrive(arrivals, 0, where);
 }
+inline void arrive_with_copies(uint64_t* arrivals, Caller where = Caller::current()) {
+  stand_in::arrive_with_copies(arrivals, where);
+}
 inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes, Caller where = Caller::current()) {
   stand_in::arrive(arrivals, bytes, where);
 }
