@@ -31,13 +31,15 @@ struct AttentionWgmmaShape {
   using Elements = Kind<kD>;
   static constexpr int kGroups = 2, kWarps = 4 * kGroups, kRows = kWarps * kWarpRows;
   static constexpr int kConsumers = 32 * kWarps, kThreads = kConsumers + 128;
-  static constexpr int kRegisters = 232;
+  static constexpr int kRegisters = 224;
   static constexpr int kKeys = 64, kBlock = AttentionShape<Kind, kD>::kBlock;
   // Keys, or values, of a tile: rows of 64 columns, then the next 64's.
   static constexpr int kColumns = kKeys * 128, kOperand = kD / 64 * kColumns, kStage = 2 * kOperand;
-  // Tiles that are on their way while the one before them is waited for.
+  // What is unpacked waits for it in slots of its own: so many are on their way while one is.
   static constexpr int kAhead = 2;
   static constexpr bool kUnpacks = Elements::kBytes == 1;
+  static constexpr int kBringers =
+      kUnpacks ? 4 : 128;  // warps that unpacked, or threads whose copies have landed
   static constexpr int kRawKeys = kKeys * Elements::kKeyPitch;
   static constexpr int kRaw = kUnpacks ? kRawKeys + kKeys * Elements::kValuePitch : 0;
   static constexpr int kRawBytes = (kAhead + 1) * kRaw;
@@ -48,8 +50,8 @@ struct AttentionWgmmaShape {
   static constexpr int kItemsAt = kEarlierAt + kEarlierBytes, kItemBytes = sizeof(AttentionTile);
   static constexpr int kArrivalsAt = kItemsAt + (kItems * kItemBytes + 15) / 16 * 16;
   static constexpr int kSharedBytes = kArrivalsAt + (4 * kStages + 2 * kItems) * 8;
-  static_assert(kStages >= kAhead + (kUnpacks ? 1 : 2) && kKeys == 2 * kBlock && kChunkKeys % kKeys == 0 &&
-                kStage % 1024 == 0 && kSharedBytes <= 227 * 1024);
+  static_assert(kStages >= 3 && kKeys == 2 * kBlock && kChunkKeys % kKeys == 0 && kStage % 1024 == 0 &&
+                kSharedBytes <= 227 * 1024);
 };
 
 // The stages in turn, as those that bring and those that use them walk them. Keys and values of one are full
@@ -101,10 +103,7 @@ class AttentionBringer {
 
  public:
   __device__ explicit AttentionBringer(const AttentionArguments& op)
-      : op_(op), lane_(threadIdx.x % 32), first_row_((threadIdx.x - Shape::kConsumers) / 32 * kRows) {
-    bringing_.parity = 1;  // at first each slot is empty
-    items_.parity = 1;
-  }
+      : op_(op), lane_(threadIdx.x % 32), first_row_((threadIdx.x - Shape::kConsumers) / 32 * kRows) {}
 
   __device__ void run() {
     const int kv_heads = op_.kv_heads;
@@ -124,16 +123,17 @@ class AttentionBringer {
         own = own_row(tile, seen, key + Shape::kKeys);
       }
     }
-    copy_async_wait<0>();
-    __syncwarp();
-    while (on_their_way_ > 0) land();
+    if constexpr (Shape::kUnpacks) {
+      copy_async_wait<0>();
+      while (on_their_way_ > 0) unpack();
+    }
   }
 
  private:
   // To the consumers.
   __device__ void tell(const AttentionTile& tile) {
     if (first_row_ == 0) {
-      wait_arrivals(items_.empty(), items_.parity);
+      wait_arrivals(items_.empty(), items_.parity ^ 1);  // at first each slot is empty
       __syncwarp();  // none waits for a phase that this one's arrival may end
       if (lane_ == 0) {
         *items_.tile() = tile;
@@ -152,25 +152,26 @@ class AttentionBringer {
     return {op_.pages + tile.kv_head * op_.head_bytes + row * op_.row_bytes, 0};
   }
 
-  // Asks for a tile, and hands over the one before those that may be on their way.
+  // Asks for a tile; what is to be unpacked first becomes the consumers' here, once others are on their way.
   __device__ void bring(const KeyRow& row) {
     if constexpr (Shape::kUnpacks) {
       unsigned char* raw = raw_of(raw_);
       if (++raw_ > Shape::kAhead) raw_ = 0;
       copy_raw(raw, row, 0, row.scale);
       copy_raw(raw + Shape::kRawKeys, row, op_.values_offset, row.scale + 4 * op_.page_tokens);
+      copy_async_commit();
+      if (++on_their_way_ <= Shape::kAhead) return;
+      copy_async_wait<Shape::kAhead>();
+      unpack();
     } else {
-      wait_arrivals(bringing_.empty_keys(), bringing_.parity);
-      copy(bringing_.keys(), row, 0);
-      wait_arrivals(bringing_.empty_values(), bringing_.parity);
-      copy(bringing_.values(), row, op_.values_offset);
-      bringing_.advance();
+      wait_arrivals(ring_.empty_keys(), ring_.parity ^ 1);
+      copy(ring_.keys(), row, 0);
+      arrive_with_copies(ring_.full_keys());
+      wait_arrivals(ring_.empty_values(), ring_.parity ^ 1);
+      copy(ring_.values(), row, op_.values_offset);
+      arrive_with_copies(ring_.full_values());
+      ring_.advance();
     }
-    copy_async_commit();
-    if (++on_their_way_ <= Shape::kAhead) return;
-    copy_async_wait<Shape::kAhead>();
-    __syncwarp();
-    land();
   }
 
   // The row of copy i that this lane has part of, and where that lies; 0: nobody sees it.
@@ -212,23 +213,21 @@ class AttentionBringer {
     }
   }
 
-  // The oldest tile, which has come, is the consumers'.
-  __device__ void land() {
-    if constexpr (Shape::kUnpacks) unpack();
-    multiply_stored();
-    __syncwarp();
-    if (lane_ == 0) arrive(landing_.full_keys()), arrive(landing_.full_values());
-    landing_.advance();
-    --on_their_way_;
-  }
-  // This warp's rows of it, which nobody else reads or writes before.
+  // The oldest tile, which has come: this warp's rows of it, which nobody else reads or writes before.
   __device__ void unpack() {
+    __syncwarp();
     const unsigned char* raw = raw_of(unpacking_);
     if (++unpacking_ > Shape::kAhead) unpacking_ = 0;
-    wait_arrivals(landing_.empty_keys(), landing_.parity ^ 1);
-    unpack_rows<true>(raw, landing_.keys());
-    wait_arrivals(landing_.empty_values(), landing_.parity ^ 1);
-    unpack_rows<false>(raw + Shape::kRawKeys, landing_.values());
+    wait_arrivals(ring_.empty_keys(), ring_.parity ^ 1);
+    unpack_rows<true>(raw, ring_.keys());
+    __syncwarp();
+    if (lane_ == 0) arrive(ring_.full_keys());
+    wait_arrivals(ring_.empty_values(), ring_.parity ^ 1);
+    unpack_rows<false>(raw + Shape::kRawKeys, ring_.values());
+    __syncwarp();
+    if (lane_ == 0) arrive(ring_.full_values());
+    ring_.advance();
+    --on_their_way_;
   }
   template <bool kOfKeys>
   __device__ void unpack_rows(const unsigned char* raw, unsigned char* operand) const {
@@ -248,7 +247,7 @@ class AttentionBringer {
 
   const AttentionArguments& op_;
   int lane_, first_row_;
-  AttentionRing<Shape> bringing_, landing_;
+  AttentionRing<Shape> ring_;
   AttentionItems<Shape> items_;
   int on_their_way_ = 0;
   int raw_ = 0, unpacking_ = 0;  // slots
@@ -281,7 +280,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
     if (key >= block_.end) return;
     Rows::load_queries();
     Rows::start_chunk();
-    wait_arrivals(ring_.full_keys(), ring_.parity);
+    wait_full(ring_.full_keys(), ring_.parity);
     multiply_keys(ring_.keys());
     multiply_wait<0>(flat(scores_));
     used(ring_.empty_keys());
@@ -290,9 +289,9 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
     for (; key + Shape::kKeys < own.end; key += Shape::kKeys) {
       Ring next = ring_;
       next.advance();
-      wait_arrivals(next.full_keys(), next.parity);
+      wait_full(next.full_keys(), next.parity);
       multiply_keys(next.keys());
-      wait_arrivals(ring_.full_values(), ring_.parity);
+      wait_full(ring_.full_values(), ring_.parity);
       add_values(ring_.values());
       multiply_wait<1>(flat(scores_));
       used(next.empty_keys());
@@ -313,7 +312,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
       take_weights();
       ring_ = next;
     }
-    wait_arrivals(ring_.full_values(), ring_.parity);
+    wait_full(ring_.full_values(), ring_.parity);
     add_values(ring_.values());
     multiply_wait<0>(flat(out_));
     used(ring_.empty_values());
@@ -331,6 +330,11 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
   __device__ void used(uint64_t* empty) const {
     __syncwarp();
     if (lane_ == 0) arrive(empty);
+  }
+  // What is there by stores or copies of other threads, for wgmma.
+  __device__ static void wait_full(uint64_t* full, uint32_t parity) {
+    wait_arrivals(full, parity);
+    multiply_stored();
   }
   // A tile of which the warpgroup sees nothing.
   __device__ void pass() {
@@ -412,7 +416,7 @@ template <class S>
 __device__ inline void open_attention_rings() {
   if (threadIdx.x == 0) {
     for (AttentionRing<S> ring; ring.parity == 0; ring.advance()) {
-      arrivals_init(ring.full_keys(), 4), arrivals_init(ring.full_values(), 4);
+      arrivals_init(ring.full_keys(), S::kBringers), arrivals_init(ring.full_values(), S::kBringers);
       arrivals_init(ring.empty_keys(), S::kWarps), arrivals_init(ring.empty_values(), S::kWarps);
     }
     for (AttentionItems<S> items; items.parity == 0; items.advance()) {

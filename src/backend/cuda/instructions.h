@@ -384,7 +384,8 @@ __device__ inline uint64_t multiply_operand_of_columns(const void* rows, int apa
   return shared_address(rows) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
          uint64_t{1} << 62;
 }
-// By threads that have stored rows of B^T themselves, before the barrier after which they are multiplied.
+// Where rows of B^T were stored, or brought by copy_async: by the threads that stored, before the barrier
+// after which they are multiplied, or by those that multiply, after it.
 __device__ inline void multiply_stored() { QIAO_HOPPER("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void multiply_begin() { QIAO_HOPPER("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void multiply_commit() { QIAO_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory"); }
