@@ -1,6 +1,6 @@
 // Prefill's attention by wgmma on Hopper, on the stand-in, has the bits of mma.sync's kernel, which a device
-// before Hopper runs: for every kind of pages, width of heads and rule of scores, for lengths that end inside
-// tiles and chunks, and for sequences beside each other.
+// before Hopper runs, and decoding's: for every kind of pages, width of heads and rule of scores, for lengths
+// that end inside tiles and chunks, and for sequences beside each other.
 #include <cstring>
 #include <random>
 
@@ -93,6 +93,13 @@ class CudaAttentionWgmmaTest : public ::testing::Test {
     EXPECT_EQ(std::memcmp(before.data(), hopper.data(), before.size() * sizeof(float)), 0)
         << traits(step.dtype).name << " " << step.width << " window " << step.window << " "
         << step.queries[0];
+    if (step.queries.size() != 1) return;
+    WgmmaStep decode = step;  // the last query alone
+    decode.queries = {1};
+    const std::vector<float> alone = paged(9, decode, q.tensor().slice(q.tensor().shape[0] - 1, 1), k, v);
+    EXPECT_TRUE(std::equal(alone.rbegin(), alone.rend(), hopper.rbegin()))
+        << traits(step.dtype).name << " " << step.width << " window " << step.window << " "
+        << step.lengths[0];
   }
 
   std::mt19937 random_{5};

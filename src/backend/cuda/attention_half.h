@@ -3,8 +3,8 @@
 // attention_elements.h has them; a step of kDepth is 16 keys.
 //
 // F16 holds no wide range, so a row of queries is brought to [1, 4) by a power of two, which its scores take
-// back: what is 2^-14 of the row's largest or less loses bits, as ops/attention.h says. A weight is at most 1
-// or so. Rows in shared memory are of kD, with zeros behind their own width: no step asks where that ends.
+// back: what is 2^-14 of the row's largest or less loses bits, as ops/attention.h says. A weight is at most
+// 2^8 or so (scale_of). Rows in shared memory are of kD, with zeros behind their own width: no step asks where that ends.
 #pragma once
 
 #include "backend/cuda/attention_elements.h"
