@@ -347,11 +347,12 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
 
   // A group: a tile's scores.
   __device__ void multiply_keys(const unsigned char* keys) {
+    const uint64_t first = multiply_operand(keys, 0);
     multiply_begin();
 #pragma unroll
     for (int k = 0; k < kD / 16; ++k) {
-      Products::multiply_async(flat(scores_), queries_[k],
-                               multiply_operand(keys + k / 4 * Shape::kColumns, k % 4), k != 0);
+      const uint64_t step = multiply_operand_behind(first, k / 4 * Shape::kColumns + k % 4 * 32);
+      Products::multiply_async(flat(scores_), queries_[k], step, k != 0);
     }
     multiply_commit();
   }
@@ -376,23 +377,30 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
 
   // A group, or two with a wait for all between them: a tile's weights times its values.
   __device__ void add_values(const unsigned char* values) {
-    multiply_begin();
-    add_block(values, 0);
-    if (__any_sync(kAllLanes, apart_)) {  // so that the compiler sees all lanes go one way
+    const uint64_t first = multiply_operand_of_columns(values, Shape::kColumns);
+    // Two ways that meet nowhere between, and a vote: else the compiler waits for every group it sees.
+    if (__any_sync(kAllLanes, apart_)) {
+      multiply_begin();
+      add_block(first, 0);
       multiply_commit();
       multiply_wait<0>(flat(out_));
       Rows::rescale(factor_[1]);
+      multiply_begin();
+      add_block(first, 1);
+      multiply_commit();
+    } else {
+      multiply_begin();
+      add_block(first, 0);
+      add_block(first, 1);
+      multiply_commit();
     }
-    multiply_begin();
-    add_block(values, 1);
-    multiply_commit();
   }
-  __device__ void add_block(const unsigned char* values, int block) {
+  __device__ void add_block(uint64_t first, int block) {
 #pragma unroll
     for (int i = 0; i < kTiles / 4; ++i) {
       const int k = block * (kTiles / 4) + i;
-      Products::multiply_async_of_columns(
-          flat(out_), weights_[k], multiply_operand_of_columns(values + k * 16 * 128, Shape::kColumns));
+      Products::multiply_async_of_columns(flat(out_), weights_[k],
+                                          multiply_operand_behind(first, k * 16 * 128));
     }
   }
 

@@ -384,6 +384,10 @@ __device__ inline uint64_t multiply_operand_of_columns(const void* rows, int apa
   return shared_address(rows) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
          uint64_t{1} << 62;
 }
+// The same of what lies so many bytes (a multiple of 16) behind.
+__device__ inline uint64_t multiply_operand_behind(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
 // Where rows of B^T were stored, or brought by copy_async: by the threads that stored, before the barrier
 // after which they are multiplied, or by those that multiply, after it.
 __device__ inline void multiply_stored() { QIAO_HOPPER("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -279,6 +279,9 @@ inline uint64_t multiply_operand_of_columns(const void* rows, int apart) {
   return shared_address(rows) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
          uint64_t{1} << 62;
 }
+inline uint64_t multiply_operand_behind(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
 inline void multiply_stored() { stand_in::show_to_products(); }
 inline void multiply_begin(Caller where = Caller::current()) { stand_in::multiply_begin(where); }
 inline void multiply_commit(Caller where = Caller::current()) { stand_in::multiply_commit(where); }
