@@ -159,6 +159,15 @@ TEST_F(CudaAttentionWgmmaTest, SequencesBesideEachOther) {
   expect_same(step);
 }
 
+// Items of one tile each, more than are told of ahead.
+TEST_F(CudaAttentionWgmmaTest, ManyShortSequences) {
+  for (const DType dtype : {DType::kBF16, DType::kF8_E4M3}) {
+    WgmmaStep step{std::vector<int32_t>(40, 9), std::vector<int32_t>(40, 11)};
+    step.dtype = dtype;
+    expect_same(step);
+  }
+}
+
 // Packed rows, with the logarithms that the way back needs; all keys, or with positions' biases.
 TEST_F(CudaAttentionWgmmaTest, PackedRowsOfTraining) {
   constexpr int64_t kTokens = 330, kReach = 230;

@@ -5,7 +5,8 @@
 //               weight's.
 //   RoundedF8   (kBF16) the very products of BF16 pages that hold the same numbers. With few rows, whose
 //               every number one warp takes once, they are unpacked in registers; with many
-//               (attention_half_warp.h) once for all warps.
+//               (attention_half_warp.h, attention_wgmma.h) once for all
+//               warps.
 // A number costs two to three instructions to unpack, with few rows one part in two of what the integer units
 // do in the time that HBM takes for it: the memory stays the limit.
 #pragma once

@@ -4,7 +4,8 @@
 //
 // F16 holds no wide range, so a row of queries is brought to [1, 4) by a power of two, which its scores take
 // back: what is 2^-14 of the row's largest or less loses bits, as ops/attention.h says. A weight is at most
-// 2^8 or so (scale_of). Rows in shared memory are of kD, with zeros behind their own width: no step asks where that ends.
+// 2^8 or so (scale_of). Rows in shared memory are of kD, with zeros behind their own width: no step asks
+// where that ends.
 #pragma once
 
 #include "backend/cuda/attention_elements.h"

@@ -1,11 +1,10 @@
 // Prefill in products of 16 bits (FlashAttention-2's plan, Dao 2023, in attention_order.h's order). A block
 // is kWarps warps of 16 rows each (queries × the heads that share a key/value head), whose queries, scores
 // and results stay in registers; tiles of kKeys keys and values come by cp.async in kStages stages, one
-// barrier a tile. Scores of a tile are made at once, weighed in blocks of the online softmax. What earlier
-// chunks came to waits in shared memory, where each thread keeps its own. D 128: 135 KB, one block an SM of 8
-// warps. Limit: ldmatrix, which brings each warp all keys and values (16 rows for 512 bytes of them: three
-// quarters of what mma.sync could take, 470 TFLOP/s of an H200); wgmma, which reads them from shared memory
-// itself, would not have it.
+// barrier a tile. Scores of a tile are made at once, weighed in blocks of the online softmax. D 128: 135 KB,
+// one block an SM of 8 warps. Limit: ldmatrix, which brings each warp all keys and values (16 rows for 512
+// bytes of them: three quarters of what mma.sync could take). For devices before Hopper, whose wgmma
+// reads them from shared memory itself (attention_wgmma.h).
 #pragma once
 
 #include "backend/cuda/attention_half_rows.h"

@@ -16,8 +16,8 @@
 //   prefill  (attention_warp.h) a block is four warps of 16 rows each, which share the loads, two stages of
 //            cp.async, and walks all its chunks; between two, the rows of `out` hold what was merged so far.
 //            Limit: the tensor cores, two products of TF32 for each one. In products of 16 bits:
-//            attention_half_warp.h.
-// Both make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
+//            attention_half_warp.h, on Hopper attention_wgmma.h.
+// All make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
 // of a block, leave what there was: a weight of 0 adds 0, a factor of 1 changes nothing. (So a value that is
 // no number reaches the rows of its tile that do not see it too.)
 #pragma once

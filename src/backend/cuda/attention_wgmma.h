@@ -10,12 +10,13 @@
 // between: the same sums. What earlier chunks came to waits in shared memory, where each thread keeps its
 // own.
 //
-// D 128: 224 KB, one block a multiprocessor. The limit is the tensor cores: a tile of a warpgroup takes them
-// 512 cycles; a warp's part of what is made of 64 x 64 scores (scale, largest, difference, power, sum, half a
-// pack) some 260 instructions, of which a quarter of a multiprocessor issues two warps' in the 1024 cycles
-// that both warpgroups' products take. Prediction: 60% of what cuBLAS reaches at 8192 tokens (470 TFLOP/s),
-// half of it at 2048, where masked halves of tiles at the diagonal are a twentieth of the work; from pages of
-// FP8 less, as one warp in three unpacks (480 instructions a tile). Not yet run on a device.
+// D 128: 225 KB, one block a multiprocessor. Limits: the tensor cores, which a tile of both warpgroups takes
+// 1024 cycles; shared memory, of which that is 64 KB read by wgmma, 32 KB written and 32 KB of earlier
+// chunks, 125 of its 128 bytes a cycle; a warp's 64 x 16 scores (scale, largest, difference, power, sum, half
+// a pack: some 300 instructions with what surrounds them, of two warps to a scheduler). Prediction: 55% of
+// what cuBLAS reaches (430 TFLOP/s of an H200) at 8192 tokens, 45% at 2048; from pages of FP8 40%, as one
+// warp in three unpacks (480 instructions a tile). Not yet run on a device. That wgmma adds like mma.sync was
+// probed for BF16 alone; for F16 `qiao conformance` will tell.
 #pragma once
 
 #include "backend/cuda/attention_half_rows.h"
@@ -44,7 +45,8 @@ struct AttentionWgmmaShape {
   static constexpr int kRaw = kUnpacks ? kRawKeys + kKeys * Elements::kValuePitch : 0;
   static constexpr int kRawBytes = (kAhead + 1) * kRaw;
   static constexpr int kEarlierBytes = kWarps * earlier_bytes<Kind, kD>();
-  static constexpr int kItems = 2, kFixedBytes = kRawBytes + kEarlierBytes + 1024;
+  static constexpr int kItems = kAhead + 1;  // one of a tile is used only once kAhead more have been told of
+  static constexpr int kFixedBytes = kRawBytes + kEarlierBytes + 1024;
   static constexpr int kRoom = (227 * 1024 - kFixedBytes) / kStage, kStages = kRoom < 6 ? kRoom : 6;
   static constexpr int kRawAt = kStages * kStage, kEarlierAt = kRawAt + kRawBytes;
   static constexpr int kItemsAt = kEarlierAt + kEarlierBytes, kItemBytes = sizeof(AttentionTile);
@@ -451,11 +453,11 @@ __global__ void __launch_bounds__(AttentionWgmmaShape<Kind, kD>::kThreads, 1)
     AttentionRing<Shape> ring;
     for (AttentionItems<Shape> items;; items.advance()) {
       wait_arrivals(items.full(), items.parity);
-      const AttentionTile tile = *items.tile();
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) arrive(items.empty());
+      const AttentionTile& tile = *items.tile();  // stays there: it would take registers
       if (tile.sequence < 0) break;
       AttentionMultiplier<Kind, kD>(op, tile, ring).run();
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) arrive(items.empty());
     }
   }
 }
