@@ -109,7 +109,10 @@ class AttentionBringer {
 
   __device__ void run() {
     const int kv_heads = op_.kv_heads;
-    for (int item = static_cast<int>(blockIdx.x);; item += static_cast<int>(gridDim.x)) {
+    const auto blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    for (int round = 0;; ++round) {
+      // Items get shorter: who has had the longest of a round has the shortest of the next.
+      const int item = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
       AttentionTile tile{};
       const bool there = find_whole(op_, item / kv_heads, Shape::kRows, &tile);
       if (!there) tile.sequence = -1;
