@@ -137,7 +137,7 @@ struct RoundedF8 : RoundedElements<Bf16Products, kD> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[n][i] = 0;
     }
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kD / 16; ++k) {
       uint32_t a[4];
       Tile::load_query(queries, k, a);

@@ -59,6 +59,7 @@ struct SequenceSizes {
 // for one after the other, ascending, keeps `passed`: the search goes on from there.
 struct FoundTile {
   int sequence, tile, count;
+  int first_query, queries, length;  // the sequence's
 };
 struct TilesBefore {
   int sequence = 0, tiles = 0;  // a sequence, and how many tiles those before it have
@@ -87,6 +88,9 @@ __device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles t
       found->sequence = base + first;
       found->count = __shfl_sync(kAllLanes, count, first);
       found->tile = target - (__shfl_sync(kAllLanes, until, first) - found->count);
+      found->first_query = __shfl_sync(kAllLanes, start, first);
+      found->queries = __shfl_sync(kAllLanes, end, first) - found->first_query;
+      found->length = __shfl_sync(kAllLanes, length, first);
       return true;
     }
     before += __shfl_sync(kAllLanes, until, 31);

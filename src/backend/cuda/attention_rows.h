@@ -37,11 +37,13 @@ struct KeyRow {
   const unsigned char* at;
   int64_t scale;
 };
+__device__ inline KeyRow page_row(const AttentionArguments& op, int kv_head, int page, int64_t in_page) {
+  return {op.pages + page * op.page_bytes + kv_head * op.head_bytes + in_page * op.row_bytes,
+          op.scales_offset - in_page * (op.row_bytes - 4)};
+}
 __device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionTile& tile, int key) {
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
-  const int64_t in_page = key % op.page_tokens;
-  return {op.pages + page * op.page_bytes + tile.kv_head * op.head_bytes + in_page * op.row_bytes,
-          op.scales_offset - in_page * (op.row_bytes - 4)};
+  return page_row(op, tile.kv_head, page, key % op.page_tokens);
 }
 
 // kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
@@ -104,8 +106,9 @@ class AttentionRows {
     }
   }
 
-  // Scales (times kLog2E), biases and caps of keys from `key` on; -infinity where a row does not see one.
-  template <int kCount>
+  // Scales (times kLog2E), biases (who knows that there are none leaves them out) and caps of keys from `key`
+  // on; -infinity where a row does not see one.
+  template <int kCount, bool kBiases = true>
   __device__ void shape_scores(int key, float (&scores)[kCount][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -120,7 +123,7 @@ class AttentionRows {
       for (int n = 0; n < kCount; ++n) {
         scores[n][2 * i] *= scale_[i], scores[n][2 * i + 1] *= scale_[i];
       }
-      if (op_.bias != nullptr) {
+      if (kBiases && op_.bias != nullptr) {
         const float* bias = op_.bias + head(row) * (2 * op_.reach - 1) + op_.reach - 1 - row / op_.share;
 #pragma unroll
         for (int n = 0; n < kCount; ++n) {

@@ -123,6 +123,19 @@ __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 }
 
+// Adds to *at and gives what it was, after all that this thread wrote or was shown by a barrier: who finds
+// the sum and then calls acquire() sees it, and shows it to others by a barrier. It does not wait for the
+// answer.
+__device__ inline unsigned add_released(unsigned* at, unsigned value) {
+  unsigned before;
+  asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(at)), "r"(value)
+               : "memory");
+  return before;
+}
+__device__ inline void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // Barriers of some warps: `id` from 1 to 15 (0 is __syncthreads'), `threads` a multiple of 32. arrive does
 // not wait.
 __device__ inline void barrier_sync(int id, int threads) {
