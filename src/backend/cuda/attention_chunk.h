@@ -87,7 +87,7 @@ class AttentionChunk : AttentionRows<Kind<kD>, kD / 8 / ChunkShape<Kind, kD>::kW
       float own_shift = 0, factor = 1;
 #pragma unroll
       for (int v = 0; v < kWarps; ++v) {
-        const float most = fmaxf(largest_[i], largest_of_[v * kWarpRows + row]);
+        const float most = scale_of(largest_[i], largest_of_[v * kWarpRows + row]);
         if (v == warp_) {
           own_shift = most == -INFINITY ? 0.0f : most;
           if (most != largest_[i]) factor = exp2_flushed(largest_[i] - own_shift);

@@ -21,8 +21,8 @@
 //   prefill  (attention_warp.h) a block is four warps of 16 rows each, which share the loads, two stages of
 //            cp.async, and walks all its chunks; between two, the rows of `out` hold what was merged so far.
 //            Limit: the tensor cores, two products of TF32 for each one. In products of 16 bits:
-//            attention_half_warp.h.
-// Both make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
+//            attention_half_warp.h, on Hopper attention_wgmma.h.
+// All make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
 // of a block, leave what there was: a weight of 0 adds 0, a factor of 1 changes nothing. (So a value that is
 // no number reaches the rows of its tile that do not see it too.)
 #pragma once
@@ -33,26 +33,9 @@
 #include "backend/cuda/attention_chunk.h"
 #include "backend/cuda/attention_half_warp.h"
 #include "backend/cuda/attention_warp.h"
+#include "backend/cuda/attention_wgmma.h"
 
 namespace qiao::cuda {
-
-// Finds the tile of `wanted`, which walks all its chunks; false where there are fewer.
-__device__ inline bool find_whole(const AttentionArguments& op, int wanted, int tile_rows,
-                                  AttentionTile* tile) {
-  FoundTile found{};
-  const auto tiles = [&](int queries, int length) {
-    const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, length);
-    return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
-  };
-  if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
-  tile->sequence = found.sequence;
-  tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  describe(op, tile);
-  tile->first_chunk = 0;
-  tile->chunks = (tile->length - 1) / kChunkKeys + 1;
-  tile->slot = -1;
-  return true;
-}
 
 // Blocks: tiles × key/value heads. At most 128 threads, so that each may have 255 registers.
 template <template <int> class Kind, int kD>
@@ -148,6 +131,15 @@ bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const Atte
   if (Shape::kSharedBytes > how.block_shared_bytes || room_for_chunks<Kind, kD>(how).parts < 2) return false;
   launch_chunks<Kind, kD>(stream, how, op);
   if (!op.tiles_follow) return true;
+  using Hopper = AttentionWgmmaShape<Kind, kD>;
+  if (stream.compute_major() == 9 && Hopper::kSharedBytes <= how.block_shared_bytes) {
+    const unsigned items =
+        most_tiles(how.tile_rows, op.sequences, Hopper::kRows) * static_cast<unsigned>(op.kv_heads);
+    launch(how.name, stream, attention_wgmma<Kind, kD>,
+           std::min(items, static_cast<unsigned>(how.multiprocessors)), Hopper::kThreads,
+           static_cast<size_t>(Hopper::kSharedBytes), op);
+    return true;
+  }
   const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);
   launch(how.name, stream, attention_rounded<Kind, kD>, tiles * static_cast<unsigned>(op.kv_heads),
          32 * Shape::kWarps, static_cast<size_t>(Shape::kSharedBytes), op);

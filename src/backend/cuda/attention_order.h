@@ -31,6 +31,14 @@ inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 // exp(x), in base 2; 0 where it would be no normal number.
 __device__ inline float exp_of(float x) { return exp2_flushed(x * kLog2E); }
 
+// What a chunk's weights are scaled to once a block of keys has come, `most` its largest score: what it was
+// (-infinity: nothing yet), unless weights would come to more than 2^kMostWeight. So what is summed up is
+// scaled anew for few blocks after the first (FlashAttention-4's rule), and some weight is 1 or more. A sum's
+// logarithm errs by a unit in the last place, 8 u where it is of up to 2^11, for two keys or more: inside
+// gamma_(2n+16) (ops/attention_varlen.h).
+inline constexpr float kMostWeight = 8;
+__device__ inline float scale_of(float was, float most) { return most > was + kMostWeight ? most : was; }
+
 // What two runs of keys with these largest scores weigh in what they sum to.
 struct Merge {
   float largest, before, after;  // the last two: factors

@@ -162,14 +162,14 @@ class AttentionRows {
   __device__ void weigh(float (&scores)[kCount][4], float (&factor)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = largest_[i];
+      float most = -INFINITY;
 #pragma unroll
       for (int n = 0; n < kCount; ++n) most = fmaxf(most, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
       most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
       most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-      const float shift = most == -INFINITY ? 0.0f : most;
-      factor[i] = most == largest_[i] ? 1.0f : exp2_flushed(largest_[i] - shift);
-      largest_[i] = most;
+      const float scale = scale_of(largest_[i], most), shift = scale == -INFINITY ? 0.0f : scale;
+      factor[i] = scale == largest_[i] ? 1.0f : exp2_flushed(largest_[i] - shift);
+      largest_[i] = scale;
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < kCount; ++n) {
@@ -296,6 +296,7 @@ class AttentionRows {
   bool valid_[2], had_[2] = {false, false};
   float scale_[2];
   float out_[kOutTiles][4];
+  // largest: what weights are scaled to, by scale_of.
   float largest_[2], sum_[2], total_largest_[2] = {0, 0}, total_sum_[2] = {0, 0};
 };
 

@@ -144,6 +144,21 @@ __device__ inline void barrier_sync(int id, int threads) {
 __device__ inline void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// Waits like barrier_sync; whether any of those threads says so.
+__device__ inline bool barrier_any(int id, int threads, bool says) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred says, any;\n"
+      "setp.ne.s32 says, %3, 0;\n"
+      "bar.red.or.pred any, %1, %2, says;\n"
+      "selp.s32 %0, 1, 0, any;\n"
+      "}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(says))
+      : "memory");
+  return any != 0;
+}
 
 // ldmatrix: 1, 2 or 4 matrices of 8 x 8 elements of 16 bits from shared memory. Lane 8 m + r names row r of
 // matrix m: 16 bytes, aligned (lanes from 8 * count on name anything). Lane l gets of each matrix elements
@@ -376,7 +391,18 @@ __device__ inline uint64_t multiply_operand(const void* rows, int step) {
 __device__ inline uint64_t multiply_operand_of_pieces(const void* pieces, int apart) {
   return shared_address(pieces) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{128 >> 4} << 32;
 }
-// By threads that have stored rows of B^T themselves, before the barrier after which they are multiplied.
+// Of B itself, whose rows of 64 elements lie like those of B^T above: 16 rows from `rows` on (a multiple of
+// 1024 bytes), where N is more than 64 the next 64 columns' rows `apart` bytes behind.
+__device__ inline uint64_t multiply_operand_of_columns(const void* rows, int apart) {
+  return shared_address(rows) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
+}
+// The same of what lies so many bytes (a multiple of 16) behind.
+__device__ inline uint64_t multiply_operand_behind(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
+// Where rows of B^T were stored, or brought by copy_async: by the threads that stored, before the barrier
+// after which they are multiplied, or by those that multiply, after it.
 __device__ inline void multiply_stored() { QIAO_HOPPER("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void multiply_begin() { QIAO_HOPPER("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void multiply_commit() { QIAO_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -489,6 +515,30 @@ __device__ inline void multiply_async_e4m3(float (&d)[96], const uint32_t (&a)[4
               : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80)
               : QIAO_A, "r"(static_cast<int>(adds)));
 }
+// Attention's products, of BF16 or F16: rows of B^T with N = 64, where not `adds` written and not added, and
+// rows of B (multiply_operand_of_columns) with N = 64 or 128.
+#define QIAO_MULTIPLY(name, type)                                                                    \
+  __device__ inline void name(float(&d)[32], const uint32_t(&a)[4], uint64_t b, bool adds) {         \
+    QIAO_HOPPER(QIAO_ADDS("37") "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type          \
+                                " {" QIAO_NAMES_32 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}" \
+                : QIAO_D16(0), QIAO_D16(16)                                                          \
+                : QIAO_A, "r"(static_cast<int>(adds)));                                              \
+  }                                                                                                  \
+  __device__ inline void name##_of_columns(float(&d)[32], const uint32_t(&a)[4], uint64_t b) {       \
+    QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" QIAO_NAMES_32       \
+                "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                          \
+                : QIAO_D16(0), QIAO_D16(16)                                                          \
+                : QIAO_A);                                                                           \
+  }                                                                                                  \
+  __device__ inline void name##_of_columns(float(&d)[64], const uint32_t(&a)[4], uint64_t b) {       \
+    QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" QIAO_NAMES_64      \
+                "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                          \
+                : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)                              \
+                : QIAO_A);                                                                           \
+  }
+QIAO_MULTIPLY(multiply_async_bf16, "bf16")
+QIAO_MULTIPLY(multiply_async_f16, "f16")
+#undef QIAO_MULTIPLY
 #undef QIAO_ADDS
 #undef QIAO_NAMES_32
 #undef QIAO_NAMES_64

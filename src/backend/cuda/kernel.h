@@ -19,6 +19,8 @@
 namespace qiao::cuda {
 
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
+// That a quarter of a multiprocessor has for a lane of each of three warps (set_registers).
+inline constexpr int kWgmmaRegisters = 504;
 
 // Gives `kernel` to the stream; nothing where the grid is empty. Throws as check() does, naming `name`.
 template <class... P, class... A>

@@ -274,9 +274,6 @@ __device__ inline void end_segment(float* before, float (&sums)[kSums], bool is_
   }
 }
 
-// That a quarter of a multiprocessor has for a lane of each of its three warps.
-inline constexpr int kWgmmaRegisters = 504;
-
 // By all threads of a block, before its warps take their roles.
 template <class S>
 __device__ inline void open_ring(uint8_t* shared) {

@@ -55,6 +55,7 @@ struct Warp {
 
 struct Barrier {
   unsigned arrived = 0, count = 0;
+  bool any_says = false, any_said = false;  // of those that have come, and of the last ones that were all
   std::vector<unsigned> waiting;
   Where where;
 };
@@ -269,7 +270,7 @@ void run_block(uint64_t seed, uint64_t number) {
     t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   }
   for (Warp& warp : block.warps) warp.arrived = 0;
-  for (Barrier& barrier : block.barriers) barrier.arrived = 0, barrier.waiting.clear();
+  for (Barrier& barrier : block.barriers) barrier = {};
   block.arrivals.clear();
   begin_products(block.warps.size());
   poison_shared(block.dynamic_bytes);
@@ -418,6 +419,14 @@ void barrier(int id, unsigned count, bool wait, const Where& where) {
   if (!wait) return;
   b.waiting.push_back(block.current);
   wait_for("a barrier", where);
+}
+
+bool barrier_any(int id, unsigned count, bool says, const Where& where) {
+  Barrier& b = block.barriers[id];
+  b.any_says |= says;
+  if (b.arrived + 1 == count) b.any_said = b.any_says, b.any_says = false;
+  barrier(id, count, true, where);
+  return b.any_said;  // nobody comes a second time before all have gone on
 }
 
 unsigned barrier_count(bool predicate, const Where& where) {
