@@ -140,10 +140,5 @@ __device__ inline void open_chunks(unsigned parts) {
   }
   __syncthreads();
 }
-// One for a warp, once all its lanes have come here.
-__device__ inline void arrive_as_warp(uint64_t* arrivals) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) arrive(arrivals);
-}
 
 }  // namespace qiao::cuda

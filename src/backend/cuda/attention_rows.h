@@ -45,6 +45,12 @@ __device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionT
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
   return page_row(op, tile.kv_head, page, key % op.page_tokens);
 }
+// The same, or among packed rows in 16 bits.
+__device__ inline KeyRow row_of(const AttentionArguments& op, const AttentionTile& tile, int key) {
+  if (op.table != nullptr) return page_row(op, tile, key);
+  const int64_t row = int64_t{tile.first_query_row} + key;
+  return {op.pages + tile.kv_head * op.head_bytes + row * op.row_bytes, 0};
+}
 
 // kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
 template <class Elements, int kOutTiles>
@@ -82,9 +88,7 @@ class AttentionRows {
   // of [.., end).
   __device__ KeyRow key_row(int key, int end) const {
     if (key < block_.first || key >= end) return {nullptr, 0};
-    if (op_.table != nullptr) return page_row(op_, tile_, key);
-    const int64_t row = int64_t{tile_.first_query_row} + key;
-    return {op_.pages + tile_.kv_head * op_.head_bytes + row * op_.row_bytes, 0};
+    return row_of(op_, tile_, key);
   }
 
   // Once the queries are in shared memory.

@@ -128,8 +128,9 @@ class AttentionBringer {
         own = own_row(tile, seen, key + Shape::kKeys);
       }
     }
+    copy_async_commit();
+    copy_async_wait<0>();  // a thread does not end before its copies
     if constexpr (Shape::kUnpacks) {
-      copy_async_wait<0>();
       while (on_their_way_ > 0) unpack();
     }
   }
@@ -152,9 +153,7 @@ class AttentionBringer {
   __device__ KeyRow own_row(const AttentionTile& tile, const SeenKeys& seen, int key) const {
     const int own = key + first_row_ + lane_;
     if (lane_ >= kRows || own < seen.first || own >= seen.end) return {nullptr, 0};
-    if (op_.table != nullptr) return page_row(op_, tile, own);
-    const int64_t row = int64_t{tile.first_query_row} + own;
-    return {op_.pages + tile.kv_head * op_.head_bytes + row * op_.row_bytes, 0};
+    return row_of(op_, tile, own);
   }
 
   // Asks for a tile; what is to be unpacked first becomes the consumers' here, once others are on their way.
@@ -225,12 +224,10 @@ class AttentionBringer {
     if (++unpacking_ > Shape::kAhead) unpacking_ = 0;
     wait_arrivals(ring_.empty_keys(), ring_.parity ^ 1);
     unpack_rows<true>(raw, ring_.keys());
-    __syncwarp();
-    if (lane_ == 0) arrive(ring_.full_keys());
+    arrive_as_warp(ring_.full_keys());
     wait_arrivals(ring_.empty_values(), ring_.parity ^ 1);
     unpack_rows<false>(raw + Shape::kRawKeys, ring_.values());
-    __syncwarp();
-    if (lane_ == 0) arrive(ring_.full_values());
+    arrive_as_warp(ring_.full_values());
     ring_.advance();
     --on_their_way_;
   }
@@ -288,7 +285,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
     wait_full(ring_.full_keys(), ring_.parity);
     multiply_keys(ring_.keys());
     multiply_wait<0>(flat(scores_));
-    used(ring_.empty_keys());
+    arrive_as_warp(ring_.empty_keys());
     weigh(key);
     take_weights();
     for (; key + Shape::kKeys < own.end; key += Shape::kKeys) {
@@ -299,7 +296,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
       wait_full(ring_.full_values(), ring_.parity);
       add_values(ring_.values());
       multiply_wait<1>(flat(scores_));
-      used(next.empty_keys());
+      arrive_as_warp(next.empty_keys());
       const bool ends = (key + Shape::kKeys) % kChunkKeys == 0;
       typename Rows::Join join{};
       if (ends) {
@@ -308,7 +305,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
       }
       weigh(key + Shape::kKeys);
       multiply_wait<0>(flat(out_));
-      used(ring_.empty_values());
+      arrive_as_warp(ring_.empty_values());
       if (ends) {
         Rows::join_results(join, false);
         clear_results();
@@ -320,7 +317,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
     wait_full(ring_.full_values(), ring_.parity);
     add_values(ring_.values());
     multiply_wait<0>(flat(out_));
-    used(ring_.empty_values());
+    arrive_as_warp(ring_.empty_values());
     ring_.advance();
     Rows::join_results(Rows::join_chunk(key / kChunkKeys), true);
     for (key += Shape::kKeys; key < block_.end; key += Shape::kKeys) pass();
@@ -331,11 +328,6 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
   __device__ static float (&flat(float (&tiles)[kCount][4]))[4 * kCount] {
     return reinterpret_cast<float(&)[4 * kCount]>(tiles);
   }
-  // By a warp that has read what an mbarrier counts.
-  __device__ void used(uint64_t* empty) const {
-    __syncwarp();
-    if (lane_ == 0) arrive(empty);
-  }
   // What is there by stores or copies of other threads, for wgmma.
   __device__ static void wait_full(uint64_t* full, uint32_t parity) {
     wait_arrivals(full, parity);
@@ -344,9 +336,9 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
   // A tile of which the warpgroup sees nothing.
   __device__ void pass() {
     wait_arrivals(ring_.full_keys(), ring_.parity);
-    used(ring_.empty_keys());
+    arrive_as_warp(ring_.empty_keys());
     wait_arrivals(ring_.full_values(), ring_.parity);
-    used(ring_.empty_values());
+    arrive_as_warp(ring_.empty_values());
     ring_.advance();
   }
 
@@ -459,8 +451,7 @@ __global__ void __launch_bounds__(AttentionWgmmaShape<Kind, kD>::kThreads, 1)
       const AttentionTile& tile = *items.tile();  // stays there: it would take registers
       if (tile.sequence < 0) break;
       AttentionMultiplier<Kind, kD>(op, tile, ring).run();
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) arrive(items.empty());
+      arrive_as_warp(items.empty());
     }
   }
 }

@@ -39,6 +39,12 @@ inline unsigned blocks_for(int64_t count, int64_t per_block) {
   return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);
 }
 
+// An arrival at an mbarrier for a warp, once all its lanes have come here.
+__device__ inline void arrive_as_warp(uint64_t* arrivals) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive(arrivals);
+}
+
 // Of all lanes, the same bits in each; T is float or double.
 template <class T>
 __device__ inline T warp_sum(T x) {
