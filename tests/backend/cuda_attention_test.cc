@@ -2,6 +2,7 @@
 // never shows in the bits, and contexts of several chunks keep the contract's bound.
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 #include "backend/cuda/cuda_backend.h"
@@ -12,24 +13,24 @@
 namespace qiao {
 namespace {
 
-constexpr int64_t kPageTokens = 16;
-
-// Sequences of these lengths, their pages in descending order, on a chip and on the law.
+// Sequences of these lengths, their pages (of 16 tokens where nothing is said) in descending order, on a chip
+// and on the law.
 class Cache {
  public:
   Cache(Backend& chip, const KvPagesSpec& heads, const std::vector<int32_t>& lengths)
       : chip_(chip),
         lengths_(lengths),
         longest_(*std::max_element(lengths.begin(), lengths.end())),
-        table_({static_cast<int64_t>(lengths.size()), (longest_ + kPageTokens - 1) / kPageTokens}) {
+        page_tokens_(heads.page_tokens == 0 ? 16 : heads.page_tokens),
+        table_({static_cast<int64_t>(lengths.size()), pages_of(longest_)}) {
     KvPagesSpec spec = heads;
-    spec.page_tokens = kPageTokens;
-    for (const int32_t length : lengths) spec.pages += (length + kPageTokens - 1) / kPageTokens;
+    spec.page_tokens = page_tokens_;
+    for (const int32_t length : lengths) spec.pages += pages_of(length);
     pages_ = chip.make_kv_pages(spec);
     law_pages_ = law_->make_kv_pages(spec);
     auto next = static_cast<int32_t>(spec.pages);
     for (size_t s = 0; s < lengths.size(); ++s) {
-      for (int64_t page = 0; page * kPageTokens < lengths[s]; ++page) {
+      for (int64_t page = 0; page < pages_of(lengths[s]); ++page) {
         table_.data()[static_cast<int64_t>(s) * table_.tensor().shape[1] + page] = --next;
       }
       write(static_cast<int64_t>(s), spec);
@@ -59,6 +60,8 @@ class Cache {
   }
 
  private:
+  int64_t pages_of(int64_t length) const { return (length + page_tokens_ - 1) / page_tokens_; }
+
   void write(int64_t s, const KvPagesSpec& spec) {
     const int64_t length = lengths_[static_cast<size_t>(s)];
     Floats k({length, spec.kv_heads, spec.head_dim}), v({length, spec.kv_heads, spec.head_dim});
@@ -69,8 +72,8 @@ class Cache {
     }
     Ints slots({length});
     for (int64_t j = 0; j < length; ++j) {
-      const int32_t page = table_.data()[s * table_.tensor().shape[1] + j / kPageTokens];
-      slots.data()[j] = page * static_cast<int32_t>(kPageTokens) + static_cast<int32_t>(j % kPageTokens);
+      const int32_t page = table_.data()[s * table_.tensor().shape[1] + j / page_tokens_];
+      slots.data()[j] = static_cast<int32_t>(page * page_tokens_ + j % page_tokens_);
     }
     chip_.kv_write({k, v, slots, pages_.get()});
     chip_.synchronize();
@@ -103,6 +106,7 @@ class Cache {
   std::unique_ptr<Backend> law_ = reference_chip();
   std::vector<int32_t> lengths_;
   int32_t longest_;
+  int64_t page_tokens_;
   Ints table_;
   std::unique_ptr<KvPages> pages_, law_pages_;
 };
@@ -160,6 +164,42 @@ TEST_P(CudaAttentionPagesTest, ChunksComputedApartAreTheSameBits) {
     Cache idle(chip, heads, {33, kLength, 17});
     EXPECT_EQ(idle.attend({0, 3, 0}, q.tensor().slice(kQueries - 3, 3), window, false, compute),
               rows_of(all, kQueries - 3, 3, kWidth));
+  }
+}
+
+// How many multiprocessors share the items, how many parts of keys and values a block has room for, which
+// warp comes first, and how many tokens a page has, shows in no bit: sequences shorter than a block of keys
+// and longer than several chunks, with none, one and several queries; windows that leave chunks out, or all
+// but the last part of one.
+TEST_P(CudaAttentionPagesTest, BlocksAndPartsShowInNoBit) {
+  const auto [dtype, compute] = GetParam();
+  const std::vector<int32_t> lengths = {1, 700, 257, 31, 256, 520, 5};
+  struct Case {
+    int64_t width, window;
+    std::vector<int32_t> queries;
+  };
+  struct Device {
+    int multiprocessors, block_shared_bytes;  // the least: of RoundedWarp's heads of 128
+    uint64_t seed;
+    int64_t page_tokens;
+  };
+  for (const Case& c : {Case{128, 0, {1, 1, 1, 1, 1, 1, 1}}, Case{64, 40, {0, 2, 0, 5, 1, 0, 1}}}) {
+    Floats q({std::accumulate(c.queries.begin(), c.queries.end(), int64_t{0}), 6, c.width});
+    fill(q);
+    std::vector<float> first;
+    for (const Device& device :
+         {Device{40, 227 * 1024, 1, 16}, Device{1, 227 * 1024, 2, 32}, Device{3, 136 * 1024, 0, 5}}) {
+      stand_in::Machine machine;
+      machine.multiprocessors = device.multiprocessors, machine.schedule_seed = device.seed;
+      machine.block_shared_bytes = device.block_shared_bytes;
+      stand_in::reset(machine);
+      const std::unique_ptr<Backend> chip = make_cuda_backend({});
+      const std::vector<float> out = Cache(*chip, {0, device.page_tokens, 2, c.width, dtype}, lengths)
+                                         .attend(c.queries, q, c.window, first.empty(), compute);
+      ASSERT_THAT(stand_in::faults(), ::testing::IsEmpty());
+      if (first.empty()) first = out;
+      ASSERT_EQ(out, first) << c.width << ", " << device.multiprocessors;
+    }
   }
 }
 

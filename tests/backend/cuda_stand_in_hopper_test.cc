@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -86,6 +87,55 @@ TEST_F(CudaStandInHopperTest, BulkCopiesArriveWithThePhaseThatExpectsThem) {
   // The slot's second phase has ended before the first was looked at: as if neither had.
   EXPECT_THAT(run(add_pieces, 1, 64, 512, Pieces{in.data(), out.data(), 3, true, false}),
               HasSubstr("wait for ever"));
+}
+
+// The same by copy_async; with `own_wait` who brings a slot also waits for its groups, to no use for others.
+struct Copied {
+  const float* in;
+  float* out;
+  int count;
+  bool wait_full, own_wait;
+};
+__global__ void add_copied(Copied op) {
+  begin_kernel();
+  auto* slots = shared_memory<float>();
+  auto* arrivals = reinterpret_cast<uint64_t*>(slots + 64);  // [slot][full, empty]
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 4; ++i) arrivals_init(arrivals + i, 32);
+    arrivals_ready();
+  }
+  __syncthreads();
+  float sum = 0;
+  for (int i = 0; i < op.count; ++i) {
+    uint64_t* full = arrivals + i % 2 * 2;
+    const auto parity = static_cast<uint32_t>(i / 2 % 2);
+    if (threadIdx.x < 32) {
+      if (op.wait_full) wait_arrivals(full, parity);
+      sum += slots[i % 2 * 32 + 31 - lane];
+      arrive(full + 1);
+    } else {
+      wait_arrivals(full + 1, parity ^ 1);
+      copy_async<4>(slots + i % 2 * 32 + lane, op.in + i * 32 + lane, lane != 3);
+      if (op.own_wait) copy_async_commit();
+      arrive_with_copies(full);
+      if (op.own_wait) copy_async_wait<0>();
+    }
+  }
+  if (threadIdx.x < 32) op.out[lane] = sum;
+}
+
+TEST_F(CudaStandInHopperTest, CopiesArriveWithThePhaseThatCountsThem) {
+  std::vector<float> in(7 * 32), out(32);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
+  for (const bool own_wait : {false, true}) {
+    EXPECT_EQ(run(add_copied, 1, 64, 512, Copied{in.data(), out.data(), 7, true, own_wait}), "");
+    for (size_t lane = 0; lane < 32; ++lane) {
+      EXPECT_EQ(out[31 - lane], lane == 3 ? 0.0f : static_cast<float>(7 * lane + 21 * 32));
+    }
+    EXPECT_NE(run(add_copied, 1, 64, 512, Copied{in.data(), out.data(), 1, false, own_wait}), "");
+    EXPECT_TRUE(std::isnan(out[0]));
+  }
 }
 
 __global__ void askew(const float* in) {
@@ -310,6 +360,104 @@ TEST_F(CudaStandInHopperTest, ProductsOfE4m3LoseWhatIsFarBelowTheLargest) {
   check(std::integral_constant<int, 32>(), 32);
   check(std::integral_constant<int, 64>(), 64);
   check(std::integral_constant<int, 128>(), 128);
+}
+
+// D[64, N] = A[64, 32] B[32, N], in two steps, A row-major from device memory, B [32, N] by rows of 64
+// columns through shared memory, the next 64's behind them, added to 1.
+template <int kColumns, bool kF16>
+__global__ void product_of_columns(const uint16_t* a, const uint16_t* b, float* d, int askew) {
+  begin_kernel();
+  constexpr int kApart = 32 * 128;
+  auto* rows = shared_memory<uint8_t>();
+  for (int i = static_cast<int>(threadIdx.x); i < 32 * kColumns; i += 128) {
+    const int k = i / kColumns, n = i % kColumns, piece = n % 64 / 8;
+    uint8_t* to = rows + n / 64 * kApart + k * 128 + (piece ^ k % 8) * 16 + n % 8 * 2;
+    *reinterpret_cast<uint16_t*>(to) = b[i];
+  }
+  multiply_stored();
+  __syncthreads();
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint16_t* own = a + (warp * 16 + lane / 4) * 32 + lane % 4 * 2;
+  const auto two = [&](int row, int k) { return own[row * 32 + k] | uint32_t{own[row * 32 + k + 1]} << 16; };
+  float sum[kColumns / 2];
+  for (float& s : sum) s = 1;
+  multiply_begin();
+  for (int step = 0; step < 2; ++step) {
+    const int k = step * 16;
+    const uint32_t left[4] = {two(0, k), two(8, k), two(0, k + 8), two(8, k + 8)};
+    const uint64_t right = multiply_operand_of_columns(rows + step * 2048 + askew, kApart);
+    if constexpr (kF16) {
+      multiply_async_f16_of_columns(sum, left, right);
+    } else {
+      multiply_async_bf16_of_columns(sum, left, right);
+    }
+  }
+  multiply_commit();
+  multiply_wait<0>(sum);
+  for (int i = 0; i < kColumns / 2; ++i) {
+    const unsigned row = warp * 16 + lane / 4 + static_cast<unsigned>(i % 4 / 2 * 8);
+    d[row * kColumns + static_cast<unsigned>(i / 4 * 8 + i % 2) + lane % 4 * 2] = sum[i];
+  }
+}
+
+template <int kColumns, bool kF16>
+std::string expect_products_of_columns(
+    const std::function<std::string(const uint16_t*, const uint16_t*, float*)>& run) {
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> a(64 * 32), b(32 * kColumns);
+  for (auto* values : {&a, &b}) {
+    for (uint16_t& x : *values) x = kF16 ? float_to_f16(normal(random)) : float_to_bf16(normal(random));
+  }
+  std::vector<float> d(64 * kColumns);
+  const std::string error = run(a.data(), b.data(), d.data());
+  const auto number = [](uint16_t x) {
+    return static_cast<double>(kF16 ? f16_to_float(x) : bf16_to_float(x));
+  };
+  for (size_t row = 0; row < 64 && error.empty(); ++row) {
+    for (size_t column = 0; column < kColumns; ++column) {
+      double sum = 1, size = 1;
+      for (size_t k = 0; k < 32; ++k) {
+        const double product = number(a[row * 32 + k]) * number(b[k * kColumns + column]);
+        sum += product, size += std::abs(product);
+      }
+      EXPECT_NEAR(d[row * kColumns + column], sum, size * 0x1p-22) << row << " " << column;
+    }
+  }
+  return error;
+}
+
+TEST_F(CudaStandInHopperTest, RowsOfBAreMultipliedAsThoseOfItsTranspose) {
+  const auto check = [&]<int kColumns, bool kF16>(std::integral_constant<int, kColumns>,
+                                                  std::bool_constant<kF16>, int askew) {
+    return expect_products_of_columns<kColumns, kF16>([&](const uint16_t* a, const uint16_t* b, float* d) {
+      return run(product_of_columns<kColumns, kF16>, 1, 128, 16 * 1024, a, b, d, askew);
+    });
+  };
+  EXPECT_EQ(check(std::integral_constant<int, 64>(), std::false_type(), 0), "");
+  EXPECT_EQ(check(std::integral_constant<int, 64>(), std::true_type(), 0), "");
+  EXPECT_EQ(check(std::integral_constant<int, 128>(), std::false_type(), 0), "");
+  EXPECT_EQ(check(std::integral_constant<int, 128>(), std::true_type(), 0), "");
+  EXPECT_THAT(check(std::integral_constant<int, 64>(), std::false_type(), 128),
+              HasSubstr("multiple of 1024"));
+}
+
+// Threads of a half say something in turn; each hears of its own half alone.
+__global__ void any_of_halves(int* out) {
+  begin_kernel();
+  const int half = static_cast<int>(threadIdx.x / 64);
+  int heard = 0;
+  for (int i = 0; i < 8; ++i) {
+    const bool says = half == 0 ? i % 3 == 1 && threadIdx.x == 37 : i == 2;
+    if (barrier_any(1 + half, 64, says)) heard |= 1 << i;
+  }
+  out[threadIdx.x] = heard;
+}
+TEST_F(CudaStandInHopperTest, BarriersTellWhetherAnyThreadSaysSo) {
+  std::vector<int> out(128);
+  EXPECT_EQ(run(any_of_halves, 1, 128, 0, out.data()), "");
+  for (size_t i = 0; i < 64; ++i) EXPECT_EQ(out[i], 0b10010010) << i;
+  for (size_t i = 64; i < 128; ++i) EXPECT_EQ(out[i], 0b100) << i;
 }
 
 TEST_F(CudaStandInHopperTest, ProductsThatAreNotWaitedForShow) {

@@ -5,7 +5,8 @@
 //               weight's.
 //   RoundedF8   (kBF16) the very products of BF16 pages that hold the same numbers. With few rows, whose
 //               every number one warp takes once, they are unpacked in registers; with many
-//               (attention_half_warp.h) once for all warps.
+//               (attention_half_warp.h, attention_wgmma.h) once for all
+//               warps.
 // A number costs two to three instructions to unpack, with few rows one part in two of what the integer units
 // do in the time that HBM takes for it: the memory stays the limit.
 #pragma once
@@ -99,13 +100,24 @@ struct RoundedF8 : RoundedElements<Bf16Products, kD> {
   static constexpr int kBytes = 1, kVectors = kD / 16, kVectorsTogether = kVectors;
   static constexpr int kKeyPitch = kD + 16, kValuePitch = kKeyPitch;
 
+  struct Query {
+    float x[4];
+  };
+  static __device__ Query take_query(const float* from, int dim) {
+    const int lane = threadIdx.x % 32;
+    Query query;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) query.x[i] = from != nullptr && 4 * lane < dim ? from[4 * lane + i] : 0.0f;
+    return query;
+  }
   static __device__ void store_query(unsigned char* queries, int row, const float* from, int dim) {
+    put_query(queries, row, take_query(from, dim));
+  }
+  static __device__ void put_query(unsigned char* queries, int row, const Query& query) {
     const int lane = threadIdx.x % 32;
     unsigned char* to = queries + row * Tile::kQueryPitch;
     if (4 * lane < kD) {
-      float x[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = from != nullptr && 4 * lane < dim ? from[4 * lane + i] : 0.0f;
+      const float(&x)[4] = query.x;
       to += 32 * (lane / 4) + 4 * (lane % 4);
       *reinterpret_cast<uint32_t*>(to) = Bf16Products::pack(make_float2(x[0], x[2]));
       *reinterpret_cast<uint32_t*>(to + 16) = Bf16Products::pack(make_float2(x[1], x[3]));
@@ -125,7 +137,7 @@ struct RoundedF8 : RoundedElements<Bf16Products, kD> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[n][i] = 0;
     }
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kD / 16; ++k) {
       uint32_t a[4];
       Tile::load_query(queries, k, a);
@@ -169,24 +181,20 @@ struct RoundedF8 : RoundedElements<Bf16Products, kD> {
     return kTiles * (2 * static_cast<int>(threadIdx.x % 4) + c) + n;
   }
 
-  // Sixteen numbers of a row, `part` of it, into the same of a row of Tile.
-  static __device__ void unpack_keys(const unsigned char* from, int part, unsigned char* to) {
+  // Sixteen numbers of a row, `part` of it, as the same of a row of Tile: its two pieces of 16 bytes.
+  static __device__ void unpack_keys(const unsigned char* from, int part, uint4& first, uint4& second) {
     const uint4 four = *reinterpret_cast<const uint4*>(from + 16 * part);
     const float scale = f8_row_scale(from, kD);
     const uint32_t scales = scale_pair(scale, scale);
-    uint4 even, odd;
-    unpack_f8(four.x, scales, even.x, odd.x);
-    unpack_f8(four.y, scales, even.y, odd.y);
-    unpack_f8(four.z, scales, even.z, odd.z);
-    unpack_f8(four.w, scales, even.w, odd.w);
-    auto* at = reinterpret_cast<uint4*>(to + 32 * part);
-    at[0] = even, at[1] = odd;
+    unpack_f8(four.x, scales, first.x, second.x);
+    unpack_f8(four.y, scales, first.y, second.y);
+    unpack_f8(four.z, scales, first.z, second.z);
+    unpack_f8(four.w, scales, first.w, second.w);
   }
-  static __device__ void unpack_values(const unsigned char* from, int part, unsigned char* to) {
+  static __device__ void unpack_values(const unsigned char* from, int part, uint4& first, uint4& second) {
     const uint4 four = *reinterpret_cast<const uint4*>(from + 16 * part);
     const float scale = f8_row_scale(from, kD);
     const uint32_t scales = scale_pair(scale, scale);
-    uint4 first, second;
     const auto in_order = [&](uint32_t word, uint32_t& low, uint32_t& high) {
       unpack_f8(__byte_perm(word, 0, 0x3120), scales, low, high);
     };
@@ -194,8 +202,6 @@ struct RoundedF8 : RoundedElements<Bf16Products, kD> {
     in_order(four.y, first.z, first.w);
     in_order(four.z, second.x, second.y);
     in_order(four.w, second.z, second.w);
-    auto* at = reinterpret_cast<uint4*>(to + 32 * part);
-    at[0] = first, at[1] = second;
   }
 };
 

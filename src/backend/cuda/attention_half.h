@@ -3,8 +3,9 @@
 // attention_elements.h has them; a step of kDepth is 16 keys.
 //
 // F16 holds no wide range, so a row of queries is brought to [1, 4) by a power of two, which its scores take
-// back: what is 2^-14 of the row's largest or less loses bits, as ops/attention.h says. A weight is at most 1
-// or so. Rows in shared memory are of kD, with zeros behind their own width: no step asks where that ends.
+// back: what is 2^-14 of the row's largest or less loses bits, as ops/attention.h says. A weight is at most
+// 2^8 or so (scale_of). Rows in shared memory are of kD, with zeros behind their own width: no step asks
+// where that ends.
 #pragma once
 
 #include "backend/cuda/attention_elements.h"
@@ -20,6 +21,13 @@ struct F16Products {
   static __device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_add_f16(d, a, b);
   }
+  static __device__ void multiply_async(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds) {
+    multiply_async_f16(d, a, b, adds);
+  }
+  template <int kCount>
+  static __device__ void multiply_async_of_columns(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b) {
+    multiply_async_f16_of_columns(d, a, b);
+  }
 };
 struct Bf16Products {
   static constexpr bool kNarrow = false;
@@ -30,10 +38,18 @@ struct Bf16Products {
   static __device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     multiply_add_bf16(d, a, b);
   }
+  static __device__ void multiply_async(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds) {
+    multiply_async_bf16(d, a, b, adds);
+  }
+  template <int kCount>
+  static __device__ void multiply_async_of_columns(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b) {
+    multiply_async_bf16_of_columns(d, a, b);
+  }
 };
 
-template <class Products, int kD>
+template <class OfProducts, int kD>
 struct RoundedElements {
+  using Products = OfProducts;
   using Tile = RoundedElements;  // once they are in shared memory for many rows
   static constexpr RowScales kScales = RowScales::kNone;
   static constexpr int kBytes = 2, kVectors = kD / 8, kVectorsTogether = kVectors;
@@ -43,18 +59,31 @@ struct RoundedElements {
   static constexpr int kWeightBytes = 2;
   using Weights = uint32_t[4];
 
-  // By a warp: a row of `dim` floats, or of zeros where there is none.
-  static __device__ void store_query(unsigned char* queries, int row, const float* from, int dim) {
-    const int lane = threadIdx.x % 32;
+  // By a warp: a row of `dim` floats, or of zeros where there is none. What a lane has of it, and that
+  // stored.
+  struct Query {
     float2 x[kD / 64];
-    float most = 0;
+  };
+  static __device__ Query take_query(const float* from, int dim) {
+    const int lane = threadIdx.x % 32;
+    Query query;
 #pragma unroll
     for (int i = 0; i < kD / 64; ++i) {
       const int d = 64 * i + 2 * lane;
-      x[i].x = from != nullptr && d < dim ? from[d] : 0.0f;
-      x[i].y = from != nullptr && d + 1 < dim ? from[d + 1] : 0.0f;
-      most = fmaxf(most, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
+      query.x[i].x = from != nullptr && d < dim ? from[d] : 0.0f;
+      query.x[i].y = from != nullptr && d + 1 < dim ? from[d + 1] : 0.0f;
     }
+    return query;
+  }
+  static __device__ void store_query(unsigned char* queries, int row, const float* from, int dim) {
+    put_query(queries, row, take_query(from, dim));
+  }
+  static __device__ void put_query(unsigned char* queries, int row, Query query) {
+    const int lane = threadIdx.x % 32;
+    float2(&x)[kD / 64] = query.x;
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i < kD / 64; ++i) most = fmaxf(most, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
     float factor = 1;
     if constexpr (Products::kNarrow) {
       const uint32_t exponent = __float_as_uint(warp_max(most)) & 0x7f800000u;

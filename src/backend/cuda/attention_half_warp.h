@@ -1,14 +1,13 @@
 // Prefill in products of 16 bits (FlashAttention-2's plan, Dao 2023, in attention_order.h's order). A block
 // is kWarps warps of 16 rows each (queries × the heads that share a key/value head), whose queries, scores
 // and results stay in registers; tiles of kKeys keys and values come by cp.async in kStages stages, one
-// barrier a tile. Scores of a tile are made at once, weighed in blocks of the online softmax. What earlier
-// chunks came to waits in shared memory, where each thread keeps its own. D 128: 135 KB, one block an SM of 8
-// warps. Limit: ldmatrix, which brings each warp all keys and values (16 rows for 512 bytes of them: three
-// quarters of what mma.sync could take, 470 TFLOP/s of an H200); wgmma, which reads them from shared memory
-// itself, would not have it.
+// barrier a tile. Scores of a tile are made at once, weighed in blocks of the online softmax. D 128: 135 KB,
+// one block an SM of 8 warps. Limit: ldmatrix, which brings each warp all keys and values (16 rows for 512
+// bytes of them: three quarters of what mma.sync could take). For devices before Hopper, whose wgmma
+// reads them from shared memory itself (attention_wgmma.h).
 #pragma once
 
-#include "backend/cuda/attention_half.h"
+#include "backend/cuda/attention_half_rows.h"
 #include "backend/cuda/attention_warp.h"
 
 namespace qiao::cuda {
@@ -26,28 +25,25 @@ struct RoundedShape {
   static constexpr bool kUnpacks = Elements::kBytes == 1;
   static constexpr int kUnpacked = kUnpacks ? kKeys * (Tile::kKeyPitch + Tile::kValuePitch) : 0;
   static constexpr int kEarlierAt = kStages * kStage + kUnpacked;
-  static constexpr int kEarlier = 32 * kOutTiles * 4 * 4;  // bytes of a warp; its queries come through them
-  static constexpr int kSharedBytes = kEarlierAt + kWarps * kEarlier;
-  static_assert(Elements::kQueryBytes <= kEarlier && kKeys % kBlock == 0 && kChunkKeys % kKeys == 0);
+  static constexpr int kSharedBytes = kEarlierAt + kWarps * earlier_bytes<Kind, kD>();
+  static_assert(kKeys % kBlock == 0 && kChunkKeys % kKeys == 0);
 };
 
 template <template <int> class Kind, int kD>
-class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
+class RoundedWarp : RoundedRows<Kind, kD> {
   using Shape = RoundedShape<Kind, kD>;
   using Elements = typename Shape::Elements;
   using Tile = typename Shape::Tile;
-  using Rows = AttentionRows<Kind<kD>, kD / 8>;
+  using Rows = RoundedRows<Kind, kD>;
   static constexpr int kBlock = Shape::kBlock, kTiles = kBlock / 8, kOutTiles = Shape::kOutTiles;
   static constexpr int kBlocks = Shape::kKeys / kBlock;
-  using Rows::block_, Rows::warp_seen_, Rows::out_, Rows::largest_, Rows::sum_, Rows::had_;
-  using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::rows_, Rows::valid_;
-  using Rows::total_largest_, Rows::total_sum_;
+  using Rows::block_, Rows::warp_seen_, Rows::out_, Rows::queries_;
+  using Rows::op_, Rows::lane_;
 
  public:
   __device__ RoundedWarp(const AttentionArguments& op, const AttentionTile& tile)
-      : Rows(op, tile, threadIdx.x / 32, Shape::kWarps, 0),
-        shared_(shared_memory<unsigned char>()),
-        earlier_(shared_ + Shape::kEarlierAt + warp_ * Shape::kEarlier) {}
+      : Rows(op, tile, Shape::kWarps, shared_memory<unsigned char>() + Shape::kEarlierAt),
+        shared_(shared_memory<unsigned char>()) {}
 
   __device__ void run() {
     const int begin = max(block_.first, 0) / Shape::kKeys * Shape::kKeys, end = block_.end;
@@ -58,7 +54,7 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
       copy(stage, row);
       row = own_row(begin + (stage + 1) * Shape::kKeys, end);
     }
-    load_queries();
+    Rows::load_queries();
     Rows::start_chunk();
     int stage = 0;
     for (int key = begin; key < end; key += Shape::kKeys) {
@@ -70,7 +66,7 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
       const unsigned char* keys = shared_ + stage * Shape::kStage;
       if constexpr (Shape::kUnpacks) keys = unpack(keys);
       if (warp_seen_.first < next && warp_seen_.end > key) add_tile(keys, key);
-      if (next % kChunkKeys == 0 || next >= end) finish(key / kChunkKeys, next >= end);
+      if (next % kChunkKeys == 0 || next >= end) Rows::finish(key / kChunkKeys, next >= end);
       stage = stage == Shape::kStages - 1 ? 0 : stage + 1;
     }
     copy_async_wait<0>();
@@ -119,25 +115,17 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
     const int thread = static_cast<int>(threadIdx.x);
     for (int item = thread; item < Shape::kKeys * kD / 16; item += 32 * Shape::kWarps) {
       const int row = item / (kD / 16), part = item % (kD / 16);
-      Elements::unpack_keys(stage + row * Elements::kKeyPitch, part, tile + row * Tile::kKeyPitch);
-      Elements::unpack_values(stage + Shape::kKeyStage + row * Elements::kValuePitch, part,
-                              tile + Shape::kKeys * Tile::kKeyPitch + row * Tile::kValuePitch);
+      uint4 first, second;
+      Elements::unpack_keys(stage + row * Elements::kKeyPitch, part, first, second);
+      auto* to = reinterpret_cast<uint4*>(tile + row * Tile::kKeyPitch + 32 * part);
+      to[0] = first, to[1] = second;
+      Elements::unpack_values(stage + Shape::kKeyStage + row * Elements::kValuePitch, part, first, second);
+      to = reinterpret_cast<uint4*>(tile + Shape::kKeys * Tile::kKeyPitch + row * Tile::kValuePitch +
+                                    32 * part);
+      to[0] = first, to[1] = second;
     }
     __syncthreads();
     return tile;
-  }
-
-  __device__ void load_queries() {
-    const int rows = tile_.queries * op_.share;
-    for (int i = 0; i < kWarpRows; ++i) {
-      const int row = first_row_ + i;
-      Elements::store_query(earlier_, i, row < rows ? Rows::query(row) : nullptr, op_.dim);
-    }
-    __syncwarp();
-    Rows::set_scale(earlier_);
-#pragma unroll
-    for (int k = 0; k < kD / 16; ++k) Elements::load_query(earlier_, k, queries_[k]);
-    __syncwarp();  // before what is earlier takes their place
   }
 
   __device__ void add_tile(const unsigned char* keys, int key) {
@@ -181,39 +169,7 @@ class RoundedWarp : AttentionRows<Kind<kD>, kD / 8> {
     }
   }
 
-  // The chunk's results join those of the ones before it; `last`: and are all.
-  __device__ void finish(int chunk, bool last) {
-    const typename Rows::Join join = Rows::join_chunk(chunk);
-    auto* earlier = reinterpret_cast<float4*>(earlier_) + lane_;
-#pragma unroll
-    for (int n = 0; n < kOutTiles; ++n) {
-      float4 had = make_float4(0, 0, 0, 0);
-      if (join.had[0] || join.had[1]) had = earlier[32 * n];
-      const float4 all =
-          make_float4(Rows::joined(join, 0, out_[n][0], had.x), Rows::joined(join, 0, out_[n][1], had.y),
-                      Rows::joined(join, 1, out_[n][2], had.z), Rows::joined(join, 1, out_[n][3], had.w));
-      if (!last) {
-        earlier[32 * n] = all;
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = first_row_ + lane_ / 4 + 8 * i, d = 8 * n + 2 * (lane_ % 4);
-        if (!valid_[i]) continue;
-        float* to = op_.out + Rows::token(row) * op_.out_token + Rows::head(row) * op_.out_head + d;
-        if (d < op_.dim) to[0] = (i == 0 ? all.x : all.z) / total_sum_[i];
-        if (d + 1 < op_.dim) to[1] = (i == 0 ? all.y : all.w) / total_sum_[i];
-      }
-    }
-    if (!last) return Rows::start_chunk();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (valid_[i]) Rows::store_log_sum_exp(i);
-    }
-  }
-
-  unsigned char *shared_, *earlier_;
-  uint32_t queries_[kD / 16][4];
+  unsigned char* shared_;
 };
 
 }  // namespace qiao::cuda

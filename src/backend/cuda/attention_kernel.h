@@ -3,51 +3,39 @@
 // Plan. 16 rows (queries × the heads that share a key/value head, so that one load of a key serves them all)
 // walk the keys they see in attention_order.h's order, in blocks of kBlock. The queries stay in shared memory
 // in both parts (attention_elements.h), the 16 × D result in registers.
-//   decode   (attention_chunk.h) a block takes one chunk of one sequence after the other, so that one long
-//            sequence fills the device. Its eight warps share the 16 rows and take eight blocks of keys at
-//            once: each copies and scores one of them, then adds all eight to its share of D, so nothing is
-//            computed twice, and three barriers serve 256 keys of 16 bits. The next keys are on their way
-//            once these are read, the next values once those are, whatever chunk they are of. A step of
-//            D 128 of 16 bits is 139 KB: one block an SM, of whose bytes at least half are always on their
-//            way; it takes 4.3 us at the memory's bandwidth and some 2 us of a block's own time, which lie
-//            beside it. Limit: the memory's bandwidth, of which an H200 reached a third (32 sequences of 2048
-//            keys: docs/h200.md). Chunks' results go to the workspace, and the last
-//            block of a sequence's head merges them (attention_merge.h).
+//   decode   a block takes one chunk of one sequence after the other, so that one long sequence fills the
+//            device. Some of its warps bring (attention_bring.h): each walks all steps for itself, looks up a
+//            step ahead where keys lie, and copies keys and values into a ring of parts (attention_ring.h),
+//            as far ahead as shared memory has room, across the ends of chunks. Eight warps (or four) compute
+//            (attention_chunk.h): they share the 16 rows and take eight blocks of keys at once: each scores
+//            one of them, then adds all eight to its share of D, so nothing is computed twice, and two
+//            barriers serve 256 keys of 16 bits. They look nothing up, and no copy is theirs, so no fence of
+//            theirs waits for one. Of D 128 in 16 bits a part is 34 KB, of which six have room: four or more,
+//            139 KB, are on their way at any time, and a step of 131 KB takes 4.1 us at the memory's
+//            bandwidth, by reading the code some 1.5 us of those who compute. Chunks' results go to the
+//            workspace, and the last block of a sequence's head merges them (attention_merge.h), which asks
+//            whether it is the last while it computes what comes next. Limit: the memory's bandwidth.
+//            Prediction: 22 us for 32 sequences of 2048 keys (2 heads of 128, BF16), of which 16 are the
+//            bandwidth's; before, when each warp brought its own keys, an H200 took 48. Not yet run on a
+//            device.
 //   prefill  (attention_warp.h) a block is four warps of 16 rows each, which share the loads, two stages of
 //            cp.async, and walks all its chunks; between two, the rows of `out` hold what was merged so far.
 //            Limit: the tensor cores, two products of TF32 for each one. In products of 16 bits:
-//            attention_half_warp.h.
-// Both make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
+//            attention_half_warp.h, on Hopper attention_wgmma.h.
+// All make each sum in the same order, so they give the same bits. Skipped blocks, and rows that see nothing
 // of a block, leave what there was: a weight of 0 adds 0, a factor of 1 changes nothing. (So a value that is
 // no number reaches the rows of its tile that do not see it too.)
 #pragma once
 
 #include <algorithm>
 
+#include "backend/cuda/attention_bring.h"
 #include "backend/cuda/attention_chunk.h"
 #include "backend/cuda/attention_half_warp.h"
-#include "backend/cuda/attention_merge.h"
 #include "backend/cuda/attention_warp.h"
+#include "backend/cuda/attention_wgmma.h"
 
 namespace qiao::cuda {
-
-// Finds the tile of `wanted`, which walks all its chunks; false where there are fewer.
-__device__ inline bool find_whole(const AttentionArguments& op, int wanted, int tile_rows,
-                                  AttentionTile* tile) {
-  FoundTile found{};
-  const auto tiles = [&](int queries, int length) {
-    const bool elsewhere = op.slots > 0 && queries > 0 && is_split(op, queries, length);
-    return elsewhere ? 0 : tiles_of(queries * op.share, tile_rows);
-  };
-  if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
-  tile->sequence = found.sequence;
-  tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  describe(op, tile);
-  tile->first_chunk = 0;
-  tile->chunks = (tile->length - 1) / kChunkKeys + 1;
-  tile->slot = -1;
-  return true;
-}
 
 // Blocks: tiles × key/value heads. At most 128 threads, so that each may have 255 registers.
 template <template <int> class Kind, int kD>
@@ -78,46 +66,46 @@ __global__ void __launch_bounds__(32 * RoundedShape<Kind, kD>::kWarps)
 }
 
 // As many blocks as run at once; each takes every so manieth item (ChunkWalk) of all sequences, whose number
-// only the device knows.
+// only the device knows. `parts`: that there is room for.
 template <template <int> class Kind, int kD>
-__global__ void __launch_bounds__(32 * ChunkShape<Kind, kD>::kWarps, ChunkShape<Kind, kD>::kBlocks)
-    attention_chunks(const __grid_constant__ AttentionArguments op) {
-  begin_kernel();
-  using Chunk = AttentionChunk<Kind, kD>;
-  constexpr int kWarps = ChunkShape<Kind, kD>::kWarps;
-  ChunkWalk<ChunkShape<Kind, kD>::kStep> walk(op);
-  if (!walk.there()) return;
-  Chunk::begin(op, walk);
-  QIAO_SHARED(AttentionTile, tiles, kWarps);
-  AttentionTile& tile = tiles[threadIdx.x / 32];
-  while (walk.there()) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) tile = walk.tile();
-    __syncwarp();
-    Chunk(op, tile).run(walk);
-    if (tile.slot < 0 || walk.same_item(tile)) continue;
-    const int chunks = chunks_of(tile.queries, tile.length, op.window).count;
-    if (is_last_chunk(op, tile.sequence, tile.kv_head, chunks)) {
-      merge_chunks<kD>(op, tile.sequence, tile.kv_head, tile.first_query_row, tile.queries, tile.length);
-    }
+__global__ void __launch_bounds__(ChunkShape<Kind, kD>::kThreads, ChunkShape<Kind, kD>::kBlocks)
+    attention_chunks(const __grid_constant__ AttentionArguments op, unsigned parts) {
+  using Shape = ChunkShape<Kind, kD>;
+  let_next_begin();
+  open_chunks<Shape>(parts);
+  wait_for_previous();
+  if (threadIdx.x >= 32 * Shape::kWarps) {
+    ChunkBringer<Kind, kD>(op, parts).run();
+  } else {
+    use_parts<Kind, kD>(op, parts);
   }
-  copy_async_wait<0>();
+}
+
+// What a device has room for; fewer than two parts: not for a block.
+template <template <int> class Kind, int kD>
+ChunkRoom room_for_chunks(const AttentionLaunch& how) {
+  using Shape = ChunkShape<Kind, kD>;
+  ChunkRoom room = chunk_room(Shape::kBlocks, Shape::kWantedParts, how.block_shared_bytes, Shape::kPartsAt,
+                              Shape::kPartBytes);
+  room.parts = std::min(room.parts, Shape::kMostParts);
+  return room;
 }
 
 template <template <int> class Kind, int kD>
 void launch_chunks(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = ChunkShape<Kind, kD>;
-  const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(Shape::kBlocks * how.multiprocessors));
-  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, 32 * Shape::kWarps,
-         static_cast<size_t>(Shape::kSharedBytes), op);
+  const ChunkRoom room = room_for_chunks<Kind, kD>(how);
+  const unsigned blocks = std::min(how.chunks, static_cast<unsigned>(room.blocks * how.multiprocessors));
+  launch(how.name, stream, attention_chunks<Kind, kD>, blocks, Shape::kThreads,
+         static_cast<size_t>(Shape::kPartsAt + room.parts * Shape::kPartBytes), op,
+         static_cast<unsigned>(room.parts));
 }
 
 template <template <int> class Kind, int kD>
 void launch_attention(const Stream& stream, AttentionLaunch how, AttentionArguments op) {
   using Shape = AttentionShape<Kind, kD>;
-  using Chunks = ChunkShape<Kind, kD>;
   const auto kv_heads = static_cast<unsigned>(op.kv_heads);
-  if (how.chunks != 0 && Chunks::kSharedBytes > how.block_shared_bytes) {  // a device that is not a server's
+  if (how.chunks != 0 && room_for_chunks<Kind, kD>(how).parts < 2) {  // a device that is not a server's
     how.chunks = 0, how.tile_warps = 1;
     op.slots = 0;
   }
@@ -140,10 +128,18 @@ void launch_attention(const Stream& stream, const AttentionLaunch& how, const At
 template <template <int> class Kind, int kD>
 bool launch_rounded(const Stream& stream, const AttentionLaunch& how, const AttentionArguments& op) {
   using Shape = RoundedShape<Kind, kD>;
-  if (std::max(Shape::kSharedBytes, ChunkShape<Kind, kD>::kSharedBytes) > how.block_shared_bytes)
-    return false;
+  if (Shape::kSharedBytes > how.block_shared_bytes || room_for_chunks<Kind, kD>(how).parts < 2) return false;
   launch_chunks<Kind, kD>(stream, how, op);
   if (!op.tiles_follow) return true;
+  using Hopper = AttentionWgmmaShape<Kind, kD>;
+  if (stream.compute_major() == 9 && Hopper::kSharedBytes <= how.block_shared_bytes) {
+    const unsigned items =
+        most_tiles(how.tile_rows, op.sequences, Hopper::kRows) * static_cast<unsigned>(op.kv_heads);
+    launch(how.name, stream, attention_wgmma<Kind, kD>,
+           std::min(items, static_cast<unsigned>(how.multiprocessors)), Hopper::kThreads,
+           static_cast<size_t>(Hopper::kSharedBytes), op);
+    return true;
+  }
   const unsigned tiles = most_tiles(how.tile_rows, op.sequences, Shape::kWarps * kWarpRows);
   launch(how.name, stream, attention_rounded<Kind, kD>, tiles * static_cast<unsigned>(op.kv_heads),
          32 * Shape::kWarps, static_cast<size_t>(Shape::kSharedBytes), op);

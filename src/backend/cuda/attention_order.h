@@ -31,6 +31,14 @@ inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 // exp(x), in base 2; 0 where it would be no normal number.
 __device__ inline float exp_of(float x) { return exp2_flushed(x * kLog2E); }
 
+// What a chunk's weights are scaled to once a block of keys has come, `most` its largest score: what it was
+// (-infinity: nothing yet), unless weights would come to more than 2^kMostWeight. So what is summed up is
+// scaled anew for few blocks after the first (FlashAttention-4's rule), and some weight is 1 or more. A sum's
+// logarithm errs by a unit in the last place, 8 u where it is of up to 2^11, for two keys or more: inside
+// gamma_(2n+16) (ops/attention_varlen.h).
+inline constexpr float kMostWeight = 8;
+__device__ inline float scale_of(float was, float most) { return most > was + kMostWeight ? most : was; }
+
 // What two runs of keys with these largest scores weigh in what they sum to.
 struct Merge {
   float largest, before, after;  // the last two: factors
@@ -46,44 +54,66 @@ struct SequenceSizes {
   const int32_t *starts, *lengths;
   int count;
 };
-// The sequence of tile `wanted` among the tiles of all, and which of its `count` tiles it is; false where
-// there are fewer. `tiles(queries, length)`: how many a sequence has. Each warp looks for itself. Who asks
-// for one after the other, ascending, keeps `passed`: the search goes on from there.
+// A tile: of which sequence, the how manieth of its `count`, and what that sequence is.
 struct FoundTile {
   int sequence, tile, count;
+  int first_query, queries, length;
 };
-struct TilesBefore {
-  int sequence = 0, tiles = 0;  // a sequence, and how many tiles those before it have
-};
+// Finds tiles among those of all sequences, of which one with so many has tiles(queries, length). Each warp
+// looks for itself: a lane keeps one of 32 sequences, so who asks for one tile after the other, ascending,
+// reads each sequence once.
 template <class Tiles>
-__device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, Tiles tiles, FoundTile* found,
-                                 TilesBefore* passed = nullptr) {
-  const int lane = threadIdx.x % 32, sequences = sizes.count;
-  int before = passed == nullptr ? 0 : passed->tiles;
-  for (int base = passed == nullptr ? 0 : passed->sequence; base < sequences; base += 32) {
-    const int own = min(base + lane, sequences - 1);
-    const int start = sizes.starts[own], end = sizes.starts[own + 1];
-    const int length = sizes.lengths == nullptr ? end - start : sizes.lengths[own];
-    const int count = base + lane < sequences ? tiles(end - start, length) : 0;
-    int until = count;
+class TileFinder {
+ public:
+  __device__ TileFinder(const SequenceSizes& sizes, const Tiles& tiles) : sizes_(sizes), tiles_(tiles) {
+    look_at(0);
+  }
+  // Tile `wanted`; false where there are fewer.
+  __device__ bool find(int wanted, FoundTile* found) {
+    for (; base_ < sizes_.count; look_at(base_ + 32)) {
+      const int target = wanted - before_;
+      const unsigned past = __ballot_sync(kAllLanes, until_ > target);
+      if (past != 0) {
+        const int first = __ffs(static_cast<int>(past)) - 1;
+        found->sequence = base_ + first;
+        found->count = __shfl_sync(kAllLanes, count_, first);
+        found->tile = target - (__shfl_sync(kAllLanes, until_, first) - found->count);
+        found->first_query = __shfl_sync(kAllLanes, start_, first);
+        found->queries = __shfl_sync(kAllLanes, queries_, first);
+        found->length = __shfl_sync(kAllLanes, length_, first);
+        return true;
+      }
+      before_ += __shfl_sync(kAllLanes, until_, 31);
+    }
+    return false;
+  }
+
+ private:
+  // Sequences from `base` on.
+  __device__ void look_at(int base) {
+    base_ = base;
+    if (base >= sizes_.count) return;
+    const int lane = threadIdx.x % 32, own = min(base + lane, sizes_.count - 1);
+    start_ = sizes_.starts[own], queries_ = sizes_.starts[own + 1] - start_;
+    length_ = sizes_.lengths == nullptr ? queries_ : sizes_.lengths[own];
+    count_ = base + lane < sizes_.count ? tiles_(queries_, length_) : 0;
+    until_ = count_;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const int more = __shfl_up_sync(kAllLanes, until, step);
-      if (lane >= step) until += more;
+      const int more = __shfl_up_sync(kAllLanes, until_, step);
+      if (lane >= step) until_ += more;
     }
-    const int target = wanted - before;
-    const unsigned past = __ballot_sync(kAllLanes, until > target);
-    if (past != 0) {
-      if (passed != nullptr) *passed = {base, before};
-      const int first = __ffs(static_cast<int>(past)) - 1;
-      found->sequence = base + first;
-      found->count = __shfl_sync(kAllLanes, count, first);
-      found->tile = target - (__shfl_sync(kAllLanes, until, first) - found->count);
-      return true;
-    }
-    before += __shfl_sync(kAllLanes, until, 31);
   }
-  return false;
+
+  SequenceSizes sizes_;
+  Tiles tiles_;
+  int base_ = 0, before_ = 0;  // how many tiles those before the 32 have
+  int start_ = 0, queries_ = 0, length_ = 0, count_ = 0, until_ = 0;
+};
+template <class Tiles>
+__device__ inline bool find_tile(int wanted, const SequenceSizes& sizes, const Tiles& tiles,
+                                 FoundTile* found) {
+  return TileFinder<Tiles>(sizes, tiles).find(wanted, found);
 }
 
 // Tiles of so many rows each.

@@ -37,11 +37,19 @@ struct KeyRow {
   const unsigned char* at;
   int64_t scale;
 };
+__device__ inline KeyRow page_row(const AttentionArguments& op, int kv_head, int page, int64_t in_page) {
+  return {op.pages + page * op.page_bytes + kv_head * op.head_bytes + in_page * op.row_bytes,
+          op.scales_offset - in_page * (op.row_bytes - 4)};
+}
 __device__ inline KeyRow page_row(const AttentionArguments& op, const AttentionTile& tile, int key) {
   const int page = op.table[tile.sequence * op.table_row + key / op.page_tokens];
-  const int64_t in_page = key % op.page_tokens;
-  return {op.pages + page * op.page_bytes + tile.kv_head * op.head_bytes + in_page * op.row_bytes,
-          op.scales_offset - in_page * (op.row_bytes - 4)};
+  return page_row(op, tile.kv_head, page, key % op.page_tokens);
+}
+// The same, or among packed rows in 16 bits.
+__device__ inline KeyRow row_of(const AttentionArguments& op, const AttentionTile& tile, int key) {
+  if (op.table != nullptr) return page_row(op, tile, key);
+  const int64_t row = int64_t{tile.first_query_row} + key;
+  return {op.pages + tile.kv_head * op.head_bytes + row * op.row_bytes, 0};
 }
 
 // kOutTiles: tiles of 8 columns of the result that are this warp's, from `first_tile` on.
@@ -80,9 +88,7 @@ class AttentionRows {
   // of [.., end).
   __device__ KeyRow key_row(int key, int end) const {
     if (key < block_.first || key >= end) return {nullptr, 0};
-    if (op_.table != nullptr) return page_row(op_, tile_, key);
-    const int64_t row = int64_t{tile_.first_query_row} + key;
-    return {op_.pages + tile_.kv_head * op_.head_bytes + row * op_.row_bytes, 0};
+    return row_of(op_, tile_, key);
   }
 
   // Once the queries are in shared memory.
@@ -104,8 +110,9 @@ class AttentionRows {
     }
   }
 
-  // Scales (times kLog2E), biases and caps of keys from `key` on; -infinity where a row does not see one.
-  template <int kCount>
+  // Scales (times kLog2E), biases (who knows that there are none leaves them out) and caps of keys from `key`
+  // on; -infinity where a row does not see one.
+  template <int kCount, bool kBiases = true>
   __device__ void shape_scores(int key, float (&scores)[kCount][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -120,7 +127,7 @@ class AttentionRows {
       for (int n = 0; n < kCount; ++n) {
         scores[n][2 * i] *= scale_[i], scores[n][2 * i + 1] *= scale_[i];
       }
-      if (op_.bias != nullptr) {
+      if (kBiases && op_.bias != nullptr) {
         const float* bias = op_.bias + head(row) * (2 * op_.reach - 1) + op_.reach - 1 - row / op_.share;
 #pragma unroll
         for (int n = 0; n < kCount; ++n) {
@@ -159,14 +166,14 @@ class AttentionRows {
   __device__ void weigh(float (&scores)[kCount][4], float (&factor)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float most = largest_[i];
+      float most = -INFINITY;
 #pragma unroll
       for (int n = 0; n < kCount; ++n) most = fmaxf(most, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
       most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
       most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-      const float shift = most == -INFINITY ? 0.0f : most;
-      factor[i] = most == largest_[i] ? 1.0f : exp2_flushed(largest_[i] - shift);
-      largest_[i] = most;
+      const float scale = scale_of(largest_[i], most), shift = scale == -INFINITY ? 0.0f : scale;
+      factor[i] = scale == largest_[i] ? 1.0f : exp2_flushed(largest_[i] - shift);
+      largest_[i] = scale;
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < kCount; ++n) {
@@ -293,6 +300,7 @@ class AttentionRows {
   bool valid_[2], had_[2] = {false, false};
   float scale_[2];
   float out_[kOutTiles][4];
+  // largest: what weights are scaled to, by scale_of.
   float largest_[2], sum_[2], total_largest_[2] = {0, 0}, total_sum_[2] = {0, 0};
 };
 

@@ -4,10 +4,9 @@
 //
 // In kBF16: keys and values are rounded first, as kv_write does it, to rows in the workspace that lie as one
 // page of all tokens would, and prefill's kernel over pages of BF16 walks them: heads of up to 128 in one
-// product of 16 bits for each one (attention_half_warp.h, whose limit is ldmatrix: 470 TFLOP/s of an H200),
-// wider ones in two of TF32. Rounding moves 12 bytes for each element of k and of v, 20 us or so for 8192
-// tokens of 8 heads of 128. Prediction: half of the limit on sequences of thousands of tokens. Not yet run on
-// a device.
+// product of 16 bits for each one (attention_wgmma.h on Hopper, with its limit and prediction;
+// attention_half_warp.h before), wider ones in two of TF32. Rounding moves 12 bytes for each element of k and
+// of v, 20 us or so for 8192 tokens of 8 heads of 128. Not yet run on a device.
 #include "backend/ops/attention_varlen.h"
 
 #include <algorithm>

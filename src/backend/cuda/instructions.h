@@ -123,6 +123,19 @@ __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 }
 
+// Adds to *at and gives what it was, after all that this thread wrote or was shown by a barrier: who finds
+// the sum and then calls acquire() sees it, and shows it to others by a barrier. It does not wait for the
+// answer.
+__device__ inline unsigned add_released(unsigned* at, unsigned value) {
+  unsigned before;
+  asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(at)), "r"(value)
+               : "memory");
+  return before;
+}
+__device__ inline void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // Barriers of some warps: `id` from 1 to 15 (0 is __syncthreads'), `threads` a multiple of 32. arrive does
 // not wait.
 __device__ inline void barrier_sync(int id, int threads) {
@@ -130,6 +143,21 @@ __device__ inline void barrier_sync(int id, int threads) {
 }
 __device__ inline void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// Waits like barrier_sync; whether any of those threads says so.
+__device__ inline bool barrier_any(int id, int threads, bool says) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred says, any;\n"
+      "setp.ne.s32 says, %3, 0;\n"
+      "bar.red.or.pred any, %1, %2, says;\n"
+      "selp.s32 %0, 1, 0, any;\n"
+      "}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(says))
+      : "memory");
+  return any != 0;
 }
 
 // ldmatrix: 1, 2 or 4 matrices of 8 x 8 elements of 16 bits from shared memory. Lane 8 m + r names row r of
@@ -279,6 +307,43 @@ __device__ inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
   return product;
 }
 
+// mbarrier: 8 bytes of shared memory that count arrivals and bytes on their way. A phase ends when `count`
+// arrivals and all the bytes that they expect have come; then the next begins, with the same count. The
+// first phase's parity is 0, the next one's 1, and so on. One thread makes them, then calls
+// arrivals_ready; a barrier of the block follows.
+__device__ inline void arrivals_init(uint64_t* arrivals, unsigned count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count) : "memory");
+}
+__device__ inline void arrivals_ready() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+__device__ inline void arrive(uint64_t* arrivals) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(arrivals)) : "memory");
+}
+// An arrival that comes once all of this thread's copy_async from before have landed: whoever sees its phase
+// end sees them. They need no group of copies then.
+__device__ inline void arrive_with_copies(uint64_t* arrivals) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(arrivals)) : "memory");
+}
+// Until the phase of that parity has ended: at once where it is not the one that is open.
+__device__ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred ended;\n"
+      "again:\n"
+#if __CUDA_ARCH__ >= 900
+      "mbarrier.try_wait.parity.shared.b64 ended, [%0], %1;\n"
+#else
+      "mbarrier.test_wait.parity.shared.b64 ended, [%0], %1;\n"
+#endif
+      "@!ended bra again;\n"
+      "}" ::"r"(shared_address(arrivals)),
+      "r"(parity)
+      : "memory");
+}
+
 // What follows is of Hopper alone (sm_90a): a kernel that was built for another device ends with an error
 // there.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -287,36 +352,12 @@ __device__ inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
 #define QIAO_HOPPER(...) __trap()
 #endif
 
-// mbarrier: 8 bytes of shared memory that count arrivals and bytes on their way. A phase ends when `count`
-// arrivals and all the bytes that they expect have come; then the next begins, with the same count. The
-// first phase's parity is 0, the next one's 1, and so on. One thread makes them, then calls
-// arrivals_ready; a barrier of the block follows.
-__device__ inline void arrivals_init(uint64_t* arrivals, unsigned count) {
-  QIAO_HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrivals)), "r"(count)
-              : "memory");
-}
-__device__ inline void arrivals_ready() { QIAO_HOPPER("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ inline void arrive(uint64_t* arrivals) {
-  QIAO_HOPPER("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(arrivals)) : "memory");
-}
+// An arrival after which the phase also waits for so many bytes of copy_bulk.
 __device__ inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes) {
   QIAO_HOPPER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrivals)),
               "r"(bytes)
               : "memory");
 }
-// Until the phase of that parity has ended: at once where it is not the one that is open.
-__device__ inline void wait_arrivals(uint64_t* arrivals, uint32_t parity) {
-  QIAO_HOPPER(
-      "{\n"
-      ".reg .pred ended;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-      "@!ended bra again;\n"
-      "}" ::"r"(shared_address(arrivals)),
-      "r"(parity)
-      : "memory");
-}
-
 // cp.async.bulk: a multiple of 16 bytes, both sides aligned to 16, from global to shared memory, by a whole
 // warp; they are there, for loads and for wgmma, once the phase of `arrivals` that expects them has ended.
 __device__ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* arrivals) {
@@ -350,7 +391,18 @@ __device__ inline uint64_t multiply_operand(const void* rows, int step) {
 __device__ inline uint64_t multiply_operand_of_pieces(const void* pieces, int apart) {
   return shared_address(pieces) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{128 >> 4} << 32;
 }
-// By threads that have stored rows of B^T themselves, before the barrier after which they are multiplied.
+// Of B itself, whose rows of 64 elements lie like those of B^T above: 16 rows from `rows` on (a multiple of
+// 1024 bytes), where N is more than 64 the next 64 columns' rows `apart` bytes behind.
+__device__ inline uint64_t multiply_operand_of_columns(const void* rows, int apart) {
+  return shared_address(rows) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
+}
+// The same of what lies so many bytes (a multiple of 16) behind.
+__device__ inline uint64_t multiply_operand_behind(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
+// Where rows of B^T were stored, or brought by copy_async: by the threads that stored, before the barrier
+// after which they are multiplied, or by those that multiply, after it.
 __device__ inline void multiply_stored() { QIAO_HOPPER("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void multiply_begin() { QIAO_HOPPER("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void multiply_commit() { QIAO_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -490,6 +542,30 @@ __device__ inline void multiply_async_e4m3(float (&d)[96], const uint32_t (&a)[4
               : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48), QIAO_D16(64), QIAO_D16(80)
               : QIAO_A, "r"(static_cast<int>(adds)));
 }
+// Attention's products, of BF16 or F16: rows of B^T with N = 64, where not `adds` written and not added, and
+// rows of B (multiply_operand_of_columns) with N = 64 or 128.
+#define QIAO_MULTIPLY(name, type)                                                                    \
+  __device__ inline void name(float(&d)[32], const uint32_t(&a)[4], uint64_t b, bool adds) {         \
+    QIAO_HOPPER(QIAO_ADDS("37") "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type          \
+                                " {" QIAO_NAMES_32 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}" \
+                : QIAO_D16(0), QIAO_D16(16)                                                          \
+                : QIAO_A, "r"(static_cast<int>(adds)));                                              \
+  }                                                                                                  \
+  __device__ inline void name##_of_columns(float(&d)[32], const uint32_t(&a)[4], uint64_t b) {       \
+    QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" QIAO_NAMES_32       \
+                "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                          \
+                : QIAO_D16(0), QIAO_D16(16)                                                          \
+                : QIAO_A);                                                                           \
+  }                                                                                                  \
+  __device__ inline void name##_of_columns(float(&d)[64], const uint32_t(&a)[4], uint64_t b) {       \
+    QIAO_HOPPER("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" QIAO_NAMES_64      \
+                "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                          \
+                : QIAO_D16(0), QIAO_D16(16), QIAO_D16(32), QIAO_D16(48)                              \
+                : QIAO_A);                                                                           \
+  }
+QIAO_MULTIPLY(multiply_async_bf16, "bf16")
+QIAO_MULTIPLY(multiply_async_f16, "f16")
+#undef QIAO_MULTIPLY
 #undef QIAO_ADDS
 #undef QIAO_NAMES_16
 #undef QIAO_NAMES_32

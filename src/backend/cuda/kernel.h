@@ -19,6 +19,8 @@
 namespace qiao::cuda {
 
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
+// That a quarter of a multiprocessor has for a lane of each of three warps (set_registers).
+inline constexpr int kWgmmaRegisters = 504;
 
 // Gives `kernel` to the stream; nothing where the grid is empty. Throws as check() does, naming `name`.
 template <class... P, class... A>
@@ -35,6 +37,12 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 inline unsigned blocks_for(int64_t count, int64_t per_block) {
   const int64_t blocks = ceil_div(count, per_block);
   return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);
+}
+
+// An arrival at an mbarrier for a warp, once all its lanes have come here.
+__device__ inline void arrive_as_warp(uint64_t* arrivals) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive(arrivals);
 }
 
 // Of all lanes, the same bits in each; T is float or double.

@@ -253,9 +253,6 @@ __device__ inline float* sums_before(uint8_t* shared) {
          threadIdx.x % 128;
 }
 
-// That a quarter of a multiprocessor has for a lane of each of its three warps.
-inline constexpr int kWgmmaRegisters = 504;
-
 // By all threads of a block, before its warps take their roles.
 template <class S>
 __device__ inline void open_ring(uint8_t* shared) {

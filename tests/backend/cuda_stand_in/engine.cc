@@ -55,6 +55,7 @@ struct Warp {
 
 struct Barrier {
   unsigned arrived = 0, count = 0;
+  bool any_says = false, any_said = false;  // of those that have come, and of the last ones that were all
   std::vector<unsigned> waiting;
   Where where;
 };
@@ -269,7 +270,7 @@ void run_block(uint64_t seed, uint64_t number) {
     t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   }
   for (Warp& warp : block.warps) warp.arrived = 0;
-  for (Barrier& barrier : block.barriers) barrier.arrived = 0, barrier.waiting.clear();
+  for (Barrier& barrier : block.barriers) barrier = {};
   block.arrivals.clear();
   begin_products(block.warps.size());
   poison_shared(block.dynamic_bytes);
@@ -309,7 +310,7 @@ void run_block(uint64_t seed, uint64_t number) {
     return;
   }
   for (const Arrivals& a : block.arrivals) {
-    if (!a.copies.empty()) block.fault = "a block ends with bulk copies that nobody has waited for";
+    if (!a.copies.empty()) block.fault = "a block ends with copies that nobody has waited for";
   }
   if (const char* what = unfinished_products(); what != nullptr) block.fault = what;
   for (size_t i = 0; i < kGuardBytes; ++i) {
@@ -420,6 +421,14 @@ void barrier(int id, unsigned count, bool wait, const Where& where) {
   wait_for("a barrier", where);
 }
 
+bool barrier_any(int id, unsigned count, bool says, const Where& where) {
+  Barrier& b = block.barriers[id];
+  b.any_says |= says;
+  if (b.arrived + 1 == count) b.any_said = b.any_says, b.any_says = false;
+  barrier(id, count, true, where);
+  return b.any_said;  // nobody comes a second time before all have gone on
+}
+
 unsigned barrier_count(bool predicate, const Where& where) {
   // Two barriers: none may begin to count again before all have read.
   block.said_yes += predicate ? 1 : 0;
@@ -524,6 +533,19 @@ void arrive(const void* at, size_t expected_bytes, const Where& where) {
   --a.left;
   a.expected += expected_bytes;
   if (a.can_end()) release(&a.waiting);
+}
+
+void arrive_with_copies(const void* at, const Where& where) {
+  Arrivals& a = arrivals_at(at, where);
+  if (a.can_end()) end_phase(a);
+  Thread& self = block.threads[block.current];
+  self.groups.push_back(std::move(self.open_group));
+  self.open_group.clear();
+  for (const std::vector<Copy>& group : self.groups) {
+    a.copies.insert(a.copies.end(), group.begin(), group.end());
+  }
+  self.groups.clear();
+  arrive(at, 0, where);
 }
 
 void wait_arrivals(const void* at, unsigned parity, const Where& where) {

@@ -34,7 +34,8 @@ void begin_thread();  // the thread has waited for the kernel before; one that e
 [[noreturn]] void fault(const Where& where, std::string what);
 // Waits at barrier `id` for `count` threads (0: the whole block); without `wait` only arrives.
 void barrier(int id, unsigned count, bool wait, const Where& where);
-unsigned barrier_count(bool predicate, const Where& where);  // of a whole block: how many say so
+bool barrier_any(int id, unsigned count, bool says, const Where& where);  // barrier(), and whether any does
+unsigned barrier_count(bool predicate, const Where& where);               // of a whole block: how many say so
 // Every lane of `mask` hands over `mine`; the last to come calls `combine` with all of them, by lane.
 using Combine = void (*)(void* const (&lanes)[32], uint32_t mask);
 void together(uint32_t mask, const char* what, void* mine, Combine combine, const Where& where);
@@ -49,9 +50,11 @@ void copy_async(void* shared, const void* global, size_t bytes, bool zero, const
 void commit_copies();
 void wait_copies(int groups_left);
 
-// mbarrier, and bulk copies: the bytes arrive no sooner than a wait for the phase that expects them.
+// mbarrier, and bulk copies: the bytes arrive no sooner than a wait for the phase that expects them. So do
+// those of copy_async that arrive_with_copies counts, which leave their groups.
 void arrivals_init(const void* arrivals, unsigned count, const Where& where);
 void arrive(const void* arrivals, size_t expected_bytes, const Where& where);
+void arrive_with_copies(const void* arrivals, const Where& where);
 void wait_arrivals(const void* arrivals, unsigned parity, const Where& where);
 void copy_bulk(void* shared, const void* global, size_t bytes, const void* arrivals, const Where& where);
 
@@ -61,7 +64,12 @@ void begin_products(size_t warp_count);
 void show_to_products();
 const char* unfinished_products();  // what is wrong as a block ends, or null
 void multiply_begin(const Where& where);
-enum class Multiply : uint8_t { kBf16, kE4m3, kE4m3Anew };  // the last without what was in d
+struct Multiply {
+  enum Type : uint8_t { kBf16, kF16, kE4m3 } type = kBf16;
+  bool adds = true;         // to what is in d
+  bool of_columns = false;  // rows in shared memory are B's, not B^T's
+  bool operator==(const Multiply&) const = default;
+};
 void multiply_async(float* d, int sums, const uint32_t* a, uint64_t b, Multiply kind, const Where& where);
 void multiply_commit(const Where& where);
 void multiply_wait(int groups_left, const Where& where);

@@ -10,13 +10,14 @@
 #include <vector>
 
 #include "backend/cuda_stand_in/cuda_bf16.h"
+#include "backend/cuda_stand_in/cuda_fp16.h"
 #include "backend/cuda_stand_in/cuda_runtime.h"
 #include "base/error.h"
 
 namespace qiao::stand_in {
 namespace {
 
-constexpr int kRowBytes = 32;  // of a step: 16 numbers of BF16 or 32 of E4M3
+constexpr int kRowBytes = 32;  // of a step: 16 numbers of 16 bits or 32 of E4M3
 constexpr int kE4m3SumBits = 13;
 
 struct Product {
@@ -60,7 +61,8 @@ std::vector<WarpgroupProducts> warpgroups;
 bool shown;  // anything in shared memory to the tensor cores, in this block
 
 // Rows of B^T, kRowBytes each, by the descriptor: in groups of 8, of 128 bytes in which the address's bits 7
-// to 9 are added to bits 4 to 6, or of two pieces of 16 bytes somewhere.
+// to 9 are added to bits 4 to 6, or of two pieces of 16 bytes somewhere. Or 16 rows of B in such groups
+// (`stride` from one to the next), in blocks of 64 columns (`apart`).
 void read_b(const Product& product, std::vector<uint8_t>& b, int columns) {
   const auto field = [&](int from) { return static_cast<uint32_t>(product.b >> from & 0x3fff) << 4; };
   const uint32_t start = field(0), apart = field(16), stride = field(32);
@@ -71,6 +73,20 @@ void read_b(const Product& product, std::vector<uint8_t>& b, int columns) {
           "wgmma of rows that are neither in the 128-byte swizzle from a multiple of 1024 on nor plain");
   }
   b.resize(static_cast<size_t>(columns) * kRowBytes);
+  if (product.kind.of_columns) {
+    if (!twisted || start % 1024 != 0)
+      fault(product.where, "wgmma of B's rows that are not from a multiple of 1024 on");
+    for (uint32_t k = 0; k < 16; ++k) {
+      for (uint32_t n = 0; n < static_cast<uint32_t>(columns); n += 8) {
+        uint32_t address = start + n / 64 * apart + k / 8 * stride + k % 8 * 128 + n % 64 * 2;
+        address ^= (address >> 7 & 7) << 4;
+        const std::byte* at = dynamic_shared() + address;
+        if (!in_shared(at, 16)) fault(product.where, "wgmma of rows beyond the shared memory");
+        for (uint32_t i = 0; i < 8; ++i) std::memcpy(b.data() + (n + i) * kRowBytes + 2 * k, at + 2 * i, 2);
+      }
+    }
+    return;
+  }
   for (int n = 0; n < columns; ++n) {
     for (int piece = 0; piece < 2; ++piece) {
       const auto row = static_cast<uint32_t>(n % 8), half = static_cast<uint32_t>(piece);
@@ -91,18 +107,22 @@ void read_a(const Product& product, int row, uint8_t* to) {
   }
 }
 
-double bf16_at(const uint8_t* bytes, int k) {
+template <float (*kRead)(uint16_t)>
+double number_at(const uint8_t* bytes, int k) {
   uint16_t bits;
   std::memcpy(&bits, bytes + 2 * k, 2);
-  return static_cast<double>(bf16_to_float(bits));
+  return static_cast<double>(kRead(bits));
 }
 
 // Eight columns' sums with the products of a step: one rounding, after the products' sum in float64, as
 // mma.sync's stand-in.
-void add_bf16(const uint8_t* a, const uint8_t* b, float* const (&sums)[8]) {
+template <float (*kRead)(uint16_t)>
+void add_16_bits(const uint8_t* a, const uint8_t* b, float* const (&sums)[8]) {
   for (int n = 0; n < 8; ++n) {
     double sum = 0;
-    for (int k = 0; k < kRowBytes / 2; ++k) sum += bf16_at(a, k) * bf16_at(b + n * kRowBytes, k);
+    for (int k = 0; k < kRowBytes / 2; ++k) {
+      sum += number_at<kRead>(a, k) * number_at<kRead>(b + n * kRowBytes, k);
+    }
     *sums[n] = static_cast<float>(static_cast<double>(*sums[n]) + sum);
   }
 }
@@ -143,7 +163,11 @@ void make(WarpProducts& warp, const Product& product) {
   static std::vector<uint8_t> b;
   read_b(product, b, columns);
   Held& held = held_of(warp, product.d);
-  if (product.kind == Multiply::kE4m3Anew) std::fill(held.values.begin(), held.values.end(), 0.0f);
+  if (!product.kind.adds) std::fill(held.values.begin(), held.values.end(), 0.0f);
+  const Multiply::Type type = product.kind.type;
+  const auto add = type == Multiply::kBf16  ? add_16_bits<bf16_to_float>
+                   : type == Multiply::kF16 ? add_16_bits<f16_to_float>
+                                            : add_e4m3;
   for (int row = 0; row < 16; ++row) {
     uint8_t a[kRowBytes];
     read_a(product, row, a);
@@ -153,7 +177,7 @@ void make(WarpProducts& warp, const Product& product) {
         const int lane = row % 8 * 4 + n / 2, i = tile / 2 + row / 8 * 2 + n % 2;
         sums[n] = &held.values[static_cast<size_t>(lane * product.sums + i)];
       }
-      (product.kind == Multiply::kBf16 ? add_bf16 : add_e4m3)(a, b.data() + tile * kRowBytes, sums);
+      add(a, b.data() + tile * kRowBytes, sums);
     }
   }
   if (--held.products != 0) return;

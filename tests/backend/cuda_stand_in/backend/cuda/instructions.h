@@ -57,11 +57,17 @@ void copy_async_wait() {
   stand_in::wait_copies(kGroupsLeft);
 }
 
+inline unsigned add_released(unsigned* at, unsigned value) { return atomicAdd(at, value); }
+inline void acquire() {}
+
 inline void barrier_sync(int id, int threads, Caller where = Caller::current()) {
   stand_in::barrier(id, static_cast<unsigned>(threads), true, where);
 }
 inline void barrier_arrive(int id, int threads, Caller where = Caller::current()) {
   stand_in::barrier(id, static_cast<unsigned>(threads), false, where);
+}
+inline bool barrier_any(int id, int threads, bool says, Caller where = Caller::current()) {
+  return stand_in::barrier_any(id, static_cast<unsigned>(threads), says, where);
 }
 
 namespace matrices {
@@ -238,6 +244,9 @@ inline void arrivals_ready() {}
 inline void arrive(uint64_t* arrivals, Caller where = Caller::current()) {
   stand_in::arrive(arrivals, 0, where);
 }
+inline void arrive_with_copies(uint64_t* arrivals, Caller where = Caller::current()) {
+  stand_in::arrive_with_copies(arrivals, where);
+}
 inline void arrive_expecting(uint64_t* arrivals, uint32_t bytes, Caller where = Caller::current()) {
   stand_in::arrive(arrivals, bytes, where);
 }
@@ -269,6 +278,13 @@ inline uint64_t multiply_operand(const void* rows, int step) {
 inline uint64_t multiply_operand_of_pieces(const void* pieces, int apart) {
   return shared_address(pieces) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{128 >> 4} << 32;
 }
+inline uint64_t multiply_operand_of_columns(const void* rows, int apart) {
+  return shared_address(rows) >> 4 | static_cast<uint64_t>(apart >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
+}
+inline uint64_t multiply_operand_behind(uint64_t operand, int bytes) {
+  return operand + static_cast<uint64_t>(bytes >> 4);
+}
 inline void multiply_stored() { stand_in::show_to_products(); }
 inline void multiply_begin(Caller where = Caller::current()) { stand_in::multiply_begin(where); }
 inline void multiply_commit(Caller where = Caller::current()) { stand_in::multiply_commit(where); }
@@ -286,14 +302,33 @@ template <int kCount>
 requires(kCount == 4 || kCount == 8 || kCount == 16 || kCount == 32 || kCount == 64 || kCount == 96 ||
          kCount == 128) void multiply_async(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             Caller where = Caller::current()) {
-  stand_in::multiply_async(d, kCount, a, b, stand_in::Multiply::kBf16, where);
+  stand_in::multiply_async(d, kCount, a, b, {}, where);
 }
 template <int kCount>
 requires(kCount == 4 || kCount == 8 || kCount == 16 || kCount == 32 || kCount == 64 ||
          kCount == 96) void multiply_async_e4m3(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                                 bool adds, Caller where = Caller::current()) {
-  const auto kind = adds ? stand_in::Multiply::kE4m3 : stand_in::Multiply::kE4m3Anew;
-  stand_in::multiply_async(d, kCount, a, b, kind, where);
+  stand_in::multiply_async(d, kCount, a, b, {stand_in::Multiply::kE4m3, adds}, where);
+}
+inline void multiply_async_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds,
+                                Caller where = Caller::current()) {
+  stand_in::multiply_async(d, 32, a, b, {stand_in::Multiply::kBf16, adds}, where);
+}
+inline void multiply_async_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool adds,
+                               Caller where = Caller::current()) {
+  stand_in::multiply_async(d, 32, a, b, {stand_in::Multiply::kF16, adds}, where);
+}
+template <int kCount>
+requires(kCount == 32 || kCount == 64) void multiply_async_bf16_of_columns(float (&d)[kCount],
+                                                                           const uint32_t (&a)[4], uint64_t b,
+                                                                           Caller where = Caller::current()) {
+  stand_in::multiply_async(d, kCount, a, b, {stand_in::Multiply::kBf16, true, true}, where);
+}
+template <int kCount>
+requires(kCount == 32 || kCount == 64) void multiply_async_f16_of_columns(float (&d)[kCount],
+                                                                          const uint32_t (&a)[4], uint64_t b,
+                                                                          Caller where = Caller::current()) {
+  stand_in::multiply_async(d, kCount, a, b, {stand_in::Multiply::kF16, true, true}, where);
 }
 template <int kRegisters, bool kMore>
 void set_registers() {
