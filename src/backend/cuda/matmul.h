@@ -52,12 +52,13 @@ struct MatmulArguments {
   unsigned* tickets = nullptr;
   int64_t token_tiles = 0, row_blocks = 0;
   bool line = false;  // matmul_wgmma_walk.h's: blocks have even shares of all segments
+  int64_t grain = 1;  // units that are one block's, there and in matmul_few.h
   // matmul_few.h's: row tiles from first_tile on, each with its own partials [row tile][segment][token][row]
   // and ticket; what follows the device's numbers is for it to set.
   int64_t first_tile = 0, row_tiles = 0;
   int multiprocessors = 1;
   int64_t block_shared_bytes = 0;
-  int64_t slot_tokens = 0, panel_segments = 0, grain = 1;
+  int64_t slot_tokens = 0, panel_segments = 0;
   int log_warps = 0, share = 0;
   // y[t, column + row] = activation(sum + bias[column + row]) + residual[t, column + row].
   float* y = nullptr;

@@ -222,7 +222,7 @@ inline int best_wgmma_tile(const MatmulArguments& op, int64_t multiprocessors, i
 inline int plan_wgmma(MatmulArguments& op, int64_t multiprocessors, int most) {
   const int64_t rows = op.end_row - op.first_row / kTileRows * kTileRows;
   const int64_t with_rows = std::min<int64_t>(op.experts, op.tokens);
-  int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
+  const int64_t each = ceil_div(op.tokens, with_rows) + (op.experts > 1 ? 4 : 0);  // and where tiles begin
   // Experts have more rows and fewer: a second tile of one reads its weight again.
   const int64_t wanted = op.experts > 1 ? std::min(each * 3 / 2, op.tokens) : op.tokens;
   const int64_t most_line = op.experts > 1 ? 64 : kMostLineTokens;
