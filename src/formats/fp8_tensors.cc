@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -91,12 +92,12 @@ size_t scale_bytes(const TensorInfo& scales) {
   return scales.unsupported.empty() ? static_cast<size_t>(traits(scales.dtype).block_bytes) : 1;
 }
 
-// Whether one of them is a NaN.
+// Whether one of them is a NaN: the largest magnitude is. Eight bits throughout, which compilers make vectors
+// of.
 bool has_nan(std::span<const std::byte> numbers) {
-  unsigned found = 0;
-  for (const std::byte number : numbers)
-    found |= (number & std::byte{kNanE4M3}) == std::byte{kNanE4M3} ? 1u : 0u;
-  return found != 0;
+  std::byte most{};
+  for (const std::byte number : numbers) most = std::max(most, number & std::byte{kNanE4M3});
+  return most == std::byte{kNanE4M3};
 }
 
 }  // namespace
@@ -168,39 +169,50 @@ const Fp8Tensors::Source* Fp8Tensors::find(std::string_view name) const {
 }
 
 void Fp8Tensors::make(const Source& source, DType dtype, std::span<const std::byte> numbers,
-                      std::span<const std::byte> scales, std::span<std::byte> bytes) const {
+                      std::span<const std::byte> scales, std::span<std::byte> bytes, ThreadPool* pool) const {
   const int64_t count = source.scales.elements() / source.experts;
-  const int64_t width = row_bytes(dtype, source.columns);
-  const size_t each = static_cast<size_t>(count) * scale_bytes(source.scales);
-  F8Scales grid = source.grid;
-  grid.values.resize(static_cast<size_t>(count));
-  for (int64_t expert = 0; expert < source.experts; ++expert) {
-    read_scales(source.scales, scales.data() + static_cast<size_t>(expert) * each, grid.values);
-    for (int64_t i = 0; i < count; ++i) {
-      const float scale = grid.values[static_cast<size_t>(i)];
-      if (std::abs(scale) * kMostE4M3 <= std::numeric_limits<float>::max()) continue;
-      throw_error(
-          ErrorKind::kInvalidInput,
-          "{}: tensor {}: scale {} is {}; a number that keeps {} times it within F32 was expected: is "
-          "the file damaged?",
-          path_, quote_text(source.scales.name), expert * count + i, scale, kMostE4M3);
+  std::vector<F8Scales> grids(static_cast<size_t>(source.experts), source.grid);  // by expert
+  for (int64_t i = 0; i < source.experts * count; ++i) {
+    std::vector<float>& values = grids[static_cast<size_t>(i / count)].values;
+    if (i % count == 0) {
+      values.resize(static_cast<size_t>(count));
+      read_scales(source.scales, scales.data() + static_cast<size_t>(i) * scale_bytes(source.scales), values);
     }
-    for (int64_t row = 0; row < source.rows; ++row) {
-      const int64_t place = expert * source.rows + row;
-      const std::byte* from = numbers.data() + expert * source.rows * source.columns;
-      std::byte* to = bytes.data() + place * width;
-      if (has_nan({from + row * source.columns, static_cast<size_t>(source.columns)})) {
-        throw_error(ErrorKind::kInvalidInput,
-                    "{}: tensor {}: row {} has a NaN; numbers were expected: is the file damaged?", path_,
-                    quote_text(source.numbers.name), place);
-      }
-      if (dtype == DType::kF8_128) {
-        join_f8(from, grid, row, 1, source.columns, to);
-      } else {
-        dequantize_f8(from, grid, row, 1, source.columns, reinterpret_cast<float*>(to));
-      }
-    }
+    const float scale = values[static_cast<size_t>(i % count)];
+    if (std::abs(scale) * kMostE4M3 <= std::numeric_limits<float>::max()) continue;
+    throw_error(ErrorKind::kInvalidInput,
+                "{}: tensor {}: scale {} is {}; a number that keeps {} times it within F32 was expected: is "
+                "the file damaged?",
+                path_, quote_text(source.scales.name), i, scale, kMostE4M3);
   }
+  const int64_t rows = source.experts * source.rows, columns = source.columns,
+                width = row_bytes(dtype, columns);
+  std::atomic<int64_t> bad_row = rows;  // the first, or one of them
+  const auto make_rows = [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t expert = row / source.rows, of_expert = row % source.rows;
+      const std::byte* from = numbers.data() + expert * source.rows * columns;
+      const F8Scales& grid = grids[static_cast<size_t>(expert)];
+      if (has_nan(numbers.subspan(static_cast<size_t>(row * columns), static_cast<size_t>(columns))))
+        bad_row = row;
+      if (dtype == DType::kF8_128) {
+        join_f8(from, grid, of_expert, 1, columns, bytes.data() + row * width);
+      } else {
+        dequantize_f8(from, grid, of_expert, 1, columns,
+                      reinterpret_cast<float*>(bytes.data() + row * width));
+      }
+    }
+  };
+  constexpr int64_t kRows = 64;  // at once
+  if (pool != nullptr) {
+    pool->parallel_for(rows, kRows, make_rows);
+  } else {
+    make_rows(0, rows, 0);
+  }
+  if (bad_row == rows) return;
+  throw_error(ErrorKind::kInvalidInput,
+              "{}: tensor {}: row {} has a NaN; numbers were expected: is the file damaged?", path_,
+              quote_text(source.numbers.name), bad_row.load());
 }
 
 }  // namespace qiao

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "base/thread_pool.h"
 #include "formats/gguf.h"
 #include "tensor/fp8.h"
 
@@ -43,9 +44,10 @@ class Fp8Tensors {
   const Source* find(std::string_view name) const;
 
   // The bytes of a joined tensor from those of its parts. Throws Error(kInvalidInput) for scales that are no
-  // numbers or too large, and for numbers that are NaN. Safe from any thread.
+  // numbers or too large, and for numbers that are NaN. On the threads of `pool` where there is one; safe
+  // from any thread.
   void make(const Source& source, DType dtype, std::span<const std::byte> numbers,
-            std::span<const std::byte> scales, std::span<std::byte> bytes) const;
+            std::span<const std::byte> scales, std::span<std::byte> bytes, ThreadPool* pool = nullptr) const;
 
  private:
   std::string path_;  // for messages

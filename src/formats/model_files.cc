@@ -121,6 +121,7 @@ struct ModelFiles::Data {
   mutable std::map<const TensorInfo*, std::vector<std::byte>> copies;
   MakeTensor make;  // where tensors are made rather than read: they live in copies
   Fp8Tensors fp8;   // those that are made of two of the file's; they too live in copies
+  mutable std::unique_ptr<ThreadPool> pool;  // of large ones
 
   std::span<const std::byte> in_file(const TensorInfo& tensor) const;
 
@@ -301,8 +302,11 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
     std::vector<std::byte>& made = data_->copies[find(tensor.name)];
     if (made.empty()) {
       made.resize(tensor.bytes);
+      constexpr uint64_t kLarge = uint64_t{1} << 20;  // elements from which threads gain anything
+      const bool large = source->numbers.bytes >= kLarge;
+      if (large && !data_->pool) data_->pool = std::make_unique<ThreadPool>(0);
       data_->fp8.make(*source, tensor.dtype, data_->in_file(source->numbers), data_->in_file(source->scales),
-                      made);
+                      made, large ? data_->pool.get() : nullptr);
     }
     return made;
   }

@@ -239,6 +239,18 @@ TEST(Fp8TensorsTest, WhatIsNoNumberIsRefusedAsItIsRead) {
                       "\"a.weight\": row 299 has a NaN");
 }
 
+// Large ones are made by several threads.
+TEST(Fp8TensorsTest, ThreadsMakeTheSame) {
+  constexpr int64_t kRows = 3000, kColumns = 384;
+  const Fp8Folder folder(
+      {{"a.weight", "F8_E4M3", {2, kRows, kColumns}}, {"a.weight_scale", "F32", {2, kRows, 1}}});
+  const std::vector<float> got = values(*folder.open(), "a.weight");
+  for (int64_t i = 0; i < std::ssize(got); ++i)
+    ASSERT_EQ(got[static_cast<size_t>(i)], number(i) * static_cast<float>(i / kColumns + 1)) << i;
+  folder.damage(static_cast<size_t>(4321 * kColumns + 5), 0xff, 1);
+  EXPECT_QIAO_ERROR(values(*folder.open(), "a.weight"), kInvalidInput, "row 4321 has a NaN");
+}
+
 TEST(Fp8TensorsTest, WithoutScalesItStaysAsItIs) {
   const auto files = Fp8Folder({{"a.weight", "F8_E4M3", {4, 128}}}).open();
   EXPECT_EQ(files->find("a.weight")->dtype, DType::kF8_E4M3);
