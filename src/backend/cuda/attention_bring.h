@@ -5,6 +5,18 @@
 
 namespace qiao::cuda {
 
+// What a lane has of its warp's queries between asking for them and storing them.
+template <class Elements>
+concept TakesQueries = requires {
+  typename Elements::Query;
+};
+template <class Elements, bool kEarly, int kRows>
+struct EarlyQueries {};
+template <class Elements, int kRows>
+struct EarlyQueries<Elements, true, kRows> {
+  typename Elements::Query of[kRows];
+};
+
 // One of Shape::kProducers warps, which share each part's blocks and each tile's rows. It looks up where the
 // next step's keys lie before it copies the values of this one, and waits for nobody but those who empty
 // parts.
@@ -14,6 +26,10 @@ class ChunkBringer {
   using Elements = typename Shape::Elements;
   static constexpr int kBlock = Shape::kBlock, kWarps = Shape::kProducers;
   static constexpr int kOwnOfPart = Shape::kPartBlocks / kWarps, kOwn = 2 * kOwnOfPart;  // blocks
+  // Queries of few rows are asked for before keys, where the kind can: they would wait behind them.
+  static constexpr int kRows = kWarpRows / kWarps;
+  static constexpr bool kEarly = kRows <= 4 && TakesQueries<Elements>;
+  using Queries = EarlyQueries<Elements, kEarly, kRows>;
   static_assert(Shape::kPartBlocks % kWarps == 0 && kWarpRows % kWarps == 0);
 
  public:
@@ -35,13 +51,15 @@ class ChunkBringer {
       for (int i = 0; i < kOwn; ++i) places[i] = next[i];
       const KeySpan span = walk_.span();
       const int kv_head = walk_.tile().kv_head;
+      Queries early{};
+      if (begins) take_queries(early);
       bring<false>(span, kv_head, places);
-      if (begins) bring_tile();
+      if (begins) bring_tile(early);
       begins = !walk_.advance();
       look_up(next);
       bring<true>(span, kv_head, places);
     }
-    bring_tile();
+    bring_tile({});
     copy_async_commit();
     copy_async_wait<0>();  // a thread does not end before its copies
   }
@@ -134,23 +152,40 @@ class ChunkBringer {
     }
   }
 
-  // The queries of the walk's rows and what they meet; at the walk's end that nothing comes any more.
-  __device__ void bring_tile() {
-    tiles_.wait(tiles_.empty());
+  // Whether the walk's rows, this warp's i-th, is one, and its query. Nobody looks at the scores of others.
+  __device__ bool has_query(int i) const {
     const AttentionTile& tile = walk_.tile();
-    if (walk_.there()) {
-      const int rows = tile.queries * op_.share;
+    return walk_.there() && tile.tile * kWarpRows + warp_ + i * kWarps < tile.queries * op_.share;
+  }
+  __device__ const float* query(int i) const {
+    const AttentionTile& tile = walk_.tile();
+    const int row = tile.tile * kWarpRows + warp_ + i * kWarps, query = query_of(op_, tile, row);
+    return op_.q + (tile.first_query_row + query) * op_.q_token +
+           (tile.kv_head * op_.share + row - query * op_.share) * op_.q_head;
+  }
+  __device__ void take_queries(Queries& early) const {
+    if constexpr (kEarly) {
 #pragma unroll
-      for (int i = 0; i < kWarpRows / kWarps; ++i) {
-        const int at = warp_ + i * kWarps, row = tile.tile * kWarpRows + at;
-        if (row >= rows) break;  // whose scores nobody looks at
-        const int query = query_of(op_, tile, row);
-        const float* from = op_.q + (tile.first_query_row + query) * op_.q_token +
-                            (tile.kv_head * op_.share + row - query * op_.share) * op_.q_head;
-        Elements::store_query(tiles_.queries(), at, from, op_.dim);
+      for (int i = 0; i < kRows; ++i) {
+        if (has_query(i)) early.of[i] = Elements::take_query(query(i), op_.dim);
+      }
+    }
+  }
+
+  // The queries of the walk's rows and what they meet; at the walk's end that nothing comes any more.
+  __device__ void bring_tile(const Queries& early) {
+    tiles_.wait(tiles_.empty());
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (!has_query(i)) break;
+      if constexpr (kEarly) {
+        Elements::put_query(tiles_.queries(), warp_ + i * kWarps, early.of[i]);
+      } else {
+        Elements::store_query(tiles_.queries(), warp_ + i * kWarps, query(i), op_.dim);
       }
     }
     if (warp_ == 0 && lane_ == 0) {
+      const AttentionTile& tile = walk_.tile();
       *tiles_.tile() =
           walk_.there() ? ChunkTile{tile, walk_.span(), walk_.ends_item()} : ChunkTile{tile, {0, 0, 0}, true};
     }

@@ -32,13 +32,17 @@ class RoundedRows : protected AttentionRows<Kind<kD>, kD / 8> {
   __device__ void load_queries() {
     constexpr int kTogether = 8;  // rows that are asked for at once
     const int rows = tile_.queries * op_.share;
+    const int query = query_of(op_, tile_, first_row_);
+    int head = first_row_ - query * op_.share;  // of the row's group; counted on, as divisions take long
+    const float* from = Rows::query(first_row_);
 #pragma unroll
     for (int first = 0; first < kWarpRows; first += kTogether) {
       typename Elements::Query queries[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const int row = first_row_ + first + i;
-        queries[i] = Elements::take_query(row < rows ? Rows::query(row) : nullptr, op_.dim);
+        queries[i] = Elements::take_query(first_row_ + first + i < rows ? from : nullptr, op_.dim);
+        from += op_.q_head;
+        if (++head == op_.share) head = 0, from += op_.q_token - op_.share * op_.q_head;
       }
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) Elements::put_query(earlier_, first + i, queries[i]);

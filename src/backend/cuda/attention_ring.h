@@ -50,13 +50,12 @@ struct ChunkShape {
   static_assert(kChunkKeys % kStep == 0 && kTileBytes % 16 == 0 && kPartsAt % 16 == 0 &&
                 kPartBytes % 16 == 0);
 
-  // Of an SM, by Hopper's shared memory: two parts or more are on their way while others are computed. A
-  // thread has 200 registers where a block is alone, else 112 with eight warps that compute, 168 or 136 with
-  // four.
+  // Of an SM, by Hopper's shared memory: two parts or more are on their way while others are computed.
   static constexpr bool kWide = Elements::kWeightBytes == 4 && kWarps == 8;
   static constexpr int kMost = kWarps == 4 ? 3 : kWide ? 1 : 2;
   static constexpr int kBlocks = chunk_room(kMost, kWantedParts, 227 * 1024, kPartsAt, kPartBytes).blocks;
-  // Warps that bring: a quarter of an SM's registers are for each four warps or fewer.
+  // Warps that bring. A quarter of an SM's registers are for a quarter of its warps, rounded up: so a thread
+  // has 168 with 12 warps on an SM, 128 with 15 (three blocks), 96 with 20 (two of eight warps that compute).
   static constexpr int kProducers = kBlocks == 3 ? 1 : kBlocks == 1 && kWarps == 8 ? 4 : 2;
   static constexpr int kThreads = 32 * (kWarps + kProducers);
 };

@@ -5,12 +5,6 @@
 
 namespace qiao::cuda {
 
-__device__ inline void describe(const AttentionArguments& op, AttentionTile* tile) {
-  tile->first_query_row = op.starts[tile->sequence];
-  tile->queries = op.starts[tile->sequence + 1] - tile->first_query_row;
-  tile->length = op.lengths == nullptr ? tile->queries : op.lengths[tile->sequence];
-}
-
 // A key's page and its row there; page -1: nobody sees it.
 struct KeyPlace {
   int page, row;

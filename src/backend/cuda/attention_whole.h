@@ -1,7 +1,7 @@
 // Which rows a block takes that walks all keys they see.
 #pragma once
 
-#include "backend/cuda/attention_walk.h"
+#include "backend/cuda/attention_rows.h"
 
 namespace qiao::cuda {
 
@@ -16,7 +16,7 @@ __device__ inline bool find_whole(const AttentionArguments& op, int wanted, int 
   if (!find_tile(wanted, {op.starts, op.lengths, op.sequences}, tiles, &found)) return false;
   tile->sequence = found.sequence;
   tile->tile = found.count - 1 - found.tile;  // the last one first: it meets the most keys
-  describe(op, tile);
+  tile->first_query_row = found.first_query, tile->queries = found.queries, tile->length = found.length;
   tile->first_chunk = 0;
   tile->chunks = (tile->length - 1) / kChunkKeys + 1;
   tile->slot = -1;
