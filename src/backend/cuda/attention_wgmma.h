@@ -12,11 +12,11 @@
 //
 // D 128: 225 KB, one block a multiprocessor. Limits: the tensor cores, which a tile of both warpgroups takes
 // 1024 cycles; shared memory, of which that is 64 KB read by wgmma, 32 KB written and 32 KB of earlier
-// chunks, 125 of its 128 bytes a cycle; a warp's 64 x 16 scores (scale, largest, difference, power, sum, half
-// a pack: some 300 instructions with what surrounds them, of two warps to a scheduler). Prediction: 55% of
-// what cuBLAS reaches (430 TFLOP/s of an H200) at 8192 tokens, 45% at 2048; from pages of FP8 40%, as one
-// warp in three unpacks (480 instructions a tile). Not yet run on a device. That wgmma adds like mma.sync was
-// probed for BF16 alone; for F16 `qiao conformance` will tell.
+// chunks, 125 of its 128 bytes a cycle; instructions, of which a warp has some 400 for a tile (its 64 x 16
+// scores each scaled, compared, subtracted, raised, added and half packed, and what surrounds that), and a
+// scheduler two warps. Prediction: 55% of what cuBLAS reaches (430 TFLOP/s of an H200) at 8192 tokens, 45% at
+// 2048; from pages of FP8 40%, as one warp in three unpacks (480 instructions a tile). Not yet run on a
+// device. That wgmma adds like mma.sync was probed for BF16 alone; for F16 `qiao conformance` will tell.
 #pragma once
 
 #include "backend/cuda/attention_half_rows.h"
