@@ -8,8 +8,13 @@
 namespace qiao::chat {
 namespace {
 
-std::string_view trim_spaces(std::string_view text) {
+std::string_view trim_front(std::string_view text) {
   while (!text.empty() && is_json_space(text.front())) text.remove_prefix(1);
+  return text;
+}
+
+std::string_view trim_spaces(std::string_view text) {
+  text = trim_front(text);
   while (!text.empty() && is_json_space(text.back())) text.remove_suffix(1);
   return text;
 }
@@ -85,6 +90,11 @@ bool ArgumentReader::read_json_value(std::string& text, std::string& out) {
 Match ArgumentReader::read_tags(std::string& text, std::string& out) {
   if (at_ == At::kBegin) {
     out += '{';
+    at_ = At::kFirstKey;
+  }
+  if (at_ == At::kFirstKey) {  // the whitespace is of the call's head, whether it has come with it or not
+    text.erase(0, text.size() - trim_front(text).size());
+    if (text.empty()) return Match::kMore;
     at_ = At::kKey;
   }
   while (true) {

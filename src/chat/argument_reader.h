@@ -29,7 +29,7 @@ class ArgumentReader {
   const CallForm& form_;
   const Json& parameters_;
   JsonEnd json_;
-  enum class At { kBegin, kKey, kBareBegin, kBare, kValue, kQuoted } at_ = At::kBegin;
+  enum class At { kBegin, kFirstKey, kKey, kBareBegin, kBare, kValue, kQuoted } at_ = At::kBegin;
   bool any_ = false;      // of kTags: an argument has been written
   std::string brackets_;  // of kGemma: those open
 };

@@ -8,6 +8,7 @@
 #include "base/quote.h"
 #include "convert/hugging_face_config.h"
 #include "convert/tensor_map.h"
+#include "formats/quantization_config.h"
 #include "formats/safetensors_write.h"
 #include "models/lora_slots.h"
 #include "models/rotary_rows.h"
@@ -67,7 +68,12 @@ class DirectoryWriter {
 
  private:
   void plan_directory() {
+    const std::string advice = quantization_advice(files_.config(), files_.tensors());
     for (const TensorInfo& tensor : files_.tensors()) {
+      if (!advice.empty() && !is_dense_float(tensor.dtype) && !traits(tensor.dtype).quantized) {
+        throw_error(ErrorKind::kUnsupported, "{}: tensor {} is {}; floats were expected{}",
+                    files_.path().string(), quote_text(tensor.name), shape_text(tensor), advice);
+      }
       Job job{.source = &tensor, .target = {}, .dtype = tensor.dtype};
       job.target.hugging_face = tensor.name;
       if (options_.dtype && is_dense_float(tensor.dtype)) job.dtype = *options_.dtype;

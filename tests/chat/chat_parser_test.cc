@@ -87,6 +87,22 @@ TEST(ChatParserTest, EverySplitGivesTheSame) {
   }
 }
 
+// The whitespace between a call's head and what should be its first parameter is of neither.
+TEST(ChatParserTest, EverySplitOfACallWithoutParametersGivesTheSame) {
+  const ChatFormat format = format_of("qwen_coder");
+  for (const std::string_view text :
+       {"<tool_call>\n<function=get_weather>\n<rameter=city>\nBerlin\n",
+        "<tool_call>\n<function=now> \n\n said", "<tool_call>\n<function=now>\n",
+        "<tool_call>\n<function=now>\n</function>\n</tool_call>"}) {
+    SCOPED_TRACE(text);
+    const ParsedAnswer whole = parse_whole(format, text);
+    EXPECT_EQ(whole.calls.size(), 1u);
+    EXPECT_FALSE(whole.text.starts_with('\n'));
+    for (size_t cut = 0; cut <= text.size(); ++cut)
+      ASSERT_EQ(parse_pieces(format, {text.substr(0, cut), text.substr(cut)}), whole) << cut;
+  }
+}
+
 // Pieces of valid UTF-8 text give events of valid UTF-8, cut inside of characters or not.
 TEST(ChatParserTest, EventsAreWholeCharacters) {
   for (const std::string& name : testing::call_templates()) {

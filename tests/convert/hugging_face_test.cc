@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/file.h"
+#include "formats/safetensors_write.h"
 #include "models/decoder.h"
 #include "models/logits.h"
 #include "models/model_folder.h"
@@ -81,6 +82,23 @@ TEST(Fp8ExportTest, ComputesAsTheCheckpoint) {
   write_hugging_face(*files, out.path() / "bf16", {});
   EXPECT_EQ(ModelFiles::open(out.path() / "bf16")->find("model.layers.0.self_attn.q_proj.weight")->dtype,
             DType::kBF16);
+}
+
+// A copy of what nothing here reads would be no directory of floats.
+TEST(ExportTest, OtherQuantizedMatricesAreRefused) {
+  const qiao::testing::TemporaryDirectory folder;
+  const std::vector<std::byte> packed(32);
+  const std::string name = "model.layers.0.mlp.up_proj.qweight";
+  fs::create_directories(folder.path() / "gptq");
+  fs::copy(fs::path(QIAO_TEST_DATA) / "golden" / "chat" / "config.json",
+           folder.path() / "gptq" / "config.json");
+  const std::vector<TensorToWrite> tensors = {
+      {name, DType::kI32, {2, 4}, [&packed] { return std::span<const std::byte>(packed); }}};
+  write_safetensors(folder.path() / "gptq" / "model.safetensors", tensors);
+  const auto files = ModelFiles::open(folder.path() / "gptq");
+  EXPECT_QIAO_ERROR(write_hugging_face(*files, folder.path() / "out", {}), kUnsupported, name, "I32[2, 4]",
+                    "GPTQ or AWQ", "take the model");
+  EXPECT_FALSE(fs::exists(folder.path() / "out"));
 }
 
 class MergeTest : public ::testing::TestWithParam<MergeCase> {};
