@@ -21,7 +21,7 @@ class RoundedRows : protected AttentionRows<Kind<kD>, kD / 8> {
   using Elements = Kind<kD>;
   using Rows = AttentionRows<Elements, kD / 8>;
   static constexpr int kOutTiles = kD / 8;
-  using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::valid_, Rows::out_;
+  using Rows::op_, Rows::tile_, Rows::lane_, Rows::warp_, Rows::first_row_, Rows::out_;
 
   // `earlier`: earlier_bytes for each of the block's `warps`.
   __device__ RoundedRows(const AttentionArguments& op, const AttentionTile& tile, int warps,
@@ -75,7 +75,7 @@ class RoundedRows : protected AttentionRows<Kind<kD>, kD / 8> {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = first_row_ + lane_ / 4 + 8 * i, d = 8 * n + 2 * (lane_ % 4);
-        if (!valid_[i]) continue;
+        if (!Rows::is_valid(i)) continue;
         float* to = op_.out + Rows::token(row) * op_.out_token + Rows::head(row) * op_.out_head + d;
         if (d < op_.dim) to[0] = (i == 0 ? all.x : all.z) / Rows::total_sum_[i];
         if (d + 1 < op_.dim) to[1] = (i == 0 ? all.y : all.w) / Rows::total_sum_[i];
@@ -84,7 +84,7 @@ class RoundedRows : protected AttentionRows<Kind<kD>, kD / 8> {
     if (!last) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (valid_[i]) Rows::store_log_sum_exp(i);
+      if (Rows::is_valid(i)) Rows::store_log_sum_exp(i);
     }
   }
 

@@ -24,9 +24,10 @@ __device__ inline int query_of(const AttentionArguments& op, const AttentionTile
 struct SeenKeys {
   int first, end;
 };
+inline constexpr int kNoKey = 0x7fffffff;  // the first that no rows see
 __device__ inline SeenKeys seen_keys(const AttentionArguments& op, const AttentionTile& tile, int row,
                                      int end) {
-  if (row >= end) return {0x7fffffff, 0};
+  if (row >= end) return {kNoKey, 0};
   if (!op.causal) return {0, tile.length};
   const int before = tile.length - tile.queries;
   return {first_key(before + query_of(op, tile, row), op.window), before + query_of(op, tile, end - 1) + 1};
@@ -70,11 +71,12 @@ class AttentionRows {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first_row_ + lane_ / 4 + 8 * i;
-      valid_[i] = row < rows;
       rows_[i] = seen(row, row < rows ? row + 1 : row);
     }
   }
 
+  // Whether there is row i: seen_keys says of others that they see none, from beyond all keys on.
+  __device__ bool is_valid(int i) const { return rows_[i].first != kNoKey; }
   __device__ SeenKeys seen(int row, int end) const { return seen_keys(op_, tile_, row, end); }
   __device__ int token(int row) const { return tile_.first_query_row + query_of(op_, tile_, row); }
   __device__ int head(int row) const {
@@ -254,7 +256,7 @@ class AttentionRows {
     const Join join = join_chunk(chunk);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (!valid_[i] || !(join.has[i] || last)) continue;
+      if (!is_valid(i) || !(join.has[i] || last)) continue;
       const int row = first_row_ + lane_ / 4 + 8 * i;
       float* to = op_.out + token(row) * op_.out_token + head(row) * op_.out_head;
 #pragma unroll
@@ -297,7 +299,7 @@ class AttentionRows {
   int first_tile_;
   bool lower_rows_;  // whether there are any of the last eight
   SeenKeys block_, warp_seen_, rows_[2];
-  bool valid_[2], had_[2] = {false, false};
+  bool had_[2] = {false, false};
   float scale_[2];
   float out_[kOutTiles][4];
   // largest: what weights are scaled to, by scale_of.

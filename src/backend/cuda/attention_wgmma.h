@@ -32,7 +32,7 @@ struct AttentionWgmmaShape {
   using Elements = Kind<kD>;
   static constexpr int kGroups = 2, kWarps = 4 * kGroups, kRows = kWarps * kWarpRows;
   static constexpr int kConsumers = 32 * kWarps, kThreads = kConsumers + 128;
-  static constexpr int kRegisters = 224;
+  static constexpr int kRegisters = 216;
   static constexpr int kKeys = 64, kBlock = AttentionShape<Kind, kD>::kBlock;
   // Keys, or values, of a tile: rows of 64 columns, then the next 64's.
   static constexpr int kColumns = kKeys * 128, kOperand = kD / 64 * kColumns, kStage = 2 * kOperand;
@@ -59,40 +59,43 @@ struct AttentionWgmmaShape {
 // The stages in turn, as those that bring and those that use them walk them. Keys and values of one are full
 // and empty apart.
 template <class S>
-struct AttentionRing {
-  int slot = 0;
-  uint32_t parity = 0;
-
+class AttentionRing {
+ public:
+  __device__ uint32_t parity() const { return next_ % 2; }
   __device__ static unsigned char* shared() { return shared_memory<unsigned char>(); }
-  __device__ unsigned char* keys() const { return shared() + slot * S::kStage; }
+  __device__ unsigned char* keys() const { return shared() + next_ / 2 * S::kStage; }
   __device__ unsigned char* values() const { return keys() + S::kOperand; }
   __device__ uint64_t* full_keys() const {
-    return reinterpret_cast<uint64_t*>(shared() + S::kArrivalsAt) + 4 * slot;
+    return reinterpret_cast<uint64_t*>(shared() + S::kArrivalsAt) + next_ / 2 * 4;
   }
   __device__ uint64_t* empty_keys() const { return full_keys() + 1; }
   __device__ uint64_t* full_values() const { return full_keys() + 2; }
   __device__ uint64_t* empty_values() const { return full_keys() + 3; }
   __device__ void advance() {
-    if (++slot == S::kStages) slot = 0, parity ^= 1;
+    next_ += 2;
+    if (next_ / 2 == S::kStages) next_ = next_ % 2 ^ 1;
   }
+
+ private:
+  unsigned next_ = 0;  // 2 * stage + parity: one register
 };
 // The block's items in turn; one whose sequence is -1 is none, and the last.
 template <class S>
-struct AttentionItems {
-  int slot = 0;
-  uint32_t parity = 0;
-
+class AttentionItems {
+ public:
+  __device__ uint32_t parity() const { return next_ / S::kItems % 2; }
   __device__ AttentionTile* tile() const {
-    return reinterpret_cast<AttentionTile*>(shared_memory<unsigned char>() + S::kItemsAt) + slot;
+    return reinterpret_cast<AttentionTile*>(shared_memory<unsigned char>() + S::kItemsAt) + next_ % S::kItems;
   }
   __device__ uint64_t* full() const {
     return reinterpret_cast<uint64_t*>(shared_memory<unsigned char>() + S::kArrivalsAt) + 4 * S::kStages +
-           2 * slot;
+           next_ % S::kItems * 2;
   }
   __device__ uint64_t* empty() const { return full() + 1; }
-  __device__ void advance() {
-    if (++slot == S::kItems) slot = 0, parity ^= 1;
-  }
+  __device__ void advance() { ++next_; }
+
+ private:
+  unsigned next_ = 0;
 };
 
 // The four warps that bring: each 16 rows of every tile.
@@ -139,7 +142,7 @@ class AttentionBringer {
   // To the consumers.
   __device__ void tell(const AttentionTile& tile) {
     if (first_row_ == 0) {
-      wait_arrivals(items_.empty(), items_.parity ^ 1);  // at first each slot is empty
+      wait_arrivals(items_.empty(), items_.parity() ^ 1);  // at first each slot is empty
       __syncwarp();  // none waits for a phase that this one's arrival may end
       if (lane_ == 0) {
         *items_.tile() = tile;
@@ -168,10 +171,10 @@ class AttentionBringer {
       copy_async_wait<Shape::kAhead>();
       unpack();
     } else {
-      wait_arrivals(ring_.empty_keys(), ring_.parity ^ 1);
+      wait_arrivals(ring_.empty_keys(), ring_.parity() ^ 1);
       copy(ring_.keys(), row, 0);
       arrive_with_copies(ring_.full_keys());
-      wait_arrivals(ring_.empty_values(), ring_.parity ^ 1);
+      wait_arrivals(ring_.empty_values(), ring_.parity() ^ 1);
       copy(ring_.values(), row, op_.values_offset);
       arrive_with_copies(ring_.full_values());
       ring_.advance();
@@ -222,10 +225,10 @@ class AttentionBringer {
     __syncwarp();
     const unsigned char* raw = raw_of(unpacking_);
     if (++unpacking_ > Shape::kAhead) unpacking_ = 0;
-    wait_arrivals(ring_.empty_keys(), ring_.parity ^ 1);
+    wait_arrivals(ring_.empty_keys(), ring_.parity() ^ 1);
     unpack_rows<true>(raw, ring_.keys());
     arrive_as_warp(ring_.full_keys());
-    wait_arrivals(ring_.empty_values(), ring_.parity ^ 1);
+    wait_arrivals(ring_.empty_values(), ring_.parity() ^ 1);
     unpack_rows<false>(raw + Shape::kRawKeys, ring_.values());
     arrive_as_warp(ring_.full_values());
     ring_.advance();
@@ -282,7 +285,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
     if (key >= block_.end) return;
     Rows::load_queries();
     Rows::start_chunk();
-    wait_full(ring_.full_keys(), ring_.parity);
+    wait_full(ring_.full_keys(), ring_.parity());
     multiply_keys(ring_.keys());
     multiply_wait<0>(flat(scores_));
     arrive_as_warp(ring_.empty_keys());
@@ -291,9 +294,9 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
     for (; key + Shape::kKeys < own.end; key += Shape::kKeys) {
       Ring next = ring_;
       next.advance();
-      wait_full(next.full_keys(), next.parity);
+      wait_full(next.full_keys(), next.parity());
       multiply_keys(next.keys());
-      wait_full(ring_.full_values(), ring_.parity);
+      wait_full(ring_.full_values(), ring_.parity());
       add_values(ring_.values());
       multiply_wait<1>(flat(scores_));
       arrive_as_warp(next.empty_keys());
@@ -314,7 +317,7 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
       take_weights();
       ring_ = next;
     }
-    wait_full(ring_.full_values(), ring_.parity);
+    wait_full(ring_.full_values(), ring_.parity());
     add_values(ring_.values());
     multiply_wait<0>(flat(out_));
     arrive_as_warp(ring_.empty_values());
@@ -335,9 +338,9 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
   }
   // A tile of which the warpgroup sees nothing.
   __device__ void pass() {
-    wait_arrivals(ring_.full_keys(), ring_.parity);
+    wait_arrivals(ring_.full_keys(), ring_.parity());
     arrive_as_warp(ring_.empty_keys());
-    wait_arrivals(ring_.full_values(), ring_.parity);
+    wait_arrivals(ring_.full_values(), ring_.parity());
     arrive_as_warp(ring_.empty_values());
     ring_.advance();
   }
@@ -420,11 +423,11 @@ class AttentionMultiplier : RoundedRows<Kind, kD> {
 template <class S>
 __device__ inline void open_attention_rings() {
   if (threadIdx.x == 0) {
-    for (AttentionRing<S> ring; ring.parity == 0; ring.advance()) {
+    for (AttentionRing<S> ring; ring.parity() == 0; ring.advance()) {
       arrivals_init(ring.full_keys(), S::kBringers), arrivals_init(ring.full_values(), S::kBringers);
       arrivals_init(ring.empty_keys(), S::kWarps), arrivals_init(ring.empty_values(), S::kWarps);
     }
-    for (AttentionItems<S> items; items.parity == 0; items.advance()) {
+    for (AttentionItems<S> items; items.parity() == 0; items.advance()) {
       arrivals_init(items.full(), 1), arrivals_init(items.empty(), S::kWarps);
     }
     arrivals_ready();
@@ -447,7 +450,7 @@ __global__ void __launch_bounds__(AttentionWgmmaShape<Kind, kD>::kThreads, 1)
     set_registers<Shape::kRegisters, true>();
     AttentionRing<Shape> ring;
     for (AttentionItems<Shape> items;; items.advance()) {
-      wait_arrivals(items.full(), items.parity);
+      wait_arrivals(items.full(), items.parity());
       const AttentionTile& tile = *items.tile();  // stays there: it would take registers
       if (tile.sequence < 0) break;
       AttentionMultiplier<Kind, kD>(op, tile, ring).run();
