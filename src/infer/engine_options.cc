@@ -21,9 +21,11 @@ double gib(uint64_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
 
 // Of both models; the draft keeps all its layers in full pages.
 KvCache::PageBytes bytes_per_page(const LanguageModel& model, const EngineOptions& o) {
-  KvCache::PageBytes bytes = KvCache::bytes_per_page(model.config(), o.page_tokens, o.kv_dtype);
+  KvCache::PageBytes bytes =
+      KvCache::bytes_per_page(model.backend(), model.config(), o.page_tokens, o.kv_dtype);
   if (!o.draft) return bytes;
-  const KvCache::PageBytes draft = KvCache::bytes_per_page(o.draft->config(), o.page_tokens, o.kv_dtype);
+  const KvCache::PageBytes draft =
+      KvCache::bytes_per_page(o.draft->backend(), o.draft->config(), o.page_tokens, o.kv_dtype);
   bytes.full += draft.full + draft.sliding;
   return bytes;
 }

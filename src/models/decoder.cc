@@ -36,7 +36,8 @@ KvCache::KvCache(Backend& backend, const DecoderConfig& config, int64_t pages, i
   }
 }
 
-KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype) {
+KvCache::PageBytes KvCache::bytes_per_page(Backend& backend, const DecoderConfig& config, int64_t page_tokens,
+                                           DType dtype) {
   if (const int64_t step = kv_row_step(dtype); config.head_dim % step != 0) {
     throw_error(
         ErrorKind::kInvalidInput,
@@ -44,8 +45,12 @@ KvCache::PageBytes KvCache::bytes_per_page(const DecoderConfig& config, int64_t 
         "bf16 or f32 (--kv-type)",
         config.head_dim, traits(dtype).name, step);
   }
-  const int64_t rows = 2 * page_tokens * config.num_key_value_heads;
-  const auto layer_bytes = static_cast<uint64_t>(rows * kv_row_bytes(dtype, config.head_dim));
+  // Of two and of one: chips pad rows, each in its way.
+  const auto bytes_of = [&](int64_t pages) -> uint64_t {
+    return backend.make_kv_pages({pages, page_tokens, config.num_key_value_heads, config.head_dim, dtype})
+        ->bytes();
+  };
+  const uint64_t layer_bytes = bytes_of(2) - bytes_of(1);
   PageBytes bytes;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     (config.layer_slides[static_cast<size_t>(layer)] ? bytes.sliding : bytes.full) += layer_bytes;

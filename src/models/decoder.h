@@ -75,13 +75,14 @@ class KvCache {
   bool slides(int64_t layer) const { return slides_[static_cast<size_t>(layer)]; }  // is of the sliding group
   int64_t page_tokens() const { return page_tokens_; }
   uint64_t serial() const { return serial_; }  // no other cache of this process has had it
-  // Bytes that one page takes over all layers of a group: to plan by before making a cache. With one group a
-  // page takes both. Throws Error(kInvalidInput) where the model's heads do not divide into the dtype's
-  // blocks.
+  // Bytes that one page more takes on the chip over all layers of a group: to plan by before making a cache.
+  // With one group a page takes both. Throws Error(kInvalidInput) where the model's heads do not divide into
+  // the dtype's blocks.
   struct PageBytes {
     uint64_t full = 0, sliding = 0;
   };
-  static PageBytes bytes_per_page(const DecoderConfig& config, int64_t page_tokens, DType dtype);
+  static PageBytes bytes_per_page(Backend& backend, const DecoderConfig& config, int64_t page_tokens,
+                                  DType dtype);
 
  private:
   int64_t pages_, page_tokens_, sliding_pages_;

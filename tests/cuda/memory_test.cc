@@ -41,6 +41,20 @@ TEST(CudaMemoryTest, TheCacheTakesTheShareOfAServersDevice) {
   }
 }
 
+// A row of 64 in 8 bits: its numbers and a vector of 16 bytes for the scales, where a file's has 68.
+TEST(CudaMemoryTest, PagesAreCountedAsTheyLie) {
+  const auto model = load_chat_model(1, "cuda");
+  DecoderConfig config;
+  config.num_hidden_layers = 3;
+  config.layer_slides = {true, false, true};
+  config.num_key_value_heads = 2;
+  config.head_dim = 64;
+  const KvCache::PageBytes bytes = KvCache::bytes_per_page(model->backend(), config, 16, DType::kQ8_0);
+  constexpr uint64_t kRows = 2 * 16 * 2;
+  EXPECT_EQ(bytes.full, kRows * (64 + 16));
+  EXPECT_EQ(bytes.sliding, 2 * kRows * (64 + 16));
+}
+
 // As many pages as the slots need, where nobody asks for more.
 TEST(CudaMemoryTest, OneConversationTakesWhatItNeeds) {
   const auto model = load_chat_model(1, "cuda");

@@ -156,7 +156,8 @@ TEST_P(WindowTest, APromptIsFoundAgainAfterOthers) {
 
 TEST(WindowMemoryTest, AModelThatOnlySlidesHasNoOtherPages) {
   const auto model = load_golden("mistral");
-  const KvCache::PageBytes page = KvCache::bytes_per_page(model->decoder().config(), 2, DType::kF16);
+  const KvCache::PageBytes page =
+      KvCache::bytes_per_page(model->backend(), model->decoder().config(), 2, DType::kF16);
   EXPECT_EQ(page.full, 0u);
   Engine engine(model, {.context = 120, .slots = 2, .page_tokens = 2, .batch_tokens = 4});
   EXPECT_EQ(engine.options().pages, 120);

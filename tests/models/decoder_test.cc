@@ -360,7 +360,8 @@ TEST(DecoderLoadTest, SixteenBitWeightsCompute) {
 TEST(KvCacheTest, TellsWhatAPageTakes) {
   const Loaded model("llama", "reference");
   // 2 layers * 4 tokens * (keys and values) * 2 heads * 8 * 2 bytes
-  const KvCache::PageBytes bytes = KvCache::bytes_per_page(model.decoder->config(), 4, DType::kF16);
+  const KvCache::PageBytes bytes =
+      KvCache::bytes_per_page(*model.backend, model.decoder->config(), 4, DType::kF16);
   EXPECT_EQ(bytes.full, 512u);
   EXPECT_EQ(bytes.sliding, 0u);
   const KvCache cache(*model.backend, model.decoder->config(), 3, 4, DType::kF16);
