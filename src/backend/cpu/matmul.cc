@@ -200,6 +200,32 @@ void multiply_f8(const LinearKernels& kernels, const CpuWeight::Panels& panels,
   }
 }
 
+// F8_128 with a few rows, in kF8 or its values: read as it is, two groups side by side.
+void multiply_f8_few(const LinearKernels& kernels, const CpuWeight::Panels& panels,
+                     std::array<const std::byte*, kPair> panel, int groups, const Activations& a, int64_t row,
+                     int64_t rows, MatmulScratch& scratch) {
+  const auto kernel = a.compute == Compute::kF8 ? kernels.dot_f8 : kernels.dot_f8_values;
+  DotF8 dot;
+  dot.groups = groups;
+  dot.rows = rows;
+  dot.x_stride = a.floats_stride;
+  dot.x_scales = nullptr;
+  dot.x_scales_stride = a.columns / kF8Block;
+  dot.sums = scratch.sums.data();
+  for (int64_t k = 0; k < a.columns; k += panels.chunk) {
+    dot.elements = std::min(panels.chunk, a.columns - k);
+    dot.x = a.floats + row * a.floats_stride + k;
+    if (a.compute == Compute::kF8) dot.x_scales = a.f8_scales + row * dot.x_scales_stride + k / kF8Block;
+    dot.chunks = panel;
+    for (size_t g = 0; g < panel.size(); ++g) {
+      panel[g] += chunk_bytes(panels.dtype, dot.elements);
+      // After a panel's last chunk comes the next pair's first, a panel on.
+      dot.ahead[g] = k + dot.elements < a.columns ? panel[g] : panel[g] + panels.panel_bytes;
+    }
+    kernel(dot);
+  }
+}
+
 // F32, F16 and BF16. A few rows read F16 and BF16 as they are; many have them converted once.
 void multiply_plain(const LinearKernels& kernels, const CpuWeight::Panels& panels,
                     std::array<const std::byte*, kPair> panel, int groups, const Activations& a, int64_t row,
@@ -331,6 +357,8 @@ void multiply_pair(const LinearKernels& kernels, const CpuWeight::Panels& panels
   std::memset(scratch.sums.data(), 0, static_cast<size_t>(rows) * kPair * 16 * sizeof(float));
   if (!traits(panels.dtype).quantized) {
     multiply_plain(kernels, panels, panel, groups, activations, row, rows, scratch);
+  } else if (panels.dtype == DType::kF8_128 && rows <= kernels.f8_rows) {
+    multiply_f8_few(kernels, panels, panel, groups, activations, row, rows, scratch);
   } else if (activations.compute == Compute::kF8) {
     multiply_f8(kernels, panels, panel, groups, activations, row, rows, scratch);
   } else if (activations.compute != Compute::kQ8) {
