@@ -41,10 +41,8 @@ struct Avx2 {
     return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
   }
   // As Avx512 has them.
-  static constexpr int kF8Rows = 8, kF8Blocks = 2;
-  struct Codes {
-    __m256i of[2];
-  };
+  static constexpr int kF8Blocks = 2;
+  using Codes = __m256i;
   static F f8_numbers(__m256i codes) {  // in the high bytes of words
     const __m256i bits = _mm256_set1_epi16(static_cast<int16_t>(0xbf80));
     const __m256i halves = _mm256_and_si256(_mm256_srai_epi16(codes, 1), bits);
@@ -55,25 +53,23 @@ struct Avx2 {
     const __m256i by_k =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const auto* rows = reinterpret_cast<const __m128i*>(p);
-    __m256i quarters[2];  // rows 0 to 3 and 8 to 11; 4 to 7 and 12 to 15
-    for (int i = 0; i < 2; ++i) {
-      const __m256i codes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(rows + i)),
-                                                    _mm_loadu_si128(rows + i + 2), 1);
-      most.of[i] = _mm256_max_epu8(most.of[i], _mm256_add_epi8(codes, codes));
-      quarters[i] = _mm256_shuffle_epi8(codes, by_k);
-    }
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i first = _mm256_unpacklo_epi32(quarters[0], quarters[1]);  // of k: 0 and 1
-    const __m256i last = _mm256_unpackhi_epi32(quarters[0], quarters[1]);
-    w[0] = f8_numbers(_mm256_unpacklo_epi8(zero, first));
-    w[1] = f8_numbers(_mm256_unpackhi_epi8(zero, first));
-    w[2] = f8_numbers(_mm256_unpacklo_epi8(zero, last));
-    w[3] = f8_numbers(_mm256_unpackhi_epi8(zero, last));
+    const auto both = [&](int i) {
+      return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(rows + i)),
+                                     _mm_loadu_si128(rows + i + 2), 1);
+    };
+    __m256i a = both(0), b = both(1);  // rows 0 to 3 and 8 to 11; 4 to 7 and 12 to 15
+    most = _mm256_max_epu8(most, _mm256_max_epu8(_mm256_add_epi8(a, a), _mm256_add_epi8(b, b)));
+    a = _mm256_shuffle_epi8(a, by_k);
+    b = _mm256_shuffle_epi8(b, by_k);
+    const __m256i first = _mm256_unpacklo_epi32(a, b);  // of k: 0 and 1
+    w[0] = f8_numbers(_mm256_unpacklo_epi8(first, first));
+    w[1] = f8_numbers(_mm256_unpackhi_epi8(first, first));
+    const __m256i last = _mm256_unpackhi_epi32(a, b);
+    w[2] = f8_numbers(_mm256_unpacklo_epi8(last, last));
+    w[3] = f8_numbers(_mm256_unpackhi_epi8(last, last));
   }
-  static bool f8_nan(const Codes& most) {
-    const __m256i nan = _mm256_set1_epi8(static_cast<char>(0xfe));
-    return _mm256_movemask_epi8(
-               _mm256_or_si256(_mm256_cmpeq_epi8(most.of[0], nan), _mm256_cmpeq_epi8(most.of[1], nan))) != 0;
+  static bool f8_nan(Codes most) {
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, _mm256_set1_epi8(static_cast<char>(0xfe)))) != 0;
   }
   struct Two {
     F low, high;

@@ -47,7 +47,7 @@ struct Avx512 {
   }
   // F8_128 (linear_f8_inl.h): four codes of each of 16 rows to numbers times 2^-8; `most` keeps the largest
   // code at each place, without its sign, twice over.
-  static constexpr int kF8Rows = 8, kF8Blocks = 2;
+  static constexpr int kF8Blocks = 2;
   using Codes = I;
   static void f8_numbers(const uint8_t* p, F (&w)[4], Codes& most) {
     alignas(64) static constexpr uint16_t kPairs[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,

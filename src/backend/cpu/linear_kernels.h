@@ -151,13 +151,12 @@ struct LinearKernels {
       dequantize;
   // One row as Compute::kF8 says, the numbers kept as F32; columns a multiple of kF8Block, a scale each.
   void (*quantize_f8)(const float* x, int64_t columns, float* numbers, float* scales);
-  // A chunk of F8_128 to F32 [k][16]: its numbers, or with `scaled` its values.
-  void (*f8_to_f32)(const std::byte* chunk, int64_t elements, bool scaled, float* out);
+  // Codes of F8_128 to F32 [k][16]: numbers, or with the scales of their blocks ([block][16]) values.
+  void (*f8_to_f32)(const std::byte* codes, const float* scales, int64_t elements, float* out);
   void (*add_f8_block)(const AddF8Block&);
-  // Null where f8_rows, up to which they are the faster way, is 0: kF8's blocks, and values times F32.
-  void (*dot_f8)(const DotF8&);
-  void (*dot_f8_values)(const DotF8&);
-  int64_t f8_rows;
+  void (*dot_f8)(const DotF8&);         // kF8's numbers and their scales
+  void (*dot_f8_values)(const DotF8&);  // values and F32 activations
+  int64_t f8_rows, f8_value_rows;       // up to so many rows they are the faster way; 0 where there are none
   // F16 and BF16 chunks to F32 [k][16].
   void (*f16_to_f32)(const std::byte* chunk, int64_t elements, float* out);
   void (*bf16_to_f32)(const std::byte* chunk, int64_t elements, float* out);
