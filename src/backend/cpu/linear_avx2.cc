@@ -40,7 +40,7 @@ struct Avx2 {
     const auto* halves = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
   }
-  // As Avx512 has them.
+  // As Avx512 has them, `most` for two places at once.
   static constexpr int kF8Blocks = 2;
   using Codes = __m256i;
   static F f8_numbers(__m256i codes) {  // in the high bytes of words
