@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -221,6 +222,73 @@ TEST(CpuLinear, CarriesNanAndInfinityThroughQuantization) {
       for (size_t n = 0; n < 16; ++n) {
         EXPECT_TRUE(std::isfinite(y[n])) << name(isa);
         EXPECT_FALSE(std::isfinite(y[16 + n])) << name(isa);
+      }
+    }
+  }
+}
+
+// Scales from F32's ends, and every code but NaN's; rows of x from one to more than are read as they are.
+TEST(CpuLinear, MultipliesF8TheSameWayOnEverySetAndForAnyRows) {
+  std::mt19937 random(17);
+  ThreadPool pool(1);
+  constexpr int64_t kColumns = 640, kOutputs = 20;
+  std::vector<std::byte> rows = random_rows(DType::kF8_128, kOutputs, kColumns, random);
+  constexpr float kScales[] = {0x1p-149f, 0x1.8p-130f, 0x1.234568p-120f, 0x1.fedcbap-100f, 0x1.fffffep+102f};
+  size_t at = kF8Block;
+  for (int i = 0; at < rows.size(); ++i, at += kF8Block + sizeof(float)) {
+    std::memcpy(rows.data() + at, &kScales[i / 5 % 5], sizeof(float));
+  }
+  const CpuWeight weight = make_cpu_weight({1, kColumns, {{DType::kF8_128, kOutputs, rows.data()}}}, pool);
+  const std::vector<float> x = random_floats(19 * kColumns, random);
+  for (const Compute compute : {Compute::kF32, Compute::kF8}) {
+    const std::vector<float> expected = linear(weight, x, compute, Isa::kGeneric, pool);
+    for (const float y : expected) ASSERT_TRUE(std::isfinite(y));
+    for (const Isa isa : usable_isas()) {
+      for (int64_t count = 1; count <= 19; ++count) {
+        const std::vector<float> y =
+            linear(weight, {x.begin(), x.begin() + count * kColumns}, compute, isa, pool);
+        ASSERT_EQ(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)), 0)
+            << name(isa) << " x " << count << " compute " << static_cast<int>(compute);
+      }
+      EXPECT_TRUE(dequantized(weight, isa, pool) == dequantized(weight, Isa::kGeneric, pool)) << name(isa);
+    }
+  }
+}
+
+TEST(CpuLinear, CarriesNanCodesOfF8ToTheirOutputsAlone) {
+  std::mt19937 random(18);
+  ThreadPool pool(1);
+  constexpr int64_t kColumns = 1408, kOutputs = 37, kRow = kColumns / kF8Block * (kF8Block + 4);
+  const std::vector<std::byte> clean = random_rows(DType::kF8_128, kOutputs, kColumns, random);
+  std::vector<std::byte> rows = clean;
+  const auto spoil = [&](int64_t row, int64_t k, int code) {
+    rows[static_cast<size_t>(row * kRow + k + k / kF8Block * 4)] = static_cast<std::byte>(code);
+    return static_cast<size_t>(row);
+  };
+  std::vector<bool> bad(kOutputs);
+  for (const auto& [row, k, code] : {std::array<int, 3>{0, 0, 0x7f},
+                                     {7, 1, 0xff},
+                                     {15, 1407, 0x7f},
+                                     {16, 130, 0xff},
+                                     {27, 643, 0x7f},
+                                     {36, 900, 0xff}}) {
+    bad[spoil(row, k, code)] = true;
+  }
+  const CpuWeight weight = make_cpu_weight({1, kColumns, {{DType::kF8_128, kOutputs, rows.data()}}}, pool);
+  const CpuWeight whole = make_cpu_weight({1, kColumns, {{DType::kF8_128, kOutputs, clean.data()}}}, pool);
+  for (const Compute compute : {Compute::kF32, Compute::kF8}) {
+    for (const Isa isa : usable_isas()) {
+      for (const int64_t count : {1, 2, 3, 4, 7, 40}) {
+        const std::vector<float> x = random_floats(count * kColumns, random);
+        const std::vector<float> y = linear(weight, x, compute, isa, pool);
+        const std::vector<float> expected = linear(whole, x, compute, isa, pool);
+        for (size_t i = 0; i < y.size(); ++i) {
+          if (bad[i % kOutputs]) {
+            ASSERT_TRUE(std::isnan(y[i])) << name(isa) << " x " << count << " at " << i;
+          } else {
+            ASSERT_EQ(y[i], expected[i]) << name(isa) << " x " << count << " at " << i;
+          }
+        }
       }
     }
   }

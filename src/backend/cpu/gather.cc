@@ -45,7 +45,7 @@ void gather_row(const LinearKernels& kernels, const CpuWeight& weight, int64_t i
       if (p->dtype == DType::kF32) {
         values = reinterpret_cast<const float*>(panel);
       } else if (p->dtype == DType::kF8_128) {
-        kernels.f8_to_f32(panel, elements, true, floats);
+        kernels.f8_to_f32(panel, f8_scales(panel, elements), elements, floats);
       } else {
         (p->dtype == DType::kF16 ? kernels.f16_to_f32 : kernels.bf16_to_f32)(panel, elements, floats);
       }

@@ -16,10 +16,16 @@ namespace {
 
 #include "backend/cpu/linear_avx512_inl.h"
 
+#include "backend/cpu/linear_f8_inl.h"
+
 }  // namespace
 
 const LinearKernels& linear_kernels_avx512() {
-  static const LinearKernels table = make_table<Avx512>(Isa::kAvx512);
+  static const LinearKernels table = [] {
+    LinearKernels kernels = make_table<Avx512>(Isa::kAvx512);
+    fill_f8<Avx512>(kernels);
+    return kernels;
+  }();
   return table;
 }
 

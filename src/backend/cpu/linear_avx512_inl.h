@@ -45,6 +45,28 @@ struct Avx512 {
   static F load_step(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  // F8_128 (linear_f8_inl.h): four codes of each of 16 rows to numbers times 2^-8; `most` keeps the largest
+  // code at each place, without its sign, twice over.
+  static constexpr int kF8Blocks = 2;
+  using Codes = I;
+  static void f8_numbers(const uint8_t* p, F (&w)[4], Codes& most) {
+    alignas(64) static constexpr uint16_t kPairs[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                        22, 24, 26, 28, 30, 1,  3,  5,  7,  9,  11,
+                                                        13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const I codes = _mm512_loadu_si512(p);
+    most = _mm512_max_epu8(most, _mm512_add_epi8(codes, codes));
+    const I pairs = _mm512_permutexvar_epi16(_mm512_load_si512(kPairs), codes);  // of k: [2][16 rows][2]
+    const I bits = _mm512_set1_epi16(static_cast<int16_t>(0xbf80));
+    const I even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(pairs, 8), 1), bits);
+    const I odd = _mm512_and_si512(_mm512_srai_epi16(pairs, 1), bits);
+    w[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(even));
+    w[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(odd));
+    w[2] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1));
+    w[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1));
+  }
+  static bool f8_nan(Codes most) {
+    return _mm512_cmpeq_epi8_mask(most, _mm512_set1_epi8(static_cast<char>(0xfe))) != 0;
+  }
   struct Two {
     F low, high;
   };

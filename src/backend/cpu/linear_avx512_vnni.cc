@@ -16,6 +16,8 @@ namespace {
 
 #include "backend/cpu/linear_avx512_inl.h"
 
+#include "backend/cpu/linear_f8_inl.h"
+
 struct Vnni : Avx512 {
   static constexpr bool kShorts = false;
   template <Width>
@@ -27,7 +29,11 @@ struct Vnni : Avx512 {
 }  // namespace
 
 const LinearKernels& linear_kernels_avx512_vnni() {
-  static const LinearKernels table = make_table<Vnni>(Isa::kAvx512Vnni);
+  static const LinearKernels table = [] {
+    LinearKernels kernels = make_table<Vnni>(Isa::kAvx512Vnni);
+    fill_f8<Vnni>(kernels);
+    return kernels;
+  }();
   return table;
 }
 

@@ -10,8 +10,9 @@
 //                       sum = fma(fma(minimum_high, sum_high, minimum_low * sum_low), x.scale, sum)
 // with dot = sum of (quant - offset) * x in integers; so all sets agree bit for bit.
 //
-// F8_128 has a form of its own: its numbers are unpacked to F32 without their scale, and dot_f32 adds up a
-// block of 128, whose sum is then
+// F8_128 has a form of its own: its numbers are made F32 without their scale, for a few rows of x in
+// registers (linear_f8_inl.h), else to be multiplied by dot_f32, and added up for a block of 128, whose sum
+// is then
 //   sum = fma(block, scale * x.scale, sum)
 #pragma once
 
@@ -116,6 +117,21 @@ struct AddF8Block {
   float* sums;            // the same
 };
 
+// A few rows of x by a chunk of F8_128, whose codes are made numbers in registers: as with DotPacked nothing
+// stands between two reads of memory.
+struct DotF8 {
+  std::array<const std::byte*, kPair> chunks;
+  int groups;        // 1 or 2
+  int64_t elements;  // a multiple of kF8Block
+  int64_t rows;
+  const float* x;  // numbers, or what is multiplied with values
+  int64_t x_stride;
+  const float* x_scales;                      // of the numbers: a row's of the chunk's blocks
+  int64_t x_scales_stride;                    // to the next row's
+  float* sums;                                // [rows][2][16], added to
+  std::array<const std::byte*, kPair> ahead;  // what will be read next of each group, prefetched
+};
+
 struct LinearKernels {
   Isa isa;
   // One row; columns a multiple of 32.
@@ -135,9 +151,12 @@ struct LinearKernels {
       dequantize;
   // One row as Compute::kF8 says, the numbers kept as F32; columns a multiple of kF8Block, a scale each.
   void (*quantize_f8)(const float* x, int64_t columns, float* numbers, float* scales);
-  // A chunk of F8_128 to F32 [k][16]: its numbers, or with `scaled` its values.
-  void (*f8_to_f32)(const std::byte* chunk, int64_t elements, bool scaled, float* out);
+  // Codes of F8_128 to F32 [k][16]: numbers, or with the scales of their blocks ([block][16]) values.
+  void (*f8_to_f32)(const std::byte* codes, const float* scales, int64_t elements, float* out);
   void (*add_f8_block)(const AddF8Block&);
+  void (*dot_f8)(const DotF8&);         // kF8's numbers and their scales
+  void (*dot_f8_values)(const DotF8&);  // values and F32 activations
+  int64_t f8_rows, f8_value_rows;       // up to so many rows they are the faster way; 0 where there are none
   // F16 and BF16 chunks to F32 [k][16].
   void (*f16_to_f32)(const std::byte* chunk, int64_t elements, float* out);
   void (*bf16_to_f32)(const std::byte* chunk, int64_t elements, float* out);

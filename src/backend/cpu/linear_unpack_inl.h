@@ -225,13 +225,9 @@ void bf16_to_f32(const std::byte* chunk, int64_t elements, float* out) {
 }
 
 // Four numbers of each of 16 rows a step; those below 2^-6 are whole multiples of 2^-9.
-void f8_to_f32(const std::byte* chunk, int64_t elements, bool scaled, float* __restrict out) {
-  const uint8_t* scales = bytes_of(chunk) + elements * 16;
-  for (int64_t k = 0; k < elements; k += 4, chunk += 64, out += 64) {
-    if (k != 0 && k % kF8Block == 0) scales += 64;
-    const Words words = words16(bytes_of(chunk));
-    Words scale;
-    __builtin_memcpy(&scale, scales, sizeof scale);
+void f8_to_f32(const std::byte* codes, const float* scales, int64_t elements, float* __restrict out) {
+  for (int64_t k = 0; k < elements; k += 4, codes += 64, out += 64) {
+    const Words words = words16(bytes_of(codes));
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       for (int r = 0; r < 16; ++r) {
@@ -246,9 +242,9 @@ void f8_to_f32(const std::byte* chunk, int64_t elements, bool scaled, float* __r
         __builtin_memcpy(out + i * 16 + r, &bits, sizeof bits);
       }
     }
-    if (!scaled) continue;
+    if (scales == nullptr) continue;
     float factors[16];
-    __builtin_memcpy(factors, &scale, sizeof factors);
+    __builtin_memcpy(factors, scales + k / kF8Block * 16, sizeof factors);
     for (int i = 0; i < 64; ++i) out[i] *= factors[i % 16];
   }
 }

@@ -134,7 +134,8 @@ DotFloat dot_float_of(const Activations& a, int groups, int64_t row, int64_t row
 void dequantize(const LinearKernels& kernels, const CpuWeight::Panels& panels, const std::byte* chunk,
                 int64_t elements, int group, MatmulScratch& scratch) {
   if (panels.dtype == DType::kF8_128) {
-    return kernels.f8_to_f32(chunk, elements, true, scratch.floats.data() + group * kMaxChunk * 16);
+    return kernels.f8_to_f32(chunk, f8_scales(chunk, elements), elements,
+                             scratch.floats.data() + group * kMaxChunk * 16);
   }
   const FormatForm form = format_form(panels.dtype);
   const int floats = scale_floats(form.family);
@@ -163,13 +164,14 @@ void multiply_dequantized(const LinearKernels& kernels, const CpuWeight::Panels&
   }
 }
 
-// F8_128 in kF8: block by block.
+// F8_128: block by block, so that what is unpacked of two groups stays in the L1 cache.
 void multiply_f8(const LinearKernels& kernels, const CpuWeight::Panels& panels,
                  std::array<const std::byte*, kPair> panel, int groups, const Activations& a, int64_t row,
                  int64_t rows, MatmulScratch& scratch) {
+  const bool values = a.compute != Compute::kF8;
   DotFloat dot = dot_float_of(a, groups, row, rows, scratch);
   dot.steps = kF8Block;
-  dot.sums = scratch.blocks.data();
+  if (!values) dot.sums = scratch.blocks.data();
   AddF8Block add;
   add.groups = groups;
   add.rows = rows;
@@ -178,25 +180,48 @@ void multiply_f8(const LinearKernels& kernels, const CpuWeight::Panels& panels,
   add.sums = scratch.sums.data();
   for (int64_t k = 0; k < a.columns; k += panels.chunk) {
     const int64_t elements = std::min(panels.chunk, a.columns - k);
-    for (int g = 0; g < groups; ++g) {
-      const auto at = static_cast<size_t>(g);
-      float* numbers = scratch.floats.data() + g * kMaxChunk * 16;
-      kernels.f8_to_f32(panel[at], elements, false, numbers);
-      dot.weights[at] = numbers;
-      add.scales[at] = reinterpret_cast<const float*>(panel[at] + scales_offset(panels.dtype, elements));
-      panel[at] += chunk_bytes(panels.dtype, elements);
-    }
     for (int64_t block = 0; block < elements; block += kF8Block) {
-      std::memset(scratch.blocks.data(), 0, static_cast<size_t>(rows) * kPair * 16 * sizeof(float));
+      for (int g = 0; g < groups; ++g) {
+        const auto at = static_cast<size_t>(g);
+        add.scales[at] = f8_scales(panel[at], elements) + block / kF8Block * kGroupRows;
+        kernels.f8_to_f32(panel[at] + block * kGroupRows, values ? add.scales[at] : nullptr, kF8Block,
+                          scratch.floats.data() + g * kMaxChunk * 16);
+      }
       dot.x = a.floats + row * a.floats_stride + k + block;
+      if (!values)
+        std::memset(scratch.blocks.data(), 0, static_cast<size_t>(rows) * kPair * 16 * sizeof(float));
       kernels.dot_f32(dot);
+      if (values) continue;
       add.x_scales = a.f8_scales + row * add.x_stride + (k + block) / kF8Block;
       kernels.add_f8_block(add);
-      for (size_t g = 0; g < static_cast<size_t>(groups); ++g) {
-        dot.weights[g] = static_cast<const float*>(dot.weights[g]) + kF8Block * 16;
-        add.scales[g] += 16;
-      }
     }
+    for (const std::byte*& at : panel) at += chunk_bytes(panels.dtype, elements);
+  }
+}
+
+// F8_128 with a few rows, in kF8 or its values: read as it is, two groups side by side.
+void multiply_f8_few(const LinearKernels& kernels, const CpuWeight::Panels& panels,
+                     std::array<const std::byte*, kPair> panel, int groups, const Activations& a, int64_t row,
+                     int64_t rows, MatmulScratch& scratch) {
+  const auto kernel = a.compute == Compute::kF8 ? kernels.dot_f8 : kernels.dot_f8_values;
+  DotF8 dot;
+  dot.groups = groups;
+  dot.rows = rows;
+  dot.x_stride = a.floats_stride;
+  dot.x_scales = nullptr;
+  dot.x_scales_stride = a.columns / kF8Block;
+  dot.sums = scratch.sums.data();
+  for (int64_t k = 0; k < a.columns; k += panels.chunk) {
+    dot.elements = std::min(panels.chunk, a.columns - k);
+    dot.x = a.floats + row * a.floats_stride + k;
+    if (a.compute == Compute::kF8) dot.x_scales = a.f8_scales + row * dot.x_scales_stride + k / kF8Block;
+    dot.chunks = panel;
+    for (size_t g = 0; g < panel.size(); ++g) {
+      panel[g] += chunk_bytes(panels.dtype, dot.elements);
+      // After a panel's last chunk comes the next pair's first, a panel on.
+      dot.ahead[g] = k + dot.elements < a.columns ? panel[g] : panel[g] + panels.panel_bytes;
+    }
+    kernel(dot);
   }
 }
 
@@ -331,8 +356,10 @@ void multiply_pair(const LinearKernels& kernels, const CpuWeight::Panels& panels
   std::memset(scratch.sums.data(), 0, static_cast<size_t>(rows) * kPair * 16 * sizeof(float));
   if (!traits(panels.dtype).quantized) {
     multiply_plain(kernels, panels, panel, groups, activations, row, rows, scratch);
-  } else if (activations.compute == Compute::kF8) {
-    multiply_f8(kernels, panels, panel, groups, activations, row, rows, scratch);
+  } else if (panels.dtype == DType::kF8_128) {
+    const int64_t few = activations.compute == Compute::kF8 ? kernels.f8_rows : kernels.f8_value_rows;
+    const auto multiply = rows <= few ? multiply_f8_few : multiply_f8;
+    multiply(kernels, panels, panel, groups, activations, row, rows, scratch);
   } else if (activations.compute != Compute::kQ8) {
     multiply_dequantized(kernels, panels, panel, groups, activations, row, rows, scratch);
   } else if (rows <= kernels.packed_rows[static_cast<size_t>(panels.dtype)]) {

@@ -56,6 +56,11 @@ inline int64_t chunk_bytes(DType dtype, int64_t elements) {
 // Where the scales of a group's chunk of a block format begin.
 int64_t scales_offset(DType dtype, int64_t elements);
 
+// Those of a chunk of F8_128: [block][16 rows].
+inline const float* f8_scales(const std::byte* chunk, int64_t elements) {
+  return reinterpret_cast<const float*>(chunk + elements * kGroupRows);
+}
+
 // Bytes from a group to the next: 64-byte aligned.
 int64_t panel_bytes(DType dtype, int64_t columns);
 
