@@ -1,6 +1,6 @@
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <mutex>
 
@@ -36,7 +36,7 @@ class ThreadGroup {
     const std::vector<std::byte> message = std::move(waiting.front());
     waiting.pop_front();
     QIAO_ASSERT(message.size() == bytes.size());
-    std::memcpy(bytes.data(), message.data(), bytes.size());
+    std::ranges::copy(message, bytes.begin());  // of none there may be no address
   }
   void leave(int rank) {
     const std::lock_guard lock(mutex_);

@@ -14,7 +14,10 @@ namespace {
 
 class CudaSearchTest : public ::testing::Test {
  protected:
-  CudaSearchTest() { stand_in::reset(); }
+  CudaSearchTest() {
+    stand_in::reset();
+    chip_ = make_cuda_backend({});  // after that, as it gives the stand-in work
+  }
   ~CudaSearchTest() override { EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty()); }
   template <typename T>
   Tensor on_chip(DType dtype, std::initializer_list<int64_t> shape, const std::vector<T>& values) {
@@ -36,7 +39,7 @@ class CudaSearchTest : public ::testing::Test {
     chip_->download(values.data(), tensor.data, values.size() * sizeof(T));
     return values;
   }
-  std::unique_ptr<Backend> chip_ = make_cuda_backend({});
+  std::unique_ptr<Backend> chip_;
   std::vector<Buffer> buffers_;
 };
 
