@@ -288,8 +288,9 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
     const std::lock_guard lock(data_->copies_mutex);
     std::vector<std::byte>& made = data_->copies[find(tensor.name)];
     if (made.empty()) {
-      made.resize(tensor.bytes);
-      data_->make(tensor, made);
+      std::vector<std::byte> bytes(tensor.bytes);  // none are kept where that throws
+      data_->make(tensor, bytes);
+      made = std::move(bytes);
     }
     return made;
   }
@@ -301,12 +302,13 @@ std::span<const std::byte> ModelFiles::bytes(const TensorInfo& tensor) const {
     const std::lock_guard lock(data_->copies_mutex);
     std::vector<std::byte>& made = data_->copies[find(tensor.name)];
     if (made.empty()) {
-      made.resize(tensor.bytes);
+      std::vector<std::byte> bytes(tensor.bytes);
       constexpr uint64_t kLarge = uint64_t{1} << 20;  // elements from which threads gain anything
       const bool large = source->numbers.bytes >= kLarge;
       if (large && !data_->pool) data_->pool = std::make_unique<ThreadPool>(0);
       data_->fp8.make(*source, tensor.dtype, data_->in_file(source->numbers), data_->in_file(source->scales),
-                      made, large ? data_->pool.get() : nullptr);
+                      bytes, large ? data_->pool.get() : nullptr);
+      made = std::move(bytes);
     }
     return made;
   }

@@ -248,7 +248,9 @@ TEST(Fp8TensorsTest, ThreadsMakeTheSame) {
   for (int64_t i = 0; i < std::ssize(got); ++i)
     ASSERT_EQ(got[static_cast<size_t>(i)], number(i) * static_cast<float>(i / kColumns + 1)) << i;
   folder.damage(static_cast<size_t>(4321 * kColumns + 5), 0xff, 1);
-  EXPECT_QIAO_ERROR(values(*folder.open(), "a.weight"), kInvalidInput, "row 4321 has a NaN");
+  const auto files = folder.open();
+  for (int i = 0; i < 2; ++i)  // nothing is kept of what failed
+    EXPECT_QIAO_ERROR(values(*files, "a.weight"), kInvalidInput, "row 4321 has a NaN");
 }
 
 TEST(Fp8TensorsTest, WithoutScalesItStaysAsItIs) {

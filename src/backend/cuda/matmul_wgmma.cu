@@ -52,20 +52,8 @@ int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int6
 }
 
 void launch_matmul_wgmma(const Stream& stream, MatmulArguments op) {
-  switch (plan_wgmma(op, stream.multiprocessors(), op.segments > 1 ? 192 : 256)) {
-    case 16:
-      return launch_wgmma<WgmmaShape<16>>(stream, op);
-    case 32:
-      return launch_wgmma<WgmmaShape<32>>(stream, op);
-    case 64:
-      return launch_wgmma<WgmmaShape<64>>(stream, op);
-    case 128:
-      return launch_wgmma<WgmmaShape<128>>(stream, op);
-    case 192:
-      return launch_wgmma<WgmmaShape<192>>(stream, op);
-    default:
-      return launch_wgmma<WgmmaShape<256>>(stream, op);
-  }
+  const int size = plan_wgmma(op, stream.multiprocessors(), op.segments > 1 ? 192 : 256);
+  with_wgmma_tile<256>(size, [&](auto tokens) { launch_wgmma<WgmmaShape<tokens()>>(stream, op); });
 }
 
 }  // namespace qiao::cuda

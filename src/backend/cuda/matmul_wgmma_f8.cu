@@ -42,18 +42,8 @@ void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& op, ui
 }
 
 void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments op) {
-  switch (plan_wgmma(op, stream.multiprocessors(), 192)) {
-    case 16:
-      return launch_wgmma_f8<WgmmaF8Shape<16>>(stream, op);
-    case 32:
-      return launch_wgmma_f8<WgmmaF8Shape<32>>(stream, op);
-    case 64:
-      return launch_wgmma_f8<WgmmaF8Shape<64>>(stream, op);
-    case 128:
-      return launch_wgmma_f8<WgmmaF8Shape<128>>(stream, op);
-    default:
-      return launch_wgmma_f8<WgmmaF8Shape<192>>(stream, op);
-  }
+  const int size = plan_wgmma(op, stream.multiprocessors(), 192);
+  with_wgmma_tile<192>(size, [&](auto tokens) { launch_wgmma_f8<WgmmaF8Shape<tokens()>>(stream, op); });
 }
 
 }  // namespace qiao::cuda

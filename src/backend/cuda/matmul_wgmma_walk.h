@@ -26,6 +26,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "backend/cuda/matmul.h"
 
@@ -240,6 +241,25 @@ inline int plan_wgmma(MatmulArguments& op, int64_t multiprocessors, int most) {
       op.counts == nullptr && ceil_div(tiles, multiprocessors) * multiprocessors * 20 <= tiles * 21;
   if (op.line && even) op.grain = op.segments * wgmma_groups(size);
   return size;
+}
+
+// launch(size as a constant), of plan_wgmma's tiles of kMost tokens at most.
+template <int kMost, class Launch>
+void with_wgmma_tile(int size, Launch launch) {
+  switch (size) {
+    case 16:
+      return launch(std::integral_constant<int, 16>());
+    case 32:
+      return launch(std::integral_constant<int, 32>());
+    case 64:
+      return launch(std::integral_constant<int, 64>());
+    case 128:
+      return launch(std::integral_constant<int, 128>());
+    case 192:
+      return launch(std::integral_constant<int, 192>());
+    default:
+      return launch(std::integral_constant<int, kMost>());
+  }
 }
 
 // Blocks of a launch: those that run at once, or as many as there is work for.

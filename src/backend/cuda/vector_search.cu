@@ -120,19 +120,22 @@ __global__ void __launch_bounds__(kCutThreads) join_parts(SearchPass op) {
   }
 }
 
-// A thread a query.
-__global__ void __launch_bounds__(32) square_queries(const float* queries, int64_t stride, int64_t count,
-                                                     int64_t columns, bool brain, float* squares) {
+// A warp a query: its lanes load 32 columns at once, which each of them adds up in order.
+__global__ void __launch_bounds__(32)
+    square_queries(const float* queries, int64_t stride, int64_t columns, bool brain, float* squares) {
   begin_kernel();
-  const int64_t query = int64_t{blockIdx.x} * 32 + threadIdx.x;
-  if (query >= count) return;
+  const int64_t query = blockIdx.x;
   double sum = 0;
-  for (int64_t c = 0; c < columns; ++c) {
-    float value = queries[query * stride + c];
-    if (brain) value = __bfloat162float(__float2bfloat16(value));
-    sum += static_cast<double>(value) * static_cast<double>(value);
+  for (int64_t base = 0; base < columns; base += 32) {
+    const int64_t c = base + threadIdx.x;
+    float own = c < columns ? queries[query * stride + c] : 0.0f;
+    if (brain) own = __bfloat162float(__float2bfloat16(own));
+    for (int j = 0; j < 32; ++j) {
+      const auto value = static_cast<double>(__shfl_sync(kAllLanes, own, j));
+      sum += value * value;
+    }
   }
-  squares[query] = static_cast<float>(sum);
+  if (threadIdx.x == 0) squares[query] = static_cast<float>(sum);
 }
 
 // The workspace: [products of a piece][lists of its parts][the best so far][squares of the queries][the
@@ -178,8 +181,8 @@ void CudaBackend::do_vector_search(const VectorSearch& op) {
     pass.ids = ids.as<int32_t>(), pass.ids_stride = ids.stride[0];
     if (op.metric == Metric::kL2) {
       auto* squares = reinterpret_cast<float*>(base + memory.squares_at);
-      launch("vector_search", stream_, square_queries, blocks_for(queries, 32), 32, 0, of.as<float>(),
-             of.stride[0], queries, of.shape[1], op.compute == Compute::kBF16, squares);
+      launch("vector_search", stream_, square_queries, static_cast<unsigned>(queries), 32, 0, of.as<float>(),
+             of.stride[0], of.shape[1], op.compute == Compute::kBF16, squares);
       pass.squares = op.squares.as<float>(), pass.query_squares = squares;
     }
     for (int64_t first = 0; first < rows; first += memory.piece) {
