@@ -1,103 +1,20 @@
 // Products by wgmma on Hopper, on the stand-in, for every shape of tiles, who adds segments up, experts and
 // what follows a sum: BF16's have the bits of mma.sync's kernel, which a device before Hopper runs, FP8's are
 // the same for a row alone and in any batch.
-#include <gtest/gtest.h>
-
 #include <cstring>
-#include <random>
 #include <type_traits>
-#include <vector>
 
-#include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/matmul_call.h"
 #include "backend/cuda/matmul_wgmma.h"
 #include "backend/cuda/matmul_wgmma_f8.h"
 #include "backend/cuda/weight.h"
-#include "backend/cuda_stand_in/stand_in.h"
-#include "tensor/floats.h"
-#include "tensor/fp8.h"
+#include "backend/cuda_wgmma_products.h"
 
 namespace qiao::cuda {
 namespace {
 
-struct WgmmaCase {
-  int64_t tokens, rows, columns;
-  int multiprocessors = 4;
-  int64_t y_stride = 0;  // 0: rows
-  bool bias = false, residual = false;
-  Activation activation = Activation::kNone;
-  std::vector<int32_t> counts;  // of experts
-  Compute compute = Compute::kBF16;
-};
-
-class CudaWgmmaTest : public ::testing::Test {
+class CudaWgmmaTest : public WgmmaProducts {
  public:
-  void TearDown() override { EXPECT_TRUE(stand_in::faults().empty()); }
-
-  std::vector<float> floats(int64_t count) {
-    std::vector<float> values(static_cast<size_t>(count));
-    for (float& v : values) v = static_cast<float>(random_() % 2001) * 1e-3f - 1;
-    return values;
-  }
-
-  static DType dtype_of(const WgmmaCase& of) {
-    return of.compute == Compute::kF8 ? DType::kF8_128 : DType::kBF16;
-  }
-  struct Operands {
-    std::vector<float> x, bias, residual;
-    std::vector<std::byte> weight;
-  };
-  Operands operands(const WgmmaCase& of) {
-    const int64_t experts = of.counts.empty() ? 1 : static_cast<int64_t>(of.counts.size());
-    Operands o;
-    o.x = floats(of.tokens * of.columns), o.bias = floats(of.rows);
-    o.residual = floats(of.tokens * of.rows);
-    const std::vector<float> weight = floats(experts * of.rows * of.columns);
-    o.weight.resize(static_cast<size_t>(experts * of.rows * row_bytes(dtype_of(of), of.columns)));
-    if (of.compute == Compute::kF8) {
-      quantize_f8(weight, experts * of.rows, of.columns, o.weight.data());
-    } else {
-      from_floats(weight, DType::kBF16, o.weight.data());
-    }
-    return o;
-  }
-
-  // A chip with memory that a call's tensors live in.
-  struct Chip {
-    std::unique_ptr<Backend> backend;
-    std::vector<Buffer> buffers;
-
-    explicit Chip(int major, int multiprocessors) {
-      stand_in::Machine machine;
-      machine.major = major, machine.multiprocessors = multiprocessors;
-      stand_in::reset(machine);
-      backend = make_cuda_backend({});
-    }
-    template <class T>
-    Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, const std::vector<T>& values) {
-      buffers.push_back(backend->allocate(values.size() * sizeof(T)));
-      backend->upload(buffers.back().data(), values.data(), values.size() * sizeof(T));
-      return Tensor(buffers.back().data(), dtype, shape);
-    }
-    std::unique_ptr<Weight> weight(const Operands& o, const WgmmaCase& of) {
-      WeightSource source;
-      source.experts = of.counts.empty() ? 1 : static_cast<int64_t>(of.counts.size());
-      source.columns = of.columns;
-      const int64_t each = of.rows * row_bytes(dtype_of(of), of.columns);
-      for (int64_t e = 0; e < source.experts; ++e) {
-        source.parts.push_back({dtype_of(of), of.rows, o.weight.data() + e * each});
-      }
-      return backend->make_weight(source);
-    }
-  };
-
-  template <class Op>
-  static void with_workspace(Chip& chip, Op& op) {
-    const auto bytes = chip.backend->workspace_bytes(op);
-    if (bytes == 0) return;
-    op.workspace = chip.tensor(DType::kU8, {static_cast<int64_t>(bytes)}, std::vector<uint8_t>(bytes, 0xff));
-  }
-
   static std::vector<float> product(int major, const WgmmaCase& of, const Operands& o) {
     Chip chip(major, of.multiprocessors);
     const std::unique_ptr<Weight> weight = chip.weight(o, of);
@@ -132,8 +49,6 @@ class CudaWgmmaTest : public ::testing::Test {
     EXPECT_EQ(std::memcmp(before.data(), hopper.data(), before.size() * sizeof(float)), 0)
         << of.tokens << " " << of.rows << " " << of.columns;
   }
-
-  std::mt19937 random_{11};
 };
 
 TEST_F(CudaWgmmaTest, EdgesOfTilesAreThoseOfTheProduct) {

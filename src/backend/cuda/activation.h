@@ -25,6 +25,13 @@ __device__ inline float activated(float x, float soft_cap = 0) {
   }
 }
 
+// Of four elements of gate and of up.
+template <Activation kKind>
+__device__ inline float4 gated(float4 gate, float4 up) {
+  return make_float4(activated<kKind>(gate.x) * up.x, activated<kKind>(gate.y) * up.y,
+                     activated<kKind>(gate.z) * up.z, activated<kKind>(gate.w) * up.w);
+}
+
 struct SigmoidSlope {
   float value, slope;
 };

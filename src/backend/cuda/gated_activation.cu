@@ -16,9 +16,7 @@ __global__ void gated_activation_kernel(Rows x, Rows y, int64_t width, bool up_a
   const float* row = x.row(place.row);
   const float4 gate = load_four(row, place.at, width, x.aligned);
   const float4 up = load_four(row + width, place.at, width, up_aligned);
-  store_four(y.row(place.row), place.at, width, y.aligned,
-             make_float4(activated<kKind>(gate.x) * up.x, activated<kKind>(gate.y) * up.y,
-                         activated<kKind>(gate.z) * up.z, activated<kKind>(gate.w) * up.w));
+  store_four(y.row(place.row), place.at, width, y.aligned, gated<kKind>(gate, up));
 }
 
 template <Activation kKind>

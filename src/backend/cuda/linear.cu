@@ -102,6 +102,16 @@ size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tok
   return static_cast<size_t>(prepared + partial);
 }
 
+int64_t matmul_gates_from(const CudaBackend& chip, const Weight& weight, Compute compute) {
+  const auto& of_chip = static_cast<const CudaWeight&>(weight);
+  const bool wgmma =
+      (compute == Compute::kBF16 || compute == Compute::kF8) && chip.stream().compute_major() == 9;
+  // Gate's rows and up's are whole tiles, of one dtype.
+  if (!wgmma || of_chip.panels().size() != 1 || weight.rows() % (2 * kTileRows) != 0) return INT64_MAX;
+  // Tiles of two groups; experts with fewer rows are few, or have tiles of one.
+  return kFewTokens * (weight.experts() == 1 ? 2 : weight.experts()) + 1;
+}
+
 void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* workspace) {
   if (call.tokens == 0) return;
   const Stream& stream = chip.stream();
@@ -122,6 +132,7 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   a.y = call.y, a.y_stride = call.y_stride;
   a.bias = call.bias, a.residual = call.residual, a.residual_stride = call.residual_stride;
   a.activation = call.activation, a.soft_cap = call.soft_cap;
+  a.gated = call.gated ? weight.rows() / 2 : 0;
   a.tickets = chip.tickets();
   a.multiprocessors = chip.multiprocessors(), a.block_shared_bytes = chip.block_shared_bytes();
   a.weight.columns = weight.columns();
@@ -196,6 +207,13 @@ size_t CudaBackend::kernel_workspace_bytes(const GroupedLinear& op) const {
   return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
 }
 
+int64_t CudaBackend::gates_from(const Linear& op) const {
+  return matmul_gates_from(*this, *op.weight, op.compute);
+}
+int64_t CudaBackend::gates_from(const GroupedLinear& op) const {
+  return matmul_gates_from(*this, *op.weight, op.compute);
+}
+
 void CudaBackend::do_linear(const Linear& op) {
   MatmulCall call;
   call.weight = static_cast<const CudaWeight*>(op.weight);
@@ -209,6 +227,7 @@ void CudaBackend::do_linear(const Linear& op) {
     call.residual_stride = op.residual.stride[0];
   }
   call.activation = op.activation, call.soft_cap = op.soft_cap;
+  call.gated = op.gated;
   run_matmul(*this, call, op.workspace.as<std::byte>());
 }
 
@@ -220,6 +239,7 @@ void CudaBackend::do_grouped_linear(const GroupedLinear& op) {
   call.x = op.x.as<float>(), call.x_stride = op.x.stride[0], call.tokens = op.x.shape[0];
   call.counts = op.counts.as<int32_t>();
   call.y = op.y.as<float>(), call.y_stride = op.y.stride[0];
+  call.activation = op.activation, call.gated = op.gated;
   run_matmul(*this, call, op.workspace.as<std::byte>());
 }
 

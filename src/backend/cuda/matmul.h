@@ -68,6 +68,9 @@ struct MatmulArguments {
   int64_t residual_stride = 0;
   Activation activation = Activation::kNone;
   float soft_cap = 0;
+  // F of a weight of 2F rows, a multiple of 16, without residual: with z = sum + bias, y[t, f] =
+  // activation(z[t, f]) * z[t, F + f], y [T, F]. 0: not so. Of the products by wgmma alone.
+  int64_t gated = 0;
 };
 
 // Of each compute kind; `few`: kFewTokens tokens a block, else kManyTokens. matmul_f32.cu, matmul_bf16.cu,
@@ -153,6 +156,18 @@ QIAO_NO_INLINE __device__ inline float activate_sum(Activation activation, float
       return activated<Activation::kSoftCap>(x, soft_cap);
     default:
       return x;
+  }
+}
+
+// As activate_sum; of four, so that they are under way together.
+QIAO_NO_INLINE __device__ inline float4 gate_sums(Activation activation, float4 gate, float4 up) {
+  switch (activation) {
+    case Activation::kSilu:
+      return gated<Activation::kSilu>(gate, up);
+    case Activation::kGelu:
+      return gated<Activation::kGelu>(gate, up);
+    default:
+      return gated<Activation::kGeluTanh>(gate, up);
   }
 }
 

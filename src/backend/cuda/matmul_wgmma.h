@@ -50,8 +50,7 @@ struct WgmmaShape {
   static constexpr int kRoom = (227 * 1024 - kFixedBytes) / kStageBytes;
   static constexpr int kStages = kRoom < 20 ? kRoom : 20;
   static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + kGroups * kGroupBytes;
-  static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
-  static constexpr int kSharedBytes = kIsLastAt + 16;
+  static constexpr int kSharedBytes = kArrivalsAt + 2 * kStages * 8;
   static_assert(kTokenBytes % 1024 == 0 && kStageBytes % 1024 == 0 && kStages >= 4 &&
                 kRows == kConsumerWarps * kTileRows && kSharedBytes <= 227 * 1024);
 };

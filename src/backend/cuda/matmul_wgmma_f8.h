@@ -43,8 +43,7 @@ struct WgmmaF8Shape {
   static constexpr int kRoom = (227 * 1024 - kGroups * kGroupBytes - 1024) / kStageBytes;
   static constexpr int kStages = kRoom < 20 ? kRoom : 20;
   static constexpr int kChunksAt = kStages * kStageBytes, kArrivalsAt = kChunksAt + kGroups * kGroupBytes;
-  static constexpr int kIsLastAt = kArrivalsAt + 2 * kStages * 8;
-  static constexpr int kSharedBytes = kIsLastAt + 16;
+  static constexpr int kSharedBytes = kArrivalsAt + 2 * kStages * 8;
   static_assert(kStages >= 3 && kRows == kConsumerWarps * kTileRows && kSharedBytes <= 227 * 1024);
 };
 

@@ -34,7 +34,10 @@ __device__ inline int bring(const MatmulArguments& op, uint8_t* shared, int stag
   WgmmaRing<S> ring{shared};
   ring.parity = 1;  // at first each slot is empty
   const int warp = static_cast<int>(threadIdx.x / 32) - S::kConsumerWarps;
-  const auto row_tiles = static_cast<int>(ceil_div(op.end_row, kTileRows));
+  const auto of_gate = static_cast<int>(op.gated / kTileRows);
+  // Of a gated product the first group has gate's rows, the second the same of up.
+  const bool gate = of_gate != 0 && warp < 2, up = of_gate != 0 && !gate;
+  const int row_tiles = gate ? of_gate : static_cast<int>(ceil_div(op.end_row, kTileRows));
   const auto padded_tokens = static_cast<int>(ceil_div(op.tokens, 8) * 8);
   int left = stages;
   for (WgmmaWalk<S> walk(op); walk.more(); walk.advance()) {
@@ -46,7 +49,7 @@ __device__ inline int bring(const MatmulArguments& op, uint8_t* shared, int stag
     const auto own_begin = static_cast<int>(walk.begin_of(own)), own_end = static_cast<int>(walk.end_of(own));
     const int rows_left = (work.tokens.count + 7) / 8 * 8 - warp * kQuarter;
     const int rows = rows_left < 0 ? 0 : rows_left < kQuarter ? rows_left : kQuarter;
-    const int row_tile = static_cast<int>(work.row_tile) + S::kGroups * warp;
+    const int row_tile = static_cast<int>(work.row_tile) + S::kGroups * warp + (up ? of_gate - 4 : 0);
     const int own_tiles = row_tiles - row_tile < S::kGroups ? row_tiles - row_tile : S::kGroups;
     const uint8_t* weight = op.weight.tiles + work.tokens.expert * op.expert_bytes +
                             (row_tile * op.weight.units + k / S::kUnit) * S::kUnitBytes;
@@ -113,33 +116,46 @@ __device__ inline void leave_sums(const MatmulArguments& op, int place, int segm
   }
 }
 
-// After a warpgroup has left sums of its segments, or the sum of them in `sums` where the first is among
-// them: true in all its threads where all are there, which then have the sums of all.
+// Who ends a tile together: a warpgroup, or both where one's sums gate the other's.
+template <class S>
+struct WgmmaEnd {
+  bool both;
+  int group, barrier, threads, thread;
+
+  __device__ explicit WgmmaEnd(const MatmulArguments& op)
+      : both(S::kGroups == 2 && op.gated != 0),
+        group(static_cast<int>(threadIdx.x / 128)),
+        barrier(both ? 2 : 2 + group),
+        threads(both ? 256 : 128),
+        thread(both ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % 128)) {}
+  __device__ void sync() const { barrier_sync(barrier, threads); }
+  __device__ bool any(bool says) const { return barrier_any(barrier, threads, says); }
+};
+
+// After those who end a tile have left sums of their segments, or the sum of them in `sums` where the first
+// is among them: true in all their threads where all are there, which then have the sums of all.
 template <class S>
 __device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, const WgmmaSegments& own,
-                              uint8_t* shared, float (&sums)[S::kSums]) {
+                              float (&sums)[S::kSums]) {
   const MatmulArguments& op = walk.op;
-  const auto group = static_cast<int>(threadIdx.x / 128), segments = static_cast<int>(op.segments);
-  const int place = walk.place_of(work, group), barrier = 2 + group;
-  const auto count = static_cast<unsigned>(own.end - own.first);
-  const bool asks = threadIdx.x % 128 == 0;
-  unsigned* ticket = op.tickets + place;
-  int* all_there = reinterpret_cast<int*>(shared + S::kIsLastAt) + group;
+  const WgmmaEnd<S> end(op);
+  const auto segments = static_cast<int>(op.segments);
+  const int place = walk.place_of(work, end.group);
+  const auto count = static_cast<unsigned>(own.end - own.first), all = static_cast<unsigned>(segments);
+  const bool asks = end.thread == 0;
+  unsigned* ticket = op.tickets + (end.both ? walk.place_of(work, 0) : place);
   int first = own.end;
-  bool begins = false;  // with what is in memory
+  bool all_there = false, begins = false;  // begins: with what is in memory
   if (own.first == 0) {
     // Mostly the others have long been here. What is left in memory is on its way there meanwhile.
     leave_sums<S>(op, place, own.end - 1, work.tokens.count, sums);
-    if (asks) *all_there = atomicAdd(ticket, 0u) + count == static_cast<unsigned>(segments) ? 1 : 0;
-    barrier_sync(barrier, 128);
+    all_there = end.any(asks && atomicAdd(ticket, 0u) + count == all);
   }
-  if (own.first > 0 || *all_there == 0) {
+  if (!all_there) {
     __threadfence();
-    barrier_sync(barrier, 128);
-    if (asks) *all_there = atomicAdd(ticket, count) + count == static_cast<unsigned>(segments) ? 1 : 0;
-    barrier_sync(barrier, 128);
-    if (*all_there == 0) return false;
-    first = walk.added_up(work, group) - 1, begins = true;
+    end.sync();
+    if (!end.any(asks && atomicAdd(ticket, count) + count == all)) return false;
+    first = walk.added_up(work, end.group) - 1, begins = true;
   }
   if (asks) *ticket = 0;  // for the next launch
   __threadfence();
@@ -199,38 +215,59 @@ __device__ inline void finish_four(const MatmulArguments& op, int64_t token, int
   *reinterpret_cast<float4*>(op.y + token * op.y_stride + n) = sum;
 }
 
-// A warpgroup's 64 rows of the tile's tokens.
+// Rows `row` to `row` + 3 of gate and of up.
+__device__ inline void finish_gated(const MatmulArguments& op, int64_t token, int64_t row, float4 gate,
+                                    float4 up, bool vectors) {
+  if (row >= op.gated) return;
+  if (op.bias != nullptr) {
+    const float4 a = load_four(op.bias, row, op.gated, vectors);
+    const float4 b = load_four(op.bias + op.gated, row, op.gated, vectors);
+    gate.x += a.x, gate.y += a.y, gate.z += a.z, gate.w += a.w;
+    up.x += b.x, up.y += b.y, up.z += b.z, up.w += b.w;
+  }
+  store_four(op.y + token * op.y_stride, row, op.gated, vectors, gate_sums(op.activation, gate, up));
+}
+
+// A warpgroup's 64 rows of the tile's tokens, or what both make of theirs.
 template <class S>
 __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& work, uint8_t* shared,
                                   const float (&sums)[S::kSums]) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int group = warp / 4, barrier = 2 + group;
-  auto* chunk = reinterpret_cast<float*>(shared + S::kChunksAt + group * S::kGroupBytes);
-  float* to = chunk + lane % 4 * 2 * S::kChunkRow + warp % 4 * kTileRows + lane / 4;
+  const WgmmaEnd<S> end(op);
+  const auto chunk_of = [&](int group) {
+    return reinterpret_cast<float*>(shared + S::kChunksAt + group * S::kGroupBytes);
+  };
+  float* to = chunk_of(end.group) + lane % 4 * 2 * S::kChunkRow + warp % 4 * kTileRows + lane / 4;
   const bool vectors =
       aligned_16(op.y + op.column) && op.y_stride % 4 == 0 &&
       (op.bias == nullptr || aligned_16(op.bias + op.column)) &&
       (op.residual == nullptr || (aligned_16(op.residual + op.column) && op.residual_stride % 4 == 0));
-  const int64_t row = work.row_tile * kTileRows + group * 64 + threadIdx.x % 16 * 4;
+  const int column = end.thread % 16 * 4;
+  const int64_t row = work.row_tile * kTileRows + (end.both ? 0 : end.group * 64) + column;
 #pragma unroll
   for (int c = 0; c < S::kTokens / S::kChunk; ++c) {
     if (c * S::kChunk >= work.tokens.count) break;
-    barrier_sync(barrier, 128);  // what was there has left
+    end.sync();  // what was there has left
 #pragma unroll
     for (int i = 0; i < S::kChunk / 2; ++i) {
       to[(i / 4 * 8 + i % 2) * S::kChunkRow + i % 4 / 2 * 8] = sums[c * (S::kChunk / 2) + i];
     }
-    barrier_sync(barrier, 128);
+    end.sync();
 #pragma unroll 1  // what an activation takes
-    for (int i = 0; i < S::kChunk / 8; ++i) {
-      const int in_chunk = i * 8 + static_cast<int>(threadIdx.x % 128 / 16), token = c * S::kChunk + in_chunk;
+    for (int in_chunk = end.thread / 16; in_chunk < S::kChunk; in_chunk += end.threads / 16) {
+      const int token = c * S::kChunk + in_chunk;
       if (token < work.tokens.skip || token >= work.tokens.count) continue;
-      const float4 four =
-          *reinterpret_cast<const float4*>(chunk + in_chunk * S::kChunkRow + threadIdx.x % 16 * 4);
-      finish_four(op, work.tokens.first + token, row, four, vectors);
+      const auto four_of = [&](int group) {
+        return *reinterpret_cast<const float4*>(chunk_of(group) + in_chunk * S::kChunkRow + column);
+      };
+      if (end.both) {
+        finish_gated(op, work.tokens.first + token, row, four_of(0), four_of(1), vectors);
+      } else {
+        finish_four(op, work.tokens.first + token, row, four_of(end.group), vectors);
+      }
     }
   }
-  if constexpr (S::kSumsInShared) barrier_sync(barrier, 128);  // sums of segments lie there
+  if constexpr (S::kSumsInShared) end.sync();  // sums of segments lie there
 }
 
 // A warpgroup's sums leave at the end of a work: `sums` are those of all its segments, where the first is
@@ -241,7 +278,7 @@ __device__ inline void end_work(const WgmmaWalk<S>& walk, const WgmmaWork& work,
   if (own.first == own.end) return;
   if constexpr (S::kLine) {
     const bool alone = own.first == 0 && own.end == static_cast<int>(walk.op.segments);
-    if (!alone && !add_up<S>(walk, work, own, shared, sums)) return;
+    if (!alone && !add_up<S>(walk, work, own, sums)) return;
   }
   store_tile<S>(walk.op, work, shared, sums);
 }

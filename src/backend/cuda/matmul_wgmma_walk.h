@@ -102,7 +102,7 @@ struct WgmmaSegments {
 struct WgmmaWork {
   WgmmaTokens tokens;
   int tile;
-  int64_t row_tile;  // its first
+  int64_t row_tile;  // its first; of a gated product gate's
   int from, to;
 };
 
@@ -160,7 +160,8 @@ struct WgmmaWalk {
     const int inside = work.tile - column * row_blocks;
     int64_t before = 0;
     work.tokens = wgmma_tokens(op.counts, op.experts, op.tokens, column + inside % width, S::kTokens, before);
-    work.row_tile = op.first_row / kTileRows + int64_t{inside} / width * (S::kRows / kTileRows);
+    const int row_tiles = (op.gated != 0 ? S::kRows / 2 : S::kRows) / kTileRows;
+    work.row_tile = op.first_row / kTileRows + int64_t{inside} / width * row_tiles;
     return work;
   }
 
@@ -227,14 +228,15 @@ inline int plan_wgmma(MatmulArguments& op, int64_t multiprocessors, int most) {
   // Experts have more rows and fewer: a second tile of one reads its weight again.
   const int64_t wanted = op.experts > 1 ? std::min(each * 3 / 2, op.tokens) : op.tokens;
   const int64_t most_line = op.experts > 1 ? 64 : kMostLineTokens;
-  int size = 16;
+  int size = op.gated == 0 ? 16 : 32;  // of two groups
   while (size < wanted && size < most_line) size *= 2;
   op.line = size >= wanted;
   if (!op.line) size = best_wgmma_tile(op, multiprocessors, each, most);
   op.token_tiles = wgmma_token_tiles(op.tokens, op.experts, size);
-  op.row_blocks = wgmma_row_blocks(rows, size);
-  // Where the tensor cores are the limit, a unit of one group takes as long as of both.
-  op.grain = op.line ? 1 : wgmma_groups(size);
+  op.row_blocks = op.gated == 0 ? wgmma_row_blocks(rows, size) : ceil_div(op.gated, 64);
+  // Where the tensor cores are the limit, a unit of one group takes as long as of both. A gated product's
+  // groups end together.
+  op.grain = op.line && op.gated == 0 ? 1 : wgmma_groups(size);
   const int64_t tiles = op.row_blocks * op.token_tiles;
   op.line = op.line || (op.segments > 1 && size <= kMostLineTokens && tiles <= kFewWgmmaTiles);
   const bool even =
