@@ -1,8 +1,22 @@
 #include "nn/layers.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace qiao::nn {
+namespace {
+
+// z [T, 2F] becomes y [T, F].
+void gate(Context& context, const Tensor& z, const Tensor& y, Activation activation) {
+  GatedActivation op;
+  op.x = z;
+  op.activation = activation;
+  op.y = y;
+  context.gated_activation(op);
+}
+
+}  // namespace
 
 Parameter Parameter::upload(Backend& backend, const std::vector<float>& values) {
   Parameter parameter;
@@ -70,6 +84,34 @@ void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, co
   add_adapters(context, x, y);
 }
 
+void LinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& y,
+                                Activation activation) const {
+  const Context::Scope scope(context);
+  if (pieces.size() > 1 || context.recording() || adapted(context)) {
+    const Tensor z = context.take(DType::kF32, {x.shape[0], rows()});
+    forward(context, x, z);
+    return gate(context, z, y, activation);
+  }
+  Linear op;
+  op.x = x;
+  op.weight = pieces.front().weight.get();
+  op.bias = bias.tensor;
+  op.gated = true;
+  op.activation = activation;
+  op.compute = pieces.front().compute;
+  op.y = y;
+  context.linear(op);
+}
+
+// Any step may be, where it is measured.
+bool LinearLayer::adapted(const Context& context) const {
+  if (context.measuring()) return !adapters.empty();
+  return std::ranges::any_of(context.adapter_rows(), [&](const AdapterRows& rows) {
+    const auto index = static_cast<size_t>(rows.adapter);
+    return index < adapters.size() && !adapters[index].parts.empty();
+  });
+}
+
 void LinearLayer::add_adapters(Context& context, const Tensor& x, const Tensor& y) const {
   if (context.measuring()) {  // any step may be of any one adapter alone
     for (const LowRankAdapter& adapter : adapters) adapter.forward(context, x, y);
@@ -93,6 +135,25 @@ void GroupedLinearLayer::forward(Context& context, const Tensor& x, const Tensor
     op.y = y.narrow(1, piece.first_row, piece.weight->rows());
     context.grouped_linear(op);
   }
+}
+
+void GroupedLinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& counts,
+                                       const Tensor& y, Activation activation) const {
+  const Context::Scope scope(context);
+  if (pieces.size() > 1 || context.recording()) {
+    const Tensor z = context.take(DType::kF32, {x.shape[0], rows()});
+    forward(context, x, counts, z);
+    return gate(context, z, y, activation);
+  }
+  GroupedLinear op;
+  op.x = x;
+  op.weight = pieces.front().weight.get();
+  op.counts = counts;
+  op.gated = true;
+  op.activation = activation;
+  op.compute = pieces.front().compute;
+  op.y = y;
+  context.grouped_linear(op);
 }
 
 void EmbeddingLayer::forward(Context& context, const Tensor& ids, const Tensor& y) const {
@@ -195,15 +256,8 @@ Tensor AttentionLayer::attend_packed(Context& context, const Projections& projec
 
 void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual) const {
   const Context::Scope scope(context);
-  const int64_t rows = x.shape[0];
-  const Tensor both = context.take(DType::kF32, {rows, gate_up.rows()});
-  const Tensor inner = context.take(DType::kF32, {rows, gate_up.rows() / 2});
-  gate_up.forward(context, x, both);
-  GatedActivation op;
-  op.x = both;
-  op.activation = activation;
-  op.y = inner;
-  context.gated_activation(op);
+  const Tensor inner = context.take(DType::kF32, {x.shape[0], gate_up.rows() / 2});
+  gate_up.forward_gated(context, x, inner, activation);
   down.forward(context, inner, y, residual);
 }
 
@@ -242,14 +296,8 @@ void MoeLayer::forward(Context& context, const Tensor& x, const Tensor& y) const
   }
   {
     const Context::Scope inside(context);
-    const Tensor both = context.take(DType::kF32, {places, gate_up.rows()});
     const Tensor inner = context.take(DType::kF32, {places, gate_up.rows() / 2});
-    gate_up.forward(context, permute.sorted, permute.counts, both);
-    GatedActivation gated;
-    gated.x = both;
-    gated.activation = activation;
-    gated.y = inner;
-    context.gated_activation(gated);
+    gate_up.forward_gated(context, permute.sorted, permute.counts, inner, activation);
     down.forward(context, inner, permute.counts, outputs);
   }
   MoeCombine combine;

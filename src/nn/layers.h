@@ -54,7 +54,12 @@ struct LinearLayer {
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
                Activation activation = Activation::kNone, float soft_cap = 0.0f) const;
 
+  // y[t, f] = activation(z[t, f]) * z[t, F + f], z what forward gives, of N = 2F: y [T, F]. In one call where
+  // nobody needs z: it is of one piece, no tape records and no adapter adds to it.
+  void forward_gated(Context& context, const Tensor& x, const Tensor& y, Activation activation) const;
+
  private:
+  bool adapted(const Context& context) const;
   void add_adapters(Context& context, const Tensor& x, const Tensor& y) const;
 };
 
@@ -63,6 +68,9 @@ struct GroupedLinearLayer {
   std::vector<WeightPiece> pieces;
   int64_t rows() const;
   void forward(Context& context, const Tensor& x, const Tensor& counts, const Tensor& y) const;
+  // As LinearLayer's.
+  void forward_gated(Context& context, const Tensor& x, const Tensor& counts, const Tensor& y,
+                     Activation activation) const;
 };
 
 struct EmbeddingLayer {
