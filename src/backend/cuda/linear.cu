@@ -102,6 +102,11 @@ size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tok
   return static_cast<size_t>(prepared + partial);
 }
 
+bool matmul_norms(const CudaBackend& chip, const Weight& weight, Compute compute) {
+  return compute != Compute::kF32 && weight.columns() <= kMostNormedWidth &&
+         chip.block_shared_bytes() >= kNormSharedBytes;
+}
+
 void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* workspace) {
   if (call.tokens == 0) return;
   const Stream& stream = chip.stream();
@@ -118,7 +123,7 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   MatmulArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
   a.x = call.x, a.x_stride = call.x_stride, a.tokens = call.tokens;
-  a.counts = call.counts, a.experts = static_cast<int>(experts);
+  a.counts = call.counts, a.experts = static_cast<int>(experts), a.norm = call.norm;
   a.y = call.y, a.y_stride = call.y_stride;
   a.bias = call.bias, a.residual = call.residual, a.residual_stride = call.residual_stride;
   a.activation = call.activation, a.soft_cap = call.soft_cap;

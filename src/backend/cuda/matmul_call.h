@@ -15,6 +15,7 @@ struct MatmulCall {
   const float* x = nullptr;
   int64_t x_stride = 0, tokens = 0;
   const int32_t* counts = nullptr;  // on the device; null: every row is expert 0's
+  RowNorm norm;                     // of x's rows; where matmul_norms()
   float* y = nullptr;               // [tokens, end_row - first_row]
   int64_t y_stride = 0;
   const float* bias = nullptr;  // of the rows from first_row on, as residual
@@ -24,6 +25,8 @@ struct MatmulCall {
   float soft_cap = 0;
 };
 
+// Whether run_matmul norms rows of x itself.
+bool matmul_norms(const CudaBackend& chip, const Weight& weight, Compute compute);
 // Of any call with as many tokens or fewer.
 size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tokens);
 void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* workspace);

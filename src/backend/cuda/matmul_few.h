@@ -15,9 +15,14 @@
 // A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.
-// A stage's instructions bound what the formats with small blocks can reach (four a clock, where memory gives
-// 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth is not yet
-// measured.
+// Rows that are normed first (Linear::norm) are normed by every block for itself, as it has all of them
+// anyway: it keeps what it loads in registers (norm_rows.h), adds up the squares, and norms what it rounds.
+// With one token of 4096 that is a barrier and ten shuffles, some 400 cycles by prediction, while the first
+// stages are on their way; a launch of its own takes 2 to 3 us. With eight it is two rounds of four rows,
+// 1000 cycles.
+// A stage's instructions bound what the formats with small blocks can reach (four a clock, where
+// memory gives 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth
+// is not yet measured.
 #pragma once
 
 #include "backend/cuda/matmul_few_group.h"
@@ -38,13 +43,14 @@ struct FewShape {
   static constexpr int kTokenBytes = 32;            // of a step
   static constexpr int kMetaBytes = P::kMetaBytes;  // of a token and a group
   static constexpr int kTicketBytes = kMostFewWarps * 4;
+  static constexpr int kSquareBytes = kFewTokens * kMostRowWarps * 4;  // of rows that are normed
   static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0 && 1 << kLogTogether == P::kTogether);
   // What wgmma reads beyond the last piece of x, for tokens that are nobody's.
   static_assert(P::kTogether == 1 ||
                 kSegmentUnit / P::kGroup * kFewTokens * kMetaBytes + kTicketBytes >= kFewTokens * 16 - 16);
 
   // Of x, `columns` of so many tokens.
-  static int64_t x_bytes(int64_t columns, int64_t tokens) {
+  static constexpr int64_t x_bytes(int64_t columns, int64_t tokens) {
     return columns / P::kStep * kTokenBytes * tokens + columns / P::kGroup * kFewTokens * kMetaBytes;
   }
 };
@@ -77,9 +83,10 @@ struct FewBlock {
   const MatmulArguments& op;
   int log_warps, warp, lane;
   // In shared memory: this warp's stages; x; [group][token] a scale and what add_few() takes with it;
-  // by the warp that a row tile begins in, how many of its segments are there.
+  // by the warp that a row tile begins in, how many of its segments are there; [token][warp] squares of rows.
   uint8_t *stages, *x, *meta;
   unsigned* tickets;
+  float* squares;
 
   __device__ explicit FewBlock(const MatmulArguments& arguments)
       : op(arguments),
@@ -92,6 +99,7 @@ struct FewBlock {
     x = shared + (S::kWarpBytes << log_warps);
     meta = x + columns / P::kStep * S::kTokenBytes * static_cast<int>(op.slot_tokens);
     tickets = reinterpret_cast<unsigned*>(meta + columns / P::kGroup * kFewTokens * S::kMetaBytes);
+    squares = reinterpret_cast<float*>(tickets + kMostFewWarps);
   }
 
   __device__ int log_walkers() const { return log_warps - S::kLogTogether; }
@@ -133,6 +141,62 @@ struct FewBlock {
         if (i >= all) continue;
         const float values[4] = {four[u].x, four[u].y, four[u].z, four[u].w};
         store_quad(values, i % quads * 4, token, phase.tile.count);
+      }
+    }
+  }
+
+  // The same of rows that are normed: warps have them in the order of add_rms_norm, kQuads fours a thread,
+  // and as many rows at a time as registers hold. What is beyond a row's end stays 0. Barriers: of all
+  // threads.
+  template <int kQuads>
+  __device__ void prepare_normed(const FewPhase& phase) const {
+    constexpr int kRows = 4 / kQuads;
+    const int64_t width = op.weight.columns;
+    const int warps = row_warps(width), beside = kMostFewWarps / warps, own_row = warp / warps;
+    const int own = 4 * (warp % warps * 32 + lane), step = 4 * 32 * warps;
+    const int count = phase.tile.count, padded = phase.begin + (phase.end - phase.begin + 127) / 128 * 128;
+    const bool aligned = op.x_stride % 4 == 0 && aligned_16(op.x);
+    float4 gains[kQuads];
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      gains[j] = gain(op.norm.gamma, op.norm.gamma_aligned, op.norm.gamma_offset, own + j * step, width);
+    }
+    for (int first = 0; first < count; first += kRows * beside) {
+      float4 kept[kRows][kQuads];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int token = first + r * beside + own_row;
+        const float* row = op.x + (phase.tile.first + token) * op.x_stride;
+#pragma unroll
+        for (int j = 0; j < kQuads; ++j) {
+          if (token < count) kept[r][j] = load_four(row, own + j * step, width, aligned);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int token = first + r * beside + own_row;
+        if (token >= count) continue;  // of a whole warp
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < kQuads; ++j) sum = add_squares(kept[r][j], sum);
+        sum = warp_sum(sum);
+        if (lane == 0) squares[token * kMostRowWarps + warp % warps] = sum;
+      }
+      __syncthreads();
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int token = first + r * beside + own_row;
+        if (token >= count) continue;
+        const float sum = lane < warps ? squares[token * kMostRowWarps + lane] : 0.0f;
+        const float factor = norm_factor(warp_sum(sum), width, op.norm.epsilon);
+#pragma unroll
+        for (int j = 0; j < kQuads; ++j) {
+          const int at = own + j * step;
+          if (at < phase.begin || at >= padded) continue;  // of a whole warp, too: it has 128 columns
+          const float4 four = normed(kept[r][j], factor, gains[j]);
+          const float values[4] = {four.x, four.y, four.z, four.w};
+          store_quad(values, at - phase.begin, token, count);
+        }
       }
     }
   }
@@ -275,7 +339,13 @@ struct FewBlock {
     for (int i = 0; i < S::kStages - 1; ++i) bring_next();
 
     wait_for_previous();  // the weight does not depend on it
-    prepare(phase);
+    if (!op.norm.present) {
+      prepare(phase);
+    } else if (op.weight.columns <= 2 * 4 * 32 * row_warps(op.weight.columns)) {
+      prepare_normed<2>(phase);
+    } else {
+      prepare_normed<kRowKept>(phase);
+    }
     if constexpr (kTogether > 1) multiply_stored();
     __syncthreads();
 
@@ -344,6 +414,10 @@ struct FewBlock {
 template <class P>
 __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArguments op) {
   let_next_begin();
+  if (op.norm.gamma != nullptr) {  // to the L2 cache, while the kernel before ends: each block a part
+    const int64_t at = (int64_t{threadIdx.x} * gridDim.x + blockIdx.x) * 32;
+    if (at < op.weight.columns) prefetch(op.norm.gamma + at);
+  }
   if (op.counts != nullptr) wait_for_previous();  // which rows are an expert's
   const FewBlock<P> block(op);
   if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
@@ -394,9 +468,13 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   op.slot_tokens = op.tokens < kFewTokens ? op.tokens : kFewTokens;
   const int64_t of_segment = S::x_bytes(op.segment, op.slot_tokens);
   op.log_warps = kLogFewWarps;
+  const int64_t square_bytes = op.norm.present ? S::kSquareBytes : 0;
   const auto room = [&] {
-    return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes;
+    return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes - square_bytes;
   };
+  static_assert((S::kWarpBytes << kLogFewWarps) + S::x_bytes(kMostSegment, kFewTokens) + S::kTicketBytes +
+                    S::kSquareBytes <=
+                kNormSharedBytes);
   // Where there is less than Hopper's.
   while (op.log_warps > S::kLogTogether && room() < of_segment) --op.log_warps;
   const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
@@ -410,7 +488,8 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   op.grain = even ? op.segments : 1;
   op.share = static_cast<int>((even ? groups : units) / blocks);
   const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
-                        S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
+                        S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes +
+                        square_bytes;
   launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), 32u << op.log_warps,
          static_cast<size_t>(bytes), op);
 }
