@@ -258,8 +258,6 @@ void Backend::import_kv_page(KvPages& pages, int64_t page, const std::byte* byte
   }
 QIAO_OP(gather, Gather)
 QIAO_OP(gather_rows, GatherRows)
-QIAO_OP(linear, Linear)
-QIAO_OP(grouped_linear, GroupedLinear)
 QIAO_OP(moe_route, MoeRoute)
 QIAO_OP(moe_permute, MoePermute)
 QIAO_OP(moe_combine, MoeCombine)
@@ -292,6 +290,91 @@ QIAO_OP(accumulate, Accumulate)
 QIAO_OP(adamw, AdamW)
 QIAO_OP(muon, Muon)
 #undef QIAO_OP
+
+// In the workspace: normed rows, what is gated, the product's own.
+template <class Op>
+struct Backend::Around {
+  Op product;  // with neither rows of its own nor, where it is gated apart, a y
+  bool norms = false, gates = false;
+  int64_t normed_bytes = 0, gated_bytes = 0;
+};
+
+template <class Op>
+Backend::Around<Op> Backend::around(const Op& op) const {
+  constexpr int64_t kRow = sizeof(float), kAlignment = 64;
+  const auto up = [](int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
+  const int64_t tokens = op.x.shape[0];
+  Around<Op> around{op};
+  if constexpr (requires { op.norm; }) {
+    if (op.norm.present && !norms(op)) {
+      around.norms = true;
+      around.normed_bytes = up(tokens * op.weight->columns() * kRow);
+      around.product.norm = {};
+    }
+  }
+  if (op.gated) {
+    // As many rows as may be gated apart, of any call with fewer.
+    const int64_t from = gates_from(op);
+    around.gates = tokens < from;
+    around.gated_bytes = up(std::min(tokens, std::max<int64_t>(from, 1) - 1) * op.weight->rows() * kRow);
+    if (around.gates) around.product.gated = false, around.product.activation = Activation::kNone;
+  }
+  return around;
+}
+
+template <class Op, class Run>
+void Backend::run_around(std::string_view name, const Op& op, Run run) {
+  op.check();
+  check_workspace(*this, name, op);
+  Around<Op> around = this->around(op);
+  Op& product = around.product;
+  auto* memory = op.workspace.template as<std::byte>();
+  const int64_t tokens = op.x.shape[0], before = around.normed_bytes + around.gated_bytes;
+  if (before > 0) product.workspace = op.workspace.slice(before, op.workspace.elements() - before);
+  if constexpr (requires { op.norm; }) {
+    if (around.norms) {
+      AddRmsNorm norm;
+      norm.x = op.x;
+      norm.gamma = op.norm.gamma;
+      norm.gamma_offset = op.norm.gamma_offset;
+      norm.epsilon = op.norm.epsilon;
+      norm.y = product.x = Tensor(memory, DType::kF32, {tokens, op.weight->columns()});
+      add_rms_norm(norm);
+    }
+  }
+  if (around.gates) {
+    product.y = Tensor(memory + around.normed_bytes, DType::kF32, {tokens, op.weight->rows()});
+  }
+  watched(name, product, [&] { run(product); });
+  if (around.gates) gated_activation({product.y, op.activation, op.y});
+}
+
+size_t Backend::workspace_bytes(const Linear& op) const {
+  const Around<Linear> around = this->around(op);
+  return static_cast<size_t>(around.normed_bytes + around.gated_bytes) +
+         kernel_workspace_bytes(around.product);
+}
+
+size_t Backend::workspace_bytes(const GroupedLinear& op) const {
+  const Around<GroupedLinear> around = this->around(op);
+  return static_cast<size_t>(around.gated_bytes) + kernel_workspace_bytes(around.product);
+}
+
+void Backend::linear(const Linear& op) {
+  run_around("linear", op, [&](const Linear& product) { do_linear(product); });
+}
+
+void Backend::grouped_linear(const GroupedLinear& op) {
+  run_around("grouped_linear", op, [&](const GroupedLinear& product) { do_grouped_linear(product); });
+}
+
+void Backend::do_linear(const Linear&) {
+  throw_error(ErrorKind::kUnsupported, "op linear: chip {} has no kernel for it", chip());
+}
+
+void Backend::do_grouped_linear(const GroupedLinear&) {
+  throw_error(ErrorKind::kUnsupported, "op grouped_linear: chip {} has no kernel for it", chip());
+}
 
 size_t Backend::workspace_bytes(const TokenLoss& op) const {
   return std::max(workspace_bytes(op.forward()), workspace_bytes(op.backward()));

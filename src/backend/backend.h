@@ -175,8 +175,8 @@ class Backend {
   void set_watch(OpWatch* watch) { watch_ = watch; }
 
   // How much scratch memory an op needs for its shapes (data pointers are not read); monotone in T and S.
-  virtual size_t workspace_bytes(const Linear&) const { return 0; }
-  virtual size_t workspace_bytes(const GroupedLinear&) const { return 0; }
+  size_t workspace_bytes(const Linear& op) const;
+  size_t workspace_bytes(const GroupedLinear& op) const;
   virtual size_t workspace_bytes(const AttentionPaged&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionVarlen&) const { return 0; }
   virtual size_t workspace_bytes(const Sample&) const { return 0; }
@@ -242,6 +242,17 @@ class Backend {
   virtual void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) = 0;
   virtual void do_repeat(std::unique_ptr<Recording>&, const std::function<void()>& work) { work(); }
 
+  // Of do_linear and do_grouped_linear themselves.
+  virtual size_t kernel_workspace_bytes(const Linear&) const { return 0; }
+  virtual size_t kernel_workspace_bytes(const GroupedLinear&) const { return 0; }
+  // Whether do_linear takes Linear::norm; else add_rms_norm is called before it. gates_from: the least T from
+  // which `gated` is taken; else gated_activation is called behind it. Both follow from the weight, the
+  // compute kind and the activation alone.
+  virtual bool norms(const Linear&) const { return false; }
+  virtual int64_t gates_from(const Linear&) const { return kNeverGates; }
+  virtual int64_t gates_from(const GroupedLinear&) const { return kNeverGates; }
+  static constexpr int64_t kNeverGates = INT64_MAX;
+
   virtual void do_gather(const Gather& op);
   virtual void do_gather_rows(const GatherRows& op);
   virtual void do_linear(const Linear& op);
@@ -280,6 +291,14 @@ class Backend {
   virtual void do_muon(const Muon& op);
 
  private:
+  // A product, Linear or GroupedLinear, with the ops around it that the chip has no kernel for in one with
+  // it.
+  template <class Op>
+  struct Around;
+  template <class Op>
+  Around<Op> around(const Op& op) const;
+  template <class Op, class Run>
+  void run_around(std::string_view name, const Op& op, Run run);
   // Runs the hook `run`, telling the watch.
   template <class Op, class Run>
   void watched(std::string_view name, const Op& op, Run run);

@@ -70,10 +70,12 @@ void Context::run(Op op, void (Backend::*method)(const Op&)) {
 }
 
 void Context::linear(const Linear& op) {
+  if (op.gated || op.norm.present) refuse_recording("linear, gated or normed,");
   record(op);
   run(op, &Backend::linear);
 }
 void Context::grouped_linear(const GroupedLinear& op) {
+  if (op.gated) refuse_recording("grouped_linear, gated,");
   record(op);
   run(op, &Backend::grouped_linear);
 }

@@ -146,6 +146,9 @@ void conform_gather(Harness& harness);
 void conform_gather_rows(Harness& harness);
 void conform_linear(Harness& harness);
 void conform_grouped_linear(Harness& harness);
+// Lines of those two tables: with a norm before the product, a gate behind it.
+void conform_linear_around(Harness& harness, DType dtype, Compute compute);
+void conform_grouped_linear_around(Harness& harness, DType dtype, Compute compute);
 void conform_moe_route(Harness& harness);
 void conform_moe_permute(Harness& harness);
 void conform_moe_combine(Harness& harness);

@@ -291,6 +291,7 @@ void conform_linear(Harness& h) {
           linear_bench(h, line, dtype, compute, 2048, 6144, 4096);
         }
       });
+      conform_linear_around(h, dtype, compute);
     }
   }
   for (const std::vector<SegmentSpec>& segments : mixed_segments()) {
@@ -313,6 +314,7 @@ void conform_grouped_linear(Harness& h) {
         h.run_case(line, [&] { grouped_case(h, line, {&segment, 1}, compute); });
       }
       h.run_case(line, [&] { grouped_bench(h, line, dtype, compute); });
+      conform_grouped_linear_around(h, dtype, compute);
     }
   }
 }

@@ -23,8 +23,7 @@ class CpuBackend final : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void synchronize() override {}
   void settle() override { weight_memory_.settle(); }
-  size_t workspace_bytes(const Linear& op) const override;
-  size_t workspace_bytes(const GroupedLinear& op) const override;
+  using Backend::workspace_bytes;
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const Sample& op) const override;
@@ -39,6 +38,8 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const Muon& op) const override;
 
  protected:
+  size_t kernel_workspace_bytes(const Linear& op) const override;
+  size_t kernel_workspace_bytes(const GroupedLinear& op) const override;
   void* do_allocate(size_t bytes) override;
   void do_free(void* data, size_t bytes) override;
   std::unique_ptr<Weight> do_make_weight(const WeightSource& source) override;

@@ -46,7 +46,7 @@ void run_grouped_linear(const GroupedLinear& op, const LinearKernels& kernels, T
                     });
 }
 
-size_t CpuBackend::workspace_bytes(const GroupedLinear& op) const {
+size_t CpuBackend::kernel_workspace_bytes(const GroupedLinear& op) const {
   return linear_workspace_bytes(op, pool_.size());
 }
 

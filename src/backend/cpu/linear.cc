@@ -107,7 +107,7 @@ void multiply_pairs(const Linear& op, const Activations& activations, const RunO
   });
 }
 
-size_t CpuBackend::workspace_bytes(const Linear& op) const {
+size_t CpuBackend::kernel_workspace_bytes(const Linear& op) const {
   return linear_workspace_bytes(op, pool_.size());
 }
 

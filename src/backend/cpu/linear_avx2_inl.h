@@ -434,7 +434,8 @@ void quantize_avx2(const float* x, int64_t columns, int8_t* quants, TileMeta* me
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
     const float maximum = _mm_cvtss_f32(_mm_castsi128_ps(four));
-    const __m256 inverse = _mm256_set1_ps(_mm_cvtsi128_si32(four) == 0 ? 0.0f : 127.0f / maximum);
+    const bool zero = maximum < kQ8Smallest;
+    const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : 127.0f / maximum);
     __m256i rounded[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
@@ -451,7 +452,7 @@ void quantize_avx2(const float* x, int64_t columns, int8_t* quants, TileMeta* me
     const __m128i pairs = _mm_hadd_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     const __m128i halves = _mm_hadd_epi32(pairs, pairs);  // low 16, high 16, again
     const int32_t low = _mm_cvtsi128_si32(halves), all = low + _mm_extract_epi32(halves, 1);
-    meta->scale = maximum / 127.0f;
+    meta->scale = zero ? 0.0f : maximum / 127.0f;
     meta->scaled_sum = meta->scale * static_cast<float>(all);
     meta->minus_sum = -all;
     meta->minus_sum_low = -low;

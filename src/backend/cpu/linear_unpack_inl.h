@@ -252,8 +252,8 @@ void f8_to_f32(const std::byte* codes, const float* scales, int64_t elements, fl
 // ---- activations ----
 
 // The magnitudes' bits order as the magnitudes do, NaN above all, so a NaN reaches the scale and the output.
-// Adding and taking away 1.5 * 2^23 rounds half to even; quants are held to +-127 for tiny maxima, whose
-// inverse overflows.
+// Adding and taking away 1.5 * 2^23 rounds half to even; quants are held to +-127, that NaN and infinities
+// stay whole numbers.
 void quantize(const float* x, int64_t columns, int8_t* quants, TileMeta* meta) {
   for (int64_t k = 0; k < columns; k += 32, x += 32, quants += 32, ++meta) {
     uint32_t bits[32];
@@ -265,7 +265,8 @@ void quantize(const float* x, int64_t columns, int8_t* quants, TileMeta* meta) {
     }
     float maximum;
     __builtin_memcpy(&maximum, &most, sizeof most);
-    const float inverse = most == 0 ? 0.0f : 127.0f / maximum;
+    const bool zero = maximum < kQ8Smallest;
+    const float inverse = zero ? 0.0f : 127.0f / maximum;
     int32_t rounded[32];
     for (int i = 0; i < 32; ++i) {
       float v = x[i] * inverse;
@@ -279,7 +280,7 @@ void quantize(const float* x, int64_t columns, int8_t* quants, TileMeta* meta) {
     for (int i = 0; i < 16; ++i) low += rounded[i];
     for (int i = 16; i < 32; ++i) high += rounded[i];
     for (int i = 0; i < 32; ++i) quants[i] = static_cast<int8_t>(rounded[i]);
-    meta->scale = maximum / 127.0f;
+    meta->scale = zero ? 0.0f : maximum / 127.0f;
     meta->scaled_sum = meta->scale * static_cast<float>(low + high);
     meta->minus_sum = -(low + high);
     meta->minus_sum_low = -low;

@@ -34,8 +34,6 @@ class CudaBackend final : public Backend {
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;
-  size_t workspace_bytes(const Linear& op) const override;
-  size_t workspace_bytes(const GroupedLinear& op) const override;
   size_t workspace_bytes(const LinearBackward& op) const override;
   size_t workspace_bytes(const GroupedLinearBackward& op) const override;
   size_t workspace_bytes(const TokenLogprob& op) const override;
@@ -53,6 +51,8 @@ class CudaBackend final : public Backend {
   unsigned* tickets() const { return static_cast<unsigned*>(tickets_.data()); }
 
  protected:
+  size_t kernel_workspace_bytes(const Linear& op) const override;
+  size_t kernel_workspace_bytes(const GroupedLinear& op) const override;
   void* do_allocate(size_t bytes) override;
   void do_free(void* data, size_t bytes) override;
   void do_repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) override;

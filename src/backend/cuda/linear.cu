@@ -193,11 +193,11 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   }
 }
 
-size_t CudaBackend::workspace_bytes(const Linear& op) const {
+size_t CudaBackend::kernel_workspace_bytes(const Linear& op) const {
   return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
 }
 
-size_t CudaBackend::workspace_bytes(const GroupedLinear& op) const {
+size_t CudaBackend::kernel_workspace_bytes(const GroupedLinear& op) const {
   return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
 }
 

@@ -5,16 +5,35 @@
 #include "backend/ops/check.h"
 
 namespace qiao {
+namespace {
+
+// The columns of y, of a product with so many.
+int64_t gated_width(std::string_view op, int64_t width, bool gated, Activation activation) {
+  if (!gated) return width;
+  if (width % 2 != 0)
+    check::refuse(op, fmt::format("gated, weight has {} rows, expected an even number", width));
+  if (activation != Activation::kSilu && activation != Activation::kGelu &&
+      activation != Activation::kGeluTanh)
+    check::refuse(op, "gated, expected an activation of gated_activation's");
+  return width / 2;
+}
+
+}  // namespace
 
 void Linear::check() const {
   constexpr std::string_view op = "linear";
   check::dense_weight(op, "weight", weight);
   check::rank(op, "x", x, 2);
   const int64_t tokens = x.shape[0];
-  const int64_t width = weight->rows();
+  const int64_t width = gated_width(op, weight->rows(), gated, activation);
   check::rows(op, "x", x, DType::kF32, {tokens, weight->columns()});
+  if (norm.present) {
+    if (norm.gamma.present()) check::dense(op, "norm.gamma", norm.gamma, DType::kF32, {weight->columns()});
+    check::norm_numbers(op, norm.epsilon, norm.gamma_offset);
+  }
   check::rows(op, "y", y, DType::kF32, {tokens, width});
-  if (bias.present()) check::dense(op, "bias", bias, DType::kF32, {width});
+  if (bias.present()) check::dense(op, "bias", bias, DType::kF32, {weight->rows()});
+  if (residual.present() && gated) check::refuse(op, "gated, expected no residual");
   if (residual.present()) check::rows(op, "residual", residual, DType::kF32, {tokens, width});
   if (activation == Activation::kSoftCap && !(soft_cap > 0 && std::isfinite(soft_cap))) {
     check::refuse(op,
@@ -24,10 +43,12 @@ void Linear::check() const {
   check::workspace(op, workspace);
   check::distinct(op, "y", y, "x", x);
   check::distinct(op, "y", y, "bias", bias);
+  check::distinct(op, "y", y, "norm.gamma", norm.gamma);
   check::same_or_distinct(op, "y", y, "residual", residual);
   check::distinct(op, "workspace", workspace, "y", y);
   check::distinct(op, "workspace", workspace, "x", x);
   check::distinct(op, "workspace", workspace, "bias", bias);
+  check::distinct(op, "workspace", workspace, "norm.gamma", norm.gamma);
   check::distinct(op, "workspace", workspace, "residual", residual);
 }
 
@@ -37,7 +58,7 @@ double Linear::flops() const {
 
 double Linear::bytes() const {
   return check::weight_bytes(*weight) +
-         static_cast<double>(x.bytes() + y.bytes() + bias.bytes() + residual.bytes());
+         static_cast<double>(x.bytes() + norm.gamma.bytes() + y.bytes() + bias.bytes() + residual.bytes());
 }
 
 void GroupedLinear::check() const {
@@ -46,7 +67,9 @@ void GroupedLinear::check() const {
   check::rank(op, "x", x, 2);
   check::rows(op, "x", x, DType::kF32, {x.shape[0], weight->columns()});
   check::dense(op, "counts", counts, DType::kI32, {weight->experts()});
-  check::rows(op, "y", y, DType::kF32, {x.shape[0], weight->rows()});
+  if (!gated && activation != Activation::kNone) check::refuse(op, "an activation is for what is gated");
+  const int64_t width = gated_width(op, weight->rows(), gated, activation);
+  check::rows(op, "y", y, DType::kF32, {x.shape[0], width});
   check::compute(op, *weight, compute);
   check::workspace(op, workspace);
   check::distinct(op, "y", y, "x", x);

@@ -29,15 +29,29 @@ namespace qiao {
 // than the block's part of M. Sums in F32 (b = 23) are well within the same. The last term is for scales
 // whose product is below the least normal number: products of E4M3 are at most 448^2 < 2^18. y may alias
 // residual exactly; nothing else overlaps.
+//
+// What stands before and behind a product may be part of the call, with the very bits of the ops apart (where
+// a chip is not Backend::batch_invariant(): within their bounds):
+//   norm:   x is what AddRmsNorm without a residual makes of it.
+//   gated:  y[t, f] = activation(z[t, f]) * z[t, F + f] as GatedActivation has it, with N = 2F and
+//           z[t, n] = sum_k x[t, k] * W[n, k] + bias[n].
 struct Linear {
-  Tensor x;                        // F32 [T, K], rows contiguous
-  const Weight* weight = nullptr;  // [N, K], one expert
-  Tensor bias;                     // F32 [N] or absent
-  Tensor residual;                 // F32 [T, N], rows contiguous, or absent
-  Activation activation = Activation::kNone;
+  struct Norm {
+    bool present = false;
+    Tensor gamma;  // F32 [K], or absent (all ones)
+    float gamma_offset = 0.0f;
+    float epsilon = 1e-6f;
+  };
+  Tensor x;  // F32 [T, K], rows contiguous
+  Norm norm;
+  const Weight* weight = nullptr;             // [N, K], one expert
+  Tensor bias;                                // F32 [N] or absent
+  Tensor residual;                            // F32 [T, N], rows contiguous, or absent; absent where gated
+  Activation activation = Activation::kNone;  // of GatedActivation's where gated
+  bool gated = false;
   float soft_cap = 0.0f;  // of kSoftCap, > 0
   Compute compute = Compute::kF32;
-  Tensor y;          // F32 [T, N], rows contiguous
+  Tensor y;          // F32 [T, N], or [T, F] where gated, rows contiguous
   Tensor workspace;  // U8 [>= Backend::workspace_bytes(*this)], 64-byte aligned; absent where that is 0
 
   void check() const;
@@ -46,13 +60,15 @@ struct Linear {
 };
 
 // Mixture of experts: rows of x are sorted by expert; counts[e] of them belong to expert e.
-// y[t, n] = sum_k x[t, k] * W[e(t), n, k]. Order and bound as Linear's.
+// y[t, n] = sum_k x[t, k] * W[e(t), n, k]. Order and bound as Linear's; gated as there.
 struct GroupedLinear {
   Tensor x;                        // F32 [T', K], rows contiguous
   const Weight* weight = nullptr;  // [E, N, K]
   Tensor counts;                   // I32 [E], each >= 0, their sum T': the producer's duty
   Compute compute = Compute::kF32;
-  Tensor y;  // F32 [T', N], rows contiguous
+  bool gated = false;
+  Activation activation = Activation::kNone;  // of GatedActivation's where gated, else none
+  Tensor y;                                   // F32 [T', N], or [T', F] where gated, rows contiguous
   Tensor workspace;
 
   void check() const;

@@ -28,10 +28,7 @@ void AddRmsNorm::check() const {
   if (residual.present()) as_x(op, "residual", residual, x);
   if (residual_out.present()) as_x(op, "residual_out", residual_out, x);
   if (gamma.present()) check::dense(op, "gamma", gamma, DType::kF32, {width});
-  if (!(epsilon > 0) || !std::isfinite(epsilon)) {
-    check::refuse(op, fmt::format("epsilon is {}, expected it above 0", epsilon));
-  }
-  if (!std::isfinite(gamma_offset)) check::refuse(op, "gamma_offset is not finite");
+  check::norm_numbers(op, epsilon, gamma_offset);
   check::same_or_distinct(op, "y", y, "x", x);
   check::distinct(op, "y", y, "residual", residual);
   check::distinct(op, "y", y, "gamma", gamma);
@@ -59,10 +56,7 @@ void AddRmsNormBackward::check() const {
     check::refuse(op, fmt::format("dy is {}, expected rows of one element or more", to_string(dy)));
   if (gamma.present()) check::dense(op, "gamma", gamma, DType::kF32, {width});
   if (dgamma.present()) check::dense(op, "dgamma", dgamma, DType::kF32, {width});
-  if (!(epsilon > 0) || !std::isfinite(epsilon)) {
-    check::refuse(op, fmt::format("epsilon is {}, expected it above 0", epsilon));
-  }
-  if (!std::isfinite(gamma_offset)) check::refuse(op, "gamma_offset is not finite");
+  check::norm_numbers(op, epsilon, gamma_offset);
   check::same_or_distinct(op, "dh", dh, "dy", dy);
   check::same_or_distinct(op, "dh", dh, "dresidual_out", dresidual_out);
   check::distinct(op, "dh", dh, "h", h);
