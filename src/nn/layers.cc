@@ -51,11 +51,19 @@ int64_t LinearLayer::rows() const { return pieces.back().first_row + pieces.back
 int64_t GroupedLinearLayer::rows() const { return pieces.back().first_row + pieces.back().weight->rows(); }
 
 void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
-                          Activation activation, float soft_cap) const {
+                          Activation activation, float soft_cap, const RmsNormLayer* norm) const {
+  const bool one_reads = pieces.size() == 1 && context.adapter_rows().empty() && !context.records();
+  if (norm != nullptr && !one_reads) {
+    const Context::Scope scope(context);
+    const Tensor normed = context.take(DType::kF32, {x.shape[0], x.shape[1]});
+    norm->forward(context, x, normed);
+    return forward(context, normed, y, residual, activation, soft_cap);
+  }
   for (const WeightPiece& piece : pieces) {
     const int64_t rows = piece.weight->rows();
     Linear op;
     op.x = x;
+    if (norm != nullptr) op.norm = norm->inside();
     op.weight = piece.weight.get();
     if (bias.tensor.present()) op.bias = bias.tensor.slice(piece.first_row, rows);
     if (residual.present()) op.residual = residual.narrow(1, piece.first_row, rows);
@@ -117,10 +125,14 @@ void RmsNormLayer::forward(Context& context, const Tensor& x, const Tensor& y, c
   context.add_rms_norm(op);
 }
 
+Linear::Norm RmsNormLayer::inside() const {
+  return {.present = true, .gamma = gamma.tensor, .gamma_offset = gamma_offset, .epsilon = epsilon};
+}
+
 AttentionLayer::Projections AttentionLayer::project(Context& context, const Tensor& x,
-                                                    const Tensor& positions) const {
+                                                    const Tensor& positions, const RmsNormLayer* norm) const {
   const Tensor rows = context.take(DType::kF32, {x.shape[0], (heads + 2 * kv_heads) * head_dim});
-  qkv.forward(context, x, rows);
+  qkv.forward(context, x, rows, {}, Activation::kNone, 0, norm);
   Projections made;
   made.q = rows.narrow(1, 0, heads * head_dim).split_last(heads);
   made.k = rows.narrow(1, heads * head_dim, kv_heads * head_dim).split_last(kv_heads);
@@ -193,12 +205,13 @@ Tensor AttentionLayer::attend_packed(Context& context, const Projections& projec
   return out;
 }
 
-void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual) const {
+void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
+                       const RmsNormLayer* norm) const {
   const Context::Scope scope(context);
   const int64_t rows = x.shape[0];
   const Tensor both = context.take(DType::kF32, {rows, gate_up.rows()});
   const Tensor inner = context.take(DType::kF32, {rows, gate_up.rows() / 2});
-  gate_up.forward(context, x, both);
+  gate_up.forward(context, x, both, {}, Activation::kNone, 0, norm);
   GatedActivation op;
   op.x = both;
   op.activation = activation;

@@ -201,8 +201,14 @@ size_t CudaBackend::kernel_workspace_bytes(const GroupedLinear& op) const {
   return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
 }
 
+bool CudaBackend::norms(const Linear& op) const { return matmul_norms(*this, *op.weight, op.compute); }
+
 void CudaBackend::do_linear(const Linear& op) {
   MatmulCall call;
+  call.norm.present = op.norm.present;
+  if (op.norm.gamma.present()) call.norm.gamma = op.norm.gamma.as<float>();
+  call.norm.gamma_aligned = aligned_16(call.norm.gamma);
+  call.norm.gamma_offset = op.norm.gamma_offset, call.norm.epsilon = op.norm.epsilon;
   call.weight = static_cast<const CudaWeight*>(op.weight);
   call.end_row = op.weight->rows();
   call.compute = op.compute;
