@@ -187,9 +187,11 @@ StepTensors place_step(const StepBatch& batch, StepMemory& memory) {
   return step;
 }
 
-// The step of the largest size, for measuring: shapes without memory.
-StepTensors largest_step(const Decoder::Limits& limits, int64_t outputs) {
+// The step of the largest size, for measuring: shapes without memory. With rows of an adapter, if there is
+// one.
+StepTensors largest_step(const Decoder::Limits& limits, int64_t outputs, bool with_adapters) {
   alignas(64) static int32_t nothing = 0;
+  static constexpr nn::AdapterRows kRows{0, 0, 1};
   const auto shape = [](std::initializer_list<int64_t> dimensions) {
     return Tensor(&nothing, DType::kI32, dimensions);
   };
@@ -201,6 +203,7 @@ StepTensors largest_step(const Decoder::Limits& limits, int64_t outputs) {
   step.sliding = step.step;
   step.outputs = outputs;
   step.output_rows = shape({outputs});
+  if (with_adapters) step.token_adapters = step.output_adapters = {&kRows, 1};
   return step;
 }
 
@@ -237,17 +240,19 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
   }
   context.set_collectives(ranks);
   context.set_adapter_rows(step.token_adapters);
-  LayerStream stream = {context.take(DType::kF32, {tokens, width}),
-                        context.take(DType::kF32, {tokens, width})};
+  LayerStream stream = {context.take(DType::kF32, {tokens, width}), {}};
+  if (!adds_at_once(config, ranks, !step.token_adapters.empty()))
+    stream.update = context.take(DType::kF32, {tokens, width});
   weights.embedding.forward(context, step.tokens, stream.residual);
   for (const DecoderLayer& layer : weights.layers) {
     const int64_t number = &layer - weights.layers.data();
     const bool is_last = &layer == &weights.layers.back();
     KvPages& pages = cache.layer(number);
     const nn::StepIndices& indices = cache.slides(number) ? step.sliding : step.step;
-    const Tensor x = enter_attention(context, layer, number > 0, &stream);
+    const AttentionInput x = enter_attention(context, layer, number > 0, &stream);
     const nn::Context::Scope scope(context);
-    const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, indices.positions);
+    const nn::AttentionLayer::Projections qkv =
+        layer.attention.project(context, x.rows, indices.positions, x.norm);
     layer.attention.keep(context, qkv, indices, pages);
     if (is_last && step.outputs == 0) return outputs;
     Tensor heads = layer.attention.attend(context, qkv.q, indices, pages);
@@ -255,11 +260,15 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
       // Past the last keys and values only the wanted rows matter.
       heads = gather_rows(context, heads, step.output_rows);
       stream.residual = gather_rows(context, stream.residual, step.output_rows);
-      stream.update = stream.update.slice(0, step.outputs);
+      if (stream.update.present()) stream.update = stream.update.slice(0, step.outputs);
       context.set_adapter_rows(step.output_adapters);
     }
     leave_attention(context, layer, config, heads, stream, stream);
-    if (is_last) weights.final_norm.forward(context, stream.update, outputs.hidden, stream.residual);
+    if (is_last && stream.update.present()) {
+      weights.final_norm.forward(context, stream.update, outputs.hidden, stream.residual);
+    } else if (is_last) {
+      weights.final_norm.forward(context, stream.residual, outputs.hidden);
+    }
   }
   if (want_logits) compute_logits(context, weights, config, ranks, outputs.hidden, outputs.logits);
   if (follows) outputs.logits = {};
@@ -399,15 +408,23 @@ Decoder::Limits complete(const Decoder::Limits& wanted) {
 
 int64_t tables_of(const KvCache& cache) { return cache.sliding_pages() > 0 ? 2 : 1; }
 
-// Of a step's activations.
+// Of a step's activations, with and without rows of adapters where there are any.
 size_t scratch_bytes(Backend& backend, const DecoderWeights& weights, const DecoderConfig& config,
-                     Collectives* ranks, const Decoder::Limits& limits, const KvCache& cache) {
+                     Collectives* ranks, const Decoder::Limits& limits, const KvCache& cache,
+                     bool has_adapters) {
   // Measuring reads the pages' shapes only.
   auto& pages = const_cast<KvCache&>(cache);
-  nn::Context measure(backend), with_logits(backend);
-  run(measure, weights, config, ranks, largest_step(limits, limits.outputs), pages, false);
-  run(with_logits, weights, config, ranks, largest_step(limits, limits.logits), pages, true);
-  return std::max(measure.peak(), with_logits.peak());
+  const auto peak = [&](int64_t outputs, bool want_logits, bool with_adapters) {
+    nn::Context measure(backend);
+    run(measure, weights, config, ranks, largest_step(limits, outputs, with_adapters), pages, want_logits);
+    return measure.peak();
+  };
+  size_t bytes = 0;
+  for (const bool with_adapters : {false, has_adapters}) {
+    bytes = std::max(
+        {bytes, peak(limits.outputs, false, with_adapters), peak(limits.logits, true, with_adapters)});
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -415,7 +432,7 @@ size_t scratch_bytes(Backend& backend, const DecoderWeights& weights, const Deco
 size_t Decoder::workspace_bytes(const Limits& wanted, const KvCache& cache) const {
   const Limits limits = complete(wanted);
   Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
-  return scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache) +
+  return scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache, adapters() > 0) +
          IndexBlock::count(limits, tables_of(cache)) * sizeof(int32_t);
 }
 
@@ -423,9 +440,9 @@ std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted
                                                             const KvCache& cache) const {
   const Limits limits = complete(wanted);
   Collectives* const ranks = parts_->ranks ? &parts_->ranks->collectives() : nullptr;
-  auto memory =
-      std::make_unique<StepMemory>(backend(), limits, tables_of(cache),
-                                   scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache));
+  auto memory = std::make_unique<StepMemory>(
+      backend(), limits, tables_of(cache),
+      scratch_bytes(backend(), parts_->weights, config(), ranks, limits, cache, adapters() > 0));
   if (parts_->ranks && parts_->ranks->leads()) {
     memory->number = parts_->ranks->make(cache, limits);
     memory->ranks = parts_->ranks;

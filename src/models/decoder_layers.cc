@@ -2,7 +2,13 @@
 
 namespace qiao {
 
-Tensor enter_attention(nn::Context& context, const DecoderLayer& layer, bool updated, LayerStream* stream) {
+bool adds_at_once(const DecoderConfig& config, const Collectives* ranks, bool with_adapters) {
+  return ranks == nullptr && !with_adapters && !config.post_norms && config.num_experts == 0;
+}
+
+AttentionInput enter_attention(nn::Context& context, const DecoderLayer& layer, bool updated,
+                               LayerStream* stream) {
+  if (!stream->update.present()) return {stream->residual, &layer.attention_norm};
   const Tensor normed = context.over(stream->update);
   if (updated) {
     const Tensor sum = context.over(stream->residual);
@@ -13,11 +19,16 @@ Tensor enter_attention(nn::Context& context, const DecoderLayer& layer, bool upd
   }
   stream->update = normed;
   context.spread_over_ranks(normed);
-  return normed;
+  return {normed, nullptr};
 }
 
 void leave_attention(nn::Context& context, const DecoderLayer& layer, const DecoderConfig& config,
                      const Tensor& heads, const LayerStream& stream, const LayerStream& out) {
+  if (!out.update.present()) {
+    layer.attention.output.forward(context, heads, out.residual, stream.residual);
+    layer.mlp.forward(context, out.residual, out.residual, out.residual, &layer.ffn_norm);
+    return;
+  }
   // A norm of x, over its memory where that is free.
   const auto norm = [&](const nn::RmsNormLayer& norm_layer, const Tensor& x) {
     const Tensor y = context.over(x);

@@ -114,8 +114,9 @@ void DecoderTraining::State::run_layer(nn::Context& context, size_t number, Laye
   context.set_collectives(trainers);
   context.set_router_tap(tap_of(number));
   if (number == 0) weights.embedding.forward(context, ids.slice(0, tokens), in.residual);
-  const Tensor x = enter_attention(context, layer, number > 0, &in);
-  const nn::AttentionLayer::Projections qkv = layer.attention.project(context, x, positions.slice(0, tokens));
+  const AttentionInput x = enter_attention(context, layer, number > 0, &in);
+  const nn::AttentionLayer::Projections qkv =
+      layer.attention.project(context, x.rows, positions.slice(0, tokens), x.norm);
   const Tensor heads = layer.attention.attend_packed(context, qkv, starts.slice(0, document_count + 1));
   leave_attention(context, layer, config, heads, in, out);
 }

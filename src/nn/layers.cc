@@ -65,11 +65,18 @@ int64_t LinearLayer::rows() const { return pieces.back().first_row + pieces.back
 int64_t GroupedLinearLayer::rows() const { return pieces.back().first_row + pieces.back().weight->rows(); }
 
 void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
-                          Activation activation, float soft_cap) const {
+                          Activation activation, float soft_cap, const RmsNormLayer* norm) const {
+  if (norm != nullptr && !alone(context)) {
+    const Context::Scope scope(context);
+    const Tensor normed = context.take(DType::kF32, {x.shape[0], x.shape[1]});
+    norm->forward(context, x, normed);
+    return forward(context, normed, y, residual, activation, soft_cap);
+  }
   for (const WeightPiece& piece : pieces) {
     const int64_t rows = piece.weight->rows();
     Linear op;
     op.x = x;
+    if (norm != nullptr) op.norm = norm->inside();
     op.weight = piece.weight.get();
     if (bias.tensor.present()) op.bias = bias.tensor.slice(piece.first_row, rows);
     if (residual.present()) op.residual = residual.narrow(1, piece.first_row, rows);
@@ -84,16 +91,17 @@ void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, co
   add_adapters(context, x, y);
 }
 
-void LinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& y,
-                                Activation activation) const {
+void LinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& y, Activation activation,
+                                const RmsNormLayer* norm) const {
   const Context::Scope scope(context);
-  if (pieces.size() > 1 || context.recording() || adapted(context)) {
+  if (!alone(context)) {
     const Tensor z = context.take(DType::kF32, {x.shape[0], rows()});
-    forward(context, x, z);
+    forward(context, x, z, {}, Activation::kNone, 0, norm);
     return gate(context, z, y, activation);
   }
   Linear op;
   op.x = x;
+  if (norm != nullptr) op.norm = norm->inside();
   op.weight = pieces.front().weight.get();
   op.bias = bias.tensor;
   op.gated = true;
@@ -103,10 +111,10 @@ void LinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor&
   context.linear(op);
 }
 
-// Any step may be, where it is measured.
-bool LinearLayer::adapted(const Context& context) const {
-  if (context.measuring()) return !adapters.empty();
-  return std::ranges::any_of(context.adapter_rows(), [&](const AdapterRows& rows) {
+bool LinearLayer::alone(const Context& context) const {
+  if (pieces.size() > 1 || context.recording()) return false;
+  if (context.measuring()) return adapters.empty();  // any step may be of an adapter
+  return std::ranges::none_of(context.adapter_rows(), [&](const AdapterRows& rows) {
     const auto index = static_cast<size_t>(rows.adapter);
     return index < adapters.size() && !adapters[index].parts.empty();
   });
@@ -178,10 +186,14 @@ void RmsNormLayer::forward(Context& context, const Tensor& x, const Tensor& y, c
   context.add_rms_norm(op);
 }
 
+Linear::Norm RmsNormLayer::inside() const {
+  return {.present = true, .gamma = gamma.tensor, .gamma_offset = gamma_offset, .epsilon = epsilon};
+}
+
 AttentionLayer::Projections AttentionLayer::project(Context& context, const Tensor& x,
-                                                    const Tensor& positions) const {
+                                                    const Tensor& positions, const RmsNormLayer* norm) const {
   const Tensor rows = context.take(DType::kF32, {x.shape[0], (heads + 2 * kv_heads) * head_dim});
-  qkv.forward(context, x, rows);
+  qkv.forward(context, x, rows, {}, Activation::kNone, 0, norm);
   Projections made;
   made.q = rows.narrow(1, 0, heads * head_dim).split_last(heads);
   made.k = rows.narrow(1, heads * head_dim, kv_heads * head_dim).split_last(kv_heads);
@@ -254,10 +266,11 @@ Tensor AttentionLayer::attend_packed(Context& context, const Projections& projec
   return out;
 }
 
-void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual) const {
+void MlpLayer::forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual,
+                       const RmsNormLayer* norm) const {
   const Context::Scope scope(context);
   const Tensor inner = context.take(DType::kF32, {x.shape[0], gate_up.rows() / 2});
-  gate_up.forward_gated(context, x, inner, activation);
+  gate_up.forward_gated(context, x, inner, activation, norm);
   down.forward(context, inner, y, residual);
 }
 

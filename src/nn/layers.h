@@ -42,6 +42,8 @@ struct LowRankAdapter {
   Tensor dropped(Context& context, const Tensor& x) const;
 };
 
+struct RmsNormLayer;
+
 // y = x W^T + bias, and on the rows of the context's adapters what they add. One piece where the compute
 // policy lets its parts share a handle (a fused QKV), else one for each.
 struct LinearLayer {
@@ -50,16 +52,20 @@ struct LinearLayer {
   std::vector<LowRankAdapter> adapters;  // by their number; as many as the last that changes this layer needs
   int64_t rows() const;
 
-  // residual may be absent, and y may alias it.
+  // residual may be absent, and y may alias it. `norm` norms x first, by the product itself where nothing
+  // else reads the normed rows.
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
-               Activation activation = Activation::kNone, float soft_cap = 0.0f) const;
+               Activation activation = Activation::kNone, float soft_cap = 0.0f,
+               const RmsNormLayer* norm = nullptr) const;
 
   // y[t, f] = activation(z[t, f]) * z[t, F + f], z what forward gives, of N = 2F: y [T, F]. In one call where
-  // nobody needs z: it is of one piece, no tape records and no adapter adds to it.
-  void forward_gated(Context& context, const Tensor& x, const Tensor& y, Activation activation) const;
+  // nobody needs z: it is of one piece, no tape records and no adapter adds to it. `norm` as forward's.
+  void forward_gated(Context& context, const Tensor& x, const Tensor& y, Activation activation,
+                     const RmsNormLayer* norm = nullptr) const;
 
  private:
-  bool adapted(const Context& context) const;
+  // Nothing but one product reads x, and nothing adds to what it makes.
+  bool alone(const Context& context) const;
   void add_adapters(Context& context, const Tensor& x, const Tensor& y) const;
 };
 
@@ -87,6 +93,8 @@ struct RmsNormLayer {
   // y = norm(x + residual), residual_out = x + residual; both may be absent. y may alias x.
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
                const Tensor& residual_out = {}) const;
+  // For an op that norms by itself.
+  Linear::Norm inside() const;
 };
 
 // A step's indices on the chip; see AttentionPaged.
@@ -116,8 +124,10 @@ struct AttentionLayer {
   struct Projections {
     Tensor q, k, v;  // [T, H, D], [T, G, D] twice
   };
-  // Projects x [T, C], normed and rotated, into the context's scratch memory.
-  Projections project(Context& context, const Tensor& x, const Tensor& positions) const;
+  // Projects x [T, C], first normed by `norm` if that is given; heads normed and rotated, in the context's
+  // scratch memory.
+  Projections project(Context& context, const Tensor& x, const Tensor& positions,
+                      const RmsNormLayer* norm = nullptr) const;
   // Writes keys and values to the pages.
   void keep(Context& context, const Projections& projections, const StepIndices& step, KvPages& pages) const;
   // Attends over the pages. Returns [T, H * D].
@@ -127,13 +137,14 @@ struct AttentionLayer {
   Tensor attend_packed(Context& context, const Projections& projections, const Tensor& starts) const;
 };
 
-// down(activation(gate x) * (up x))
+// down(activation(gate x) * (up x)); `norm`, if given, norms x first.
 struct MlpLayer {
   LinearLayer gate_up;  // [2F, C]
   LinearLayer down;     // [C, F]
   Activation activation = Activation::kSilu;
-  // y may alias x, not residual's memory otherwise.
-  void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {}) const;
+  // y may alias x and residual.
+  void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
+               const RmsNormLayer* norm = nullptr) const;
 };
 
 // Mixture of experts, with an always-on expert where `shared` has weights.

@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
  protected:
   size_t kernel_workspace_bytes(const Linear& op) const override;
   size_t kernel_workspace_bytes(const GroupedLinear& op) const override;
+  bool norms(const Linear& op) const override;
   int64_t gates_from(const Linear& op) const override;
   int64_t gates_from(const GroupedLinear& op) const override;
   void* do_allocate(size_t bytes) override;

@@ -69,6 +69,13 @@ __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+// On its way to the L2 cache, where what is written meanwhile by another kernel lies as well: may be called
+// before that wait.
+__device__ inline void prefetch(const void* data) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(data));
+#endif
+}
 // From here on the kernel after this one may begin where there is room, to wait as above.
 __device__ inline void let_next_begin() {
 #if __CUDA_ARCH__ >= 900

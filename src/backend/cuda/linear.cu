@@ -112,6 +112,11 @@ int64_t matmul_gates_from(const CudaBackend& chip, const Weight& weight, Compute
   return kFewTokens * (weight.experts() == 1 ? 2 : weight.experts()) + 1;
 }
 
+bool matmul_norms(const CudaBackend& chip, const Weight& weight, Compute compute) {
+  return compute != Compute::kF32 && weight.columns() <= kMostNormedWidth &&
+         chip.block_shared_bytes() >= kNormSharedBytes;
+}
+
 void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* workspace) {
   if (call.tokens == 0) return;
   const Stream& stream = chip.stream();
@@ -128,7 +133,7 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   MatmulArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
   a.x = call.x, a.x_stride = call.x_stride, a.tokens = call.tokens;
-  a.counts = call.counts, a.experts = static_cast<int>(experts);
+  a.counts = call.counts, a.experts = static_cast<int>(experts), a.norm = call.norm;
   a.y = call.y, a.y_stride = call.y_stride;
   a.bias = call.bias, a.residual = call.residual, a.residual_stride = call.residual_stride;
   a.activation = call.activation, a.soft_cap = call.soft_cap;
@@ -207,6 +212,7 @@ size_t CudaBackend::kernel_workspace_bytes(const GroupedLinear& op) const {
   return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
 }
 
+bool CudaBackend::norms(const Linear& op) const { return matmul_norms(*this, *op.weight, op.compute); }
 int64_t CudaBackend::gates_from(const Linear& op) const {
   return matmul_gates_from(*this, *op.weight, op.compute);
 }
@@ -216,6 +222,10 @@ int64_t CudaBackend::gates_from(const GroupedLinear& op) const {
 
 void CudaBackend::do_linear(const Linear& op) {
   MatmulCall call;
+  call.norm.present = op.norm.present;
+  if (op.norm.gamma.present()) call.norm.gamma = op.norm.gamma.as<float>();
+  call.norm.gamma_aligned = aligned_16(call.norm.gamma);
+  call.norm.gamma_offset = op.norm.gamma_offset, call.norm.epsilon = op.norm.epsilon;
   call.weight = static_cast<const CudaWeight*>(op.weight);
   call.end_row = op.weight->rows();
   call.compute = op.compute;

@@ -14,6 +14,7 @@
 
 #include "backend/cuda/activation.h"
 #include "backend/cuda/kernel.h"
+#include "backend/cuda/norm_rows.h"
 #include "backend/cuda/weight_layout.h"
 
 namespace qiao::cuda {
@@ -24,6 +25,8 @@ inline constexpr int kFewTokens = 8, kManyTokens = 64;
 inline constexpr int kManyRows = 128;
 // Up to so many are wgmma's few: blocks share the weight evenly (matmul_wgmma_walk.h).
 inline constexpr int64_t kMostLineTokens = 128;
+// A block of few tokens that may have so much shared memory has all of its warps, which norming rows takes.
+inline constexpr int kNormSharedBytes = 220 * 1024;
 
 // A token's scale in a group of 32 and the sums of its quants: of the first 16 in the low half, of the rest
 // above. Of FP8 the scale of a block of 128 alone.
@@ -41,6 +44,8 @@ struct MatmulArguments {
   int64_t x_stride = 0, tokens = 0;
   const int32_t* counts = nullptr;
   int experts = 1;
+  RowNorm
+      norm;  // of x's rows, by whoever rounds or quantizes them; with room of kNormSharedBytes, all of one
   // x as the tensor cores take it, rows of K rounded up (prepare.cu); where a block has many tokens.
   const uint8_t* prepared = nullptr;
   const ActivationMeta* meta = nullptr;
@@ -90,7 +95,8 @@ void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments);
 void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
                              ActivationMeta* meta);
 int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);
-// Rows of x to BF16, or to quants or numbers of E4M3 and meta, `columns` a row: zeros from K on.
+// Rows of x, normed where they are to be, to BF16, or to quants or numbers of E4M3 and meta, `columns` a row:
+// zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);
 void launch_prepare_q8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
                        ActivationMeta* meta);

@@ -15,6 +15,7 @@ struct MatmulCall {
   const float* x = nullptr;
   int64_t x_stride = 0, tokens = 0;
   const int32_t* counts = nullptr;  // on the device; null: every row is expert 0's
+  RowNorm norm;                     // of x's rows; where matmul_norms()
   float* y = nullptr;               // [tokens, end_row - first_row]
   int64_t y_stride = 0;
   const float* bias = nullptr;  // of the rows from first_row on, as residual
@@ -25,6 +26,8 @@ struct MatmulCall {
   bool gated = false;  // matmul.h's; from matmul_gates_from() tokens on
 };
 
+// Whether run_matmul norms rows of x itself.
+bool matmul_norms(const CudaBackend& chip, const Weight& weight, Compute compute);
 // The least tokens from which run_matmul takes `gated`: INT64_MAX where it never does.
 int64_t matmul_gates_from(const CudaBackend& chip, const Weight& weight, Compute compute);
 // Of any call with as many tokens or fewer.

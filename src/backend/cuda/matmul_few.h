@@ -15,48 +15,14 @@
 // A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.
-// A stage's instructions bound what the formats with small blocks can reach (four a clock, where memory gives
-// 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth is not yet
-// measured.
+// A stage's instructions bound what the formats with small blocks can reach (four a clock, where
+// memory gives 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth
+// is not yet measured.
 #pragma once
 
-#include "backend/cuda/matmul_few_group.h"
-#include "backend/cuda/matmul_mma.h"
+#include "backend/cuda/matmul_few_rows.h"
 
 namespace qiao::cuda {
-
-inline constexpr int kLogFewWarps = 4, kMostFewWarps = 1 << kLogFewWarps;
-template <class P>
-struct FewShape {
-  static constexpr int kStage = P::kFewStage, kLogTogether = P::kTogether == 1 ? 0 : 2;
-  static constexpr int kSteps = kStage / P::kStep;
-  static constexpr int kUnrolled = P::kMetaBytes == 16 ? kSteps / 2 : kSteps;  // all of halves spill
-  static constexpr int kStageBytes = kStage / P::kUnit * P::kUnitBytes;
-  static constexpr int kFit = 11264 / kStageBytes;
-  static constexpr int kStages = kFit < 3 ? 3 : kFit > 6 ? 6 : kFit;
-  static constexpr int kWarpBytes = kStages * kStageBytes;
-  static constexpr int kTokenBytes = 32;            // of a step
-  static constexpr int kMetaBytes = P::kMetaBytes;  // of a token and a group
-  static constexpr int kTicketBytes = kMostFewWarps * 4;
-  static_assert(kSegmentUnit % kStage == 0 && kStageBytes % 16 == 0 && 1 << kLogTogether == P::kTogether);
-  // What wgmma reads beyond the last piece of x, for tokens that are nobody's.
-  static_assert(P::kTogether == 1 ||
-                kSegmentUnit / P::kGroup * kFewTokens * kMetaBytes + kTicketBytes >= kFewTokens * 16 - 16);
-
-  // Of x, `columns` of so many tokens.
-  static int64_t x_bytes(int64_t columns, int64_t tokens) {
-    return columns / P::kStep * kTokenBytes * tokens + columns / P::kGroup * kFewTokens * kMetaBytes;
-  }
-};
-
-// A block's work in one tile of tokens and one panel of K; units are counted within it.
-struct FewPhase {
-  TokenTile tile;
-  int64_t first_item;     // of the launch's, of row tile 0
-  int begin, end;         // the panel's columns
-  int segments, segment;  // the panel's, and its first one's number
-  int from, to;           // the block's units, of kTogether row tiles
-};
 
 // Tiles of kFewTokens rows of the experts; by whole warps.
 __device__ inline int count_token_tiles(const int32_t* counts, int experts) {
@@ -70,6 +36,14 @@ __device__ inline int count_token_tiles(const int32_t* counts, int experts) {
   return tiles;
 }
 
+// A warp's share of a phase; row tiles are counted in groups of those that walk together.
+struct FewWalk {
+  int from, to, group, segment, stages;  // its units; where it begins; how many stages it has
+  // What is brought next.
+  const uint8_t* row;
+  int row_bytes, panel_bytes, at, group_to, brought = 0, slot_to = 0;
+};
+
 template <class P>
 struct FewBlock {
   using S = FewShape<P>;
@@ -77,9 +51,10 @@ struct FewBlock {
   const MatmulArguments& op;
   int log_warps, warp, lane;
   // In shared memory: this warp's stages; x; [group][token] a scale and what add_few() takes with it;
-  // by the warp that a row tile begins in, how many of its segments are there.
+  // by the warp that a row tile begins in, how many of its segments are there; [token][warp] squares of rows.
   uint8_t *stages, *x, *meta;
   unsigned* tickets;
+  float* squares;
 
   __device__ explicit FewBlock(const MatmulArguments& arguments)
       : op(arguments),
@@ -92,6 +67,7 @@ struct FewBlock {
     x = shared + (S::kWarpBytes << log_warps);
     meta = x + columns / P::kStep * S::kTokenBytes * static_cast<int>(op.slot_tokens);
     tickets = reinterpret_cast<unsigned*>(meta + columns / P::kGroup * kFewTokens * S::kMetaBytes);
+    squares = reinterpret_cast<float*>(tickets + kMostFewWarps);
   }
 
   __device__ int log_walkers() const { return log_warps - S::kLogTogether; }
@@ -109,54 +85,6 @@ struct FewBlock {
 
   // This warp's row tile of the launch, in a group of those that are walked together.
   __device__ int row_tile_of(int group) const { return group * kTogether + warp % kTogether; }
-
-  // The panel's columns of x: [step][token][lane % 4] the two words of B, or as wgmma takes them: [piece of
-  // 16 columns][token].
-  __device__ void prepare(const FewPhase& phase) const {
-    constexpr int kAtOnce = 4;
-    const int quads = (phase.end - phase.begin + 127) / 128 * 32, all = phase.tile.count * quads;
-    const int step = static_cast<int>(blockDim.x);
-    const bool aligned = op.x_stride % 4 == 0 && aligned_16(op.x);
-    const float* rows = op.x + phase.tile.first * op.x_stride + phase.begin;
-    const int64_t width = op.weight.columns - phase.begin;
-    // Warps are inside or outside as a whole: a row is a multiple of 32 quads.
-    for (int base = static_cast<int>(threadIdx.x); base < all; base += kAtOnce * step) {
-      float4 four[kAtOnce];
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const int i = base + u * step, token = i / quads;
-        if (i < all) four[u] = load_four(rows + token * op.x_stride, i % quads * 4, width, aligned);
-      }
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const int i = base + u * step, token = i / quads;
-        if (i >= all) continue;
-        const float values[4] = {four[u].x, four[u].y, four[u].z, four[u].w};
-        store_quad(values, i % quads * 4, token, phase.tile.count);
-      }
-    }
-  }
-
-  __device__ void store_quad(const float (&values)[4], int at, int token, int tokens) const {
-    const int inside = at % P::kStep, half = inside / (P::kStep / 2);
-    uint8_t* to = x + (at / P::kStep * tokens + token) * S::kTokenBytes + half * 4;
-    if constexpr (P::kQuants) {
-      ActivationMeta own;
-      *reinterpret_cast<uint32_t*>(to + inside % 16 / 4 * 8) = quantize_four(values, own);
-      if (threadIdx.x % 8 != 0) return;
-      store_meta<typename P::F>(own, meta + (at / 32 * kFewTokens + token) * S::kMetaBytes);
-    } else if constexpr (P::kF8) {  // a warp has a whole block of 128
-      float scale;
-      to = kTogether > 1 ? x + (at / 16 * tokens + token) * 16 + at % 16 : to + inside % 16 / 4 * 8;
-      *reinterpret_cast<uint32_t*>(to) = quantize_four_f8(values, scale);
-      if (threadIdx.x % 32 != 0) return;
-      *reinterpret_cast<float*>(meta + (at / P::kGroup * kFewTokens + token) * S::kMetaBytes) = scale;
-    } else {
-      to += inside % 8 / 2 * 8;
-      *reinterpret_cast<uint32_t*>(to) = two_bf16(values[0], values[1]);
-      *reinterpret_cast<uint32_t*>(to + 8) = two_bf16(values[2], values[3]);
-    }
-  }
 
   // One step: of the tile in the stage, x and its meta as this lane takes them.
   template <class L>
@@ -240,45 +168,53 @@ struct FewBlock {
     finish<L>(phase, row_tile, sums);
   }
 
-  // This warp's share of a phase; row tiles are counted in groups of those that walk together. The first
-  // stages are on their way before x is asked for.
-  template <class L>
-  __device__ void run(const FewPhase& phase) const {
+  // The next stage on its way, if any is left: the panel's part of a row tile, from a byte of it on.
+  __device__ void bring_next(FewWalk& walk) const {
+    if (walk.brought < walk.stages) {
+      bool has_rows = true;
+      if constexpr (kTogether > 1) has_rows = row_tile_of(walk.group_to) < op.row_tiles;
+      if (has_rows) bring(stage_at(walk.slot_to), walk.row + walk.at, walk.panel_bytes - walk.at);
+      ++walk.brought, walk.at += S::kStageBytes;
+      if (walk.at >= walk.panel_bytes)
+        walk.row += int64_t{kTogether} * walk.row_bytes, walk.at = 0, ++walk.group_to;
+      walk.slot_to = walk.slot_to == S::kStages - 1 ? 0 : walk.slot_to + 1;
+    }
+    copy_async_commit();
+  }
+
+  // This warp's share of a phase, its first stages on their way before x is asked for; and x.
+  __device__ FewWalk start(const FewPhase& phase) const {
+    FewWalk walk;
     const int units = phase.to - phase.from, segment = static_cast<int>(op.segment);
     const int walker = warp >> S::kLogTogether;
-    const int from = phase.from + (units * walker >> log_walkers());
-    const int to = phase.from + (units * (walker + 1) >> log_walkers());
+    walk.from = phase.from + (units * walker >> log_walkers());
+    walk.to = phase.from + (units * (walker + 1) >> log_walkers());
     const int row_stages = (phase.end - phase.begin + S::kStage - 1) / S::kStage;
-    int group = from / phase.segments, s = from - group * phase.segments;
-    const int last_group = to / phase.segments, rest = to - last_group * phase.segments;
-    const int stages_left = (last_group - group) * row_stages + (rest - s) * (segment / S::kStage);
+    walk.group = walk.group_to = walk.from / phase.segments;
+    walk.segment = walk.from - walk.group * phase.segments;
+    const int last_group = walk.to / phase.segments, rest = walk.to - last_group * phase.segments;
+    walk.stages = (last_group - walk.group) * row_stages + (rest - walk.segment) * (segment / S::kStage);
 
-    // What is brought next: the panel's part of a row tile, from a byte of it on.
-    const int row_bytes = static_cast<int>(op.weight.units) * P::kUnitBytes;
-    const uint8_t* row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
-                         (op.first_tile + row_tile_of(group)) * int64_t{row_bytes} +
-                         phase.begin / P::kUnit * P::kUnitBytes;
-    const int panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
-    int brought = 0, at = s * (segment / P::kUnit) * P::kUnitBytes, slot_to = 0, group_to = group;
-    const auto bring_next = [&] {
-      if (brought < stages_left) {
-        bool has_rows = true;
-        if constexpr (kTogether > 1) has_rows = row_tile_of(group_to) < op.row_tiles;
-        if (has_rows) bring(stage_at(slot_to), row + at, panel_bytes - at);
-        ++brought, at += S::kStageBytes;
-        if (at >= panel_bytes) row += int64_t{kTogether} * row_bytes, at = 0, ++group_to;
-        slot_to = slot_to == S::kStages - 1 ? 0 : slot_to + 1;
-      }
-      copy_async_commit();
-    };
+    walk.row_bytes = static_cast<int>(op.weight.units) * P::kUnitBytes;
+    walk.row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
+               (op.first_tile + row_tile_of(walk.group)) * int64_t{walk.row_bytes} +
+               phase.begin / P::kUnit * P::kUnitBytes;
+    walk.panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
+    walk.at = walk.segment * (segment / P::kUnit) * P::kUnitBytes;
 #pragma unroll
-    for (int i = 0; i < S::kStages - 1; ++i) bring_next();
+    for (int i = 0; i < S::kStages - 1; ++i) bring_next(walk);
 
     wait_for_previous();  // the weight does not depend on it
-    prepare(phase);
+    FewRows<P>{op, x, meta, squares}.prepare(phase);
     if constexpr (kTogether > 1) multiply_stored();
     __syncthreads();
+    return walk;
+  }
 
+  template <class L>
+  __device__ void run(const FewPhase& phase, FewWalk walk) const {
+    const int from = walk.from, to = walk.to, segment = static_cast<int>(op.segment);
+    int group = walk.group, s = walk.segment;
     const int tokens = phase.tile.count, step_bytes = tokens * S::kTokenBytes;
     const int own = L::of_column(lane / 4), token = own < tokens ? own : tokens - 1;  // else nobody's
     const uint8_t* x_lane = x + token * S::kTokenBytes + lane % 4 * 8;
@@ -286,10 +222,10 @@ struct FewBlock {
     float sums[L::kSums] = {}, total[L::kSums] = {};
     int k = phase.begin + s * segment, slot = 0, left_behind = 0;
     int stop = k + segment < phase.end ? k + segment : phase.end;  // the segment's end
-    for (int stage = 0; stage < stages_left; ++stage) {
+    for (int stage = 0; stage < walk.stages; ++stage) {
       copy_async_wait<S::kStages - 2>();
       __syncwarp();
-      bring_next();
+      bring_next(walk);
       const uint8_t* w = stage_at(slot);
       slot = slot == S::kStages - 1 ? 0 : slot + 1;
       const int first_step = (k - phase.begin) / P::kStep;
@@ -324,7 +260,7 @@ struct FewBlock {
       } else if (has_rows) {
         leave<L>(phase, partials_of(phase, row_tile_of(group), phase.segment + s), sums);
         ++left_behind;
-        if (row_ends || stage == stages_left - 1) {
+        if (row_ends || stage == walk.stages - 1) {
           arrive<L>(phase, group, left_behind);
           left_behind = 0;
         }
@@ -344,6 +280,10 @@ struct FewBlock {
 template <class P>
 __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArguments op) {
   let_next_begin();
+  if (op.norm.gamma != nullptr) {  // to the L2 cache, while the kernel before ends: each block a part
+    const int64_t at = (int64_t{threadIdx.x} * gridDim.x + blockIdx.x) * 32;
+    if (at < op.weight.columns) prefetch(op.norm.gamma + at);
+  }
   if (op.counts != nullptr) wait_for_previous();  // which rows are an expert's
   const FewBlock<P> block(op);
   if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
@@ -377,13 +317,14 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
     phase.from = unit - base, phase.to = stop - base;
     unit = stop;
     if (!is_first) __syncthreads();  // the last phase's x and stages are free
+    const FewWalk walk = block.start(phase);
     if constexpr (P::kQuants) {
       if (phase.tile.count <= kFewTokens / 2) {
-        block.template run<EvenColumns>(phase);
+        block.template run<EvenColumns>(phase, walk);
         continue;
       }
     }
-    block.template run<AllColumns>(phase);
+    block.template run<AllColumns>(phase, walk);
   }
 }
 
@@ -394,9 +335,13 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   op.slot_tokens = op.tokens < kFewTokens ? op.tokens : kFewTokens;
   const int64_t of_segment = S::x_bytes(op.segment, op.slot_tokens);
   op.log_warps = kLogFewWarps;
+  const int64_t square_bytes = op.norm.present ? S::kSquareBytes : 0;
   const auto room = [&] {
-    return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes;
+    return op.block_shared_bytes - (int64_t{S::kWarpBytes} << op.log_warps) - S::kTicketBytes - square_bytes;
   };
+  static_assert((S::kWarpBytes << kLogFewWarps) + S::x_bytes(kMostSegment, kFewTokens) + S::kTicketBytes +
+                    S::kSquareBytes <=
+                kNormSharedBytes);
   // Where there is less than Hopper's.
   while (op.log_warps > S::kLogTogether && room() < of_segment) --op.log_warps;
   const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
@@ -410,7 +355,8 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   op.grain = even ? op.segments : 1;
   op.share = static_cast<int>((even ? groups : units) / blocks);
   const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
-                        S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes;
+                        S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes +
+                        square_bytes;
   launch("linear", stream, matmul_few<P>, static_cast<unsigned>(blocks), 32u << op.log_warps,
          static_cast<size_t>(bytes), op);
 }

@@ -1,8 +1,9 @@
 // FP8 with many tokens on Hopper: matmul_wgmma_f8.h. And the tokens as its blocks take them, once for all
-// rows of the weight: [block of 128 columns][token, rounded up to 8][128 numbers], each row's 16-byte pieces
-// where wgmma looks for them (instructions.h); then the scales, [block][token]. A warp has a block of a
-// token; one pass over memory. Not yet run on a device.
+// rows of the weight (F8PieceOperand). A warp has a block of a token; one pass over memory. Not yet run on a
+// device.
 #include "backend/cuda/matmul_wgmma_f8.h"
+
+#include "backend/cuda/prepare.h"
 
 namespace qiao::cuda {
 namespace {
@@ -10,24 +11,18 @@ namespace {
 constexpr int kPrepareF8Threads = 256;
 
 __global__ void __launch_bounds__(kPrepareF8Threads)
-    prepare_f8_pieces(const float* x, int64_t stride, int64_t tokens, int64_t blocks, uint8_t* out,
-                      float* scales) {
+    prepare_f8_pieces(const float* x, int64_t stride, int64_t tokens, int64_t blocks,
+                      F8PieceOperand operand) {
   begin_kernel();
-  const int64_t padded = ceil_div(tokens, 8) * 8, count = blocks * padded;
-  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t count = blocks * operand.rows;
   const bool aligned = aligned_16(x) && stride % 4 == 0;
   for (int64_t i = int64_t{blockIdx.x} * (kPrepareF8Threads / 32) + threadIdx.x / 32; i < count;
        i += int64_t{gridDim.x} * (kPrepareF8Threads / 32)) {
-    const int64_t block = i / padded, token = i % padded;
+    const int64_t token = i % operand.rows, k = i / operand.rows * kF8Block + 4 * (threadIdx.x % 32);
     float4 four = make_float4(0, 0, 0, 0);
-    if (token < tokens)
-      four = load_four(x + token * stride, block * kF8Block + 4 * lane, blocks * kF8Block, aligned);
+    if (token < tokens) four = load_four(x + token * stride, k, blocks * kF8Block, aligned);
     const float values[4] = {four.x, four.y, four.z, four.w};
-    float scale;
-    const uint32_t numbers = quantize_four_f8(values, scale);
-    uint8_t* to = out + i * 128 + (lane / 4 ^ static_cast<int>(token % 8)) * 16 + lane % 4 * 4;
-    *reinterpret_cast<uint32_t*>(to) = numbers;
-    if (lane == 0) scales[i] = scale;
+    operand.put(values, token, k, true);
   }
 }
 
@@ -35,10 +30,11 @@ __global__ void __launch_bounds__(kPrepareF8Threads)
 
 void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& op, uint8_t* prepared,
                              ActivationMeta* meta) {
+  const F8PieceOperand operand{prepared, reinterpret_cast<float*>(meta), ceil_div(op.tokens, 8) * 8};
+  if (op.norm.present) return launch_prepare_normed(stream, op, operand.rows, operand);
   const int64_t blocks = op.weight.columns / kF8Block;
-  launch("linear", stream, prepare_f8_pieces,
-         blocks_for(ceil_div(op.tokens, 8) * 8 * blocks * 32, kPrepareF8Threads), kPrepareF8Threads, 0, op.x,
-         op.x_stride, op.tokens, blocks, prepared, reinterpret_cast<float*>(meta));
+  launch("linear", stream, prepare_f8_pieces, blocks_for(operand.rows * blocks * 32, kPrepareF8Threads),
+         kPrepareF8Threads, 0, op.x, op.x_stride, op.tokens, blocks, operand);
 }
 
 void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments op) {

@@ -79,15 +79,22 @@ __device__ inline Place place_of(unsigned tiles) {
   return {int64_t{blockIdx.x / tiles}, 4 * (int64_t{blockIdx.x % tiles} * blockDim.x + threadIdx.x)};
 }
 
-// Calls run(warps, kept) with how many warps a row of this width has, and how many float4s a thread keeps.
+// Float4s that a thread of a row keeps, and how many warps the row has: its width alone says it.
+inline constexpr int kRowKept = 4, kMostRowWarps = 16;
+__host__ __device__ inline int row_warps(int64_t width) {
+  return width <= 512 ? 1 : width <= 2048 ? 4 : kMostRowWarps;
+}
+// Calls run(warps, kept) with both.
 template <class Run>
 void for_width(int64_t width, Run run) {
-  if (width <= 512) {
-    run(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
-  } else if (width <= 2048) {
-    run(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
-  } else {
-    run(std::integral_constant<int, 16>(), std::integral_constant<int, 4>());
+  constexpr std::integral_constant<int, kRowKept> kKept;
+  switch (row_warps(width)) {
+    case 1:
+      return run(std::integral_constant<int, 1>(), kKept);
+    case 4:
+      return run(std::integral_constant<int, 4>(), kKept);
+    default:
+      return run(std::integral_constant<int, kMostRowWarps>(), kKept);
   }
 }
 // Rows of one warp come four to a block.

@@ -28,6 +28,7 @@ cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t sh
 
 inline void wait_for_previous() { stand_in::begin_thread(); }
 inline void let_next_begin() {}
+inline void prefetch(const void*) {}
 inline void begin_kernel() { wait_for_previous(); }
 
 template <class T>
