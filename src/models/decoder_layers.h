@@ -12,8 +12,8 @@ struct LayerStream {
   Tensor residual, update;  // [T, C]
 };
 
-// Whether a pass may do without an update: what a block makes is neither summed over ranks nor normed first,
-// no adapter adds to it, and no experts add theirs up first; and no tape keeps what the norms make.
+// Whether a pass that no tape records may do without an update: not where what a block makes is summed over
+// ranks or normed before, an adapter adds to it, or experts add theirs up first.
 bool adds_at_once(const DecoderConfig& config, const Collectives* ranks, bool with_adapters);
 
 // What attention projects: rows, which `norm` norms first if there is one.

@@ -2,13 +2,18 @@
 // made of (docs/h200.md).
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/cuda_stand_in/stand_in.h"
+#include "base/file.h"
+#include "models/initial_weights.h"
 #include "models/model_folder.h"
 #include "models/step_driver.h"
+#include "support/temporary_directory.h"
 
 namespace qiao {
 namespace {
@@ -19,23 +24,49 @@ struct CountedOps final : OpWatch {
   int64_t all = 0;
 };
 
+// A Llama of BF16 weights, drawn at random.
+struct Bf16Model {
+  Bf16Model() : backend(make_backend("cuda")) {
+    Json config = parse_json(read_file(testing::golden_models() / "llama" / "config.json"), "config.json");
+    config["dtype"] = "bfloat16";
+    folder.write("config.json", dump_json(config));
+    files = open_or_initialize(folder.path(), 1);
+    decoder = Decoder::load(*files, *backend);
+  }
+  testing::TemporaryDirectory folder;
+  std::unique_ptr<Backend> backend;
+  std::shared_ptr<ModelFiles> files;
+  std::unique_ptr<Decoder> decoder;
+};
+
 TEST(CudaLaunchesTest, AStepOfDecodingNormsInItsProductsAndHasALaunchForEachOp) {
-  const auto backend = make_backend("cuda");
-  const auto files = testing::ModelFolder("llama", "config.json").open();
-  const auto decoder = Decoder::load(*files, *backend, {.compute = DecoderOptions::Policy::kBF16});
-  const int64_t layers = decoder->config().num_hidden_layers;
-  testing::StepDriver driver(*decoder, 8);
+  const Bf16Model model;
+  const int64_t layers = model.decoder->config().num_hidden_layers;
+  testing::StepDriver driver(*model.decoder, 8);
   const int32_t prompt[] = {1, 2, 3}, next[] = {4}, row[] = {0};
   driver.feed(prompt, row);
   CountedOps ops;
-  backend->set_watch(&ops);
+  model.backend->set_watch(&ops);
   const int64_t before = stand_in::use().launches;
   driver.feed(next, row);
-  backend->synchronize();
-  backend->set_watch(nullptr);
+  model.backend->synchronize();
+  model.backend->set_watch(nullptr);
   EXPECT_EQ(ops.counts["linear"], 4 * layers + 1);
   EXPECT_EQ(ops.counts["add_rms_norm"], 1) << "the last, whose rows are a result of their own";
   EXPECT_EQ(stand_in::use().launches - before, ops.all);
+}
+
+// Few rows are normed by the products themselves, more on their way to them.
+TEST(CudaLaunchesTest, ARowsLogitsAreTheSameHoweverItIsNormed) {
+  const Bf16Model model;
+  std::vector<int32_t> prompt(20);
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>(i * 7 % 90 + 1);
+  const std::vector<float> whole = testing::StepDriver(*model.decoder, 20).feed_in_chunks(prompt, 20);
+  for (const size_t chunk : {1, 5, 9}) {
+    const std::vector<float> got = testing::StepDriver(*model.decoder, 20).feed_in_chunks(prompt, chunk);
+    ASSERT_EQ(got.size(), whole.size());
+    EXPECT_EQ(std::memcmp(whole.data(), got.data(), got.size() * sizeof(float)), 0) << "chunks of " << chunk;
+  }
 }
 
 }  // namespace

@@ -62,6 +62,35 @@ TEST_F(LayersTest, RmsNormAddsTheResidualFirst) {
   EXPECT_EQ(get(x), (std::vector<float>{1.5f, 4}));
 }
 
+// By one product itself, by a norm for several pieces, and so that a tape has both.
+TEST_F(LayersTest, LinearNormsItsRowsFirst) {
+  struct Norms final : OpWatch {
+    void on_op(std::string_view op, double, double, double) override {
+      count += op == "add_rms_norm" ? 1 : 0;
+    }
+    int count = 0;
+  };
+  const RmsNormLayer norm{Parameter::upload(*backend_, {1, 3}), 1.0f, 3.5f};  // makes 1.5 and 4 of 3 and 4
+  LinearLayer one, two;
+  one.pieces.push_back(piece({1, 0, 2, 1}, 2, 0));
+  two.pieces.push_back(piece({1, 0}, 2, 0));
+  two.pieces.push_back(piece({2, 1}, 2, 1));
+  const Tensor x = put({1, 2}, {3, 4}), y = put({1, 2}, {10, 20});
+  for (const bool records : {false, true}) {
+    Tape tape(*backend_);
+    if (records) context_.record_on(tape);
+    for (const LinearLayer* layer : {&one, &two}) {
+      Norms norms;
+      backend_->set_watch(&norms);
+      layer->forward(context_, x, y, y, Activation::kNone, 0, &norm);
+      backend_->set_watch(nullptr);
+      EXPECT_EQ(norms.count, 1);
+      EXPECT_EQ(get(x), (std::vector<float>{3, 4}));
+    }
+  }
+  EXPECT_EQ(get(y), (std::vector<float>{10 + 4 * 1.5f, 20 + 4 * 7.0f}));
+}
+
 TEST_F(LayersTest, MlpGatesThenProjectsOverItsInput) {
   MlpLayer layer;
   layer.gate_up.pieces.push_back(piece({1, 0, 0, 2}, 1, 0));  // gates 1, 0; ups 0, 2 of one input
