@@ -1,6 +1,14 @@
 // What the products by wgmma (matmul_wgmma.h, matmul_wgmma_f8.h) have in common beside a block's walk: how
 // the warps that bring stages and those that multiply hand them on, and how sums leave. S is a block's shape,
 // where things lie in its shared memory.
+//
+// Of a gated product (MatmulArguments::gated) a tile is 64 rows of gate, which the first warpgroup
+// multiplies, and the same 64 of up, which the second does: weights lie as ever, and nothing is different
+// until a tile ends. Then both put their sums of 32 tokens into shared memory, and all 256 threads gate them.
+// Of an 8B's 28672 rows by 2048 tokens 117 MB leave where 235 MB left, were read again and became 117: 470 MB
+// less, 110 us at 4268 GB/s, and a launch less. A silu and its product are 13 instructions an output without
+// a branch, those of four outputs interleaved: 3% of the cycles that the tensor cores take for a tile of 128
+// x 192 with K = 4096, some 20 us. So the prediction: 90 us of a layer's 1700. Not yet run on a device.
 #pragma once
 
 #include "backend/cuda/matmul_wgmma_walk.h"
