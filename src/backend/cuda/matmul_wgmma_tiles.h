@@ -128,14 +128,14 @@ __device__ inline void leave_sums(const MatmulArguments& op, int place, int segm
 template <class S>
 struct WgmmaEnd {
   bool both;
-  int group, barrier, threads, thread;
+  int group, barrier, threads;
 
   __device__ explicit WgmmaEnd(const MatmulArguments& op)
       : both(S::kGroups == 2 && op.gated != 0),
         group(static_cast<int>(threadIdx.x / 128)),
         barrier(both ? 2 : 2 + group),
-        threads(both ? 256 : 128),
-        thread(both ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % 128)) {}
+        threads(both ? 256 : 128) {}
+  __device__ int thread() const { return static_cast<int>(threadIdx.x) & (threads - 1); }
   __device__ void sync() const { barrier_sync(barrier, threads); }
   __device__ bool any(bool says) const { return barrier_any(barrier, threads, says); }
 };
@@ -150,7 +150,7 @@ __device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, c
   const auto segments = static_cast<int>(op.segments);
   const int place = walk.place_of(work, end.group);
   const auto count = static_cast<unsigned>(own.end - own.first), all = static_cast<unsigned>(segments);
-  const bool asks = end.thread == 0;
+  const bool asks = end.thread() == 0;
   unsigned* ticket = op.tickets + (end.both ? walk.place_of(work, 0) : place);
   int first = own.end;
   bool all_there = false, begins = false;  // begins: with what is in memory
@@ -250,7 +250,7 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
       aligned_16(op.y + op.column) && op.y_stride % 4 == 0 &&
       (op.bias == nullptr || aligned_16(op.bias + op.column)) &&
       (op.residual == nullptr || (aligned_16(op.residual + op.column) && op.residual_stride % 4 == 0));
-  const int column = end.thread % 16 * 4;
+  const int column = static_cast<int>(threadIdx.x % 16) * 4;
   const int64_t row = work.row_tile * kTileRows + (end.both ? 0 : end.group * 64) + column;
 #pragma unroll
   for (int c = 0; c < S::kTokens / S::kChunk; ++c) {
@@ -262,7 +262,7 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
     }
     end.sync();
 #pragma unroll 1  // what an activation takes
-    for (int in_chunk = end.thread / 16; in_chunk < S::kChunk; in_chunk += end.threads / 16) {
+    for (int in_chunk = end.thread() / 16; in_chunk < S::kChunk; in_chunk += end.threads / 16) {
       const int token = c * S::kChunk + in_chunk;
       if (token < work.tokens.skip || token >= work.tokens.count) continue;
       const auto four_of = [&](int group) {
