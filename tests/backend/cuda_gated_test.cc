@@ -113,7 +113,7 @@ TEST_F(CudaGatedTest, HasTheBitsOfTheOpsApart) {
 // Even shares: blocks begin and end anywhere in tiles, whose both halves end together.
 TEST_F(CudaGatedTest, SharesEndAnywhere) {
   for (const Compute compute : kGatedKinds) {
-    for (const int multiprocessors : {2, 5, 11, 132}) {
+    for (const int multiprocessors : {2, 11, 132}) {
       expect_same(gated_case(compute, 20, 144, 1280, multiprocessors));
       expect_same(gated_case(compute, 100, 96, 1200, multiprocessors));
       expect_same(gated_case(compute, 200, 144, 1280, multiprocessors));  // few large ones

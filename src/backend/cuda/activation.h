@@ -6,7 +6,7 @@
 
 namespace qiao::cuda {
 
-inline constexpr float kRootHalf = 0.70710678f, kInverseRootTwoPi = 0.39894228f, kRootTwoOverPi = 0.79788456f,
+inline constexpr float kRootHalf = 0.70710678f, kInverseRootTwoPi = 0.39894228f,
                        kTwiceRootTwoOverPi = 1.5957691f, kGeluCubic = 0.044715f;
 
 // `soft_cap` is kSoftCap's alone.
@@ -15,11 +15,12 @@ __device__ inline float activated(float x, float soft_cap = 0) {
   if constexpr (kKind == Activation::kNone) {
     return x;
   } else if constexpr (kKind == Activation::kSilu) {
-    return x / (1.0f + expf(-x));
+    return divide_flushed(x, 1.0f + expf(-x));
   } else if constexpr (kKind == Activation::kGelu) {
     return x * 0.5f * (1.0f + erff(x * kRootHalf));
   } else if constexpr (kKind == Activation::kGeluTanh) {
-    return 0.5f * x * (1.0f + tanhf(kRootTwoOverPi * fmaf(kGeluCubic, x * x * x, x)));
+    // 0.5 (1 + tanh(z)) is the sigmoid of 2 z.
+    return divide_flushed(x, 1.0f + expf(-kTwiceRootTwoOverPi * x * fmaf(kGeluCubic, x * x, 1.0f)));
   } else {
     return soft_cap * tanhf(x / soft_cap);
   }
@@ -52,7 +53,7 @@ __device__ inline SigmoidSlope activated_slope(float x) {
     return {x * phi, fmaf(x, kInverseRootTwoPi * expf(x * x * -0.5f), phi)};
   } else {
     static_assert(kKind == Activation::kGeluTanh);
-    // 0.5 (1 + tanh(z)) is the sigmoid of 2 z. Beyond 16 it is 0 or 1 and its slope 0.
+    // Beyond 16 it is 0 or 1 and its slope 0.
     const float near = fmaxf(-16.0f, fminf(16.0f, x)), square = near * near;
     const SigmoidSlope s = sigmoid_slope(kTwiceRootTwoOverPi * near * fmaf(kGeluCubic, square, 1.0f));
     const float inner = kTwiceRootTwoOverPi * fmaf(3 * kGeluCubic, square, 1.0f);

@@ -290,6 +290,14 @@ __device__ inline float exp2_flushed(float x) {
   return y;
 }
 
+// a / b to two units in the last place, b from 1 on: a * (1 / b), where a, 1 / b and the product are 0 below
+// 2^-126. No branch, as a division rounded to nearest has.
+__device__ inline float divide_flushed(float a, float b) {
+  float y;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 // FP8 of four exponent and three mantissa bits, without infinities: to nearest even, larger ones become 448.
 __device__ inline uint8_t e4m3_of(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);

@@ -1,6 +1,14 @@
 // What the products by wgmma (matmul_wgmma.h, matmul_wgmma_f8.h) have in common beside a block's walk: how
 // the warps that bring stages and those that multiply hand them on, and how sums leave. S is a block's shape,
 // where things lie in its shared memory.
+//
+// Of a gated product (MatmulArguments::gated) a tile is 64 rows of gate, which the first warpgroup
+// multiplies, and the same 64 of up, which the second does: weights lie as ever, and nothing is different
+// until a tile ends. Then both put their sums of 32 tokens into shared memory, and all 256 threads gate them.
+// Of an 8B's 28672 rows by 2048 tokens 117 MB leave where 235 MB left, were read again and became 117: 470 MB
+// less, 110 us at 4268 GB/s, and a launch less. A silu and its product are 13 instructions an output without
+// a branch, those of four outputs interleaved: 3% of the cycles that the tensor cores take for a tile of 128
+// x 192 with K = 4096, some 20 us. So the prediction: 90 us of a layer's 1700. Not yet run on a device.
 #pragma once
 
 #include "backend/cuda/matmul_wgmma_walk.h"
@@ -120,14 +128,14 @@ __device__ inline void leave_sums(const MatmulArguments& op, int place, int segm
 template <class S>
 struct WgmmaEnd {
   bool both;
-  int group, barrier, threads, thread;
+  int group, barrier, threads;
 
   __device__ explicit WgmmaEnd(const MatmulArguments& op)
       : both(S::kGroups == 2 && op.gated != 0),
         group(static_cast<int>(threadIdx.x / 128)),
         barrier(both ? 2 : 2 + group),
-        threads(both ? 256 : 128),
-        thread(both ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % 128)) {}
+        threads(both ? 256 : 128) {}
+  __device__ int thread() const { return static_cast<int>(threadIdx.x) & (threads - 1); }
   __device__ void sync() const { barrier_sync(barrier, threads); }
   __device__ bool any(bool says) const { return barrier_any(barrier, threads, says); }
 };
@@ -142,7 +150,7 @@ __device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, c
   const auto segments = static_cast<int>(op.segments);
   const int place = walk.place_of(work, end.group);
   const auto count = static_cast<unsigned>(own.end - own.first), all = static_cast<unsigned>(segments);
-  const bool asks = end.thread == 0;
+  const bool asks = end.thread() == 0;
   unsigned* ticket = op.tickets + (end.both ? walk.place_of(work, 0) : place);
   int first = own.end;
   bool all_there = false, begins = false;  // begins: with what is in memory
@@ -242,7 +250,7 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
       aligned_16(op.y + op.column) && op.y_stride % 4 == 0 &&
       (op.bias == nullptr || aligned_16(op.bias + op.column)) &&
       (op.residual == nullptr || (aligned_16(op.residual + op.column) && op.residual_stride % 4 == 0));
-  const int column = end.thread % 16 * 4;
+  const int column = static_cast<int>(threadIdx.x % 16) * 4;
   const int64_t row = work.row_tile * kTileRows + (end.both ? 0 : end.group * 64) + column;
 #pragma unroll
   for (int c = 0; c < S::kTokens / S::kChunk; ++c) {
@@ -254,7 +262,7 @@ __device__ inline void store_tile(const MatmulArguments& op, const WgmmaWork& wo
     }
     end.sync();
 #pragma unroll 1  // what an activation takes
-    for (int in_chunk = end.thread / 16; in_chunk < S::kChunk; in_chunk += end.threads / 16) {
+    for (int in_chunk = end.thread() / 16; in_chunk < S::kChunk; in_chunk += end.threads / 16) {
       const int token = c * S::kChunk + in_chunk;
       if (token < work.tokens.skip || token >= work.tokens.count) continue;
       const auto four_of = [&](int group) {

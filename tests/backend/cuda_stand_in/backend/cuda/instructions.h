@@ -217,6 +217,11 @@ inline float exp2_flushed(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 
+inline float divide_flushed(float a, float b) {
+  const auto flushed = [](float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : x; };
+  return flushed(flushed(a) * flushed(1.0f / b));
+}
+
 inline uint8_t e4m3_of(float value) { return float_to_e4m3(value); }
 inline float float_of_e4m3(uint8_t bits) { return e4m3_to_float(bits); }
 inline void unpack_e4m3(uint32_t four, uint32_t& first, uint32_t& second) {
