@@ -126,7 +126,7 @@ __device__ inline bool add_up(const WgmmaWalk<S>& walk, const WgmmaWork& work, c
   unsigned* ticket = op.tickets + place;
   int* all_there = reinterpret_cast<int*>(shared + S::kIsLastAt) + group;
   int first = own.end;
-  bool begins = false;  // with what is in memory
+  bool begins = false;         // with what is in memory
   barrier_sync(barrier, 128);  // all have read what it last said
   if (own.first == 0) {
     // Mostly the others have long been here. What is left in memory is on its way there meanwhile.
