@@ -219,6 +219,22 @@ TEST_P(CudaSegmentsTest, ARowsSumIsTheSameOnEveryDevice) {
   }
 }
 
+// A product that follows at once asks for its weight before it waits: not before that is written.
+TEST_P(CudaSegmentsTest, AWeightIsReadOnceItIsThere) {
+  const int64_t rows = 40, columns = 512;
+  const bool can_be_written = GetParam().dtype == DType::kF32 || GetParam().dtype == DType::kBF16;
+  const auto bytes = weights(rows, columns, 4);
+  const OnChip x(*chip_, DType::kF32, {20, columns}, random_x(20 * columns));
+  const OnChip values(*chip_, DType::kF32, {rows, columns}, random_x(rows * columns));
+  for (const int64_t tokens : {1, 20}) {
+    const std::unique_ptr<Weight> weight = make(1, rows, columns, bytes.data());
+    EXPECT_EQ(linear(*weight, x.tensor.slice(0, tokens)), linear(*weight, x.tensor.slice(0, tokens)));
+    if (!can_be_written) continue;
+    chip_->write_weight(*weight, 0, values.tensor);
+    EXPECT_EQ(linear(*weight, x.tensor.slice(0, tokens)), linear(*weight, x.tensor.slice(0, tokens)));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Kinds, CudaSegmentsTest,
     ::testing::Values(Product{DType::kF32, Compute::kF32}, Product{DType::kBF16, Compute::kBF16},

@@ -172,7 +172,16 @@ TEST_F(CudaStandInHopperTest, MbarriersThatAreWronglyUsedAreFound) {
   EXPECT_THAT(run(never_comes, 1, 32, 512), HasSubstr("an mbarrier"));
 }
 
-enum class Mistake { kNone, kNoFence, kReadsEarly, kWritesEarly, kNeverWaits, kOneWarpLess };
+enum class Mistake {
+  kNone,
+  kNoFence,
+  kReadsEarly,
+  kWritesEarly,
+  kWritesA,
+  kNeverWaits,
+  kOneWarpLess,
+  kCopiesUnshown
+};
 
 // D[64, N] of each of two warpgroups: 1 + A[64, 32] B[32, N], in two steps of a group each. A row-major from
 // device memory, B^T [N, 64] through shared memory, of which columns 16 to 47 count.
@@ -195,6 +204,14 @@ __global__ void product_of_warpgroups(const uint16_t* a, const uint16_t* b, floa
     }
   }
   wait_arrivals(arrivals, 0);
+  if (mistake == Mistake::kCopiesUnshown) {
+    if (threadIdx.x == 0) arrivals_init(arrivals + 1, blockDim.x);
+    __syncthreads();
+    const unsigned row = threadIdx.x / 8, piece = threadIdx.x % 8;
+    copy_async<16>(rows + row * 64 + (piece ^ row % 8) * 8, b + row * 64 + piece * 8);
+    arrive_with_copies(arrivals + 1);
+    wait_arrivals(arrivals + 1, 0);
+  }
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint16_t* own = a + (warp * 16 + lane / 4) * 32 + lane % 4 * 2;
   const auto two = [&](int row, int k) { return own[row * 32 + k] | uint32_t{own[row * 32 + k + 1]} << 16; };
@@ -211,6 +228,7 @@ __global__ void product_of_warpgroups(const uint16_t* a, const uint16_t* b, floa
     }
     multiply_commit();
   }
+  if (mistake == Mistake::kWritesA) left[1][2] ^= 1;
   if (mistake != Mistake::kNeverWaits) {
     if (mistake == Mistake::kWritesEarly) {
       __syncthreads();
@@ -285,13 +303,14 @@ __global__ void product_of_e4m3(const uint8_t* a, const uint8_t* b, float* d, in
   float sum[kColumns / 2];
   for (float& s : sum) s = 1;  // is written, not added to
   multiply_begin();
+  uint32_t left[2][4];
   for (int step = 0; step < 2; ++step) {
-    uint32_t left[4];
     for (unsigned i = 0; i < 4; ++i) {
       const unsigned row = warp * 16 + lane / 4 + i % 2 * 8;
-      left[i] = *reinterpret_cast<const uint32_t*>(a + row * 64 + step * 32 + i / 2 * 16 + lane % 4 * 4);
+      left[step][i] =
+          *reinterpret_cast<const uint32_t*>(a + row * 64 + step * 32 + i / 2 * 16 + lane % 4 * 4);
     }
-    multiply_async_e4m3(sum, left,
+    multiply_async_e4m3(sum, left[step],
                         kColumns == 8 ? multiply_operand_of_pieces(rows + step * tokens * 32, tokens * 16)
                                       : multiply_operand(rows, step + 1),
                         step != 0);
@@ -382,14 +401,14 @@ __global__ void product_of_columns(const uint16_t* a, const uint16_t* b, float* 
   float sum[kColumns / 2];
   for (float& s : sum) s = 1;
   multiply_begin();
+  const uint32_t left[2][4] = {{two(0, 0), two(8, 0), two(0, 8), two(8, 8)},
+                               {two(0, 16), two(8, 16), two(0, 24), two(8, 24)}};
   for (int step = 0; step < 2; ++step) {
-    const int k = step * 16;
-    const uint32_t left[4] = {two(0, k), two(8, k), two(0, k + 8), two(8, k + 8)};
     const uint64_t right = multiply_operand_of_columns(rows + step * 2048 + askew, kApart);
     if constexpr (kF16) {
-      multiply_async_f16_of_columns(sum, left, right);
+      multiply_async_f16_of_columns(sum, left[step], right);
     } else {
-      multiply_async_bf16_of_columns(sum, left, right);
+      multiply_async_bf16_of_columns(sum, left[step], right);
     }
   }
   multiply_commit();
@@ -463,12 +482,14 @@ TEST_F(CudaStandInHopperTest, BarriersTellWhetherAnyThreadSaysSo) {
 TEST_F(CudaStandInHopperTest, ProductsThatAreNotWaitedForShow) {
   WarpgroupProduct<64> product;
   const auto with = [&](Mistake mistake) {
-    return run(product_of_warpgroups<64>, 1, 128, 64 * 128 + 8, product.a.data(), product.aligned_b,
+    return run(product_of_warpgroups<64>, 1, 128, 64 * 128 + 16, product.a.data(), product.aligned_b,
                product.d.data(), mistake);
   };
   EXPECT_THAT(with(Mistake::kNoFence), HasSubstr("without a fence"));
   EXPECT_THAT(with(Mistake::kNeverWaits), HasSubstr("not waited for"));
   EXPECT_THAT(with(Mistake::kOneWarpLess), HasSubstr("some warps of a warpgroup alone"));
+  EXPECT_THAT(with(Mistake::kWritesA), HasSubstr("written before"));
+  EXPECT_THAT(with(Mistake::kCopiesUnshown), HasSubstr("were copied"));
   EXPECT_EQ(with(Mistake::kReadsEarly), "");
   EXPECT_TRUE(std::isnan(product.d[0]));
   EXPECT_EQ(with(Mistake::kWritesEarly), "");

@@ -150,6 +150,18 @@ __global__ void read_what_nobody_wrote(float* out) {
   out[threadIdx.x] = shared_memory<float>()[threadIdx.x];
 }
 
+__global__ void with_a_static_array(float* out) {
+  begin_kernel();
+  QIAO_SHARED(float, own, 32);
+  own[threadIdx.x] = 1;
+  out[threadIdx.x] = own[threadIdx.x];
+}
+__global__ void with_a_large_static_array() {
+  begin_kernel();
+  QIAO_SHARED(float, own, 4096 + 256);
+  own[threadIdx.x] = 1;
+}
+
 TEST_F(CudaStandInTest, SharedMemoryHasItsLimits) {
   EXPECT_THAT(run(nothing, 1, 32, 227 * 1024 + 1), HasSubstr("bytes of shared memory"));
   stand_in::reset();
@@ -160,6 +172,14 @@ TEST_F(CudaStandInTest, SharedMemoryHasItsLimits) {
   EXPECT_EQ(run(read_what_nobody_wrote, 1, 32, 128, out.data()), "");
   EXPECT_TRUE(std::all_of(out.begin(), out.end(), [](float x) { return std::isnan(x); }));
   EXPECT_THAT(run(overrun, 1, 32, 0), HasSubstr("beyond its end"));
+  stand_in::reset();
+  // Static arrays take whole kilobytes where there is dynamic memory behind them.
+  EXPECT_EQ(run(with_a_static_array, 1, 32, 226 * 1024, out.data()), "");
+  EXPECT_THAT(run(with_a_static_array, 1, 32, 226 * 1024 + 16, out.data()),
+              HasSubstr("bytes of shared memory"));
+  stand_in::reset();
+  EXPECT_EQ(run(with_a_large_static_array, 1, 32, 31 * 1024), "");
+  EXPECT_THAT(run(with_a_large_static_array, 1, 32, 32 * 1024), HasSubstr("at most 49152"));
 }
 
 __global__ void copied(const float* in, float* out, bool wait) {

@@ -227,9 +227,11 @@ class AttentionBringer {
     if (++unpacking_ > Shape::kAhead) unpacking_ = 0;
     wait_arrivals(ring_.empty_keys(), ring_.parity() ^ 1);
     unpack_rows<true>(raw, ring_.keys());
+    multiply_stored();
     arrive_as_warp(ring_.full_keys());
     wait_arrivals(ring_.empty_values(), ring_.parity() ^ 1);
     unpack_rows<false>(raw + Shape::kRawKeys, ring_.values());
+    multiply_stored();
     arrive_as_warp(ring_.full_values());
     ring_.advance();
     --on_their_way_;

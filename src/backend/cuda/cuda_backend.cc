@@ -145,6 +145,7 @@ void CudaBackend::do_repeat(std::unique_ptr<Recording>& recording, const std::fu
   if (!kept.graph && !kept.failed) {
     kept.graph = record(stream_, work);
     kept.failed = !kept.graph;
+    stream_.hold_next();  // what was recorded may have been held in place of what runs next
   }
   if (kept.graph && kept.graph->launch(stream_)) return;
   kept.graph.reset();

@@ -25,6 +25,8 @@ namespace context = boost::context::detail;
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kGuardBytes = 1024;
+// More than the first must be asked for, which launch_kernel does for more of dynamic memory than the second.
+constexpr size_t kUnaskedSharedBytes = 48 * 1024, kUnaskedDynamicBytes = 32 * 1024;
 constexpr int kBarriers = 16;
 constexpr unsigned char kPoison = 0xff;  // a NaN in every format, -1 as an integer
 
@@ -67,6 +69,7 @@ struct Arrivals {
   size_t expected = 0, coming = 0;  // bytes of the open phase
   std::vector<Copy> copies;
   std::vector<unsigned> waiting;
+  bool by_threads = false;  // copies by copy_async have come with it
 
   bool can_end() const { return left == 0 && expected == coming; }
 };
@@ -96,6 +99,7 @@ struct Block {
   size_t dynamic_bytes = 0, shared_bytes = 0;
   std::vector<SharedVariable> variables;
   unsigned said_yes = 0;
+  EarlyReads* early = nullptr;  // of look_ahead
 };
 Block block;
 
@@ -292,7 +296,7 @@ void run_block(uint64_t seed, uint64_t number) {
       continue;
     }
     if (block.next_ready.empty()) {
-      block.fault = who_waits();
+      if (block.early == nullptr) block.fault = who_waits();
       break;
     }
     std::swap(block.ready, block.next_ready);
@@ -305,7 +309,7 @@ void run_block(uint64_t seed, uint64_t number) {
       resume(block.threads[thread].at, block.threads[thread].stack, nullptr);
     }
   }
-  if (!block.fault.empty()) {  // what its fibers hold on their stacks is nobody's
+  if (!block.fault.empty() || block.early != nullptr) {  // what its fibers hold on their stacks is nobody's
     for (size_t i = 0; i < block.count; ++i) fresh_stack(i);
     return;
   }
@@ -346,6 +350,21 @@ Arrivals& arrivals_at(const void* at, const Where& where) {
   fault(where, "an mbarrier that nobody has made");
 }
 
+void set_up(dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  const unsigned count = threads.x * threads.y * threads.z;
+  block.kernel = &kernel;
+  block.count = count;
+  block.threads.resize(count);
+  block.warps.resize(count / 32);
+  block.dynamic_bytes = shared_bytes;
+  block.fault.clear();
+  blockDim = threads;
+}
+uint3 index_of(uint64_t number) {
+  return {static_cast<unsigned>(number % gridDim.x), static_cast<unsigned>(number / gridDim.x % gridDim.y),
+          static_cast<unsigned>(number / gridDim.x / gridDim.y)};
+}
+
 void end_phase(Arrivals& a) {
   land(a.copies);
   a.copies.clear();
@@ -355,7 +374,10 @@ void end_phase(Arrivals& a) {
 
 }  // namespace
 
-void begin_thread() { block.threads[block.current].begun = true; }
+void begin_thread() {
+  block.threads[block.current].begun = true;
+  if (block.early != nullptr) yield();  // for ever
+}
 
 void fault(const Where& where, std::string what) {
   block.fault = fmt::format("{}: {} (block {} {} {}, thread {} {} {})", place(where), what, blockIdx.x,
@@ -377,25 +399,34 @@ std::string run_grid(dim3 grid, dim3 threads, size_t shared_bytes, uint64_t sche
   if (shared_bytes > kMaxSharedBytes) {
     return fmt::format("{} bytes of shared memory, at most {} can be had", shared_bytes, kMaxSharedBytes);
   }
-  block.kernel = &kernel;
-  block.count = static_cast<unsigned>(count);
-  block.threads.resize(count);
-  block.warps.resize(count / 32);
-  block.dynamic_bytes = shared_bytes;
-  block.fault.clear();
+  set_up(threads, shared_bytes, kernel);
   gridDim = grid;
-  blockDim = threads;
   // One after the other, in some launches from the last one on.
   const bool backwards = schedule_seed * 0x9E3779B97F4A7C15u >> 63 != 0;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   for (uint64_t number = 0; number < blocks; ++number) {
-    const uint64_t at = backwards ? blocks - 1 - number : number;
-    blockIdx = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
-                static_cast<unsigned>(at / grid.x / grid.y)};
+    blockIdx = index_of(backwards ? blocks - 1 - number : number);
     run_block(schedule_seed, number);
     if (!block.fault.empty()) return block.fault;
   }
   return {};
+}
+
+void look_ahead(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel,
+                EarlyReads* reads) {
+  const uint64_t count = uint64_t{threads.x} * threads.y * threads.z;
+  if (count == 0 || count > kMaxThreads || count % 32 != 0 || shared_bytes > kMaxSharedBytes) return;
+  set_up(threads, shared_bytes, kernel);
+  gridDim = grid;
+  block.early = reads;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  // Where the first one reads nothing, none does.
+  for (uint64_t number = 0; number == 0 || (number < blocks && !reads->empty()); ++number) {
+    blockIdx = index_of(number);
+    run_block(0, number);
+    if (!block.fault.empty()) break;  // it comes again when the kernel runs
+  }
+  block.early = nullptr;
 }
 
 void barrier(int id, unsigned count, bool wait, const Where& where) {
@@ -478,7 +509,12 @@ void* static_shared(const void* key, size_t bytes, size_t alignment, const Where
     if (variable.key == key) return variable.data;
   }
   const size_t begin = (block.shared_bytes + alignment - 1) / alignment * alignment;
-  if (begin + bytes > kMaxSharedBytes) fault(where, "too much shared memory");
+  // On a device dynamic memory follows static, from a multiple of 1024 on.
+  const size_t of_variables = begin + bytes - (block.dynamic_bytes + 127) / 128 * 128;
+  const size_t all =
+      block.dynamic_bytes == 0 ? of_variables : (of_variables + 1023) / 1024 * 1024 + block.dynamic_bytes;
+  const size_t most = block.dynamic_bytes > kUnaskedDynamicBytes ? kMaxSharedBytes : kUnaskedSharedBytes;
+  if (all > most) fault(where, fmt::format("{} bytes of shared memory, at most {} can be had", all, most));
   block.variables.push_back({key, block.shared + begin});
   block.shared_bytes = begin + bytes;
   return block.variables.back().data;
@@ -497,6 +533,7 @@ void copy_async(void* shared, const void* global, size_t bytes, bool zero, const
                        (zero || reinterpret_cast<uintptr_t>(global) % bytes == 0);
   if (!aligned)
     fault(where, fmt::format("an asynchronous copy of {} bytes that is not aligned to them", bytes));
+  if (block.early != nullptr && !zero) block.early->add(global, bytes, where);
   std::memset(shared, kPoison, bytes);
   block.threads[block.current].open_group.push_back(
       {static_cast<std::byte*>(shared), zero ? nullptr : static_cast<const std::byte*>(global), bytes});
@@ -523,7 +560,7 @@ void arrivals_init(const void* at, unsigned count, const Where& where) {
   for (const Arrivals& a : block.arrivals) {
     if (a.at == at) fault(where, "an mbarrier that is made twice");
   }
-  block.arrivals.push_back({at, count, count, 0, 0, 0, {}, {}});
+  block.arrivals.push_back({at, count, count, 0, 0, 0, {}, {}, false});
 }
 
 void arrive(const void* at, size_t expected_bytes, const Where& where) {
@@ -545,6 +582,7 @@ void arrive_with_copies(const void* at, const Where& where) {
     a.copies.insert(a.copies.end(), group.begin(), group.end());
   }
   self.groups.clear();
+  a.by_threads = true;
   arrive(at, 0, where);
 }
 
@@ -554,6 +592,7 @@ void wait_arrivals(const void* at, unsigned parity, const Where& where) {
     const bool ends = a.can_end();
     if (((a.phase + (ends ? 1 : 0)) & 1) != parity) {
       if (ends) end_phase(a);
+      if (a.by_threads) hide_from_products();
       return;
     }
     a.waiting.push_back(block.current);
@@ -569,6 +608,7 @@ void copy_bulk(void* shared, const void* global, size_t bytes, const void* at, c
     fault(where, fmt::format("a bulk copy of {} bytes, expected multiples of 16 on both sides", bytes));
   }
   if (a.can_end()) end_phase(a);
+  if (block.early != nullptr) block.early->add(global, bytes, where);
   show_to_products();
   std::memset(shared, kPoison, bytes);
   a.copies.push_back({static_cast<std::byte*>(shared), static_cast<const std::byte*>(global), bytes});

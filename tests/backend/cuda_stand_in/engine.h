@@ -9,6 +9,7 @@
 #include <functional>
 #include <source_location>
 #include <string>
+#include <vector>
 
 #include "cuda_runtime_api.h"
 
@@ -27,6 +28,27 @@ using Where = std::source_location;
 // Runs every block of a launch. Empty, or what the first fault was.
 std::string run_grid(dim3 grid, dim3 block, size_t shared_bytes, uint64_t schedule_seed,
                      const std::function<void()>& kernel);
+
+// What a kernel's asynchronous copies read before it waits for the kernels before it (early.cc).
+class EarlyReads {
+ public:
+  void add(const void* from, size_t bytes, const Where& where);
+  bool empty() const { return reads_.empty(); }
+  void clear() { reads_.clear(), contents_.clear(); }
+  std::string changed() const;  // a read of what is other now than it was, or empty
+
+ private:
+  struct Read {
+    const std::byte* from;
+    size_t bytes;
+    Where where;
+  };
+  std::vector<Read> reads_;
+  std::vector<std::byte> contents_;
+};
+// Runs every block until all its threads wait for the kernels before: what it has read by then.
+void look_ahead(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+                EarlyReads* reads);
 
 // Called by kernels, on their fibers.
 
@@ -62,6 +84,7 @@ void copy_bulk(void* shared, const void* global, size_t bytes, const void* arriv
 void begin_products(size_t warp_count);
 // Bulk copies may be multiplied when they are there; rows that threads have stored when these have said so.
 void show_to_products();
+void hide_from_products();          // a warp has waited for copies of copy_async: it is to say so itself
 const char* unfinished_products();  // what is wrong as a block ends, or null
 void multiply_begin(const Where& where);
 struct Multiply {

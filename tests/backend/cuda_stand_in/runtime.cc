@@ -18,7 +18,13 @@
 
 namespace {
 
-using Work = std::function<cudaError_t()>;
+// What a stream is given. `looks_ahead`: of a kernel that was given early.
+struct Work {
+  std::function<cudaError_t()> run;
+  std::function<void()> looks_ahead;
+  bool waits = true;  // for all before it: kernels and copies, not events
+  bool has_looked = false;
+};
 using Clock = std::chrono::steady_clock;
 constexpr size_t kGuardBytes = 256;  // around each allocation
 constexpr unsigned char kPoison = 0xff;
@@ -180,6 +186,16 @@ void give_now(std::byte* data) {
   give(data, bytes);
 }
 
+// What those of `work` from `at` on that may begin before it has ended read until they wait for it.
+template <class Works>
+void look_ahead(Works& work, size_t at) {
+  for (; at < work.size(); ++at) {
+    Work& next = work[at];
+    if (next.waits && !next.looks_ahead) return;
+    if (next.looks_ahead && !std::exchange(next.has_looked, true)) next.looks_ahead();
+  }
+}
+
 cudaError_t run_until(StandInStream* stream, uint64_t place) {
   if (stream->done >= place || stream->work.empty()) return state.sticky;
   const DeviceMemoryOpen open;
@@ -188,7 +204,8 @@ cudaError_t run_until(StandInStream* stream, uint64_t place) {
     stream->work.pop_front();
     ++stream->done;
     if (state.sticky != cudaSuccess) continue;  // a lost device does nothing more
-    if (const cudaError_t error = work(); error != cudaSuccess) keep(error);
+    look_ahead(stream->work, 0);
+    if (const cudaError_t error = work.run(); error != cudaSuccess) keep(error);
   }
   return state.sticky;
 }
@@ -201,6 +218,9 @@ cudaError_t give_work(StandInStream* stream, Work work) {
   stream->work.push_back(std::move(work));
   ++stream->given;
   return cudaSuccess;
+}
+cudaError_t give_work(StandInStream* stream, std::function<cudaError_t()> run, bool waits = true) {
+  return give_work(stream, Work{std::move(run), nullptr, waits});
 }
 
 }  // namespace
@@ -238,20 +258,30 @@ Use use() {
 }
 
 cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t stream) {
+                   cudaStream_t stream, bool early) {
   QIAO_STAND_IN_CALL(cudaLaunchKernel)
-  return give_work(stream, [kernel = std::move(kernel), grid, block, shared_bytes] {
+  const auto reads = std::make_shared<EarlyReads>();
+  Work work;
+  if (early) {
+    work.looks_ahead = [kernel, grid, block, shared_bytes, reads] {
+      reads->clear();
+      look_ahead(grid, block, shared_bytes, kernel, reads.get());
+    };
+  }
+  work.run = [kernel = std::move(kernel), grid, block, shared_bytes, reads] {
     FaultPlan& plan = state.plan;
     if (plan.function == "kernel" && plan.left > 0 && --plan.left == 0) return plan.error;
     ++state.use.launches;
     const uint64_t seed =
         state.machine.schedule_seed == 0 ? 0 : state.machine.schedule_seed + state.launched++;
-    const std::string fault = run_grid(grid, block, shared_bytes, seed, kernel);
+    std::string fault = reads->changed();
+    if (fault.empty()) fault = run_grid(grid, block, shared_bytes, seed, kernel);
     if (fault.empty()) return cudaSuccess;
     note_fault(fault);
     state.detail = fault;
     return cudaErrorLaunchFailure;
-  });
+  };
+  return give_work(stream, std::move(work));
 }
 
 }  // namespace qiao::stand_in
@@ -440,18 +470,20 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   const auto [address, bytes] = *found;
   if (stream->capture) {
     // What it holds is lost here, each time.
-    return give_work(stream, [address = address, bytes = bytes] {
+    const auto poison = [address = address, bytes = bytes] {
       std::memset(address, kPoison, bytes);
       return cudaSuccess;
-    });
+    };
+    return give_work(stream, poison, false);
   }
   state.live.erase(found);
   state.use.device_bytes -= bytes;
   --state.use.allocations;
-  return give_work(stream, [address = address, bytes = bytes] {
+  const auto give_back = [address = address, bytes = bytes] {
     give(address, bytes);
     return cudaSuccess;
-  });
+  };
+  return give_work(stream, give_back, false);
 }
 
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
@@ -529,10 +561,11 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   QIAO_STAND_IN_CALL(cudaEventRecord)
   if (stream->capture) return cudaSuccess;
-  const cudaError_t given = give_work(stream, [event] {
+  const auto note_time = [event] {
     event->at = Clock::now();
     return cudaSuccess;
-  });
+  };
+  const cudaError_t given = give_work(stream, note_time, false);
   event->stream = stream;
   event->place = stream->given;
   return given;
@@ -582,9 +615,10 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   QIAO_STAND_IN_CALL(cudaGraphLaunch)
   ++state.use.graph_launches;
-  return give_work(stream, [work = executable->work, memory = executable->memory] {
-    for (const Work& each : work) {
-      if (const cudaError_t error = each(); error != cudaSuccess) return error;
+  return give_work(stream, [work = executable->work, memory = executable->memory]() mutable {
+    for (size_t i = 0; i < work.size(); ++i) {
+      look_ahead(work, i + 1);
+      if (const cudaError_t error = work[i].run(); error != cudaSuccess) return error;
     }
     return cudaSuccess;
   });

@@ -25,6 +25,7 @@ struct Product {
   uint64_t b;
   Multiply kind;
   uint32_t a[32][4];
+  const uint32_t* registers[32];  // that a device reads it from, until it is waited for
   float* d[32];
   Where where;
 };
@@ -41,6 +42,7 @@ struct WarpProducts {
   std::vector<Product> open_group;
   std::vector<Held> held;
   bool begun = false;  // nobody has touched registers since
+  bool shows = true;   // what it has waited for is shown
 };
 
 // The instructions of four warps, which are to be the same ones.
@@ -160,6 +162,10 @@ Held& held_of(WarpProducts& warp, float* const (&d)[32]) {
 
 void make(WarpProducts& warp, const Product& product) {
   const int columns = 2 * product.sums;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (std::memcmp(product.a[lane], product.registers[lane], sizeof product.a[lane]) != 0)
+      fault(product.where, "wgmma whose registers of A were written before it was waited for");
+  }
   static std::vector<uint8_t> b;
   read_b(product, b, columns);
   Held& held = held_of(warp, product.d);
@@ -202,11 +208,13 @@ void issue(void* const (&lanes)[32], uint32_t) {
   const Where& where = *at(0)->where;
   WarpProducts& warp = warps[warp_index()];
   if (!warp.begun) fault(where, "wgmma without a fence since its registers were last touched");
+  if (!warp.shows) fault(where, "wgmma of rows that were copied, without multiply_stored since they came");
   if (warps.size() % 4 != 0) fault(where, "wgmma in a block that is not of whole warpgroups");
-  Product product{at(0)->sums, at(0)->b, at(0)->kind, {}, {}, where};
+  Product product{at(0)->sums, at(0)->b, at(0)->kind, {}, {}, {}, where};
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (at(lane)->b != product.b) fault(where, "wgmma of lanes with different descriptors");
     std::memcpy(product.a[lane], at(lane)->a, sizeof product.a[lane]);
+    product.registers[lane] = at(lane)->a;
     product.d[lane] = at(lane)->d;
   }
   WarpgroupProducts& group = warpgroups[warp_index() / 4];
@@ -235,7 +243,8 @@ void begin_products(size_t warp_count) {
   shown = false;
 }
 
-void show_to_products() { shown = true; }
+void show_to_products() { shown = warps[warp_index()].shows = true; }
+void hide_from_products() { warps[warp_index()].shows = false; }
 
 const char* unfinished_products() {
   for (const WarpProducts& warp : warps) {

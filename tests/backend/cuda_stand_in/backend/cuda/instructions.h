@@ -13,7 +13,7 @@
 namespace qiao::stand_in {
 
 cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t stream);
+                   cudaStream_t stream, bool early);
 
 }  // namespace qiao::stand_in
 
@@ -21,9 +21,9 @@ namespace qiao::cuda {
 
 template <class... P>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, bool, std::tuple<P...>& arguments) {
+                          cudaStream_t stream, bool early, std::tuple<P...>& arguments) {
   return stand_in::launch([kernel, arguments] { std::apply(kernel, arguments); }, grid, block, shared_bytes,
-                          stream);
+                          stream, early);
 }
 
 inline void wait_for_previous() { stand_in::begin_thread(); }
