@@ -79,6 +79,8 @@ struct RmsNormLayer {
   // y = norm(x + residual), residual_out = x + residual; both may be absent. y may alias x.
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
                const Tensor& residual_out = {}) const;
+  // For an op that norms by itself.
+  Linear::Norm inside() const;
 };
 
 // A step's indices on the chip; see AttentionPaged.
@@ -110,13 +112,16 @@ struct AttentionLayer {
   };
   // Projects x [T, C], normed and rotated, into the context's scratch memory.
   Projections project(Context& context, const Tensor& x, const Tensor& positions) const;
-  // Writes keys and values to the pages.
-  void keep(Context& context, const Projections& projections, const StepIndices& step, KvPages& pages) const;
+  // The same, but keys and values go to the pages alone. Returns the queries [T, H, D].
+  Tensor keep(Context& context, const Tensor& x, const StepIndices& step, KvPages& pages) const;
   // Attends over the pages. Returns [T, H * D].
   Tensor attend(Context& context, const Tensor& q, const StepIndices& step, const KvPages& pages) const;
   // Attends over the projections alone: whole sequences, one behind the other, from `starts` [S + 1] on. The
   // same bits as over F32 pages, or as over BF16 pages where a chip computes kBF16 (AttentionVarlen).
   Tensor attend_packed(Context& context, const Projections& projections, const Tensor& starts) const;
+
+ private:
+  Projections project_alone(Context& context, const Tensor& x) const;
 };
 
 // down(activation(gate x) * (up x))

@@ -6,7 +6,7 @@
 #include "backend/ops/norm.h"
 
 #include "backend/cuda/cuda_class.h"
-#include "backend/cuda/rows.h"
+#include "backend/cuda/norm_rows.h"
 
 namespace qiao::cuda {
 namespace {
@@ -18,24 +18,6 @@ struct NormArguments {
   float gamma_offset, epsilon;
   int64_t rows, width;
 };
-
-// gamma + offset, or one and that.
-__device__ float4 gain(bool ones, float4 gamma, float offset) {
-  const float4 g = ones ? make_float4(1, 1, 1, 1) : gamma;
-  return make_float4(g.x + offset, g.y + offset, g.z + offset, g.w + offset);
-}
-// From element `at` on.
-__device__ float4 gain(const float* gamma, bool aligned, float offset, int64_t at, int64_t width) {
-  const bool ones = gamma == nullptr;
-  return gain(ones, ones ? make_float4(1, 1, 1, 1) : load_four(gamma, at, width, aligned), offset);
-}
-
-// kVectors: rows and gamma are whole vectors of 16 bytes at multiples of that.
-template <bool kVectors>
-__device__ float4 four_at(const float* row, int64_t at, int64_t width, bool aligned) {
-  if (at >= width) return make_float4(0, 0, 0, 0);
-  return kVectors ? *reinterpret_cast<const float4*>(row + at) : load_four(row, at, width, aligned);
-}
 
 template <int kWarps, int kKept, bool kVectors>
 __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps, kWarps == 16 ? 2 : 1)
@@ -70,13 +52,12 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps, kWarps == 16 
   for (int64_t at = first + kKept * kStep; at < op.width; at += kStep) sum = add_squares(h_row.four(at), sum);
   QIAO_SHARED(float, partial, 32);
   sum = block_sum<kWarps>(sum, partial);
-  const float factor = 1.0f / sqrtf(sum / static_cast<float>(op.width) + op.epsilon);
+  const float factor = norm_factor(sum, op.width, op.epsilon);
   float* y = op.y.row(row);
   float* out = op.residual_out.data == nullptr ? nullptr : op.residual_out.row(row);
   const auto store = [&](int64_t at, float4 h, float4 g) {
     if (out != nullptr) store_four(out, at, op.width, kVectors || op.residual_out.aligned, h);
-    store_four(y, at, op.width, kVectors || op.y.aligned,
-               make_float4(h.x * factor * g.x, h.y * factor * g.y, h.z * factor * g.z, h.w * factor * g.w));
+    store_four(y, at, op.width, kVectors || op.y.aligned, normed(h, factor, g));
   };
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
@@ -145,7 +126,7 @@ __global__ void __launch_bounds__(kWarps == 1 ? 128 : 32 * kWarps) norm_backward
     }
     squares = block_sum<kWarps>(squares, squares_of);
     dot = block_sum<kWarps>(dot, dots_of);
-    const float r = 1.0f / sqrtf(squares / count + op.epsilon);
+    const float r = norm_factor(squares, op.width, op.epsilon);
     const float through = r * r / count * dot;
     float* dh = op.dh.row(row);
     // What dgamma gets of these elements.
