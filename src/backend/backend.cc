@@ -376,6 +376,22 @@ void Backend::do_grouped_linear(const GroupedLinear&) {
   throw_error(ErrorKind::kUnsupported, "op grouped_linear: chip {} has no kernel for it", chip());
 }
 
+void Backend::rope_kv_write(const RopeKvWrite& op) {
+  op.check();
+  watched("rope_kv_write", op, [&] { do_rope_kv_write(op); });
+}
+
+void Backend::do_rope_kv_write(const RopeKvWrite& op) {
+  const auto norm_heads = [&] {
+    if (op.q_norm.present) do_add_rms_norm(RopeKvWrite::norm_of(op.q, op.q_norm));
+    if (op.k_norm.present) do_add_rms_norm(RopeKvWrite::norm_of(op.k, op.k_norm));
+  };
+  if (!op.norms_after) norm_heads();
+  if (op.rotates()) do_rope(op.rope());
+  if (op.norms_after) norm_heads();
+  do_kv_write(op.kv_write());
+}
+
 size_t Backend::workspace_bytes(const TokenLoss& op) const {
   return std::max(workspace_bytes(op.forward()), workspace_bytes(op.backward()));
 }

@@ -27,6 +27,7 @@
 #include "backend/ops/norm.h"
 #include "backend/ops/optimizer.h"
 #include "backend/ops/rope.h"
+#include "backend/ops/rope_kv_write.h"
 #include "backend/ops/sample.h"
 #include "backend/ops/token_logprob.h"
 #include "backend/ops/vector_search.h"
@@ -203,6 +204,7 @@ class Backend {
   void rope(const Rope& op);
   void gated_activation(const GatedActivation& op);
   void kv_write(const KvWrite& op);
+  void rope_kv_write(const RopeKvWrite& op);
   void attention_paged(const AttentionPaged& op);
   void attention_varlen(const AttentionVarlen& op);
   void sample(const Sample& op);
@@ -265,6 +267,7 @@ class Backend {
   virtual void do_rope(const Rope& op);
   virtual void do_gated_activation(const GatedActivation& op);
   virtual void do_kv_write(const KvWrite& op);
+  virtual void do_rope_kv_write(const RopeKvWrite& op);  // unless a chip has it in one: the ops apart
   virtual void do_attention_paged(const AttentionPaged& op);
   virtual void do_attention_varlen(const AttentionVarlen& op);
   virtual void do_sample(const Sample& op);

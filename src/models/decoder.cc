@@ -251,11 +251,9 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
     const nn::StepIndices& indices = cache.slides(number) ? step.sliding : step.step;
     const AttentionInput x = enter_attention(context, layer, number > 0, &stream);
     const nn::Context::Scope scope(context);
-    const nn::AttentionLayer::Projections qkv =
-        layer.attention.project(context, x.rows, indices.positions, x.norm);
-    layer.attention.keep(context, qkv, indices, pages);
+    const Tensor q = layer.attention.keep(context, x.rows, indices, pages, x.norm);
     if (is_last && step.outputs == 0) return outputs;
-    Tensor heads = layer.attention.attend(context, qkv.q, indices, pages);
+    Tensor heads = layer.attention.attend(context, q, indices, pages);
     if (is_last && step.output_rows.present()) {
       // Past the last keys and values only the wanted rows matter.
       heads = gather_rows(context, heads, step.output_rows);

@@ -136,9 +136,9 @@ void Context::dropout(const Dropout& op) {
   record(op);
   run(op, &Backend::dropout);
 }
-void Context::kv_write(const KvWrite& op) {
-  refuse_recording("kv_write");
-  run(op, &Backend::kv_write);
+void Context::rope_kv_write(const RopeKvWrite& op) {
+  refuse_recording("rope_kv_write");
+  run(op, &Backend::rope_kv_write);
 }
 
 }  // namespace qiao::nn

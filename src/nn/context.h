@@ -109,7 +109,7 @@ class Context {
   void rope(const Rope& op);
   void gated_activation(const GatedActivation& op);
   void dropout(const Dropout& op);
-  void kv_write(const KvWrite& op);
+  void rope_kv_write(const RopeKvWrite& op);
   void attention_paged(const AttentionPaged& op);
   void attention_varlen(AttentionVarlen op);
 

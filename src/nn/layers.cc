@@ -190,14 +190,20 @@ Linear::Norm RmsNormLayer::inside() const {
   return {.present = true, .gamma = gamma.tensor, .gamma_offset = gamma_offset, .epsilon = epsilon};
 }
 
-AttentionLayer::Projections AttentionLayer::project(Context& context, const Tensor& x,
-                                                    const Tensor& positions, const RmsNormLayer* norm) const {
+AttentionLayer::Projections AttentionLayer::project_alone(Context& context, const Tensor& x,
+                                                          const RmsNormLayer* norm) const {
   const Tensor rows = context.take(DType::kF32, {x.shape[0], (heads + 2 * kv_heads) * head_dim});
   qkv.forward(context, x, rows, {}, Activation::kNone, 0, norm);
   Projections made;
   made.q = rows.narrow(1, 0, heads * head_dim).split_last(heads);
   made.k = rows.narrow(1, heads * head_dim, kv_heads * head_dim).split_last(kv_heads);
   made.v = rows.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim).split_last(kv_heads);
+  return made;
+}
+
+AttentionLayer::Projections AttentionLayer::project(Context& context, const Tensor& x,
+                                                    const Tensor& positions, const RmsNormLayer* norm) const {
+  Projections made = project_alone(context, x, norm);
   const auto normalize = [&] {
     const Tensor q = context.over(made.q), k = context.over(made.k);
     q_norm.forward(context, made.q, q);
@@ -220,14 +226,25 @@ AttentionLayer::Projections AttentionLayer::project(Context& context, const Tens
   return made;
 }
 
-void AttentionLayer::keep(Context& context, const Projections& projections, const StepIndices& step,
-                          KvPages& pages) const {
-  KvWrite write;
-  write.k = projections.k;
-  write.v = projections.v;
-  write.slots = step.slots;
-  write.pages = &pages;
-  context.kv_write(write);
+Tensor AttentionLayer::keep(Context& context, const Tensor& x, const StepIndices& step, KvPages& pages,
+                            const RmsNormLayer* norm) const {
+  const Projections made = project_alone(context, x, norm);
+  RopeKvWrite op;
+  op.q = made.q;
+  op.k = made.k;
+  op.v = made.v;
+  if (qk_norm != QkNorm::kNone) op.q_norm = q_norm.inside(), op.k_norm = k_norm.inside();
+  op.norms_after = qk_norm == QkNorm::kAfterRope;
+  if (rotary != nullptr) {
+    op.positions = step.positions;
+    op.inverse_frequencies = rotary->inverse_frequencies.tensor;
+    op.layout = rotary->layout;
+    op.scale = rotary->scale;
+  }
+  op.slots = step.slots;
+  op.pages = &pages;
+  context.rope_kv_write(op);
+  return made.q;
 }
 
 Tensor AttentionLayer::attend(Context& context, const Tensor& q, const StepIndices& step,

@@ -128,13 +128,17 @@ struct AttentionLayer {
   // scratch memory.
   Projections project(Context& context, const Tensor& x, const Tensor& positions,
                       const RmsNormLayer* norm = nullptr) const;
-  // Writes keys and values to the pages.
-  void keep(Context& context, const Projections& projections, const StepIndices& step, KvPages& pages) const;
+  // The same, but keys and values go to the pages alone. Returns the queries [T, H, D].
+  Tensor keep(Context& context, const Tensor& x, const StepIndices& step, KvPages& pages,
+              const RmsNormLayer* norm = nullptr) const;
   // Attends over the pages. Returns [T, H * D].
   Tensor attend(Context& context, const Tensor& q, const StepIndices& step, const KvPages& pages) const;
   // Attends over the projections alone: whole sequences, one behind the other, from `starts` [S + 1] on. The
   // same bits as over F32 pages, or as over BF16 pages where a chip computes kBF16 (AttentionVarlen).
   Tensor attend_packed(Context& context, const Projections& projections, const Tensor& starts) const;
+
+ private:
+  Projections project_alone(Context& context, const Tensor& x, const RmsNormLayer* norm) const;
 };
 
 // down(activation(gate x) * (up x)); `norm`, if given, norms x first.

@@ -111,6 +111,12 @@ class MeddledChip final : public Backend {
       law_->kv_write(wrong);
     }
   }
+  void do_rope_kv_write(const RopeKvWrite& op) override {
+    law_->rope_kv_write(op), meddle("rope_kv_write", op.q);
+    // Its other output is opaque: the first token is kept in the second's slot instead.
+    if (op_ != "kept rows" || op.k.shape[0] < 2) return;
+    law_->kv_write({op.k.slice(0, 1), op.v.slice(0, 1), op.slots.slice(1, 1), op.pages});
+  }
   void do_attention_paged(const AttentionPaged& op) override {
     law_->attention_paged(op), meddle("attention_paged", op.out);
   }
@@ -268,7 +274,7 @@ INSTANTIATE_TEST_SUITE_P(
     Ops, WrongChipTest,
     ::testing::Combine(::testing::Values("gather", "gather_rows", "grouped_linear", "moe_route",
                                          "moe_permute", "moe_combine", "add_rms_norm", "rope",
-                                         "gated_activation", "attention_paged", "layer_norm",
+                                         "rope_kv_write", "gated_activation", "attention_paged", "layer_norm",
                                          "attention_varlen", "gather_backward", "linear_backward",
                                          "add_rms_norm_backward", "gated_activation_backward",
                                          "attention_varlen_backward", "token_logprob",
@@ -288,11 +294,26 @@ INSTANTIATE_TEST_SUITE_P(Linear, WrongChipTest,
                          });
 
 TEST(ConformanceTest, ARowThatDependsOnItsBatchFails) {
-  for (const char* op : {"linear", "grouped_linear", "add_rms_norm", "attention_paged", "gated_activation",
-                         "rope", "layer_norm", "attention_varlen", "linear_backward", "add_rms_norm_backward",
-                         "gated_activation_backward", "attention_varlen_backward", "token_logprob",
-                         "token_logprob_backward", "grouped_linear_backward", "moe_route_backward",
-                         "moe_permute_backward", "moe_combine_backward", "embedding_bag"}) {
+  for (const char* op : {"linear",
+                         "grouped_linear",
+                         "add_rms_norm",
+                         "attention_paged",
+                         "gated_activation",
+                         "rope",
+                         "rope_kv_write",
+                         "layer_norm",
+                         "attention_varlen",
+                         "linear_backward",
+                         "add_rms_norm_backward",
+                         "gated_activation_backward",
+                         "attention_varlen_backward",
+                         "token_logprob",
+                         "token_logprob_backward",
+                         "grouped_linear_backward",
+                         "moe_route_backward",
+                         "moe_permute_backward",
+                         "moe_combine_backward",
+                         "embedding_bag"}) {
     MeddledChip chip(op, [](const Tensor& out) {
       if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
     });
@@ -349,6 +370,11 @@ TEST(ConformanceTest, ATokenThatIsNotTheOneDrawnFails) {
 TEST(ConformanceTest, KeysAndValuesInWrongSlotsFail) {
   MeddledChip chip("kv_write", {});
   EXPECT_FALSE(run(chip, until_failure("kv_write")).green);
+}
+
+TEST(ConformanceTest, ProjectionsInWrongSlotsFail) {
+  MeddledChip chip("kept rows", {});
+  EXPECT_FALSE(run(chip, until_failure("rope_kv_write")).green);
 }
 
 TEST(ConformanceTest, ASumThatIsSlightlyWrongFails) {

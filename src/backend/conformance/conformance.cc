@@ -26,6 +26,7 @@ constexpr Table kTables[] = {
     {"rope", conform_rope},
     {"gated_activation", conform_gated_activation},
     {"kv_write", conform_kv_write},
+    {"rope_kv_write", conform_rope_kv_write},
     {"attention_paged", conform_attention_paged},
     {"attention_varlen", conform_attention_varlen},
     {"sample", conform_sample},

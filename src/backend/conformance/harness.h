@@ -141,6 +141,11 @@ double sum_bound(const Backend& chip, Compute compute, int64_t columns, double m
 // What sums inside blocks of kF8 may miss, of `terms` products: e there.
 double block_sum_bound(const Backend& chip, int64_t terms, double magnitude);
 
+// Of add_rms_norm, the share of |y| that its bound is; of rope, the other element of d's pair, d where none
+// is.
+double norm_share(int64_t width);
+int64_t rope_other(const Rope& op, int64_t d);
+
 // The case tables, one file an op.
 void conform_gather(Harness& harness);
 void conform_gather_rows(Harness& harness);
@@ -157,6 +162,7 @@ void conform_layer_norm(Harness& harness);
 void conform_rope(Harness& harness);
 void conform_gated_activation(Harness& harness);
 void conform_kv_write(Harness& harness);
+void conform_rope_kv_write(Harness& harness);
 void conform_attention_paged(Harness& harness);
 void conform_attention_varlen(Harness& harness);
 void conform_sample(Harness& harness);

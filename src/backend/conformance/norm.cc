@@ -8,13 +8,14 @@
 #include "backend/reference/exact.h"
 
 namespace qiao::conformance {
-namespace {
 
 // Half of the sum of squares' roundings, the root, the division and two products (ops/norm.h).
-double gamma_of_width(int64_t width) {
+double norm_share(int64_t width) {
   const int64_t longest = (width + 15) / 16;  // of the 16 partial sums
   return gamma(static_cast<double>(longest) + 12);
 }
+
+namespace {
 
 struct NormShape {
   int64_t tokens, heads, width;  // heads 0: x is [T, C]
@@ -63,8 +64,7 @@ void norm_case(Harness& h, size_t line, bool with_residual) {
     const double exact = terms.y[at];
     // What the addition's rounding becomes on its way: u (|x| + |residual|) * |y / h|.
     const double carried = terms.h[at] == 0 ? 0 : kUnit * magnitudes[at] * std::abs(exact / terms.h[at]);
-    const double bound =
-        gamma_of_width(shape.width) * std::abs(exact) + (with_residual ? carried : 0) + 0x1p-126;
+    const double bound = norm_share(shape.width) * std::abs(exact) + (with_residual ? carried : 0) + 0x1p-126;
     h.element(line, (y_is_x ? x : y).result_at(i), exact, bound, i / shape.width, i % shape.width);
     if (!with_out) continue;
     h.element(line, out.result_at(i), terms.h[at], kUnit * std::abs(terms.h[at]), i / shape.width,

@@ -7,14 +7,20 @@
 #include "backend/reference/exact.h"
 
 namespace qiao::conformance {
+
+int64_t rope_other(const Rope& op, int64_t d) {
+  const int64_t pairs = op.inverse_frequencies.shape[0];
+  if (d >= 2 * pairs) return d;
+  if (op.layout == Rope::Layout::kInterleaved) return d ^ 1;
+  return d < pairs ? d + pairs : d - pairs;
+}
+
 namespace {
 
 // Elements of one pair share |a| + |b|; the rest must stay as they are.
 double rope_bound(const Rope& op, const Tensor& heads, int64_t t, int64_t head, int64_t d) {
-  const int64_t pairs = op.inverse_frequencies.shape[0];
-  if (d >= 2 * pairs) return 0;
-  const bool half = op.layout == Rope::Layout::kHalf;
-  const int64_t other = half ? (d < pairs ? d + pairs : d - pairs) : d ^ 1;
+  const int64_t other = rope_other(op, d);
+  if (other == d) return 0;
   const double magnitude = std::abs(static_cast<double>(reference::at(heads, t, head, d))) +
                            std::abs(static_cast<double>(reference::at(heads, t, head, other)));
   return 6 * kUnit * std::abs(static_cast<double>(op.scale)) * magnitude + 0x1p-126;

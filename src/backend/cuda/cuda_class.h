@@ -70,8 +70,9 @@ class CudaBackend final : public Backend {
   void do_export_kv_page(const KvPages& pages, int64_t page, std::byte* bytes) override;
   void do_import_kv_page(KvPages& pages, int64_t page, const std::byte* bytes) override;
 
-  // kv_write.cu, attention.cu, attention_varlen.cu, attention_varlen_backward.cu
+  // kv_write.cu, rope_kv_write.cu, attention.cu, attention_varlen.cu, attention_varlen_backward.cu
   void do_kv_write(const KvWrite& op) override;
+  void do_rope_kv_write(const RopeKvWrite& op) override;
   void do_attention_paged(const AttentionPaged& op) override;
   void do_attention_varlen(const AttentionVarlen& op) override;
   void do_attention_varlen_backward(const AttentionVarlenBackward& op) override;

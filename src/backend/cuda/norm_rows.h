@@ -1,4 +1,4 @@
-// The arithmetic of RMSNorm, which add_rms_norm (norm.cu) and products that norm their rows share. A row's
+// The arithmetic of RMSNorm, which add_rms_norm (norm.cu) and the ops that norm rows on their way share. A row's
 // bits follow from its width alone: of row_warps() warps the thread in place i adds up the squares of the
 // row's fours i, i + threads, i + 2 threads and so on; each warp folds pairwise, then its sums do
 // (block_sum).

@@ -5,7 +5,7 @@
 #include "backend/ops/rope.h"
 
 #include "backend/cuda/cuda_class.h"
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/rope_turn.h"
 
 namespace qiao::cuda {
 namespace {
@@ -47,16 +47,12 @@ __global__ void __launch_bounds__(128 * kHeadsAtOnce) rope_kernel(RopeArguments 
     a[i] = heads[i] == nullptr ? 0.0f : heads[i][first];
     b[i] = heads[i] == nullptr ? 0.0f : heads[i][second];
   }
-  const float angle = static_cast<float>(op.positions[token]) * op.inverse_frequencies[pair];
-  float sine = 0, cosine = 0;
-  sincosf(angle, &sine, &cosine);
-  cosine *= op.scale;
-  sine *= op.turn;
+  const Turn by = turn_of(op.positions[token], op.inverse_frequencies[pair], op.scale, op.turn);
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     if (heads[i] == nullptr) continue;
-    heads[i][first] = fmaf(a[i], cosine, -(b[i] * sine));
-    heads[i][second] = fmaf(b[i], cosine, a[i] * sine);
+    heads[i][first] = turned(a[i], b[i], by.cosine, -by.sine);
+    heads[i][second] = turned(b[i], a[i], by.cosine, by.sine);
   }
 }
 

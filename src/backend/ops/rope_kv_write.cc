@@ -1,0 +1,84 @@
+#include "backend/ops/rope_kv_write.h"
+
+#include <cmath>
+
+#include "backend/ops/check.h"
+
+namespace qiao {
+
+void RopeKvWrite::check() const {
+  constexpr std::string_view op = "rope_kv_write";
+  if (pages == nullptr) check::refuse(op, "pages are absent");
+  const KvPagesSpec& spec = pages->spec();
+  check::rank(op, "q", q, 3);
+  const int64_t tokens = q.shape[0], width = spec.head_dim;
+  check::rows(op, "q", q, DType::kF32, {tokens, q.shape[1], width});
+  check::rows(op, "k", k, DType::kF32, {tokens, spec.kv_heads, width});
+  check::rows(op, "v", v, DType::kF32, {tokens, spec.kv_heads, width});
+  check::dense(op, "slots", slots, DType::kI32, {tokens});
+  for (const auto& [name, norm] : {std::pair("q_norm.gamma", &q_norm), std::pair("k_norm.gamma", &k_norm)}) {
+    if (!norm->present) continue;
+    if (norm->gamma.present()) check::dense(op, name, norm->gamma, DType::kF32, {width});
+    check::norm_numbers(op, norm->epsilon, norm->gamma_offset);
+  }
+  if (positions.present() != rotates()) {
+    check::refuse(op, "one of positions and inverse_frequencies is absent, expected both or neither");
+  }
+  if (rotates()) {
+    check::rank(op, "inverse_frequencies", inverse_frequencies, 1);
+    check::dense(op, "positions", positions, DType::kI32, {tokens});
+    check::dense(op, "inverse_frequencies", inverse_frequencies, DType::kF32, {inverse_frequencies.shape[0]});
+    if (inverse_frequencies.shape[0] < 1 || inverse_frequencies.shape[0] > width / 2) {
+      check::refuse(op, fmt::format("inverse_frequencies is {}, expected from 1 to {} for q {}",
+                                    to_string(inverse_frequencies), width / 2, to_string(q)));
+    }
+    if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  }
+  check::distinct(op, "q", q, "k", k);
+  check::distinct(op, "q", q, "v", v);
+  check::distinct(op, "k", k, "v", v);
+  for (const auto& [name, heads] : {std::pair("q", &q), std::pair("k", &k), std::pair("v", &v)}) {
+    check::distinct(op, name, *heads, "q_norm.gamma", q_norm.gamma);
+    check::distinct(op, name, *heads, "k_norm.gamma", k_norm.gamma);
+    check::distinct(op, name, *heads, "positions", positions);
+    check::distinct(op, name, *heads, "inverse_frequencies", inverse_frequencies);
+    check::distinct(op, name, *heads, "slots", slots);
+  }
+}
+
+double RopeKvWrite::flops() const {
+  const auto normed = [](const Tensor& heads, const Linear::Norm& norm) {
+    return norm.present ? norm_of(heads, norm).flops() : 0;
+  };
+  return normed(q, q_norm) + normed(k, k_norm) + (rotates() ? rope().flops() : 0);
+}
+
+double RopeKvWrite::bytes() const {
+  return static_cast<double>(2 * q.bytes() + q_norm.gamma.bytes() + k_norm.gamma.bytes() + positions.bytes() +
+                             inverse_frequencies.bytes()) +
+         kv_write().bytes();
+}
+
+AddRmsNorm RopeKvWrite::norm_of(const Tensor& heads, const Linear::Norm& norm) {
+  return {.x = heads,
+          .residual = {},
+          .gamma = norm.gamma,
+          .gamma_offset = norm.gamma_offset,
+          .epsilon = norm.epsilon,
+          .y = heads,
+          .residual_out = {}};
+}
+
+Rope RopeKvWrite::rope() const {
+  return {.q = q,
+          .k = k,
+          .positions = positions,
+          .inverse_frequencies = inverse_frequencies,
+          .layout = layout,
+          .scale = scale,
+          .inverse = false};
+}
+
+KvWrite RopeKvWrite::kv_write() const { return {.k = k, .v = v, .slots = slots, .pages = pages}; }
+
+}  // namespace qiao
