@@ -56,6 +56,7 @@ std::string to_table(const Report& report) {
     text += fmt::format("missing for profile {}: {} ({})\n", missing.profile, missing.op, missing.reason);
   }
   for (const std::string& fault : report.faults) text += fmt::format("fault: {}\n", fault);
+  if (report.only_times) return text;
   for (const auto& [profile, green] : {std::pair{"serve", report.green}, {"train", report.green_for_train}}) {
     text += fmt::format("{} {} for profile {}", report.chip, green ? "is green" : "is NOT green", profile);
     text += report.op.empty() ? "\n" : fmt::format(", of {} alone\n", report.op);
