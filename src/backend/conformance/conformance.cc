@@ -79,6 +79,7 @@ std::vector<std::string_view> op_names() {
 Report run(Backend& chip, const Options& options) {
   Report report;
   report.chip = chip.chip();
+  report.batch_invariant = chip.batch_invariant();
   report.only_times = !options.products.empty();
   report.op = report.only_times ? "linear" : options.op;
   report.seed = options.seed;

@@ -58,6 +58,7 @@ struct Report {
   std::string op;           // the only one that ran; empty: all
   bool only_times = false;  // of Options::products
   uint64_t seed = 0;
+  bool batch_invariant = true;  // the chip, as it was asked for
   DevicePeaks peaks;
   std::vector<Line> lines;
   std::vector<MissingOp> missing;   // as the chip lists them

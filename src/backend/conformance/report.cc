@@ -69,6 +69,7 @@ Json to_json(const Report& report) {
   json["chip"] = report.chip;
   json["op"] = report.op;
   json["seed"] = report.seed;
+  json["batch_invariant"] = report.batch_invariant;
   json["peaks"] = {{"read_bytes_per_second", report.peaks.read_bytes_per_second},
                    {"f32_flops", report.peaks.f32_flops},
                    {"bf16_flops", report.peaks.bf16_flops},
