@@ -29,7 +29,7 @@ begin=$SECONDS
 say() { printf 'run.sh: %s (%d s)\n' "$*" $((SECONDS - begin)) >&2; }
 models=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
 tools=$(mktemp -d)
-trap 'rm -rf "$models" "$tools"' EXIT
+trap 'jobs -p | xargs -r kill 2>/dev/null; rm -rf "$models" "$tools"' EXIT
 
 "$qiao" devices --json >"$out/devices.json" || exit 1
 gpu_bytes=$(python3 - "$out/devices.json" <<'END'
@@ -40,7 +40,7 @@ END
 ) || exit 1
 if [[ ! $quick ]]; then
   say "every op, while the first model is written"
-  timeout 300 "$qiao" conformance --backend cuda --json >"$out/conformance.json" 2>"$out/conformance.log" &
+  { timeout 300 "$qiao" conformance --backend cuda --json >"$out/conformance.json" 2>"$out/conformance.log" || say "conformance failed or took too long: see $out/conformance.log and .json"; } &
 fi
 bench() { timeout 120 "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 "$@" >>"$out/qiao.jsonl" || say "$shape: failed: $*"; }
 serve() { timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" "$@" >>"$out/qiao.jsonl" || say "$shape: failed: serving $*"; }
@@ -105,7 +105,7 @@ train() {
   local dtypes=(bf16)
   [[ $quick ]] || dtypes+=(fp8)
   for dtype in "${dtypes[@]}"; do
-    timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" --dtype $dtype >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "$dtype failed: see $out/training.log"
+    timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" --dtype "$dtype" >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "$dtype failed: see $out/training.log"
   done
   timeout 90 python3 "$here/training.py" "$@" >>"$out/pytorch.jsonl" 2>>"$out/training.log" || say "PyTorch failed: see $out/training.log"
 }

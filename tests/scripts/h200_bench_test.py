@@ -135,8 +135,12 @@ class Report(unittest.TestCase):
             with open(out / "products.jsonl", "a") as file:
                 for shape in shapes:
                     print(json.dumps({"variant": "BF16 bf16", "shape": shape, "algorithms": 8, "seconds": 1e-4}), file=file)
+                print('{"variant": "BF16', file=file)  # ended as it wrote
                 print(json.dumps({"variant": "F8_128 f8", "shape": shapes[0], "algorithms": 0}), file=file)
-            table = subprocess.run([sys.executable, "-B", BENCH / "report.py", folder], capture_output=True, text=True, check=True).stdout
+            (out / "conformance.json").write_text("")
+            done = subprocess.run([sys.executable, "-B", BENCH / "report.py", folder], capture_output=True, text=True, check=True)
+        self.assertEqual(done.stderr, """report.py: products.jsonl: left out what is no JSON: '{"variant": "BF16'""" + "\n")
+        table = done.stdout
         self.assertIn("| BF16 bf16 | 512 | 24576 x 4096 | 400.0 (258) | 200.0 (515) | 100.0 (1031) | 0.25 | 0.50 |\n", table)
         self.assertIn("| BF16 bf16 | 512 | a layer of qwen3-8b | 1600.0 (123) | 800.0 (247) | 400.0 (494) | 0.25 | 0.50 |\n", table)
         self.assertIn("| F8_128 f8 | 512 | 6144 x 4096 | - | - | - | - | - |\n", table)
