@@ -110,8 +110,8 @@ def times_of_products(path):
 
 
 def print_products(times):
-    """A line for each product, and one for all of a layer."""
-    print("\n| weight | T | N x K | Qiao, µs (TFLOP/s) | --fast | cuBLASLt | of cuBLASLt's rate: Qiao | --fast |\n"
+    """A line for each product, and one for all of a layer. In Qiao's time is the rounding of x, which cuBLASLt's has behind it."""
+    print("\n| weight | T | N x K | Qiao, µs (TFLOP/s), with rounding x | --fast | cuBLASLt, x rounded before | of cuBLASLt's rate: Qiao | --fast |\n"
           "| --- | --- | --- | --- | --- | --- | --- | --- |")
 
     def line(variant, tokens, what, flop, seconds):
