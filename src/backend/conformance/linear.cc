@@ -207,13 +207,13 @@ void linear_bench(Harness& h, size_t line, const Weight& weight, Compute compute
 }
 
 void time_products(Harness& h) {
-  for (const auto& [dtype, compute] :
-       {std::pair{DType::kBF16, Compute::kBF16}, {DType::kF8_128, Compute::kF8}}) {
-    for (const auto& [rows, columns] : h.options().products) {
-      if (columns % traits(dtype).block_elements != 0) continue;
+  for (const DType dtype : {DType::kBF16, DType::kF8_128}) {
+    const Compute compute = dtype == DType::kBF16 ? Compute::kBF16 : Compute::kF8;
+    for (const ProductShape& shape : h.options().products) {
+      if (shape.columns % traits(dtype).block_elements != 0) continue;
       const size_t line = h.line("linear", fmt::format("{} {}", traits(dtype).name, name(compute)));
       h.run_case(line, [&] {
-        const std::unique_ptr<Weight> weight = bench_weight(h, dtype, rows, columns);
+        const std::unique_ptr<Weight> weight = bench_weight(h, dtype, shape.rows, shape.columns);
         for (const int64_t tokens : h.options().tokens) linear_bench(h, line, *weight, compute, tokens);
       });
     }
