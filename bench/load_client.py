@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 
 WORDS = ("river bridge stone market teacher window garden engine letter island summer winter morning captain "
@@ -26,11 +27,14 @@ class ServerProcess:
         self.command, self.port = command, port
 
     def __enter__(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.said = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=self.said)
         end = time.monotonic() + 120
         while True:
             if self.process.poll() is not None:
-                raise RuntimeError(f"{self.command[0]} ended with {self.process.returncode}")
+                self.said.seek(0)
+                last = self.said.read()[-2000:].decode(errors="replace").strip()
+                raise RuntimeError(f"{self.command[0]} ended with {self.process.returncode}: {last}")
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
                 connection.request("GET", "/health")

@@ -1,18 +1,16 @@
 """Writes a model of real dimensions with random weights, for benchmarks where no model can be fetched.
 
-usage: make_model.py SHAPE FOLDER --tokenizer FILE [--layers N] [--bytes] [--no-weights]
+usage: make_model.py SHAPE FOLDER --tokenizer FILE [--layers N] [--bytes] [--products] [--no-weights]
 
 SHAPE is a name of SHAPES below; FOLDER becomes a model directory of config.json, model-*.safetensors in BF16 and tokenizer.json. The weights are normal with the standard
 deviation of Hugging Face's initializer (0.02), drawn on the GPU where PyTorch has one; a product of random weights takes the time of a product of trained ones, one of zeros does
-not. --no-weights leaves config.json alone, from which training begins. Needs torch and safetensors.
+not. --no-weights leaves config.json alone, from which training begins. Weights need torch and safetensors.
 """
 import argparse
 import json
 import math
 import os
 import shutil
-
-import torch
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False, "mlp_bias": False}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False}
@@ -74,6 +72,14 @@ def tensors(config, layer):
         yield at + "down_proj.weight", (hidden, width)
 
 
+def products(config):
+    """[N, K] of what all tokens of a layer are multiplied with, as Qiao has them in one: q, k and v; gate and up. Not experts'."""
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query = config["num_attention_heads"] * head
+    of_attention = [(query + 2 * config["num_key_value_heads"] * head, hidden), (hidden, query)]
+    return of_attention if config.get("num_experts") else [*of_attention, (2 * inner, hidden), (hidden, inner)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
@@ -81,6 +87,7 @@ def main():
     parser.add_argument("--layers", type=int, help="instead of the model's own")
     parser.add_argument("--tokenizer", required=True, help="any tokenizer.json of fewer tokens")
     parser.add_argument("--bytes", action="store_true", help="print the bytes of its weights, and write nothing")
+    parser.add_argument("--products", action="store_true", help="print N x K of its layers' products, and write nothing")
     parser.add_argument("--no-weights", action="store_true", help="write config.json alone")
     arguments = parser.parse_args()
     config = COMMON | SHAPES[arguments.shape]
@@ -89,11 +96,15 @@ def main():
     if arguments.bytes:
         print(2 * sum(math.prod(shape) for layer in (None, *range(config["num_hidden_layers"])) for _, shape in tensors(config, layer)))
         return
+    if arguments.products:
+        print(",".join(f"{rows}x{columns}" for rows, columns in products(config)))
+        return
     os.makedirs(arguments.folder, exist_ok=True)
     with open(os.path.join(arguments.folder, "config.json"), "w") as file:
         json.dump(config, file, indent=1)
     if arguments.no_weights:
         return
+    import torch
     from safetensors.torch import save_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,7 +4,10 @@ Shares are of what the same run measured (`qiao devices`), in brackets of the da
 """
 import json
 import pathlib
+import re
 import sys
+
+from make_model import COMMON, SHAPES, products
 
 # GB/s and dense TFLOP/s by NVIDIA's datasheets.
 DATASHEETS = {"H200": {"read": 4800e9, "bf16": 989e12, "fp8": 1979e12}, "H100": {"read": 3350e9, "bf16": 989e12, "fp8": 1979e12}}
@@ -24,7 +27,12 @@ def rows(path):
         if text[at].isspace():
             at += 1
             continue
-        value, at = decoder.raw_decode(text, at)
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except ValueError:  # of a program that was ended as it wrote
+            print(f"report.py: {path.name}: left out what is no JSON: {text[at:at + 80].splitlines()[0]!r}", file=sys.stderr)
+            at = text.find("\n{", at) + 1 or len(text)
+            continue
         yield value
 
 
@@ -89,6 +97,41 @@ class Table:
                       self.peers.get((name, "prefill", 1, 0, row["prompt_tokens"])), PUBLISHED[("prefill", kind)])
 
 
+# (variant, T, N, K) -> seconds of "qiao", "fast" and "cublaslt".
+def times_of_products(path):
+    times = {}
+    for row in rows(path):
+        by = "cublaslt" if "variant" in row else "qiao" if row["batch_invariant"] else "fast"
+        lines = [row] if "variant" in row else [{"variant": line["variant"], **bench} for line in row["lines"] for bench in line["benches"]]
+        for line in lines:
+            shape = tuple(map(int, re.fullmatch(r"T=(\d+) N=(\d+) K=(\d+)", line["shape"]).groups()))
+            times.setdefault((line["variant"], *shape), {})[by] = line.get("seconds")
+    return times
+
+
+def print_products(times):
+    """A line for each product, and one for all of a layer. In Qiao's time is the rounding of x, which cuBLASLt's has behind it."""
+    print("\n| weight | T | N x K | Qiao, µs (TFLOP/s), with rounding x | --fast | cuBLASLt, x rounded before | of cuBLASLt's rate: Qiao | --fast |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- |")
+
+    def line(variant, tokens, what, flop, seconds):
+        cells = [f"{s * 1e6:.1f} ({flop / s / 1e12:.0f})" if s else "-" for s in map(seconds.get, ("qiao", "fast", "cublaslt"))]
+        best = seconds.get("cublaslt")
+        shares = [f"{best / seconds[by]:.2f}" if best and seconds.get(by) else "-" for by in ("qiao", "fast")]
+        print(f"| {variant} | {tokens} | {what} | {' | '.join(cells + shares)} |")
+
+    for (variant, tokens, n, k), seconds in times.items():
+        line(variant, tokens, f"{n} x {k}", 2 * tokens * n * k, seconds)
+    for name, config in SHAPES.items():
+        of_layer = products(COMMON | config)
+        for variant, tokens in dict.fromkeys(key[:2] for key in times):
+            parts = [times.get((variant, tokens, n, k), {}) for n, k in of_layer]
+            if "num_experts" in config or not all(parts):
+                continue
+            whole = {by: sum(part[by] for part in parts) for by in ("qiao", "fast", "cublaslt") if all(part.get(by) for part in parts)}
+            line(variant, tokens, f"a layer of {name}", 2 * tokens * sum(n * k for n, k in of_layer), whole)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     device = next(d for d in json.loads((folder / "devices.json").read_text()) if d["chip"].startswith("cuda"))
@@ -99,9 +142,12 @@ def main():
           "| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows(folder / "qiao.jsonl"):
         table.row(row)
-    if not (folder / "conformance.json").exists():
+    times = times_of_products(folder / "products.jsonl")
+    if times:
+        print_products(times)
+    report = next(rows(folder / "conformance.json"), None)
+    if report is None:
         return
-    report = json.loads((folder / "conformance.json").read_text())
     print("\n| op | variant | shape | time, µs | share | largest error, of its bound |\n| --- | --- | --- | --- | --- | --- |")
     for line in report["lines"]:
         for bench in line["benches"]:

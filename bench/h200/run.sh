@@ -6,7 +6,8 @@
 # Needs no network: models have real dimensions and random weights (make_model.py), written to memory (/dev/shm) where
 # there is one. Needs python3 with torch and safetensors, and a built program (build/bin/qiao of the cuda preset).
 # --quick leaves out contexts of 8000, answers of 2048 tokens, the table of ops and training in FP8; what is trained (training.py) are llama-124m, qwen2.5-1.5b and
-# llama-3.1-8b. What does not fit in memory is skipped, with its bytes.
+# llama-3.1-8b. What does not fit in memory is skipped, with its bytes. Beside each product of a layer stands
+# cuBLASLt's time (cublaslt_peer.cc), where it can be built: with nvcc, or with the wheels that PyTorch came with.
 set -u
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
 qiao=$here/../../build/bin/qiao out='' shapes=llama-3.1-8b quick='' training=1
@@ -17,7 +18,7 @@ while (($#)); do
     --shapes) shapes=$2 && shift ;;
     --quick) quick=1 ;;
     --no-training) training='' ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 2 ;;
   esac
   shift
 done
@@ -27,16 +28,42 @@ mkdir -p "$out"
 begin=$SECONDS
 say() { printf 'run.sh: %s (%d s)\n' "$*" $((SECONDS - begin)) >&2; }
 models=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
-trap 'rm -rf "$models"' EXIT
+tools=$(mktemp -d)
+trap 'jobs -p | xargs -r kill 2>/dev/null; rm -rf "$models" "$tools"' EXIT
 
 "$qiao" devices --json >"$out/devices.json" || exit 1
-gpu_bytes=$(python3 -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory)') || exit 1
+gpu_bytes=$(python3 - "$out/devices.json" <<'END'
+import json, sys
+gpu = next((d for d in json.load(open(sys.argv[1])) if d["chip"].startswith("cuda")), {"unavailable": "this program was built without cuda"})
+print(gpu.get("memory_bytes") or sys.exit(f"run.sh: no GPU to measure: {gpu['unavailable']}"))
+END
+) || exit 1
 if [[ ! $quick ]]; then
   say "every op, while the first model is written"
-  "$qiao" conformance --backend cuda --json >"$out/conformance.json" 2>"$out/conformance.log" &
+  { timeout 300 "$qiao" conformance --backend cuda --json >"$out/conformance.json" 2>"$out/conformance.log" || say "conformance failed or took too long: see $out/conformance.log and .json"; } &
 fi
 bench() { timeout 120 "$qiao" bench -m "$models/$shape" --device cuda -q --json -c 16384 "$@" >>"$out/qiao.jsonl" || say "$shape: failed: $*"; }
 serve() { timeout 150 python3 "$here/serve_throughput.py" "$qiao" "$models/$shape" "$@" >>"$out/qiao.jsonl" || say "$shape: failed: serving $*"; }
+build_peer() {
+  local source=$here/cublaslt_peer.cc program=$tools/cublaslt_peer wheel
+  command -v nvcc >/dev/null && nvcc -O2 -std=c++20 -o "$program" "$source" -lcublasLt && return
+  wheel=$(python3 -c 'import nvidia.cu13 as n; print(list(n.__path__)[0])') || return
+  c++ -O2 -std=c++20 -I"$wheel/include" -o "$program" "$source" -L"$wheel/lib" -l:libcublasLt.so.13 -l:libcudart.so.13 -Wl,-rpath,"$wheel/lib"
+}
+products() {
+  local weights fast tokens=128,512,2048,8192
+  [[ $quick ]] && tokens=512,2048
+  weights=$(python3 "$here/make_model.py" "$shape" - --tokenizer - --products) || return
+  for fast in '' --fast; do
+    timeout 120 "$qiao" conformance --backend cuda --products "$weights" --tokens $tokens --json $fast >>"$out/products.jsonl" 2>>"$out/products.log" ||
+      say "$shape: failed: products $fast: see $out/products.log"
+  done
+  if [[ ! -x $tools/cublaslt_peer ]] && ! build_peer >>"$out/products.log" 2>&1; then
+    say "no cuBLASLt beside them: neither nvcc nor the wheels of CUDA 13 build cublaslt_peer.cc: see $out/products.log"
+    return
+  fi
+  timeout 120 "$tools/cublaslt_peer" "$weights" $tokens >>"$out/products.jsonl" 2>>"$out/products.log" || say "$shape: failed: cuBLASLt's products: see $out/products.log"
+}
 for shape in $shapes; do
   weights=$(python3 "$here/make_model.py" "$shape" - --tokenizer - --bytes) || exit 1
   room=$(df --output=avail -B1 "$models" | tail -n 1)
@@ -51,13 +78,14 @@ for shape in $shapes; do
   bench -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
   say "$shape: prefill"
   bench -b 8192 -p 512,2048,8192 -n 0 -r 3
+  say "$shape: products of its layers, without and with --fast, and cuBLASLt's"
+  products
   say "$shape: PyTorch"
   timeout 200 python3 "$here/pytorch_peer.py" "$shape" --decode 1:1000 8:1000 32:1000 128:1000 --prefill 512 2048 8192 --upload "$models/$shape" >>"$out/pytorch.jsonl" ||
     say "$shape: PyTorch failed"
   say "$shape: serving"
   serve --clients 128 --requests 128
   say "$shape: what an order of sums that no batch changes costs"
-  bench --fast -b 2048 -p 0 -n 32 -r 3 -s 32,128 -d 1000
   bench --fast -b 8192 -p 512,2048,8192 -n 0 -r 3
   say "$shape: the same in FP8, quantized as it loads, keys and values too"
   bench --quantize fp8 --kv-type fp8 -b 2048 -p 0 -n 32 -r 3 -s 1,8,32,128,256 -d 1000
@@ -77,7 +105,7 @@ train() {
   local dtypes=(bf16)
   [[ $quick ]] || dtypes+=(fp8)
   for dtype in "${dtypes[@]}"; do
-    timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" --dtype $dtype >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "$dtype failed: see $out/training.log"
+    timeout 90 python3 "$here/training.py" "$@" --qiao "$qiao" --dtype "$dtype" >>"$out/qiao.jsonl" 2>>"$out/training.log" || say "$dtype failed: see $out/training.log"
   done
   timeout 90 python3 "$here/training.py" "$@" >>"$out/pytorch.jsonl" 2>>"$out/training.log" || say "PyTorch failed: see $out/training.log"
 }

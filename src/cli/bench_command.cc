@@ -208,10 +208,6 @@ void bench(const BenchFlags& flags) {
   for (const int64_t prompt : flags.prompts)
     for (const int64_t depth : flags.depths)
       for (const int64_t sequences : flags.sequences) cases.push_back({prompt, sequences, depth});
-  std::vector<Measured> all;
-  all.reserve(cases.size());
-  for (const Case& each : cases) all.push_back(measure(*model, flags, each));
-
   const DevicePeaks peaks = model->backend().measure_peaks();
   const DeviceInfo device = model->backend().describe();
   const DecoderWork work = model->decoder().work();
@@ -222,9 +218,10 @@ void bench(const BenchFlags& flags) {
     std::printf("%s on %s%s\n\n", model->name().c_str(), device.name.c_str(), spread.c_str());
     std::printf("%-24s %10s %10s %10s   %s\n", "tokens/s", "min", "median", "max", "share of the machine");
   }
-  for (size_t i = 0; i < cases.size(); ++i) {
-    const auto& [prompt_tokens, sequences, depth] = cases[i];
-    const auto& [p, d] = all[i];
+  for (const Case& each : cases) {
+    const auto& [prompt_tokens, sequences, depth] = each;
+    std::fflush(stdout);  // is kept where this case fails
+    const auto [p, d] = measure(*model, flags, each);
     // Prefill: the layers' products for each token; the logits of one row are lost in it.
     const double prefill_share = peak > 0 ? p.median * work.layer_flops_per_token / peak : 0;
     const double mean_length = static_cast<double>(depth) + static_cast<double>(flags.decode_tokens) / 2;

@@ -460,6 +460,45 @@ TEST(ConformanceTest, AnUnknownOpIsNamed) {
   EXPECT_THROW(run(*chip, quick("liner")), Error);
 }
 
+TEST(ConformanceTest, GivenProductsAreTimedAndNothingIsProved) {
+  Options options;
+  options.products = {{32, 256}, {5, 7}};
+  options.tokens = {1, 70};
+  MeddledChip chip("", {});
+  chip.peaks = {.f32_flops = 1, .bf16_flops = 1};
+  const Report report = run(chip, options);
+  std::vector<std::string> timed;
+  for (const Line& line : report.lines) {
+    EXPECT_TRUE(line.passed()) << to_table(report);
+    for (const Bench& bench : line.benches) {
+      timed.push_back(fmt::format("{} {} {}", line.op, line.variant, bench.shape));
+      EXPECT_GT(bench.seconds, 0);
+    }
+  }
+  EXPECT_THAT(timed,
+              ::testing::ElementsAre("linear BF16 bf16 T=1 N=32 K=256", "linear BF16 bf16 T=70 N=32 K=256",
+                                     "linear BF16 bf16 T=1 N=5 K=7", "linear BF16 bf16 T=70 N=5 K=7",
+                                     "linear F8_128 f8 T=1 N=32 K=256", "linear F8_128 f8 T=70 N=32 K=256"));
+  EXPECT_THAT(to_table(report), ::testing::Not(::testing::HasSubstr("green")));
+  EXPECT_TRUE(to_json(report)["batch_invariant"].get<bool>());
+  EXPECT_TRUE(to_json(report)["green_for"].empty());
+
+  MeddledChip wrong("linear", [](const Tensor& out) {
+    if (out.shape[0] == 1) each(out, [](float& v) { v = std::nextafter(v, 1e30f); });
+  });
+  EXPECT_THAT(to_table(run(wrong, options)),
+              ::testing::HasSubstr("the last of 70 rows differs from the same row alone"));
+}
+
+TEST(ConformanceTest, ProductsThatCannotBeTimedAreRefused) {
+  const std::unique_ptr<Backend> chip = reference_chip();
+  Options options = quick();
+  options.products = {{16, 16}};
+  EXPECT_THROW(run(*chip, options), Error);
+  options.bench = true, options.op = "rope";
+  EXPECT_THROW(run(*chip, options), Error);
+}
+
 TEST(ConformanceTest, TheSameSeedGivesTheSameReport) {
   const std::unique_ptr<Backend> chip = reference_chip();
   EXPECT_EQ(to_json(run(*chip, quick("rope"))), to_json(run(*chip, quick("rope"))));

@@ -78,6 +78,28 @@ TEST(CudaFastTest, SumsOfManyRowsAreInOneSegment) {
   EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty());
 }
 
+// As bench/h200/run.sh asks for them: rows of few and of many tokens, of which the last is as it is alone.
+TEST(CudaConformanceTimesTest, GivenProductsHoldTheirBits) {
+  Options options;
+  options.products = {{130, 256}};
+  options.tokens = {3, 70, 131};
+  for (const bool fast : {false, true}) {
+    stand_in::reset();
+    {
+      const std::unique_ptr<Backend> chip = make_cuda_backend({.fast = fast});
+      const Report report = run(*chip, options);
+      ASSERT_EQ(report.lines.size(), 2);
+      EXPECT_EQ(report.batch_invariant, !fast);
+      for (const Line& line : report.lines) {
+        EXPECT_TRUE(line.passed()) << to_table(report);
+        EXPECT_EQ(line.benches.size(), 3);
+      }
+    }
+    EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty());
+    EXPECT_EQ(stand_in::use().allocations, 0);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Ops, CudaFastConformanceTest,
                          ::testing::Values("linear", "grouped_linear", "linear_backward", "token_logprob",
                                            "vector_search"),

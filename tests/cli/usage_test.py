@@ -89,11 +89,17 @@ class UsageTest(unittest.TestCase):
                                 (["chat", "-p", "a", "-f", "b"], "--file"),
                                 (["train", "grp"], "train: unknown command 'grp'; did you mean 'grpo'?"),
                                 (["tokenizer", "nothing like it"], "`qiao tokenizer --help`"),
+                                (["conformance", "--products", "12x"], "--products: 12x: not N x K of a weight, each from 1 to 1048576, as in 28672x4096"),
+                                (["conformance", "--products", "0x4"], "0x4: not N x K"), (["conformance", "--products", "4-4"], "4-4: not N x K"),
+                                (["conformance", "--products", "4x4x4"], "4x4x4: not N x K"), (["conformance", "--products", "4x4", "--tokens", "0"], "--tokens: Value 0 not in range"),
                                 (["train", "dpo", "--bogus"], "train dpo: unknown option '--bogus'; `qiao train dpo --help`")):
             run = qiao(*arguments)
             self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
             self.assertIn(said, run.stderr)
             self.assertEqual(run.stderr.count("\n"), 1)
+        for arguments, said in ((["--quick"], "leave out --quick and --no-bench"), (["--op", "rope"], "leave out --op, or say --op linear")):
+            run = qiao("conformance", "--products", "16x16", *arguments)
+            self.assertEqual((run.returncode, run.stdout, run.stderr), (1, "", f"qiao: --products: times products alone; {said}\n"))
         for command in (["generate", "-p", "a b c"], ["chat", "hello"], ["serve", "--port", "0"]):
             run = qiao(*command, "-m", MODEL, "-c", "1")
             self.assertEqual((run.returncode, run.stdout, run.stderr),

@@ -80,13 +80,19 @@ std::vector<std::string_view> op_names() {
 Report run(Backend& chip, const Options& options) {
   Report report;
   report.chip = chip.chip();
-  report.op = options.op;
+  report.batch_invariant = chip.batch_invariant();
+  report.only_times = !options.products.empty();
+  report.op = report.only_times ? "linear" : options.op;
   report.seed = options.seed;
+  if (report.only_times && (!options.bench || (!options.op.empty() && options.op != report.op))) {
+    throw_error(ErrorKind::kInvalidInput, "--products: times products alone; leave out {}",
+                options.bench ? "--op, or say --op linear" : "--quick and --no-bench");
+  }
   const std::span<const MissingOp> missing = chip.missing();
   report.missing.assign(missing.begin(), missing.end());
   bool known = false;
   for (const Table& table : kTables) {
-    if (!options.op.empty() && options.op != table.op) continue;
+    if (!report.op.empty() && report.op != table.op) continue;
     known = true;
     Harness harness(chip, options, &report);
     table.conform(harness);

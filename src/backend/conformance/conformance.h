@@ -13,12 +13,20 @@
 
 namespace qiao::conformance {
 
+struct ProductShape {
+  int64_t rows, columns;  // N, K
+};
+
 struct Options {
   std::string op;              // empty: all
   bool quick = false;          // fewer cases, small shapes
   bool bench = true;           // time a representative shape of each line
   bool until_failure = false;  // a line that has failed runs no more cases
   uint64_t seed = 1;
+  // Not empty: nothing is proved. linear is timed with weights of BF16 and, where K has whole blocks of it,
+  // of FP8, for each of these and each number of tokens; the last row is compared with itself alone.
+  std::vector<ProductShape> products;
+  std::vector<int64_t> tokens = {128, 512, 2048, 8192};
 };
 
 // A representative shape, timed.
@@ -47,8 +55,10 @@ inline constexpr size_t kMaxFailures = 3;
 
 struct Report {
   std::string chip;
-  std::string op;  // the only one that ran; empty: all
+  std::string op;           // the only one that ran; empty: all
+  bool only_times = false;  // of Options::products
   uint64_t seed = 0;
+  bool batch_invariant = true;  // the chip, as it was asked for
   DevicePeaks peaks;
   std::vector<Line> lines;
   std::vector<MissingOp> missing;   // as the chip lists them
@@ -60,7 +70,8 @@ struct Report {
 // Every op of the boundary, in backend.h's order.
 std::vector<std::string_view> op_names();
 
-// Every op has a line or more. Throws Error(kNotFound) for an unknown options.op.
+// Every op has a line or more. Throws Error(kNotFound) for an unknown options.op, Error(kInvalidInput) where
+// options.products are to be timed without timing or with another op than linear.
 Report run(Backend& chip, const Options& options);
 
 std::string to_table(const Report& report);

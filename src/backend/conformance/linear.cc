@@ -156,37 +156,67 @@ int64_t rows_of(DType dtype, int64_t bytes, int64_t columns) {
   return bytes / row_bytes(dtype, columns) / 16 * 16;
 }
 
-void linear_bench(Harness& h, size_t line, DType dtype, Compute compute, int64_t tokens, int64_t rows,
-                  int64_t columns) {
-  if (!h.benches()) return;
-  WeightSource source;
-  source.columns = columns;
-  // A few random rows again and again: making random bytes would take longer than the benchmark.
-  const int64_t few = 16;
+// A few random rows again and again: making random numbers would take longer than the benchmark.
+std::unique_ptr<Weight> bench_weight(Harness& h, DType dtype, int64_t rows, int64_t columns) {
+  const int64_t few = std::min<int64_t>(rows, 16);
   const std::vector<std::byte> bytes = random_rows(h, dtype, few, columns);
   std::vector<std::byte> whole;
+  whole.reserve(static_cast<size_t>((rows + few - 1) * row_bytes(dtype, columns)));
   for (int64_t n = 0; n < rows; n += few) whole.insert(whole.end(), bytes.begin(), bytes.end());
+  WeightSource source;
+  source.columns = columns;
   source.parts = {{dtype, rows, whole.data()}};
-  const std::unique_ptr<Weight> weight = h.chip().make_weight(source);
-  Guarded x(h, DType::kF32, {tokens, columns}), y(h, DType::kF32, {tokens, rows});
-  x.fill([&] { return h.normal(); });
+  return h.chip().make_weight(source);
+}
+
+Buffer bench_rows(Harness& h, int64_t tokens, int64_t columns) {
+  const int64_t few = std::min<int64_t>(tokens, 64), row = columns * static_cast<int64_t>(sizeof(float));
+  std::vector<float> rows(static_cast<size_t>(few * columns));
+  for (float& value : rows) value = h.normal();
+  Buffer all = h.chip().allocate(static_cast<size_t>(tokens * row));
+  for (int64_t t = 0; t < tokens; t += few) {
+    h.chip().upload(static_cast<std::byte*>(all.data()) + t * row, rows.data(),
+                    static_cast<size_t>(std::min(few, tokens - t) * row));
+  }
+  return all;
+}
+
+void linear_bench(Harness& h, size_t line, const Weight& weight, Compute compute, int64_t tokens) {
+  const int64_t rows = weight.rows(), columns = weight.columns();
+  const Buffer x = bench_rows(h, tokens, columns);
+  const Buffer y = h.chip().allocate(static_cast<size_t>((tokens + 1) * rows) * sizeof(float));
+  const Tensor all_x(x.data(), DType::kF32, {tokens, columns}),
+      all_y(y.data(), DType::kF32, {tokens + 1, rows});
   Linear op;
-  op.weight = weight.get();
+  op.weight = &weight;
   op.compute = compute;
-  op.x = x.device();
-  op.y = y.device();
+  op.x = all_x, op.y = all_y.slice(0, tokens);
   h.give_workspace(&op);
   h.bench(line, fmt::format("T={} N={} K={}", tokens, rows, columns), op.bytes(), op.flops(),
           peak_of(compute), [&] { h.chip().linear(op); });
   if (tokens == 1 || !h.chip().batch_invariant()) return;
   // The last row alone: these are kernels and tiles that smaller shapes do not have.
-  Guarded one(h, DType::kF32, {1, rows});
-  op.x = x.device().slice(tokens - 1, 1), op.y = one.device();
+  op.x = all_x.slice(tokens - 1, 1), op.y = all_y.slice(tokens, 1);
   h.give_workspace(&op);
   h.chip().linear(op);
-  one.download(line, "y"), y.download(line, "y");
-  if (!same_rows(one.result().as<float>(), y.result().as<float>() + (tokens - 1) * rows, rows)) {
+  std::vector<float> two(static_cast<size_t>(2 * rows));
+  h.chip().download(two.data(), all_y.slice(tokens - 1, 2).data, two.size() * sizeof(float));
+  if (!same_rows(two.data(), two.data() + rows, rows)) {
     h.fail(line, fmt::format("the last of {} rows differs from the same row alone", tokens));
+  }
+}
+
+void time_products(Harness& h) {
+  for (const DType dtype : {DType::kBF16, DType::kF8_128}) {
+    const Compute compute = dtype == DType::kBF16 ? Compute::kBF16 : Compute::kF8;
+    for (const ProductShape& shape : h.options().products) {
+      if (shape.columns % traits(dtype).block_elements != 0) continue;
+      const size_t line = h.line("linear", fmt::format("{} {}", traits(dtype).name, name(compute)));
+      h.run_case(line, [&] {
+        const std::unique_ptr<Weight> weight = bench_weight(h, dtype, shape.rows, shape.columns);
+        for (const int64_t tokens : h.options().tokens) linear_bench(h, line, *weight, compute, tokens);
+      });
+    }
   }
 }
 
@@ -272,6 +302,7 @@ std::vector<std::vector<SegmentSpec>> mixed_segments() {
 }  // namespace
 
 void conform_linear(Harness& h) {
+  if (!h.options().products.empty()) return time_products(h);
   const int cases = h.options().quick ? 10 : 30;
   for (const DType dtype : weight_dtypes()) {
     for (const Compute compute : computes_of(dtype)) {
@@ -282,13 +313,15 @@ void conform_linear(Harness& h) {
       }
       const SegmentSpec segment{dtype, 33};
       h.run_case(line, [&] { linear_invariance(h, line, {&segment, 1}, compute); });
+      if (!h.benches()) continue;
       h.run_case(line, [&] {
-        linear_bench(h, line, dtype, compute, 1, rows_of(dtype, kBenchBytes, 4096), 4096);  // all reading
-        linear_bench(h, line, dtype, compute, 256, 2048, 2048);                             // all arithmetic
+        const std::unique_ptr<Weight> large = bench_weight(h, dtype, rows_of(dtype, kBenchBytes, 4096), 4096);
+        linear_bench(h, line, *large, compute, 1);                                 // all reading
+        linear_bench(h, line, *bench_weight(h, dtype, 2048, 2048), compute, 256);  // all arithmetic
         // And as a batch that decodes and a prompt have it, where that takes no second.
         if (h.measured(peak_of(compute)).per_second > 1e14) {
-          linear_bench(h, line, dtype, compute, 32, rows_of(dtype, kBenchBytes, 4096), 4096);
-          linear_bench(h, line, dtype, compute, 2048, 6144, 4096);
+          linear_bench(h, line, *large, compute, 32);
+          linear_bench(h, line, *bench_weight(h, dtype, 6144, 4096), compute, 2048);
         }
       });
       conform_linear_around(h, dtype, compute);

@@ -56,6 +56,7 @@ std::string to_table(const Report& report) {
     text += fmt::format("missing for profile {}: {} ({})\n", missing.profile, missing.op, missing.reason);
   }
   for (const std::string& fault : report.faults) text += fmt::format("fault: {}\n", fault);
+  if (report.only_times) return text;
   for (const auto& [profile, green] : {std::pair{"serve", report.green}, {"train", report.green_for_train}}) {
     text += fmt::format("{} {} for profile {}", report.chip, green ? "is green" : "is NOT green", profile);
     text += report.op.empty() ? "\n" : fmt::format(", of {} alone\n", report.op);
@@ -68,6 +69,7 @@ Json to_json(const Report& report) {
   json["chip"] = report.chip;
   json["op"] = report.op;
   json["seed"] = report.seed;
+  json["batch_invariant"] = report.batch_invariant;
   json["peaks"] = {{"read_bytes_per_second", report.peaks.read_bytes_per_second},
                    {"f32_flops", report.peaks.f32_flops},
                    {"bf16_flops", report.peaks.bf16_flops},
