@@ -23,12 +23,12 @@ def qiao(*arguments, **more):
     return subprocess.run([QIAO, *arguments], **options)
 
 
-def on_terminal(*arguments, columns, keys=(), seconds=30):
+def on_terminal(*arguments, columns, keys=(), seconds=120):
     """What the program shows on a terminal; each of `keys` is (what to wait for, what to type then)."""
     pid, terminal = pty.fork()
     if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))  # before the program can ask for it
         os.execv(QIAO, [QIAO, *arguments])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
     keys, shown, end = list(keys), b"", time.monotonic() + seconds
     while time.monotonic() < end:
         if keys and keys[0][0] in shown:
