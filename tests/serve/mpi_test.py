@@ -21,7 +21,8 @@ QIAO = os.environ["QIAO_BINARY"]
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 CHAT = GOLDEN / "chat"
 ENVIRONMENT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-               "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+               "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
+               "OMPI_MCA_mpi_yield_when_idle": "1"}  # there may be fewer cores than processes, and other work on them
 PROMPT = "A bridge carries people over a river; this one carries words."
 
 
