@@ -153,7 +153,7 @@ Restart::Restart() {
   for (std::string argument; std::getline(lines, argument, '\0');) arguments.push_back(argument);
 }
 
-void start_successor(const Restart& restart, int listening_fd, std::function<void(bool serves)> on_outcome) {
+int start_successor(const Restart& restart, int listening_fd, std::function<void(bool serves)> on_outcome) {
   int pipe[2];
   if (listening_fd < 0 || ::pipe2(pipe, O_CLOEXEC) != 0)
     throw_error(ErrorKind::kIo, "no successor can be started: {}", std::strerror(errno));
@@ -182,6 +182,7 @@ void start_successor(const Restart& restart, int listening_fd, std::function<voi
     if (n != 1) ::waitpid(pid, nullptr, 0);
     on_outcome(n == 1);
   }).detach();
+  return pid;
 }
 
 }  // namespace qiao::cli

@@ -48,8 +48,9 @@ struct Restart {
   std::vector<std::string> arguments;  // the program's name first
 };
 
-// Starts the program again with `listening_fd` as its inherited socket. `on_outcome` hears, on a thread of
-// its own, whether it serves; if not, it has ended. Throws Error(kIo) where no process can be started.
-void start_successor(const Restart& restart, int listening_fd, std::function<void(bool serves)> on_outcome);
+// Starts the program again with `listening_fd` as its inherited socket; returns its process's id.
+// `on_outcome` hears, on a thread of its own, whether it serves; if not, it has ended. Throws Error(kIo)
+// where no process can be started.
+int start_successor(const Restart& restart, int listening_fd, std::function<void(bool serves)> on_outcome);
 
 }  // namespace qiao::cli

@@ -110,11 +110,11 @@ void run_server(const ServeFlags& flags, const Restart& restart, ServeSignals& s
     try {
       if (in_several_processes())
         throw_error(ErrorKind::kUnsupported, "A server that mpirun started has no successor: start it again");
-      start_successor(restart, server.listening_fd(), [&signals](bool serves) {
+      const int process = start_successor(restart, server.listening_fd(), [&signals](bool serves) {
         signals.push(serves ? ServeSignals::kHandedOver : ServeSignals::kNoSuccessor);
       });
       restarting = true;
-      std::fprintf(stderr, "Starting a new server on the same socket\n");
+      std::fprintf(stderr, "Starting a new server (process %d) on the same socket\n", process);
     } catch (const Error& e) {
       std::fprintf(stderr, "%s; this server goes on.\n", e.what());
     }

@@ -23,6 +23,17 @@ def qiao_eval(*flags, code=0, model=MODEL):
     return run
 
 
+def interrupt(process):
+    """Sends SIGINT once the process would catch it."""
+    def catches_it():
+        mask = re.search(r"SigCgt:\s*([0-9a-f]+)", pathlib.Path(f"/proc/{process.pid}/status").read_text())
+        return mask and int(mask[1], 16) >> (signal.SIGINT - 1) & 1
+    deadline = time.monotonic() + 60
+    while not catches_it() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+
+
 class EvalCommandTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -121,14 +132,8 @@ class EvalCommandTest(unittest.TestCase):
         file = self.write("long.jsonl", *[{"prompt": f"{i} The sky", "answer": "x"} for i in range(4000)])
         process = subprocess.Popen([QIAO, "eval", *MODEL, "--exact", str(file), "-n", "400", "--stop", "no such text", "--json"],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        def catches_it():
-            mask = re.search(r"SigCgt:\s*([0-9a-f]+)", pathlib.Path(f"/proc/{process.pid}/status").read_text())
-            return int(mask[1], 16) >> (signal.SIGINT - 1) & 1
-        deadline = time.monotonic() + 60
-        while not catches_it() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        interrupt(process)
+        out, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
         self.assertEqual(json.loads(out)["interrupted"], True)
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -114,8 +115,13 @@ TEST(CudaEngineTest, ALostDeviceEndsWhatRunsAndIsHadAgain) {
   later.adapter = "two";
   const Answer adapted = run(engine, later);
   EXPECT_NE(adapted.tokens, before.tokens);
-  stand_in::fail_call("kernel", 40, cudaErrorIllegalAddress);
-  Pending one(engine, greedy(*model, "A bridge", 8)), two(engine, greedy(*model, "x", 8));
+  // The first one holds the engine at its first token until the second one is there.
+  std::promise<void> both;
+  Pending one(engine, greedy(*model, "A bridge", 8), [until = both.get_future().share()] { until.wait(); });
+  Pending two(engine, greedy(*model, "x", 8));
+  one.wait_for_tokens(1);
+  stand_in::fail_call("kernel", 10, cudaErrorIllegalAddress);
+  both.set_value();
   for (Pending* each : {&one, &two}) {
     const Answer answer = each->wait();
     EXPECT_EQ(answer.last.finish, FinishReason::kError);

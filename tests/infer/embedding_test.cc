@@ -232,6 +232,8 @@ TEST(EncoderEngineTest, EachRequestIsAnsweredOnce) {
   const auto model = load_encoder(golden() / "encoders" / "bert");
   std::atomic<int> answers = 0, cancelled = 0;
   {
+    std::promise<void> all_there;  // the first answer holds the engine until then
+    const std::shared_future<void> there = all_there.get_future().share();
     EncoderEngine engine(model, {.batch_tokens = 1});
     for (int i = 0; i < 20; ++i) {
       const std::vector<EncoderInput> inputs(5, {{2, 5, 6, 3}, {}});
@@ -241,9 +243,11 @@ TEST(EncoderEngineTest, EachRequestIsAnsweredOnce) {
           ++cancelled;
           EXPECT_TRUE(outcome.vectors.empty());
         }
+        there.wait();
       });
       if (i % 3 == 0) handle->cancel();
     }
+    all_there.set_value();
   }  // the end cancels what waits
   EXPECT_EQ(answers, 20);
   EXPECT_GT(cancelled, 0);

@@ -5,6 +5,8 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -97,15 +99,19 @@ inline GenerationRequest greedy(const LanguageModel& model, std::string_view tex
   return request;
 }
 
-// Requests that were given one after the other, with pauses between some; some were cancelled.
+// Requests that were given one after the other, with pauses between some; some were cancelled. Half of the
+// time the engine is held at the first one's first event until all are there: in company, however fast it is.
 struct RandomRequests {
   std::vector<std::unique_ptr<Pending>> pending;
   std::vector<bool> cancelled;
 
   RandomRequests(Engine& engine, const std::vector<GenerationRequest>& list, std::mt19937_64& random)
       : cancelled(list.size()) {
+    std::promise<void> all_there;
+    std::function<void()> hold;
+    if (random() % 2 == 0) hold = [there = all_there.get_future().share()] { there.wait(); };
     for (size_t i = 0; i < list.size(); ++i) {
-      pending.push_back(std::make_unique<Pending>(engine, list[i]));
+      pending.push_back(std::make_unique<Pending>(engine, list[i], i == 0 ? hold : nullptr));
       if (random() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
       if (random() % 8 == 0) {
         const size_t victim = random() % (i + 1);
@@ -113,6 +119,7 @@ struct RandomRequests {
         pending[victim]->generation->cancel();
       }
     }
+    all_there.set_value();
   }
 
   // Waits for all; check(i, answer) hears of those that ended of themselves.

@@ -61,9 +61,8 @@ void expect_equal(const Answer& got, const Answer& wanted, const std::string& wh
 }
 
 TEST(RunAheadTest, NoAnswerChanges) {
-  const uint64_t seed = std::random_device{}();
-  SCOPED_TRACE(fmt::format("seed {}", seed));
-  std::mt19937_64 random(seed);
+  constexpr uint64_t kSeed = 20261126;
+  std::mt19937_64 random(kSeed);
   const std::array<std::shared_ptr<LanguageModel>, 3> models = {
       load_chat_model(), make_model({.layers = 2, .window = 21}),
       make_model({.layers = 2, .window = 13, .all_slide = true})};

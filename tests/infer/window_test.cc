@@ -98,13 +98,9 @@ TEST_P(WindowTest, ARandomScheduleOnFewPagesChangesNoBit) {
         "seed {}, round {}: slots {}, pages {} and {} of {}, batch {}, prefix cache {}, lookup {}", kSeed,
         round, options.slots, options.pages, engine.options().sliding_pages, options.page_tokens,
         options.batch_tokens, options.prefix_cache, options.lookup);
-    std::vector<std::unique_ptr<Pending>> pending;
-    for (const GenerationRequest& request : list) {
-      pending.push_back(std::make_unique<Pending>(engine, request));
-      if (random() % 4 == 0) pending.back()->wait_for_tokens(1);
-    }
-    for (size_t i = 0; i < list.size(); ++i)
-      expect_same_bits(pending[i]->wait(), alone[i], fmt::format("{}, request {}", where, i));
+    RandomRequests(engine, list, random).wait([&](size_t i, const Answer& answer) {
+      expect_same_bits(answer, alone[i], fmt::format("{}, request {}", where, i));
+    });
     engine.drain();
     const EngineStats stats = engine.stats();
     EXPECT_EQ(stats.pages.used + stats.sliding_pages.used, 0) << where;

@@ -17,6 +17,7 @@ import unittest
 from serving import Serving, connect, raw_request
 
 HANG_UPS = int(os.environ.get("QIAO_HANG_UPS", "10000"))
+CONTEXT = 8192
 NEIGHBOUR = {"prompt": "A bridge is", "max_tokens": 48, "temperature": 0, "ignore_eos": True}
 SEEDED = {"prompt": "A river is", "max_tokens": 48, "temperature": 1.2, "seed": 7, "ignore_eos": True}
 
@@ -53,7 +54,7 @@ class Neighbours:
 
 def hang_up(port, kind):
     """Begins a stream and goes away: before, at or after its first token, with FIN or RST, plain or pipelining."""
-    body = {"prompt": f"Tell me about {kind}", "max_tokens": 400, "temperature": 1, "ignore_eos": True,
+    body = {"prompt": f"Tell me about {kind}", "max_tokens": CONTEXT - 100, "temperature": 1, "ignore_eos": True,
             "stream": kind % 4 != 3, "n": 1 + kind % 2}
     with connect(port) as peer:
         peer.sendall(raw_request("/v1/completions", body, chunked=kind % 8 == 1))
@@ -72,14 +73,15 @@ def hang_up(port, kind):
 
 class FaultsTest(unittest.TestCase):
     def setUp(self):
-        self.served = Serving("-np", "16", "--max-queued", "65536")
+        # Answers may be so long that none of those that are left is near its end when the hang-up is noticed.
+        self.served = Serving("-np", "16", "--max-queued", "65536", context=CONTEXT)
 
     def tearDown(self):
         self.assertEqual(self.served.stop(), 0)
 
     def settled(self):
         """Waits until nothing runs; then what must be zero is."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while time.monotonic() < end:
             left = {name: self.served.metric(name) for name in
                     ("vllm:num_requests_running", "vllm:num_requests_waiting", "qiao:kv_pages_used")}
@@ -123,8 +125,8 @@ class FaultsTest(unittest.TestCase):
         self.settled()
         aborted = re.search(r'request_success_total\{.*finished_reason="abort"\} (\d+)', served.request("GET", "/metrics")[2].decode())
         self.assertGreater(int(aborted[1]), HANG_UPS / 2)
-        # 400 tokens each were asked for; what was computed is a small share, since the work stopped.
-        self.assertLess(served.metric("vllm:generation_tokens_total"), HANG_UPS * 400 / 10)
+        # What was computed is a small share of what was asked for, since the work stopped.
+        self.assertLess(served.metric("vllm:generation_tokens_total"), HANG_UPS * CONTEXT / 10)
 
     def test_readers_that_do_not_read_hold_nobody_up(self):
         served = self.served
@@ -135,7 +137,7 @@ class FaultsTest(unittest.TestCase):
             for peer in peers:
                 peer.sendall(raw_request("/v1/completions", body))
             # Their answers are computed and wait in memory; nobody reads them.
-            end = time.monotonic() + 60
+            end = time.monotonic() + 300
             while served.metric("vllm:num_requests_running") + served.metric("vllm:num_requests_waiting") > 0:
                 self.assertLess(time.monotonic(), end, "the answers are not computed")
                 time.sleep(0.05)
@@ -143,7 +145,9 @@ class FaultsTest(unittest.TestCase):
                 time.sleep(1)
             self.assertEqual(neighbours.problems, [])
             self.assertLess(statistics.median(neighbours.seconds), 30 * alone + 2)
-            self.assertEqual(served.metric("qiao:kv_pages_used"), 0)
+            while served.metric("qiao:kv_pages_used") > 0:  # of the last answer the pages are given back behind it
+                self.assertLess(time.monotonic(), end, "pages are kept")
+                time.sleep(0.05)
             # One that reads after all finds its answer whole.
             text = b""
             while not text.endswith(b"0\r\n\r\n"):

@@ -36,7 +36,7 @@ class HttpTest(unittest.TestCase):
     def error(self, path, body, headers=None, method="POST"):
         begun = time.monotonic()
         status, answered, content = self.served.request(method, path, body, headers)
-        self.assertLess(time.monotonic() - begun, 5)
+        self.assertLess(time.monotonic() - begun, 30)
         error = json.loads(content)["error"]
         self.assertEqual(set(error), {"message", "type", "param", "code"})
         self.assertTrue(answered["x-request-id"])
@@ -151,7 +151,7 @@ class HttpTest(unittest.TestCase):
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", self.served.port)) as peer:
                 peer.sendall(raw_request("/v1/completions", TEXT)[:-3])
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.served.metric("qiao:http_connections") > 1:
             self.assertLess(time.monotonic(), end)
             time.sleep(0.02)

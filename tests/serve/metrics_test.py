@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import time
 import unittest
 
 from serving import ROOT, Serving
@@ -16,7 +17,13 @@ class MetricsTest(unittest.TestCase):
         served = Serving()
         try:
             served.complete(prompt="a", max_tokens=3, temperature=0, ignore_eos=True)
-            cls.text = served.request("GET", "/metrics")[2].decode()
+            # The connection that asked has been closed here; the server hears of it in its own time.
+            end = time.monotonic() + 60
+            while True:
+                cls.text = served.request("GET", "/metrics")[2].decode()
+                if re.search(r"^qiao:http_connections\S* 1$", cls.text, re.M) or time.monotonic() > end:
+                    break
+                time.sleep(0.02)
             fields = pathlib.Path(f"/proc/{served.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
             cls.cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         finally:

@@ -345,7 +345,7 @@ class ServeTest(unittest.TestCase):
             with socket.create_connection(("127.0.0.1", self.served.port)) as peer:
                 peer.sendall(f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
                 peer.recv(100)
-        for _ in range(100):
+        for _ in range(1200):
             text = self.served.request("GET", "/metrics")[2].decode()
             if re.search(r"^vllm:num_requests_running\{.*\} 0$", text, re.M) and re.search(r"^vllm:num_requests_waiting\{.*\} 0$", text, re.M):
                 return

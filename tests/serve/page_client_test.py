@@ -91,14 +91,14 @@ class PageTest(unittest.TestCase):
 
     def test_stop_ends_the_answer(self):
         page = self.open()
-        # A long answer, shown event by event, so that there is something to stop.
-        page.evaluate("""() => { const whole = window.fetch; window.fetch = async (url, options) => {
+        # A long answer, shown event by event and in the end one a second, so that there is something to stop.
+        page.evaluate("""() => { let shown = 0; const whole = window.fetch; window.fetch = async (url, options) => {
             if (!String(url).includes('chat')) return whole(url, options);
             options.body = JSON.stringify({ ...JSON.parse(options.body), ignore_eos: true });
             const answer = await whole(url, options), decode = new TextDecoder(), encode = new TextEncoder();
             const slow = new TransformStream({ async transform(chunk, out) {
                 for (const event of decode.decode(chunk, { stream: true }).split(/(?<=\\n\\n)/)) {
-                    await new Promise(resume => setTimeout(resume, 20));
+                    await new Promise(resume => setTimeout(resume, ++shown < 20 ? 20 : 1000));
                     out.enqueue(encode.encode(event));
                 } } });
             return new Response(answer.body.pipeThrough(slow, { signal: options.signal }), { status: answer.status }); }; }""")

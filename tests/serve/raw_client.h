@@ -15,7 +15,7 @@ namespace qiao::serve {
 
 class RawClient {
  public:
-  explicit RawClient(uint16_t port, int seconds = 10) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  explicit RawClient(uint16_t port, int seconds = 60) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(port);

@@ -17,8 +17,8 @@ MODEL = str(ROOT / "tests" / "golden" / "chat")
 class Serving:
     """A server on a free port; its stderr is kept."""
 
-    def __init__(self, *flags, model=MODEL, command=None, **more):
-        command = command or [BINARY, "serve", "-m", model, "--port", "0", "-c", "512", "-q"]
+    def __init__(self, *flags, model=MODEL, context=512, command=None, **more):
+        command = command or [BINARY, "serve", "-m", model, "--port", "0", "-c", str(context), "-q"]
         self.process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, **more)
         self.lines, self.news = [], threading.Condition()
         self.reader = threading.Thread(target=self._read, daemon=True)

@@ -260,7 +260,6 @@ TEST(PolicyTest, ProgramsThatFailEndTheRunAndItsCheckpointStays) {
       {failing_at_step_3("echo 'disk is full' >&2; exit 3"),
        "exit code 3; the last words of its stderr: disk is full"},
       {failing_at_step_3("kill -9 $$"), "ended by signal 9"},
-      {failing_at_step_3("sleep 60"), "not answered within 400 ms"},
       {failing_at_step_3("echo nan; continue"), R"(it has answered "nan"; a finite number)"},
       {failing_at_step_3("echo 1e999; continue"), "a finite number"},
       {failing_at_step_3("echo '{\"score\": 1}'; continue"), "a finite number"},
@@ -270,12 +269,24 @@ TEST(PolicyTest, ProgramsThatFailEndTheRunAndItsCheckpointStays) {
   for (const auto& [command, expected] : cases) {
     ChatRun chat;
     chat.options.policy.reward.command = command;
-    chat.options.policy.reward.limit_seconds = 0.4;
     chat.options.threads = 1;
     EXPECT_QIAO_ERROR(run_policy(chat.options), kIo, "step 3, ", "prompts.jsonl:", "sample 0: reward (n=0",
                       expected);
     EXPECT_TRUE(fs::exists(chat.options.out / "checkpoints" / "step-00000002" / "state.json")) << command;
   }
+}
+
+TEST(PolicyTest, AProgramThatTakesTooLongEndsTheRun) {
+  ChatRun chat;
+  Steps two;
+  two.stop_after = 2;
+  train(chat.options, two);
+  chat.options.resume = true;
+  chat.options.policy.reward.command = "n=0; sleep 60";
+  chat.options.policy.reward.limit_seconds = 0.4;
+  EXPECT_QIAO_ERROR(run_policy(chat.options), kIo, "step 3, ", "sample 0: reward (n=0",
+                    "not answered within 400 ms");
+  EXPECT_TRUE(fs::exists(chat.options.out / "checkpoints" / "step-00000002" / "state.json"));
 }
 
 TEST(PolicyTest, PythonFunctionsThatFailSayWhy) {

@@ -117,8 +117,8 @@ class ToolsTest(unittest.TestCase):
         command = [QIAO, *pretrain(GOLDEN / "chat", self.folder / "run", "--steps", 6)]
         pid, terminal = pty.fork()
         if pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 100, 0, 0))  # before the program can ask for it
             os.execv(QIAO, command)
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 100, 0, 0))
         shown = b""
         while select.select([terminal], [], [], 60)[0]:
             try:
