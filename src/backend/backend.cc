@@ -333,13 +333,8 @@ void Backend::run_around(std::string_view name, const Op& op, Run run) {
   if (before > 0) product.workspace = op.workspace.slice(before, op.workspace.elements() - before);
   if constexpr (requires { op.norm; }) {
     if (around.norms) {
-      AddRmsNorm norm;
-      norm.x = op.x;
-      norm.gamma = op.norm.gamma;
-      norm.gamma_offset = op.norm.gamma_offset;
-      norm.epsilon = op.norm.epsilon;
-      norm.y = product.x = Tensor(memory, DType::kF32, {tokens, op.weight->columns()});
-      add_rms_norm(norm);
+      product.x = Tensor(memory, DType::kF32, {tokens, op.weight->columns()});
+      add_rms_norm(op.norm.apart(op.x, product.x));
     }
   }
   if (around.gates) {
@@ -383,8 +378,8 @@ void Backend::rope_kv_write(const RopeKvWrite& op) {
 
 void Backend::do_rope_kv_write(const RopeKvWrite& op) {
   const auto norm_heads = [&] {
-    if (op.q_norm.present) do_add_rms_norm(RopeKvWrite::norm_of(op.q, op.q_norm));
-    if (op.k_norm.present) do_add_rms_norm(RopeKvWrite::norm_of(op.k, op.k_norm));
+    if (op.q_norm.present) do_add_rms_norm(op.q_norm.apart(op.q, op.q));
+    if (op.k_norm.present) do_add_rms_norm(op.k_norm.apart(op.k, op.k));
   };
   if (!op.norms_after) norm_heads();
   if (op.rotates()) do_rope(op.rope());

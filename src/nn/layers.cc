@@ -186,7 +186,7 @@ void RmsNormLayer::forward(Context& context, const Tensor& x, const Tensor& y, c
   context.add_rms_norm(op);
 }
 
-Linear::Norm RmsNormLayer::inside() const {
+RmsNorm RmsNormLayer::inside() const {
   return {.present = true, .gamma = gamma.tensor, .gamma_offset = gamma_offset, .epsilon = epsilon};
 }
 

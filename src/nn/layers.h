@@ -94,7 +94,7 @@ struct RmsNormLayer {
   void forward(Context& context, const Tensor& x, const Tensor& y, const Tensor& residual = {},
                const Tensor& residual_out = {}) const;
   // For an op that norms by itself.
-  Linear::Norm inside() const;
+  RmsNorm inside() const;
 };
 
 // A step's indices on the chip; see AttentionPaged.

@@ -36,9 +36,9 @@ struct Followed {
 };
 
 // A row that is missed by d has its mean square's root missed by ||d|| / sqrt(D) at most.
-void follow_norm(const Linear::Norm& norm, Followed* x) {
+void follow_norm(const RmsNorm& norm, Followed* x) {
   if (!norm.present) return;
-  AddRmsNorm law = RopeKvWrite::norm_of(x->tensor(), norm);
+  AddRmsNorm law = norm.apart(x->tensor(), x->tensor());
   const std::vector<double> exact = reference::exact_norm(law).y;
   std::vector<double> missed(exact.size());
   const auto width = static_cast<size_t>(x->width);
@@ -100,8 +100,8 @@ std::unique_ptr<KvPages> empty_pages(Backend& chip, const KvPagesSpec& spec) {
 
 void run_apart(Backend& chip, const RopeKvWrite& op) {
   const auto norms = [&] {
-    if (op.q_norm.present) chip.add_rms_norm(RopeKvWrite::norm_of(op.q, op.q_norm));
-    if (op.k_norm.present) chip.add_rms_norm(RopeKvWrite::norm_of(op.k, op.k_norm));
+    if (op.q_norm.present) chip.add_rms_norm(op.q_norm.apart(op.q, op.q));
+    if (op.k_norm.present) chip.add_rms_norm(op.k_norm.apart(op.k, op.k));
   };
   if (!op.norms_after) norms();
   if (op.rotates()) chip.rope(op.rope());
@@ -209,7 +209,7 @@ void keep_case(Harness& h, size_t line, const KeepShape& shape, DType dtype, Rop
   op.layout = layout;
   op.scale = h.pick({1.0f, 1.0f, 1.2079f});
   op.norms_after = h.chance(0.4);
-  for (Linear::Norm* norm : {&op.q_norm, &op.k_norm}) {
+  for (RmsNorm* norm : {&op.q_norm, &op.k_norm}) {
     norm->present = h.chance(0.6);
     norm->gamma_offset = h.pick({0.0f, 1.0f});
     norm->epsilon = h.pick({1e-6f, 1e-5f, 1e-12f, 1.0f});

@@ -222,10 +222,7 @@ int64_t CudaBackend::gates_from(const GroupedLinear& op) const {
 
 void CudaBackend::do_linear(const Linear& op) {
   MatmulCall call;
-  call.norm.present = op.norm.present;
-  if (op.norm.gamma.present()) call.norm.gamma = op.norm.gamma.as<float>();
-  call.norm.gamma_aligned = aligned_16(call.norm.gamma);
-  call.norm.gamma_offset = op.norm.gamma_offset, call.norm.epsilon = op.norm.epsilon;
+  call.norm = row_norm(op.norm);
   call.weight = static_cast<const CudaWeight*>(op.weight);
   call.end_row = op.weight->rows();
   call.compute = op.compute;

@@ -1,6 +1,6 @@
-// The arithmetic of RMSNorm, which add_rms_norm (norm.cu) and the ops that norm rows on their way share. A row's
-// bits follow from its width alone: of row_warps() warps the thread in place i adds up the squares of the
-// row's fours i, i + threads, i + 2 threads and so on; each warp folds pairwise, then its sums do
+// The arithmetic of RMSNorm, which add_rms_norm (norm.cu) and the ops that norm rows on their way share. A
+// row's bits follow from its width alone: of row_warps() warps the thread in place i adds up the squares of
+// the row's fours i, i + threads, i + 2 threads and so on; each warp folds pairwise, then its sums do
 // (block_sum).
 #pragma once
 
@@ -8,13 +8,17 @@
 
 namespace qiao::cuda {
 
-// What is done to rows that are normed on their way (Linear::Norm).
+// What is done to rows that are normed on their way (RmsNorm).
 struct RowNorm {
   bool present = false;
   const float* gamma = nullptr;  // null: ones
   bool gamma_aligned = false;    // to 16 bytes
   float gamma_offset = 0, epsilon = 0;
 };
+inline RowNorm row_norm(const RmsNorm& norm) {
+  const float* gamma = norm.present && norm.gamma.present() ? norm.gamma.as<float>() : nullptr;
+  return {norm.present, gamma, aligned_16(gamma), norm.gamma_offset, norm.epsilon};
+}
 // What the registers of a row's threads hold: with more a norm before a product is a launch of its own.
 inline constexpr int64_t kMostNormedWidth = 4 * kRowKept * 32 * kMostRowWarps;
 

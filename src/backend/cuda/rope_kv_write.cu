@@ -238,11 +238,6 @@ HeadRows head_rows(const Tensor& t) {
   return {t.as<float>(), t.stride[0], t.stride[1], static_cast<int>(t.shape[1])};
 }
 
-RowNorm row_norm(const Linear::Norm& norm) {
-  const float* gamma = norm.present && norm.gamma.present() ? norm.gamma.as<float>() : nullptr;
-  return {norm.present, gamma, aligned_16(gamma), norm.gamma_offset, norm.epsilon};
-}
-
 // Whole vectors of 16 bytes, and pairs in halves that lie as LaneTurns has them.
 bool keeps_in_one(const RopeKvWrite& op, const RopeKvArguments& a) {
   const auto vectors = [](const Tensor& t) {

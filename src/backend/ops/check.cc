@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
 #include <span>
 #include <string>
 
@@ -174,12 +173,6 @@ void gradient_compute(std::string_view op, const Weight& weight, Compute kind) {
   compute(op, weight, kind);
   if (kind == Compute::kF8 && !weight.square_scales())
     refuse(op, "compute is F8, but the weight's scales are of single rows, expected them of 128 x 128");
-}
-
-void norm_numbers(std::string_view op, float epsilon, float gamma_offset) {
-  if (!(epsilon > 0) || !std::isfinite(epsilon))
-    refuse(op, fmt::format("epsilon is {}, expected it above 0", epsilon));
-  if (!std::isfinite(gamma_offset)) refuse(op, "gamma_offset is not finite");
 }
 
 void workspace(std::string_view op, const Tensor& workspace) {

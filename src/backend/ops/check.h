@@ -40,8 +40,6 @@ void dense_weight(std::string_view op, std::string_view name, const Weight* weig
 void compute(std::string_view op, const Weight& weight, Compute compute);
 // The same of a way back, which is never in kQ8, and in kF8 where scales are square alone.
 void gradient_compute(std::string_view op, const Weight& weight, Compute compute);
-// Of a norm: above 0, and finite.
-void norm_numbers(std::string_view op, float epsilon, float gamma_offset);
 // U8, contiguous and 64-byte aligned where present.
 void workspace(std::string_view op, const Tensor& workspace);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "backend/ops/common.h"
+#include "backend/ops/norm.h"
 
 namespace qiao {
 
@@ -36,14 +36,8 @@ namespace qiao {
 //   gated:  y[t, f] = activation(z[t, f]) * z[t, F + f] as GatedActivation has it, with N = 2F and
 //           z[t, n] = sum_k x[t, k] * W[n, k] + bias[n].
 struct Linear {
-  struct Norm {
-    bool present = false;
-    Tensor gamma;  // F32 [K], or absent (all ones)
-    float gamma_offset = 0.0f;
-    float epsilon = 1e-6f;
-  };
-  Tensor x;  // F32 [T, K], rows contiguous
-  Norm norm;
+  Tensor x;                                   // F32 [T, K], rows contiguous
+  RmsNorm norm;                               // gamma: F32 [K] or absent
   const Weight* weight = nullptr;             // [N, K], one expert
   Tensor bias;                                // F32 [N] or absent
   Tensor residual;                            // F32 [T, N], rows contiguous, or absent; absent where gated

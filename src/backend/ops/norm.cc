@@ -15,7 +15,29 @@ void as_x(std::string_view op, std::string_view name, const Tensor& tensor, cons
   }
 }
 
+void numbers(std::string_view op, float epsilon, float gamma_offset) {
+  if (!(epsilon > 0) || !std::isfinite(epsilon))
+    check::refuse(op, fmt::format("epsilon is {}, expected it above 0", epsilon));
+  if (!std::isfinite(gamma_offset)) check::refuse(op, "gamma_offset is not finite");
+}
+
 }  // namespace
+
+void RmsNorm::check(std::string_view op, std::string_view name, int64_t width) const {
+  if (!present) return;
+  if (gamma.present()) check::dense(op, fmt::format("{}.gamma", name), gamma, DType::kF32, {width});
+  numbers(op, epsilon, gamma_offset);
+}
+
+AddRmsNorm RmsNorm::apart(const Tensor& x, const Tensor& y) const {
+  return {.x = x,
+          .residual = {},
+          .gamma = gamma,
+          .gamma_offset = gamma_offset,
+          .epsilon = epsilon,
+          .y = y,
+          .residual_out = {}};
+}
 
 void AddRmsNorm::check() const {
   constexpr std::string_view op = "add_rms_norm";
@@ -28,7 +50,7 @@ void AddRmsNorm::check() const {
   if (residual.present()) as_x(op, "residual", residual, x);
   if (residual_out.present()) as_x(op, "residual_out", residual_out, x);
   if (gamma.present()) check::dense(op, "gamma", gamma, DType::kF32, {width});
-  check::norm_numbers(op, epsilon, gamma_offset);
+  numbers(op, epsilon, gamma_offset);
   check::same_or_distinct(op, "y", y, "x", x);
   check::distinct(op, "y", y, "residual", residual);
   check::distinct(op, "y", y, "gamma", gamma);
@@ -56,7 +78,7 @@ void AddRmsNormBackward::check() const {
     check::refuse(op, fmt::format("dy is {}, expected rows of one element or more", to_string(dy)));
   if (gamma.present()) check::dense(op, "gamma", gamma, DType::kF32, {width});
   if (dgamma.present()) check::dense(op, "dgamma", dgamma, DType::kF32, {width});
-  check::norm_numbers(op, epsilon, gamma_offset);
+  numbers(op, epsilon, gamma_offset);
   check::same_or_distinct(op, "dh", dh, "dy", dy);
   check::same_or_distinct(op, "dh", dh, "dresidual_out", dresidual_out);
   check::distinct(op, "dh", dh, "h", h);

@@ -25,6 +25,18 @@ struct AddRmsNorm {
   double bytes() const;
 };
 
+// A norm that is part of another op's call: AddRmsNorm without a residual.
+struct RmsNorm {
+  bool present = false;
+  Tensor gamma;  // as AddRmsNorm's
+  float gamma_offset = 0.0f;
+  float epsilon = 1e-6f;
+
+  // Of rows of `width`, as the argument `name` of `op`.
+  void check(std::string_view op, std::string_view name, int64_t width) const;
+  AddRmsNorm apart(const Tensor& x, const Tensor& y) const;
+};
+
 // Gradients of AddRmsNorm, from h as residual_out (or x) had it. With g = gamma + gamma_offset,
 // r = 1 / sqrt(mean(h^2) + epsilon), over a row of C elements:
 //   dh[c] = dresidual_out[c] + r * (g[c] dy[c] - h[c] * r^2 / C * sum_i g[i] dy[i] h[i])

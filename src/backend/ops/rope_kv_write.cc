@@ -16,11 +16,8 @@ void RopeKvWrite::check() const {
   check::rows(op, "k", k, DType::kF32, {tokens, spec.kv_heads, width});
   check::rows(op, "v", v, DType::kF32, {tokens, spec.kv_heads, width});
   check::dense(op, "slots", slots, DType::kI32, {tokens});
-  for (const auto& [name, norm] : {std::pair("q_norm.gamma", &q_norm), std::pair("k_norm.gamma", &k_norm)}) {
-    if (!norm->present) continue;
-    if (norm->gamma.present()) check::dense(op, name, norm->gamma, DType::kF32, {width});
-    check::norm_numbers(op, norm->epsilon, norm->gamma_offset);
-  }
+  q_norm.check(op, "q_norm", width);
+  k_norm.check(op, "k_norm", width);
   if (positions.present() != rotates()) {
     check::refuse(op, "one of positions and inverse_frequencies is absent, expected both or neither");
   }
@@ -47,8 +44,8 @@ void RopeKvWrite::check() const {
 }
 
 double RopeKvWrite::flops() const {
-  const auto normed = [](const Tensor& heads, const Linear::Norm& norm) {
-    return norm.present ? norm_of(heads, norm).flops() : 0;
+  const auto normed = [](const Tensor& heads, const RmsNorm& norm) {
+    return norm.present ? norm.apart(heads, heads).flops() : 0;
   };
   return normed(q, q_norm) + normed(k, k_norm) + (rotates() ? rope().flops() : 0);
 }
@@ -57,16 +54,6 @@ double RopeKvWrite::bytes() const {
   return static_cast<double>(2 * q.bytes() + q_norm.gamma.bytes() + k_norm.gamma.bytes() + positions.bytes() +
                              inverse_frequencies.bytes()) +
          kv_write().bytes();
-}
-
-AddRmsNorm RopeKvWrite::norm_of(const Tensor& heads, const Linear::Norm& norm) {
-  return {.x = heads,
-          .residual = {},
-          .gamma = norm.gamma,
-          .gamma_offset = norm.gamma_offset,
-          .epsilon = norm.epsilon,
-          .y = heads,
-          .residual_out = {}};
 }
 
 Rope RopeKvWrite::rope() const {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include "backend/ops/attention.h"
-#include "backend/ops/linear.h"
 #include "backend/ops/norm.h"
 #include "backend/ops/rope.h"
 
@@ -9,15 +8,14 @@ namespace qiao {
 
 // What attention does to its projections, in one op: queries and keys are normed head by head and rotated,
 // each where asked for, then keys and values are kept. Afterwards q holds what attention reads and the pages
-// hold keys and values; what k and v hold then is unspecified. The very bits of the ops apart, which name it
-// all:
-//   q = AddRmsNorm(q), k = AddRmsNorm(k)    where q_norm, k_norm are present; behind the rotation:
-//   norms_after q, k = Rope(q, k)                       where there are frequencies pages[slots] = KvWrite(k,
-//   v)
+// hold keys and values; what k and v hold then is unspecified. The very bits of the ops apart:
+//   q = AddRmsNorm(q), k = AddRmsNorm(k)   where q_norm, k_norm are present
+//   q, k = Rope(q, k)                      where there are frequencies; with norms_after before those
+//   pages[slots] = KvWrite(k, v)
 struct RopeKvWrite {
-  Tensor q;                     // F32 [T, H, D], last dimension contiguous, in place
-  Tensor k, v;                  // F32 [T, G, D], last dimension contiguous
-  Linear::Norm q_norm, k_norm;  // gamma: F32 [D] or absent
+  Tensor q;                // F32 [T, H, D], last dimension contiguous, in place
+  Tensor k, v;             // F32 [T, G, D], last dimension contiguous
+  RmsNorm q_norm, k_norm;  // gamma: F32 [D] or absent
   bool norms_after = false;
   Tensor positions;            // I32 [T]
   Tensor inverse_frequencies;  // F32 [R / 2]; both absent: nothing is rotated
@@ -32,7 +30,6 @@ struct RopeKvWrite {
   double bytes() const;
   bool rotates() const { return inverse_frequencies.present(); }
   // The ops apart.
-  static AddRmsNorm norm_of(const Tensor& heads, const Linear::Norm& norm);
   Rope rope() const;
   KvWrite kv_write() const;
 };
