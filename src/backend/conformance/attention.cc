@@ -423,8 +423,6 @@ void kv_write_bench(Harness& h, size_t line, DType dtype) {
   h.bench(line, "T=512 G=8 D=128", op.bytes(), 0, Harness::Peak::kNone, [&] { h.chip().kv_write(op); });
 }
 
-constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kF8_E4M3};
-
 }  // namespace
 
 void conform_kv_write(Harness& h) {

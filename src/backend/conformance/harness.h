@@ -130,6 +130,10 @@ std::vector<std::byte> random_rows(Harness& harness, DType dtype, int64_t rows, 
 // Activations: rows of ordinary size, and now and then one of zeros, subnormals, large values or one outlier.
 void fill_activations(Harness& harness, Guarded* x, float huge = 1e12f);
 
+// What pages may be of.
+inline constexpr DType kPageDTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,
+                                        DType::kF8_E4M3};
+
 // The weight formats, and the compute kinds that take each.
 std::span<const DType> weight_dtypes();
 std::vector<Compute> computes_of(DType dtype);

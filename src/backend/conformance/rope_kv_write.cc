@@ -280,7 +280,7 @@ void keep_bench(Harness& h, size_t line, DType dtype, int64_t tokens, bool norme
 }  // namespace
 
 void conform_rope_kv_write(Harness& h) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kF8_E4M3}) {
+  for (const DType dtype : kPageDTypes) {
     const size_t line = h.line("rope_kv_write", traits(dtype).name);
     for (int i = 0; i < (h.options().quick ? 16 : 80); ++i) {
       h.run_case(line, [&] {

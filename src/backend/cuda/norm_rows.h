@@ -5,6 +5,7 @@
 #pragma once
 
 #include "backend/cuda/rows.h"
+#include "backend/ops/norm.h"
 
 namespace qiao::cuda {
 
