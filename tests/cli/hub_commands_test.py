@@ -34,7 +34,7 @@ class HubCommands(unittest.TestCase):
 
     def qiao(self, *arguments):
         run = subprocess.run([QIAO, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                             env=self.environment, cwd=self.folder.name, timeout=60)
+                             env=self.environment, cwd=self.folder.name, timeout=300)
         return run.returncode, run.stdout, run.stderr
 
     def test_the_first_screen(self):
@@ -124,7 +124,7 @@ class HubCommands(unittest.TestCase):
         script = ('source <("$1" completion bash); shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
                   'compopt() { :; }; _qiao; printf "%s\\n" "${COMPREPLY[@]}"')
         run = subprocess.run(["bash", "-c", script, "bash", QIAO, QIAO, *words], capture_output=True, text=True,
-                             env=self.environment, timeout=60)
+                             env=self.environment, timeout=300)
         self.assertEqual(run.stderr, "")
         return run.stdout.split()
 
