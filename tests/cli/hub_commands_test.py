@@ -29,7 +29,7 @@ class HubCommands(unittest.TestCase):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.home = pathlib.Path(self.folder.name, "home with space")
-        self.environment = {**os.environ, "QIAO_HOME": str(self.home),
+        self.environment = {**os.environ, "QIAO_HOME": str(self.home), "no_proxy": "*",
                             "QIAO_HF_ENDPOINT": f"http://127.0.0.1:{self.port}"}
 
     def qiao(self, *arguments):
