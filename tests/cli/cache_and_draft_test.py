@@ -53,7 +53,7 @@ def widen(folder):
 class CacheAndDraft(unittest.TestCase):
     def generate(self, *arguments):
         command = [QIAO, "generate", "-m", str(MODEL), "-q", "--json", "-p", "The sky is", "-n", "40", "--ignore-eos", *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         return run.returncode, run.stdout, run.stderr
 
     def tokens(self, *arguments):
@@ -66,8 +66,8 @@ class CacheAndDraft(unittest.TestCase):
             widen(pathlib.Path(folder))
             quantized = ["-m", folder, "--quantize", "fp8", "--temp", "0"]
             command = [QIAO, "generate", "-q", "--json", "-p", "The sky is", "-n", "4", "--ignore-eos", *quantized]
-            alone = subprocess.run(command, capture_output=True, text=True, timeout=60)
-            drafted = subprocess.run([*command, "--draft", str(MODEL)], capture_output=True, text=True, timeout=60)
+            alone = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            drafted = subprocess.run([*command, "--draft", str(MODEL)], capture_output=True, text=True, timeout=300)
             for run in (alone, drafted):
                 self.assertEqual((run.returncode, run.stderr), (0, ""))
             self.assertEqual(json.loads(drafted.stdout)["tokens"], json.loads(alone.stdout)["tokens"])
@@ -78,7 +78,7 @@ class CacheAndDraft(unittest.TestCase):
     def test_flags_that_mean_nothing_are_refused(self):
         encoder = str(MODEL.parent / "encoders" / "bert")
         for flag, value in (("--quantize", "fp8"), ("--draft", str(MODEL)), ("--lookup", "4")):
-            run = subprocess.run([QIAO, "embed", "-m", encoder, "a text", flag, value], capture_output=True, text=True, timeout=60)
+            run = subprocess.run([QIAO, "embed", "-m", encoder, "a text", flag, value], capture_output=True, text=True, timeout=300)
             self.assertEqual((run.returncode, run.stderr), (1, f"qiao: {encoder}: an embedding model takes no {flag}; leave it out\n"))
         status, _, problem = self.generate("--kv-type", "fp8", "-ctk", "q8_0", "-ctv", "q8_0")
         self.assertEqual(status, 2)
@@ -128,7 +128,7 @@ class CacheAndDraft(unittest.TestCase):
         self.assertEqual(self.tokens("--temp", "0", "--kv-type", "fp8", "--draft", str(MODEL)), alone)
         run = subprocess.run(
             [QIAO, "bench", "-m", str(MODEL), "-p", "4", "-n", "4", "--kv-type", "fp8", "--json"],
-            capture_output=True, text=True, timeout=60)
+            capture_output=True, text=True, timeout=300)
         self.assertEqual(json.loads(run.stdout)["kv_type"], "fp8")
         self.assertNotIn("biases", run.stderr)
         status, _, problem = self.generate("--kv-type", "f8")
@@ -139,12 +139,12 @@ class CacheAndDraft(unittest.TestCase):
     def test_fp8_for_keys_with_biases_is_warned_of(self):
         with tempfile.TemporaryDirectory() as biased:
             add_biases(pathlib.Path(biased))
-            run = subprocess.run([QIAO, "bench", "-m", biased, "-p", "4", "-n", "4", "--kv-type", "fp8"], capture_output=True, text=True, timeout=60)
+            run = subprocess.run([QIAO, "bench", "-m", biased, "-p", "4", "-n", "4", "--kv-type", "fp8"], capture_output=True, text=True, timeout=300)
         self.assertEqual(run.returncode, 0, run.stderr)
         self.assertIn("keys have biases", run.stderr)
 
     def test_a_benchmark_feeds_random_tokens(self):
-        run = subprocess.run([QIAO, "bench", "-m", str(MODEL), "--draft", str(MODEL)], capture_output=True, text=True, timeout=60)
+        run = subprocess.run([QIAO, "bench", "-m", str(MODEL), "--draft", str(MODEL)], capture_output=True, text=True, timeout=300)
         self.assertEqual(run.returncode, 1)
         self.assertIn("--draft", run.stderr)
 

@@ -27,7 +27,7 @@ class ConstrainCommand(unittest.TestCase):
         return str(path)
 
     def qiao(self, *arguments, text=""):
-        run = subprocess.run([QIAO, "constrain", *arguments], capture_output=True, text=True, input=text, timeout=60)
+        run = subprocess.run([QIAO, "constrain", *arguments], capture_output=True, text=True, input=text, timeout=300)
         return run.returncode, run.stdout, run.stderr
 
     def test_verdicts_and_exit_codes(self):

@@ -17,7 +17,7 @@ MODEL = ["-m", str(GOLDEN / "chat"), "-q"]
 
 
 def qiao_eval(*flags, code=0, model=MODEL):
-    run = subprocess.run([QIAO, "eval", *model, *map(str, flags)], capture_output=True, text=True, timeout=100)
+    run = subprocess.run([QIAO, "eval", *model, *map(str, flags)], capture_output=True, text=True, timeout=300)
     if run.returncode != code:
         raise AssertionError(f"{flags}: {run.returncode}: {run.stderr}")
     return run
@@ -133,7 +133,7 @@ class EvalCommandTest(unittest.TestCase):
         process = subprocess.Popen([QIAO, "eval", *MODEL, "--exact", str(file), "-n", "400", "--stop", "no such text", "--json"],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         interrupt(process)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
         self.assertEqual(process.returncode, 130)
         self.assertEqual(json.loads(out)["interrupted"], True)
 

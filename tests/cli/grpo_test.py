@@ -14,7 +14,7 @@ EXAMPLE = TESTS.parent / "examples" / "grpo"
 
 
 def qiao(*arguments):
-    return subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 class GrpoTest(unittest.TestCase):

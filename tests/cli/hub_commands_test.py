@@ -29,12 +29,12 @@ class HubCommands(unittest.TestCase):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.home = pathlib.Path(self.folder.name, "home with space")
-        self.environment = {**os.environ, "QIAO_HOME": str(self.home),
+        self.environment = {**os.environ, "QIAO_HOME": str(self.home), "no_proxy": "*",
                             "QIAO_HF_ENDPOINT": f"http://127.0.0.1:{self.port}"}
 
     def qiao(self, *arguments):
         run = subprocess.run([QIAO, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                             env=self.environment, cwd=self.folder.name, timeout=60)
+                             env=self.environment, cwd=self.folder.name, timeout=300)
         return run.returncode, run.stdout, run.stderr
 
     def test_the_first_screen(self):
@@ -124,7 +124,7 @@ class HubCommands(unittest.TestCase):
         script = ('source <("$1" completion bash); shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
                   'compopt() { :; }; _qiao; printf "%s\\n" "${COMPREPLY[@]}"')
         run = subprocess.run(["bash", "-c", script, "bash", QIAO, QIAO, *words], capture_output=True, text=True,
-                             env=self.environment, timeout=60)
+                             env=self.environment, timeout=300)
         self.assertEqual(run.stderr, "")
         return run.stdout.split()
 

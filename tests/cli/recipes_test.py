@@ -14,7 +14,7 @@ CHAT_MODEL = EXAMPLES.parent / "tests" / "golden" / "chat"
 
 
 def run(*command):
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         raise AssertionError(f"{command}: {done.stderr}")
     return done.stdout

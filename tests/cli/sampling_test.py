@@ -74,7 +74,7 @@ class SamplingTest(unittest.TestCase):
         flags = [part for name, value in how.items() if name != "bias" for part in (f"--{name}", repr(value))]
         flags += [f"--logit-bias={token}{bias:+}" for token, bias in how.get("bias", {}).items()]
         run = subprocess.run([QIAO, "generate", "-m", MODEL, "-q", "-p", prompt, "-n", str(tokens), "--ignore-eos", "--json",
-                              "--logprobs", str(TOP), *flags], capture_output=True, text=True, timeout=60)
+                              "--logprobs", str(TOP), *flags], capture_output=True, text=True, timeout=300)
         self.assertEqual(run.returncode, 0, run.stderr)
         return json.loads(run.stdout)
 

@@ -21,7 +21,7 @@ MODEL = str(pathlib.Path(__file__).resolve().parents[1] / "golden" / "chat")
 
 
 def qiao(*arguments, **more):
-    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 60, **more}
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 300, **more}
     return subprocess.run([QIAO, *arguments], **options)
 
 
@@ -75,12 +75,12 @@ class UsageTest(unittest.TestCase):
     def test_closed_descriptors(self):
         for redirection, code in ((">&-", 1), ("<&-", 0), ("2>&-", 0), (">&- 2>&-", 1)):
             run = subprocess.run(["bash", "-c", f'"$0" generate -m "$1" -p x -n 2 {redirection}', QIAO, MODEL],
-                                 capture_output=True, text=True, timeout=60)
+                                 capture_output=True, text=True, timeout=300)
             self.assertEqual(run.returncode, code, redirection)
 
     def test_a_reader_that_leaves_ends_it(self):
         run = subprocess.run(["bash", "-c", '"$0" generate -m "$1" -p x -n 400 --ignore-eos | head -c 1; echo "${PIPESTATUS[0]}"', QIAO, MODEL],
-                             capture_output=True, timeout=60)
+                             capture_output=True, timeout=300)
         self.assertIn(run.stdout[1:].strip(), (b"141", b"0"))  # SIGPIPE, unless it had written all before
         self.assertEqual(run.stderr, b"")
 
@@ -138,7 +138,7 @@ class UsageTest(unittest.TestCase):
         process = subprocess.Popen([QIAO, "generate", "-m", MODEL, "-p", "x", "-c", "32768", "-n", "32000", "--ignore-eos", "--json", "-t", "1"],
                                    stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         interrupt(process)  # whose answer would take many seconds
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
         self.assertEqual(process.returncode, 130)
         self.assertEqual(json.loads(out)["finish_reason"], "cancelled")
 

@@ -35,10 +35,9 @@ class PullReferenceTest : public testing::Test {
     ::pclose(server_);
   }
   PullReferenceTest() {
-    for (const char* name :
-         {"HF_TOKEN", "HF_ENDPOINT", "QIAO_HF_ENDPOINT", "QIAO_MS_ENDPOINT", "http_proxy"}) {
+    for (const char* name : {"HF_TOKEN", "HF_ENDPOINT", "QIAO_HF_ENDPOINT", "QIAO_MS_ENDPOINT"})
       ::unsetenv(name);
-    }
+    ::setenv("no_proxy", "*", 1);
     options_.home = folder_.path() / "home";
     options_.style = Progress::Style::kSilent;
     options_.endpoint = "http://127.0.0.1:" + std::to_string(port_);

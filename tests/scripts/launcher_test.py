@@ -55,7 +55,7 @@ class Launcher(unittest.TestCase):
 
     def qiao(self, *arguments, command=None, cwd=None, **environment):
         run = subprocess.run([command or self.tree / "qiao", *arguments], capture_output=True, text=True,
-                             stdin=subprocess.DEVNULL, cwd=cwd or self.base, timeout=60,
+                             stdin=subprocess.DEVNULL, cwd=cwd or self.base, timeout=300,
                              env={**self.environment, **environment})
         return run.returncode, run.stdout, run.stderr
 
@@ -115,7 +115,7 @@ class Launcher(unittest.TestCase):
         while not any("waiting for another build" in path.read_text() for path in errors) and time.monotonic() < until:
             time.sleep(0.01)
         go_on.touch()
-        outs = [run.communicate(timeout=60)[0] for run in runs]
+        outs = [run.communicate(timeout=300)[0] for run in runs]
         self.assertEqual([run.returncode for run in runs], [7, 7])
         self.assertEqual([out.split("\n")[1] for out in outs], ["<0>", "<1>"])
         self.assertEqual(sum("waiting for another build" in path.read_text() for path in errors), 1)

@@ -83,7 +83,7 @@ class HarnessTest(unittest.TestCase):
         return found["results"][task]
 
     def qiao(self, *flags):
-        run = subprocess.run([BINARY, "eval", "-m", MODEL, "-q", "--json", "-c", str(CONTEXT), *flags], capture_output=True, text=True, timeout=120)
+        run = subprocess.run([BINARY, "eval", "-m", MODEL, "-q", "--json", "-c", str(CONTEXT), *flags], capture_output=True, text=True, timeout=300)
         self.assertEqual((run.returncode, run.stderr), (0, ""))
         return json.loads(run.stdout)["tasks"][0]
 

@@ -18,7 +18,7 @@ WEATHER = {"name": "weather", "description": "Tells the weather", "input_schema"
 
 
 def client_of(served, kind=anthropic.Anthropic, **more):
-    return kind(base_url=f"http://127.0.0.1:{served.port}", **{"api_key": "none", "max_retries": 0, "timeout": 60, **more})
+    return kind(base_url=f"http://127.0.0.1:{served.port}", **{"api_key": "none", "max_retries": 0, "timeout": 300, **more})
 
 
 class MessagesTest(unittest.TestCase):

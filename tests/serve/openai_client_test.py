@@ -40,10 +40,10 @@ class Served:
         self.port = int(found[1])
 
     def client(self, key="none"):
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0, timeout=300)
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         data = body if body is None or isinstance(body, (bytes, str)) else json.dumps(body)
         connection.request(method, path, data, headers or {})
         response = connection.getresponse()
@@ -527,7 +527,7 @@ class AdapterTest(unittest.TestCase):
         for flag, expected in [("one", "expected NAME=PATH"), (f"one={folder}", "no LoRA adapter"),
                                (f"a={folder}/lora/qwen3", "was expected"), (f"chat={folder}/lora/chat-one", "is the model's own")]:
             run = subprocess.run([BINARY, "serve", "-m", MODEL, "--port", "0", "-q", "--lora", flag], capture_output=True,
-                                 text=True, timeout=60)
+                                 text=True, timeout=300)
             self.assertNotEqual(run.returncode, 0)
             self.assertIn(expected, run.stderr)
 

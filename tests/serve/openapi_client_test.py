@@ -80,7 +80,7 @@ class OpenApiTest(unittest.TestCase):
                 run = subprocess.run(
                     [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{served.port}/openapi.json", "--checks", CHECKS,
                      "--phases", PHASES, "--max-examples", EXAMPLES, "--seed", SEED, "--workers", "4",
-                     "--request-timeout", "30", "--generation-database", "none", "--no-color", "--no-shrink",
+                     "--request-timeout", "600", "--generation-database", "none", "--no-color", "--no-shrink",
                      "--continue-on-failure", "--suppress-health-check", "all", *flags],
                     cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3600)
             self.assertEqual(run.returncode, 0, run.stdout[-6000:])

@@ -20,6 +20,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("QIAO_BINARY", str(ROOT / "build" / "bin" / "qiao"))
+PATIENCE = 180_000  # milliseconds, for a browser that has a busy machine
 OPTIONS = argparse.Namespace(shots=None, model=str(ROOT / "tests" / "golden" / "chat"))
 
 
@@ -29,7 +30,7 @@ class PageTest(unittest.TestCase):
         cls.server = subprocess.Popen([BINARY, "serve", "-m", OPTIONS.model, "--port", "0", "-q"], stderr=subprocess.PIPE, text=True)
         cls.address = re.search(r"http://[^ ]+", cls.server.stderr.readline())[0]
         cls.playwright = sync_playwright().start()
-        cls.browser = cls.playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        cls.browser = cls.playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"], timeout=PATIENCE)
 
     @classmethod
     def tearDownClass(cls):
@@ -42,6 +43,7 @@ class PageTest(unittest.TestCase):
     def open(self, **context):
         # The policy forbids eval, which waiting for a condition needs; the header itself is tested with the endpoints.
         page = self.browser.new_context(bypass_csp=True, **context).new_page()
+        page.set_default_timeout(PATIENCE)
         self.problems = []
         page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -55,7 +57,7 @@ class PageTest(unittest.TestCase):
         page.press("#input", "Enter")
 
     def finished(self, page):
-        page.wait_for_selector(".message.assistant .note", timeout=60_000)
+        page.wait_for_selector(".message.assistant .note")
         page.wait_for_function("document.getElementById('send').textContent === 'Send'")
 
     def shot(self, page, name):
@@ -153,7 +155,7 @@ class PageTest(unittest.TestCase):
         self.assertEqual(page.locator(".message").count(), 0)
         self.limit(page, 3)
         self.ask(page, "Hello")
-        page.wait_for_selector(".message.assistant .note", timeout=60_000)
+        page.wait_for_selector(".message.assistant .note")
         self.assertEqual(page.evaluate("messages.length"), 2)
 
     def test_an_error_is_shown_and_the_text_kept(self):

@@ -47,7 +47,7 @@ class Hammer:
         while not self.over.is_set():
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+                    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
                 text, usable = ask(connection, stream)
                 self.answers.append(text)
                 if not keep or not usable:

@@ -51,7 +51,7 @@ class Serving:
         return match
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request(method, path, body if isinstance(body, (bytes, str, type(None))) else json.dumps(body),
                                headers or {})
@@ -89,7 +89,7 @@ def raw_request(path, body, *, chunked=False):
     return f"POST {path} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n".encode() + data
 
 
-def connect(port, receive_buffer=None, timeout=60):
+def connect(port, receive_buffer=None, timeout=300):
     peer = socket.socket()
     if receive_buffer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

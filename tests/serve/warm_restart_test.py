@@ -30,7 +30,7 @@ class Served:
         self.port = int(re.search(r"http://[^:]+:(\d+)", self.lines[0])[1])
 
     def ask(self, key):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         body = {"model": "chat", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
         connection.request("POST", "/v1/completions", json.dumps(body), {"Authorization": f"Bearer {key}"})
         answer = json.loads(connection.getresponse().read())

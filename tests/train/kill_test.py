@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,7 @@ class KillTest(unittest.TestCase):
                 self.assertEqual(left.keys(), expected.keys())
                 for name, data in expected.items():
                     self.assertTrue(left[name] == data, f"{name} differs, seed {seed}")
+                shutil.rmtree(run)  # there may be many of them, and little memory
 
 
 if __name__ == "__main__":

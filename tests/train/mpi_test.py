@@ -223,7 +223,7 @@ def one_that_ends(scratch, how, rank, said):
         os.kill(ranks[rank], how)
         began = time.monotonic()
         try:
-            _, errors = launcher.communicate(timeout=120)
+            _, errors = launcher.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             launcher.kill()
             raise

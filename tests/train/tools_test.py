@@ -21,7 +21,7 @@ CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_s
 
 def qiao(*arguments, **more):
     return subprocess.run([QIAO, *map(str, arguments)], **{"capture_output": True, "text": True, "stdin": subprocess.DEVNULL,
-                                                           "timeout": 60, **more})
+                                                           "timeout": 300, **more})
 
 
 def tokenizer(folder, *flags):
