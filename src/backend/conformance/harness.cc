@@ -1,6 +1,7 @@
 #include "backend/conformance/harness.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 
@@ -39,9 +40,12 @@ void Harness::run_case(size_t line, const std::function<void()>& body) {
   const Line& known = report_->lines[line];
   if (options_.until_failure && (known.failure_count > 0 || known.errors.failures > 0)) return;
   ++report_->lines[line].cases;
+  line_ = line;
   try {
     body();
+    check_workspace();
   } catch (const Error& e) {
+    workspace_bytes_ = 0;
     if (e.kind() == ErrorKind::kUnsupported) {
       report_->lines[line].missing = true;
     } else {
@@ -135,11 +139,27 @@ float Harness::normal() {
 }
 
 Tensor Harness::workspace_of(size_t bytes) {
+  check_workspace();
   if (bytes == 0) return {};
-  if (workspace_.bytes() < bytes) workspace_ = chip_.allocate(bytes);
-  const std::vector<std::byte> canary(bytes, kCanary);  // whatever it held before must not matter
-  chip_.upload(workspace_.data(), canary.data(), bytes);
-  return Tensor(workspace_.data(), DType::kU8, {static_cast<int64_t>(bytes)});
+  const size_t guarded = bytes + 2 * kGuardBytes;
+  if (workspace_.bytes() < guarded) workspace_ = chip_.allocate(guarded);
+  const std::vector<std::byte> canary(guarded, kCanary);  // whatever it held before must not matter
+  chip_.upload(workspace_.data(), canary.data(), guarded);
+  workspace_bytes_ = bytes;
+  return Tensor(static_cast<std::byte*>(workspace_.data()) + kGuardBytes, DType::kU8,
+                {static_cast<int64_t>(bytes)});
+}
+
+void Harness::check_workspace() {
+  if (workspace_bytes_ == 0) return;
+  std::array<std::byte, kGuardBytes> guard;
+  for (const size_t at : {size_t{0}, kGuardBytes + workspace_bytes_}) {
+    chip_.download(guard.data(), static_cast<std::byte*>(workspace_.data()) + at, kGuardBytes);
+    if (std::ranges::all_of(guard, [](std::byte b) { return b == kCanary; })) continue;
+    fail(line_,
+         fmt::format("workspace: wrote {} its {} bytes", at == 0 ? "before" : "beyond", workspace_bytes_));
+  }
+  workspace_bytes_ = 0;
 }
 
 Guarded::Guarded(Harness& harness, DType dtype, std::initializer_list<int64_t> shape, int64_t gap)

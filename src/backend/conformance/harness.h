@@ -58,6 +58,8 @@ class Harness {
 
  private:
   Tensor workspace_of(size_t bytes);
+  // Whether the last one's guard bytes are as they were; a failure of the case's line.
+  void check_workspace();
 
   Backend& chip_;
   std::unique_ptr<Backend> law_;
@@ -65,6 +67,7 @@ class Harness {
   Report* report_;
   std::mt19937_64 random_;
   Buffer workspace_;
+  size_t workspace_bytes_ = 0, line_ = 0;
   bool peaks_measured_ = false;
 };
 

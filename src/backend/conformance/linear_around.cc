@@ -3,6 +3,7 @@
 // bounds.
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "backend/conformance/harness.h"
 #include "backend/ops/linear.h"
@@ -140,7 +141,10 @@ void around_case(Harness& h, size_t line, DType dtype, Compute compute) {
   if (shape.gated) plain.activation = Activation::kNone;
   h.give_workspace(&plain);
   h.chip().linear(plain);
-  if (shape.gated) h.chip().gated_activation({z.device(), op.activation, apart.device()});
+  if (shape.gated) {
+    z.download(line, "z");
+    h.chip().gated_activation({z.device(), op.activation, apart.device()});
+  }
   apart.download(line, "apart");
   same_bits(h, line, y, apart);
   if (with_residual) return;  // linear's own case holds it to the law
@@ -157,7 +161,11 @@ void grouped_around_case(Harness& h, size_t line, DType dtype, Compute compute) 
   const SegmentSpec segment{dtype, shape.rows};
   const WeightPair weights = make_weights(h, {&segment, 1}, shape.columns, experts);
   Guarded counts(h, DType::kI32, {experts});
-  counts.fill([&] { return static_cast<int32_t>(h.chance(0.3) ? 0 : h.between(1, most)); });
+  bool first = true;
+  counts.fill([&] {
+    const bool none = !std::exchange(first, false) && h.chance(0.3);
+    return static_cast<int32_t>(none ? 0 : h.between(2, most));
+  });
   std::vector<int64_t> expert_of;
   for (int64_t e = 0; e < experts; ++e) {
     expert_of.insert(expert_of.end(), static_cast<size_t>(counts.host_at<int32_t>(e)), e);
@@ -183,6 +191,7 @@ void grouped_around_case(Harness& h, size_t line, DType dtype, Compute compute) 
   plain.y = z.device();
   h.give_workspace(&plain);
   h.chip().grouped_linear(plain);
+  z.download(line, "z");
   h.chip().gated_activation({z.device(), op.activation, apart.device()});
   apart.download(line, "apart");
   same_bits(h, line, y, apart);
