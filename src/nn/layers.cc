@@ -87,7 +87,7 @@ void LinearLayer::forward(Context& context, const Tensor& x, const Tensor& y, co
 void LinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& y,
                                 Activation activation) const {
   const Context::Scope scope(context);
-  if (pieces.size() > 1 || context.recording() || adapted(context)) {
+  if (pieces.size() > 1 || context.records() || adapted(context)) {
     const Tensor z = context.take(DType::kF32, {x.shape[0], rows()});
     forward(context, x, z);
     return gate(context, z, y, activation);
@@ -140,7 +140,7 @@ void GroupedLinearLayer::forward(Context& context, const Tensor& x, const Tensor
 void GroupedLinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& counts,
                                        const Tensor& y, Activation activation) const {
   const Context::Scope scope(context);
-  if (pieces.size() > 1 || context.recording()) {
+  if (pieces.size() > 1 || context.records()) {
     const Tensor z = context.take(DType::kF32, {x.shape[0], rows()});
     forward(context, x, counts, z);
     return gate(context, z, y, activation);
