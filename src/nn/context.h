@@ -50,7 +50,7 @@ class Context {
 
   // Ops are recorded from now on, and what is taken stays until the context ends. `tape` outlives it.
   void record_on(Tape& tape);
-  bool recording() const { return tape_ != nullptr; }
+  bool records() const { return tape_ != nullptr; }
   // Where an op's result may take its input's place, it takes what over(input) gives: the input itself, or
   // new memory where the input is wanted later on.
   void keep_inputs() { keeps_inputs_ = true; }

@@ -112,7 +112,7 @@ void LinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor&
 }
 
 bool LinearLayer::alone(const Context& context) const {
-  if (pieces.size() > 1 || context.recording()) return false;
+  if (pieces.size() > 1 || context.records()) return false;
   if (context.measuring()) return adapters.empty();  // any step may be of an adapter
   return std::ranges::none_of(context.adapter_rows(), [&](const AdapterRows& rows) {
     const auto index = static_cast<size_t>(rows.adapter);
@@ -148,7 +148,7 @@ void GroupedLinearLayer::forward(Context& context, const Tensor& x, const Tensor
 void GroupedLinearLayer::forward_gated(Context& context, const Tensor& x, const Tensor& counts,
                                        const Tensor& y, Activation activation) const {
   const Context::Scope scope(context);
-  if (pieces.size() > 1 || context.recording()) {
+  if (pieces.size() > 1 || context.records()) {
     const Tensor z = context.take(DType::kF32, {x.shape[0], rows()});
     forward(context, x, counts, z);
     return gate(context, z, y, activation);
