@@ -1,7 +1,7 @@
 // linear and grouped_linear with what may stand around a product: a norm before it, a gate behind it. Against
 // the ops apart on the same chip, bit for bit, and against the law within what its operands make of the
 // bounds.
-#include <cstring>
+#include <bit>
 #include <numeric>
 #include <utility>
 
@@ -74,7 +74,7 @@ void same_bits(Harness& h, size_t line, const Guarded& one, const Guarded& other
   if (!h.chip().batch_invariant()) return;
   for (int64_t i = 0; i < one.elements(); ++i) {
     const float a = one.result_at(i), b = other.result_at(i);
-    if (std::memcmp(&a, &b, sizeof(float)) == 0) continue;
+    if (std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b)) continue;
     h.fail(line, fmt::format("element {} is {}, by the ops apart it is {}", i, a, b));
     return;
   }

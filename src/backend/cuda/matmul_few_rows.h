@@ -2,7 +2,7 @@
 // threads. Rows that are normed first (Linear::norm) are normed by every block for itself, as it has all of
 // them anyway: threads keep what they load in registers, add up the squares, and norm what they round. A
 // round, of two rows up to 4096 columns and of one up to 8192, costs a barrier and ten shuffles in a chain,
-// some 400 cycles by prediction, beside the loads, which are there without a norm too: 0.2 us for one token
+// some 500 cycles by prediction, beside the loads, which are there without a norm too: 0.3 us for one token
 // of 4096, 1 us for eight of them, 2 us for eight of 8192. A launch of its own takes 2 to 3 us, so no number
 // of tokens is better off with it. Not yet run on a device.
 #pragma once
@@ -111,7 +111,6 @@ struct FewRows {
       for (int u = 0; u < kKept; ++u) {
         if (token_of(u) >= count) continue;  // of a whole warp
         kept[u] = load_four(rows + token_of(u) * op.x_stride, at_of(u), width, aligned);
-        gains[u] = gain(op.norm.gamma, op.norm.gamma_aligned, op.norm.gamma_offset, at_of(u), width);
       }
       float sum = 0;
 #pragma unroll
@@ -123,6 +122,10 @@ struct FewRows {
         if (lane() == 0) squares[token_of(u) * kMostRowWarps + warp() % warps] = of_warp;
       }
       __syncthreads();
+      // Now, while warps fold: before they would take registers that the stages' bookkeeping has.
+#pragma unroll
+      for (int u = 0; u < kKept; ++u)
+        gains[u] = gain(op.norm.gamma, op.norm.gamma_aligned, op.norm.gamma_offset, at_of(u), width);
       float factor = 0;
 #pragma unroll
       for (int u = 0; u < kKept; ++u) {
