@@ -420,11 +420,12 @@ void look_ahead(dim3 grid, dim3 threads, size_t shared_bytes, const std::functio
   gridDim = grid;
   block.early = reads;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  // Where the first one reads nothing, none does.
-  for (uint64_t number = 0; number == 0 || (number < blocks && !reads->empty()); ++number) {
+  // The last one too, but where the first reads nothing none does.
+  for (const uint64_t number : {uint64_t{0}, blocks - 1}) {
+    if (number > 0 && reads->empty()) break;
     blockIdx = index_of(number);
     run_block(0, number);
-    if (!block.fault.empty()) break;  // it comes again when the kernel runs
+    if (!block.fault.empty() || blocks == 1) break;  // a fault comes again when the kernel runs
   }
   block.early = nullptr;
 }

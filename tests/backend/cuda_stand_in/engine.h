@@ -46,7 +46,8 @@ class EarlyReads {
   std::vector<Read> reads_;
   std::vector<std::byte> contents_;
 };
-// Runs every block until all its threads wait for the kernels before: what it has read by then.
+// Runs the first and the last block until all their threads wait for the kernels before: what they have read
+// by then.
 void look_ahead(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
                 EarlyReads* reads);
 
