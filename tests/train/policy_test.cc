@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "support/expect_error.h"
@@ -201,7 +202,11 @@ def reward(completion):
   };
   EXPECT_GT(mean(32, 8), 0.2 + 2 * mean(0, 4)) << mean(0, 4);
   EXPECT_EQ(ours.steps[0].more["kl"], 0.0);  // it begins as the reference
-  EXPECT_GT(ours.steps[39].more["kl"].get<double>(), 0.0);
+  // On some machine all has been learnt by the last step: its groups are of equal rewards, and none is
+  // compared.
+  double kl = 0;
+  for (const StepRecord& step : ours.steps) kl = std::max(kl, step.more["kl"].get<double>());
+  EXPECT_GT(kl, 0.0);
   EXPECT_GE(ours.steps[0].more["reward/length"].get<double>(), 1.0);
   EXPECT_TRUE(ours.steps[0].more.contains("reward/is_long"));
   EXPECT_EQ(ours.steps[38].more["rollout_differing"], 0);
