@@ -101,6 +101,8 @@ struct HeadRow {
 // What a lane's elements turn by.
 template <int kFours>
 struct LaneTurns {
+  int position;
+  float frequencies[kFours][2];  // of the two turns that it makes for each four; 0 where none are
   float cosine[kFours][4], sine[kFours][4];
   int source;   // in halves, of the first four: the lane with the other elements of the pairs
   bool within;  // heads of 256 that turn whole: they are the lane's own other four
@@ -114,22 +116,30 @@ struct LaneTurns {
     return __shfl_sync(kAllLanes, x[j][i], source);
   }
 
-  __device__ void make(const RopeKvArguments& op, int64_t token, int first) {
-    const int position = op.positions[token], turning = 2 * op.pairs;
-    const int lane = static_cast<int>(threadIdx.x % 32), step = op.pairs / 4;
-    source = first >= turning ? lane : first < op.pairs ? lane + step : lane - step;
-    within = turning > kFarFour;
-    float made[kFours][4];  // two cosines and their sines
+  __device__ void load(const RopeKvArguments& op, int64_t token, int first) {
+    position = op.positions[token];
 #pragma unroll
     for (int j = 0; j < kFours; ++j) {
       const int at = first + j * kFarFour;
       const int pair = !op.halves ? at / 2 : at < op.pairs ? at : at - op.pairs + 2;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        Turn by = {0, 0};
-        if (at < turning && pair + i < op.pairs) {
-          by = turn_of(position, op.inverse_frequencies[pair + i], op.scale, op.scale);
-        }
+        const bool turns = at < 2 * op.pairs && pair + i < op.pairs;
+        frequencies[j][i] = turns ? op.inverse_frequencies[pair + i] : 0.0f;
+      }
+    }
+  }
+
+  __device__ void make(const RopeKvArguments& op, int first) {
+    const int lane = static_cast<int>(threadIdx.x % 32), step = op.pairs / 4;
+    source = first >= 2 * op.pairs ? lane : first < op.pairs ? lane + step : lane - step;
+    within = 2 * op.pairs > kFarFour;
+    float made[kFours][4];  // two cosines and their sines
+#pragma unroll
+    for (int j = 0; j < kFours; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const Turn by = turn_of(position, frequencies[j][i], op.scale, op.scale);
         made[j][i] = by.cosine, made[j][2 + i] = by.sine;
       }
     }
@@ -206,17 +216,18 @@ template <DType kDType, int kFours, int kOwn>
 __global__ void __launch_bounds__(kKeepThreads) rope_kv_write_kernel(RopeKvArguments op) {
   begin_kernel();
   const int64_t token = blockIdx.x;
+  const int slot = op.slots[token];
   const int thread = static_cast<int>(threadIdx.x), rows_at_once = kKeepThreads >> op.lane_bits;
   const int first = 4 * (thread & ((1 << op.lane_bits) - 1));
+  LaneTurns<kFours> turns = {};
+  if (op.pairs > 0) turns.load(op, token, first);
   HeadRow<kFours> rows[kOwn];
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int number = (static_cast<int>(blockIdx.y) * kOwn + i) * rows_at_once + (thread >> op.lane_bits);
     rows[i].load(op, token, number, first);
   }
-  const int slot = op.slots[token];
-  LaneTurns<kFours> turns = {};
-  if (op.pairs > 0) turns.make(op, token, first);
+  if (op.pairs > 0) turns.make(op, first);
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     HeadRow<kFours>& row = rows[i];
