@@ -178,6 +178,7 @@ class Backend {
   // How much scratch memory an op needs for its shapes (data pointers are not read); monotone in T and S.
   size_t workspace_bytes(const Linear& op) const;
   size_t workspace_bytes(const GroupedLinear& op) const;
+  virtual size_t workspace_bytes(const MoePermute&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionPaged&) const { return 0; }
   virtual size_t workspace_bytes(const AttentionVarlen&) const { return 0; }
   virtual size_t workspace_bytes(const Sample&) const { return 0; }

@@ -65,7 +65,7 @@ TEST_F(MoeRouteTest, Refuses) {
 
 class MoePermuteTest : public ::testing::Test {
  protected:
-  MoePermuteTest() { op_ = {x_, ids_, sorted_, counts_, places_}; }
+  MoePermuteTest() { op_ = {x_, ids_, sorted_, counts_, places_, {}}; }
   std::unique_ptr<Backend> chip_ = reference_chip();
   Floats x_{{2, 1}, {10, 20}};
   Ints ids_{{2, 2}, {2, 0, 0, 3}};

@@ -76,8 +76,10 @@ void route_case(Harness& h, size_t line, MoeRoute::Kind kind) {
 }
 
 void permute_case(Harness& h, size_t line) {
-  const int64_t tokens = h.pick<int64_t>({0, 1, 2, 17, 40}), experts = h.pick<int64_t>({1, 4, 16, 60});
-  const int64_t picks = h.between(1, std::min<int64_t>(experts, 8)), width = h.pick<int64_t>({1, 7, 64, 100});
+  const int64_t tokens = h.pick<int64_t>({0, 1, 2, 17, 32, 40, 150});
+  const int64_t experts = h.pick<int64_t>({1, 4, 16, 60, 300});
+  const int64_t picks = h.between(1, std::min<int64_t>(experts, 8));
+  const int64_t width = h.pick<int64_t>({1, 7, 64, 100, 1100});
   Guarded x(h, DType::kF32, {tokens, width}, h.between(0, 5)),
       ids(h, DType::kI32, {tokens, picks}, h.between(0, 3));
   fill_activations(h, &x, 1e30f);
@@ -90,13 +92,15 @@ void permute_case(Harness& h, size_t line) {
   ids.upload();
   Guarded sorted(h, DType::kF32, {tokens * picks, width}, h.between(0, 5)), counts(h, DType::kI32, {experts});
   Guarded places(h, DType::kI32, {tokens, picks}, h.between(0, 3));
-  h.chip().moe_permute({x.device(), ids.device(), sorted.device(), counts.device(), places.device()});
+  MoePermute op{x.device(), ids.device(), sorted.device(), counts.device(), places.device(), {}};
+  h.give_workspace(&op);
+  h.chip().moe_permute(op);
   x.download(line, "x", false);
   ids.download(line, "ids", false);
   sorted.download(line, "sorted");
   counts.download(line, "counts");
   places.download(line, "places");
-  h.law().moe_permute({x.host(), ids.host(), sorted.host(), counts.host(), places.host()});
+  h.law().moe_permute({x.host(), ids.host(), sorted.host(), counts.host(), places.host(), {}});
   for (int64_t i = 0; i < sorted.elements(); ++i) {
     h.element(line, sorted.result_at(i), sorted.host_at(i), 0, i / width, i % width);
   }
@@ -174,7 +178,8 @@ void conform_moe_permute(Harness& h) {
     x.fill([&] { return h.normal(); });
     for (int64_t i = 0; i < ids.elements(); ++i) ids.host_at<int32_t>(i) = static_cast<int32_t>(i * 37 % 128);
     ids.upload();
-    const MoePermute op{x.device(), ids.device(), sorted.device(), counts.device(), places.device()};
+    MoePermute op{x.device(), ids.device(), sorted.device(), counts.device(), places.device(), {}};
+    h.give_workspace(&op);
     h.bench(line, "T=256 k=8 E=128 C=2048", op.bytes(), 0, Harness::Peak::kNone,
             [&] { h.chip().moe_permute(op); });
   });

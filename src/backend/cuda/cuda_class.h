@@ -31,6 +31,7 @@ class CudaBackend final : public Backend {
   void start_download(std::unique_ptr<Landing>& landing, const void* device, size_t bytes) override;
   const std::byte* finish_download(Landing& landing) override;
   using Backend::workspace_bytes;  // 0 for the other ops
+  size_t workspace_bytes(const MoePermute& op) const override;
   size_t workspace_bytes(const AttentionPaged& op) const override;
   size_t workspace_bytes(const AttentionVarlen& op) const override;
   size_t workspace_bytes(const AttentionVarlenBackward& op) const override;

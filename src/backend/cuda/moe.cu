@@ -146,6 +146,42 @@ struct Pairs {
   __device__ int32_t expert(int64_t pair) const { return ids[pair / picks * stride + pair % picks]; }
 };
 
+// All of moe_permute where the pairs are one chunk, as a step of decoding has them: a block a token, each of
+// which finds its own places among all pairs.
+__global__ void __launch_bounds__(kChunkPairs)
+    moe_permute_few(Pairs pairs, int64_t experts, Rows x, int32_t* totals, int32_t* places,
+                    int64_t places_stride, Rows sorted, int64_t width) {
+  begin_kernel();
+  QIAO_SHARED(int32_t, expert_of, kChunkPairs);
+  QIAO_SHARED(int32_t, place_of_pick, kChunkPairs);
+  const auto thread = static_cast<int>(threadIdx.x), count = static_cast<int>(pairs.count);
+  const int picks = static_cast<int>(pairs.picks);
+  const int64_t token = blockIdx.x;
+  if (thread < count) expert_of[thread] = pairs.expert(thread);
+  __syncthreads();
+  if (thread < picks) {
+    const int pair = static_cast<int>(token) * picks + thread, expert = expert_of[pair];
+    int32_t place = 0;
+    for (int i = 0; i < count; ++i) {
+      place += expert_of[i] < expert || (expert_of[i] == expert && i < pair) ? 1 : 0;
+    }
+    place_of_pick[thread] = place;
+    places[token * places_stride + thread] = place;
+  }
+  if (token == 0) {
+    for (int64_t e = thread; e < experts; e += kChunkPairs) {
+      int32_t total = 0;
+      for (int i = 0; i < count; ++i) total += expert_of[i] == e ? 1 : 0;
+      totals[e] = total;
+    }
+  }
+  __syncthreads();
+  for (int64_t at = 4 * thread; at < width; at += 4 * kChunkPairs) {
+    const float4 v = load_four(x.row(token), at, width, x.aligned);
+    for (int j = 0; j < picks; ++j) store_four(sorted.row(place_of_pick[j]), at, width, sorted.aligned, v);
+  }
+}
+
 // counts[chunk, e]: the pairs of a chunk that are expert e's.
 __global__ void __launch_bounds__(kChunkPairs) moe_count(Pairs pairs, int64_t experts, int32_t* counts) {
   begin_kernel();
@@ -292,12 +328,22 @@ void CudaBackend::do_moe_route_backward(const MoeRouteBackward& op) {
          op.dweights.stride[0], op.dlogits.as<float>(), op.dlogits.stride[0]);
 }
 
+size_t CudaBackend::workspace_bytes(const MoePermute& op) const {
+  const int64_t chunks = ceil_div(op.ids.elements(), kChunkPairs);
+  return chunks <= 1 ? 0 : static_cast<size_t>(chunks * op.counts.shape[0]) * sizeof(int32_t);
+}
+
 void CudaBackend::do_moe_permute(const MoePermute& op) {
   const int64_t tokens = op.ids.shape[0], picks = op.ids.shape[1], experts = op.counts.shape[0];
   const Pairs pairs{op.ids.as<int32_t>(), op.ids.stride[0], picks, tokens * picks};
   const int64_t chunks = ceil_div(pairs.count, kChunkPairs), width = op.x.shape[1];
-  const Scratch scratch(memory_, static_cast<size_t>(chunks * experts) * sizeof(int32_t));
-  auto* firsts = scratch.as<int32_t>();
+  if (chunks == 1) {
+    launch("moe_permute", stream_, moe_permute_few, static_cast<unsigned>(tokens), kChunkPairs, 0, pairs,
+           experts, rows_of(op.x), op.counts.as<int32_t>(), op.places.as<int32_t>(), op.places.stride[0],
+           rows_of(op.sorted), width);
+    return;
+  }
+  auto* firsts = op.workspace.as<int32_t>();
   launch("moe_permute", stream_, moe_count, static_cast<unsigned>(chunks), kChunkPairs, 0, pairs, experts,
          firsts);
   launch("moe_permute", stream_, moe_places, 1, 1024, 0, firsts, chunks, experts, op.counts.as<int32_t>());

@@ -51,6 +51,11 @@ void MoePermute::check() const {
   check::distinct(op, "counts", counts, "places", places);
   check::distinct(op, "places", places, "x", x);
   check::distinct(op, "places", places, "ids", ids);
+  check::workspace(op, workspace);
+  for (const auto& [name, tensor] :
+       {std::pair("x", &x), {"ids", &ids}, {"sorted", &sorted}, {"counts", &counts}, {"places", &places}}) {
+    check::distinct(op, "workspace", workspace, name, *tensor);
+  }
 }
 
 double MoePermute::bytes() const {

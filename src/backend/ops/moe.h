@@ -33,6 +33,7 @@ struct MoePermute {
   Tensor sorted;  // F32 [T * k, C], rows contiguous
   Tensor counts;  // I32 [E]
   Tensor places;  // I32 [T, k]
+  Tensor workspace;
 
   void check() const;
   double flops() const { return 0; }
