@@ -24,10 +24,10 @@ struct CountedOps final : OpWatch {
   int64_t all = 0;
 };
 
-// A Llama of BF16 weights, drawn at random.
+// A model of BF16 weights, drawn at random.
 struct Bf16Model {
-  Bf16Model() : backend(make_backend("cuda")) {
-    Json config = parse_json(read_file(testing::golden_models() / "llama" / "config.json"), "config.json");
+  explicit Bf16Model(const char* family = "llama") : backend(make_backend("cuda")) {
+    Json config = parse_json(read_file(testing::golden_models() / family / "config.json"), "config.json");
     config["dtype"] = "bfloat16";
     folder.write("config.json", dump_json(config));
     files = open_or_initialize(folder.path(), 1);
@@ -39,9 +39,8 @@ struct Bf16Model {
   std::unique_ptr<Decoder> decoder;
 };
 
-TEST(CudaLaunchesTest, AStepOfDecodingNormsInItsProductsAndHasALaunchForEachOp) {
-  const Bf16Model model;
-  const int64_t layers = model.decoder->config().num_hidden_layers;
+// Of a step of one token behind three.
+CountedOps ops_of_a_step(const Bf16Model& model, int64_t& launches) {
   testing::StepDriver driver(*model.decoder, 8);
   const int32_t prompt[] = {1, 2, 3}, next[] = {4}, row[] = {0};
   driver.feed(prompt, row);
@@ -51,9 +50,30 @@ TEST(CudaLaunchesTest, AStepOfDecodingNormsInItsProductsAndHasALaunchForEachOp) 
   driver.feed(next, row);
   model.backend->synchronize();
   model.backend->set_watch(nullptr);
+  launches = stand_in::use().launches - before;
+  return ops;
+}
+
+TEST(CudaLaunchesTest, AStepOfDecodingNormsInItsProductsAndHasALaunchForEachOp) {
+  const Bf16Model model;
+  const int64_t layers = model.decoder->config().num_hidden_layers;
+  int64_t launches = 0;
+  CountedOps ops = ops_of_a_step(model, launches);
   EXPECT_EQ(ops.counts["linear"], 4 * layers + 1);
+  EXPECT_EQ(ops.counts["rope_kv_write"], layers);
+  EXPECT_EQ(ops.counts["rope"] + ops.counts["kv_write"], 0);
   EXPECT_EQ(ops.counts["add_rms_norm"], 1) << "the last, whose rows are a result of their own";
-  EXPECT_EQ(stand_in::use().launches - before, ops.all);
+  EXPECT_EQ(launches, ops.all);
+}
+
+TEST(CudaLaunchesTest, SoHasOneOfExperts) {
+  const Bf16Model model("qwen3-moe");
+  const int64_t layers = model.decoder->config().num_hidden_layers;
+  int64_t launches = 0;
+  CountedOps ops = ops_of_a_step(model, launches);
+  EXPECT_EQ(ops.counts["moe_permute"], layers);
+  EXPECT_EQ(ops.counts["grouped_linear"], 2 * layers);
+  EXPECT_EQ(launches, ops.all);
 }
 
 // Few rows are normed by the products themselves, more on their way to them.
