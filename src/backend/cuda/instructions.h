@@ -18,14 +18,27 @@
 
 namespace qiao::cuda {
 
-// Lets a kernel have so much dynamic shared memory on this thread's device: a call of the driver, made once.
-inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
+// Lets a kernel have so much dynamic shared memory on this thread's device. Calls of the driver, made once.
+// All kernels ask for the same carve-out, the largest: a multiprocessor divides its memory between shared
+// memory and L1 anew only when nothing runs on it, so that a small kernel which left that to the driver would
+// keep the next one from beginning early beside it.
+inline cudaError_t ready_kernel(const void* kernel, size_t bytes) {
+  // Every device gives 48 KiB without being asked, of which static arrays take some.
+  constexpr size_t kUnasked = 32 * 1024;
   static std::mutex mutex;
   static std::map<std::tuple<int, int64_t, const void*>, size_t> allowed;
   int device = 0;
   if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   const std::lock_guard<std::mutex> lock(mutex);
   size_t& most = allowed[{device, device_resets(), kernel}];
+  if (most == 0) {
+    if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                       cudaSharedmemCarveoutMaxShared);
+        error != cudaSuccess) {
+      return error;
+    }
+    most = kUnasked;
+  }
   if (bytes <= most) return cudaSuccess;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -41,10 +54,7 @@ cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t sh
   void* pointers[] = {static_cast<void*>(&std::get<kIndex>(arguments))..., nullptr};
   const auto* function = reinterpret_cast<const void*>(kernel);
   shared_bytes = (shared_bytes + 15) / 16 * 16;  // ptxas reads 16 bytes at once where it sees fewer wanted
-  // Every device gives 48 KiB without being asked, of which static arrays take some.
-  if (shared_bytes > 32 * 1024) {
-    if (const cudaError_t error = allow_shared(function, shared_bytes); error != cudaSuccess) return error;
-  }
+  if (const cudaError_t error = ready_kernel(function, shared_bytes); error != cudaSuccess) return error;
   if (!early) return cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
