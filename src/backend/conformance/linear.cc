@@ -1,12 +1,15 @@
 // linear and grouped_linear: each weight format times each compute kind.
 #include "backend/ops/linear.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <numeric>
 
 #include "backend/conformance/harness.h"
 #include "backend/reference/exact.h"
+#include "base/error.h"
+#include "base/units.h"
 
 namespace qiao::conformance {
 namespace {
@@ -206,6 +209,19 @@ void linear_bench(Harness& h, size_t line, const Weight& weight, Compute compute
   }
 }
 
+// Before it is made: the file's bytes lie in this machine's memory, too.
+void check_room(Harness& h, DType dtype, const ProductShape& shape) {
+  const DeviceInfo info = h.chip().describe();
+  const auto weight = static_cast<double>(shape.rows) * static_cast<double>(row_bytes(dtype, shape.columns));
+  const auto most = static_cast<double>(*std::ranges::max_element(h.options().tokens));
+  const double rows = most * static_cast<double>(shape.rows + shape.columns) * sizeof(float);
+  const double needed = (weight + rows) * (info.own_memory ? 1 : 2);
+  if (needed <= static_cast<double>(info.free_bytes)) return;
+  throw_error(ErrorKind::kTooLarge, "--products: {}x{} in {} with {} tokens takes {}, of which {} is free",
+              shape.rows, shape.columns, traits(dtype).name, most,
+              format_bytes(static_cast<uint64_t>(needed)), format_bytes(info.free_bytes));
+}
+
 void time_products(Harness& h) {
   for (const DType dtype : {DType::kBF16, DType::kF8_128}) {
     const Compute compute = dtype == DType::kBF16 ? Compute::kBF16 : Compute::kF8;
@@ -213,6 +229,7 @@ void time_products(Harness& h) {
       if (shape.columns % traits(dtype).block_elements != 0) continue;
       const size_t line = h.line("linear", fmt::format("{} {}", traits(dtype).name, name(compute)));
       h.run_case(line, [&] {
+        check_room(h, dtype, shape);
         const std::unique_ptr<Weight> weight = bench_weight(h, dtype, shape.rows, shape.columns);
         for (const int64_t tokens : h.options().tokens) linear_bench(h, line, *weight, compute, tokens);
       });
