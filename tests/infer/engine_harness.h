@@ -44,12 +44,14 @@ struct Answer {
 // One request under way. Destroy only after wait().
 class Pending {
  public:
-  // `then`, on the engine's thread behind each event: while it waits, the engine does.
+  // `then`, on the engine's thread behind each event but the last, at which a test may end: while it waits,
+  // the engine does.
   Pending(Engine& engine, GenerationRequest request, std::function<void()> then = {}) {
     const bool logprobs = request.logprobs;
     generation = engine.submit(std::move(request), [this, logprobs, then](const GenerationEvent& event) {
+      const bool is_last = event.finish != FinishReason::kNone;
       take(event, logprobs);
-      if (then) then();
+      if (then && !is_last) then();
     });
   }
 
