@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 #include <string>
 
@@ -173,6 +174,19 @@ void gradient_compute(std::string_view op, const Weight& weight, Compute kind) {
   compute(op, weight, kind);
   if (kind == Compute::kF8 && !weight.square_scales())
     refuse(op, "compute is F8, but the weight's scales are of single rows, expected them of 128 x 128");
+}
+
+void rotation(std::string_view op, const Tensor& q, const Tensor& positions,
+              const Tensor& inverse_frequencies, float scale) {
+  rank(op, "inverse_frequencies", inverse_frequencies, 1);
+  const int64_t pairs = inverse_frequencies.shape[0], width = q.shape[2];
+  dense(op, "positions", positions, DType::kI32, {q.shape[0]});
+  dense(op, "inverse_frequencies", inverse_frequencies, DType::kF32, {pairs});
+  if (pairs < 1 || pairs > width / 2) {
+    refuse(op, fmt::format("inverse_frequencies is {}, expected from 1 to {} for q {}",
+                           to_string(inverse_frequencies), width / 2, to_string(q)));
+  }
+  if (!std::isfinite(scale)) refuse(op, "scale is not finite");
 }
 
 void workspace(std::string_view op, const Tensor& workspace) {

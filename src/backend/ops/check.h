@@ -40,6 +40,9 @@ void dense_weight(std::string_view op, std::string_view name, const Weight* weig
 void compute(std::string_view op, const Weight& weight, Compute compute);
 // The same of a way back, which is never in kQ8, and in kF8 where scales are square alone.
 void gradient_compute(std::string_view op, const Weight& weight, Compute compute);
+// What rope turns q [T, H, D] by: positions I32 [T], frequencies F32 [1 to D / 2], a finite scale.
+void rotation(std::string_view op, const Tensor& q, const Tensor& positions,
+              const Tensor& inverse_frequencies, float scale);
 // U8, contiguous and 64-byte aligned where present.
 void workspace(std::string_view op, const Tensor& workspace);
 

@@ -27,7 +27,7 @@ void Linear::check() const {
   const int64_t tokens = x.shape[0];
   const int64_t width = gated_width(op, weight->rows(), gated, activation);
   check::rows(op, "x", x, DType::kF32, {tokens, weight->columns()});
-  norm.check(op, "norm", weight->columns());
+  norm.check(op, "norm.gamma", weight->columns());
   check::rows(op, "y", y, DType::kF32, {tokens, width});
   if (bias.present()) check::dense(op, "bias", bias, DType::kF32, {weight->rows()});
   if (residual.present() && gated) check::refuse(op, "gated, expected no residual");

@@ -25,7 +25,7 @@ void numbers(std::string_view op, float epsilon, float gamma_offset) {
 
 void RmsNorm::check(std::string_view op, std::string_view name, int64_t width) const {
   if (!present) return;
-  if (gamma.present()) check::dense(op, fmt::format("{}.gamma", name), gamma, DType::kF32, {width});
+  if (gamma.present()) check::dense(op, name, gamma, DType::kF32, {width});
   numbers(op, epsilon, gamma_offset);
 }
 

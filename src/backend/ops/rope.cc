@@ -1,7 +1,5 @@
 #include "backend/ops/rope.h"
 
-#include <cmath>
-
 #include "backend/ops/check.h"
 
 namespace qiao {
@@ -9,7 +7,6 @@ namespace qiao {
 void Rope::check() const {
   constexpr std::string_view op = "rope";
   check::rank(op, "q", q, 3);
-  check::rank(op, "inverse_frequencies", inverse_frequencies, 1);
   const int64_t tokens = q.shape[0];
   const int64_t width = q.shape[2];
   check::rows(op, "q", q, DType::kF32, {tokens, q.shape[1], width});
@@ -17,13 +14,7 @@ void Rope::check() const {
     check::rank(op, "k", k, 3);
     check::rows(op, "k", k, DType::kF32, {tokens, k.shape[1], width});
   }
-  check::dense(op, "positions", positions, DType::kI32, {tokens});
-  check::dense(op, "inverse_frequencies", inverse_frequencies, DType::kF32, {inverse_frequencies.shape[0]});
-  if (inverse_frequencies.shape[0] < 1 || inverse_frequencies.shape[0] > width / 2) {
-    check::refuse(op, fmt::format("inverse_frequencies is {}, expected from 1 to {} for q {}",
-                                  to_string(inverse_frequencies), width / 2, to_string(q)));
-  }
-  if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
+  check::rotation(op, q, positions, inverse_frequencies, scale);
   check::distinct(op, "q", q, "k", k);
   check::distinct(op, "q", q, "positions", positions);
   check::distinct(op, "q", q, "inverse_frequencies", inverse_frequencies);

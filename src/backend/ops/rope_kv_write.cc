@@ -1,7 +1,5 @@
 #include "backend/ops/rope_kv_write.h"
 
-#include <cmath>
-
 #include "backend/ops/check.h"
 
 namespace qiao {
@@ -16,21 +14,12 @@ void RopeKvWrite::check() const {
   check::rows(op, "k", k, DType::kF32, {tokens, spec.kv_heads, width});
   check::rows(op, "v", v, DType::kF32, {tokens, spec.kv_heads, width});
   check::dense(op, "slots", slots, DType::kI32, {tokens});
-  q_norm.check(op, "q_norm", width);
-  k_norm.check(op, "k_norm", width);
+  q_norm.check(op, "q_norm.gamma", width);
+  k_norm.check(op, "k_norm.gamma", width);
   if (positions.present() != rotates()) {
     check::refuse(op, "one of positions and inverse_frequencies is absent, expected both or neither");
   }
-  if (rotates()) {
-    check::rank(op, "inverse_frequencies", inverse_frequencies, 1);
-    check::dense(op, "positions", positions, DType::kI32, {tokens});
-    check::dense(op, "inverse_frequencies", inverse_frequencies, DType::kF32, {inverse_frequencies.shape[0]});
-    if (inverse_frequencies.shape[0] < 1 || inverse_frequencies.shape[0] > width / 2) {
-      check::refuse(op, fmt::format("inverse_frequencies is {}, expected from 1 to {} for q {}",
-                                    to_string(inverse_frequencies), width / 2, to_string(q)));
-    }
-    if (!std::isfinite(scale)) check::refuse(op, "scale is not finite");
-  }
+  if (rotates()) check::rotation(op, q, positions, inverse_frequencies, scale);
   check::distinct(op, "q", q, "k", k);
   check::distinct(op, "q", q, "v", v);
   check::distinct(op, "k", k, "v", v);
