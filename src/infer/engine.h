@@ -118,8 +118,8 @@ struct EngineOptions {
   // look-up finds none; null: none. No answer changes; a request for which drafts do not pay goes on without.
   std::shared_ptr<LanguageModel> draft;
   int64_t draft_max = 8;
-  // A step of decoding is given to the chip before the last one's tokens have come back, where no request in
-  // it needs to know them; empty: where the chip runs behind (Backend::runs_behind). No answer changes.
+  // A step is given to the chip before the last one's tokens have come back, where it needs none of them but
+  // as input; empty: where the chip runs behind (Backend::runs_behind). No answer changes.
   std::optional<bool> run_ahead;
   bool prefix_cache = true;           // requests start from pages that earlier ones of their tenant filled
   bool share_across_tenants = false;  // and of other tenants: their answers' timing tells what was asked

@@ -31,9 +31,7 @@ EngineCore::EngineCore(const LanguageModel& model, const EngineOptions& options,
                   .draft_tokens = options.lookup}),
       runner_(model, cache_, step_limits(options)),
       drafter_(make_draft(model, options)),
-      // A draft is made of tokens that are known, and so is what other ranks are told.
-      runs_ahead_(options.run_ahead.value_or(model.backend().runs_behind()) && !options.draft &&
-                  options.lookup == 0 && model.decoder().ranks() == 1) {
+      runs_ahead_(runs_ahead(model, options)) {
   if (options.cache_directory.empty() || !options.prefix_cache) return;
   saved_.emplace(model, cache_, pools_, tree_, options.cache_directory, options.cache_directory_bytes);
   if (restore) restored_ = saved_->restore();
@@ -56,16 +54,16 @@ std::optional<bool> EngineCore::run() {
 }
 
 std::optional<bool> EngineCore::advance() {
-  if (runner_.under_way() > 0) {
-    // Without memory for it now it is planned again when nothing is under way, and then run in parts.
-    if (!plan_->empty()) launch();
-    scheduler_.settle(runner_.land());
-    return std::exchange(prefill_, false);
-  }
   bool prefill = false;
   for (const StepEntry& entry : *plan_) {
     sequence_in(entry).started();
     prefill |= entry.job->computed < entry.job->prompt_tokens;
+  }
+  if (runner_.under_way() > 0) {
+    // Without memory for it now it is planned again when nothing is under way, and then run in parts.
+    if (!plan_->empty()) launch();
+    scheduler_.settle(runner_.land());
+    return std::exchange(prefill_, prefill);
   }
   if (runs_ahead_ && launch()) {
     prefill_ = prefill;

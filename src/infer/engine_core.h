@@ -67,7 +67,7 @@ class EngineCore {
   std::string restored_;
   const bool runs_ahead_;
   const std::vector<StepEntry>* plan_ = nullptr;  // the scheduler's
-  bool prefill_ = false;                          // the first step under way has prompt tokens
+  bool prefill_ = false;                          // the step that ends next has prompt tokens
 };
 
 }  // namespace qiao

@@ -91,6 +91,12 @@ std::string ways_out(const LanguageModel& model, const EngineOptions& o, uint64_
 
 }  // namespace
 
+// A draft is made of tokens that are known, and so is what other ranks are told.
+bool runs_ahead(const LanguageModel& model, const EngineOptions& o) {
+  return o.run_ahead.value_or(model.backend().runs_behind()) && !o.draft && o.lookup == 0 &&
+         model.decoder().ranks() == 1;
+}
+
 uint64_t workspace_bytes(const LanguageModel& model, const EngineOptions& o) {
   const bool slides = bytes_per_page(model, o).sliding > 0;
   uint64_t bytes = StepRunner::planned_bytes(model, page_of(model, o, slides), step_limits(o));
@@ -111,8 +117,9 @@ EngineOptions complete_options(const LanguageModel& model, const EngineOptions& 
   const uint64_t free = model.decoder().free_bytes(), work = workspace_bytes(model, o);
   if (o.memory_share == 0) o.memory_share = device.own_memory ? kDeviceShare : kMachineShare;
   const bool slides = page.sliding > 0, asked = o.pages > 0;
+  const int64_t under_way = runs_ahead(model, o) ? 2 : 1;
   const int64_t used =
-      PagePools::window_pages(config.sliding_window, o.page_tokens, o.slots, most_step_tokens(o));
+      PagePools::window_pages(config.sliding_window, o.page_tokens, o.slots, under_way * most_step_tokens(o));
   o.sliding_pages = !slides ? 0 : o.sliding_pages == 0 ? 2 * used : std::max(o.sliding_pages, used);
   if (!asked) {
     const int64_t one = pages_per_sequence(o);

@@ -15,6 +15,9 @@ namespace qiao {
 // range, Error(kTooLarge), with both sizes, where the cache does not fit in memory.
 EngineOptions complete_options(const LanguageModel& model, const EngineOptions& options);
 
+// Whether steps are given to the chip before the results of the last one have come back.
+bool runs_ahead(const LanguageModel& model, const EngineOptions& options);
+
 // Of complete options: what the cache and the steps take, the draft model's with them.
 uint64_t cache_bytes(const LanguageModel& model, const EngineOptions& options);
 uint64_t workspace_bytes(const LanguageModel& model, const EngineOptions& options);

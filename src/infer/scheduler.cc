@@ -46,6 +46,14 @@ bool Scheduler::extend(Job& job, int64_t tokens) {
   return true;
 }
 
+int64_t Scheduler::sliding_pages_wanted() const {
+  if (!pools_.slides()) return 0;
+  int64_t count = 0;
+  for (const auto& [job, tokens] : plan_)
+    count += std::max<int64_t>(0, pools_.pages_for(job->computed + tokens) - std::ssize(job->pages.sliding));
+  return count;
+}
+
 // Sliding pages for what the planned step computes: never more than its window and these does a job hold.
 void Scheduler::take_sliding_pages() {
   if (!pools_.slides()) return;
@@ -67,15 +75,16 @@ bool Scheduler::is_worth_keeping(const Job& job, int64_t page) const {
   return in_window_of(job.prompt_tokens / pools_.page_tokens) || in_window_of(job.branch_pages);
 }
 
-// Gives back the sliding pages that no token behind the last full page sees, and those that only a wrong
-// draft needed.
+// Gives back the sliding pages that no token behind the last full page sees, and those that nothing was
+// computed in: a draft was wrong, or a step was planned and not given. A step under way reads from its own
+// beginning on.
 void Scheduler::leave_window(Job& job) {
   if (!pools_.slides()) return;
   std::vector<int32_t>& table = job.pages.sliding;
   const auto computed = static_cast<size_t>(pools_.pages_for(job.computed));
   for (; table.size() > computed; table.pop_back()) pools_.sliding.unref(table.back());
   const size_t end =
-      std::min(table.size(), static_cast<size_t>(pools_.window_start(job.computed / pools_.page_tokens)));
+      std::min(table.size(), static_cast<size_t>(pools_.window_start(job.landed() / pools_.page_tokens)));
   size_t begin = end;
   while (begin > 0 && table[begin - 1] != kNoPage) --begin;
   for (; begin < end; ++begin)
@@ -164,20 +173,19 @@ void Scheduler::admit_waiting() {
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
-  blocked_ = !waiting_.empty();
 }
 
 void Scheduler::plan_prompts(int64_t budget) {
   int64_t rows = options_.wanted_rows;
   // Answers under way with forced tokens to compute do not wait for others' prompts.
-  for (const bool under_way : {true, false}) {
+  for (const bool answering : {true, false}) {
     for (const std::shared_ptr<Job>& job : running_) {
       if (budget <= 0) return;
-      if (job->decodes() || job->embedding != embedding_turn_) continue;
-      if ((job->computed >= job->prompt_tokens) != under_way) continue;
-      look_up(*job);  // another request may have computed the same since
+      if (!job->goes_on() || job->decodes() || job->embedding != embedding_turn_) continue;
+      if ((job->computed >= job->prompt_tokens) != answering) continue;
+      if (job->under_way == 0) look_up(*job);  // another request may have computed the same since
       int64_t count = std::min(job->pending(), budget);
-      if (!job->embedding && job->outputs_had < job->outputs_wanted) {
+      if (!job->embedding && job->wants_outputs()) {
         const int64_t had = std::max<int64_t>(0, job->outputs_had - job->computed);
         count = std::min(count, had + rows);
         rows -= std::max<int64_t>(0, count - had);
@@ -234,21 +242,27 @@ void Scheduler::draft(Drafter& drafter, int64_t most) {
   take_sliding_pages();
 }
 
-const std::vector<StepEntry>& Scheduler::plan() {
-  plan_.clear();
-  preempted_now_ = false;
-  make_room_for_generated();
+// What goes on: a token of each that decodes, then prompts.
+void Scheduler::plan_tokens() {
   admit_waiting();
   bool embeds = false, others = false;
-  for (const std::shared_ptr<Job>& job : running_) (job->embedding ? embeds : others) = true;
+  for (const std::shared_ptr<Job>& job : running_)
+    if (job->goes_on()) (job->embedding ? embeds : others) = true;
   embedding_turn_ = embeds && (!others || !embedding_turn_);
   if (!embedding_turn_) {
     for (const std::shared_ptr<Job>& job : running_) {
-      if (job->decodes()) plan_.push_back({job.get(), 1});
+      if (job->goes_on() && job->decodes()) plan_.push_back({job.get(), 1});
     }
   }
   // However many decode, prompts get on.
   plan_prompts(std::max<int64_t>(1, options_.batch_tokens - static_cast<int64_t>(plan_.size())));
+}
+
+const std::vector<StepEntry>& Scheduler::plan() {
+  plan_.clear();
+  preempted_now_ = false;
+  make_room_for_generated();
+  plan_tokens();
   plan_drafts();
   take_sliding_pages();
   return plan_;
@@ -256,25 +270,17 @@ const std::vector<StepEntry>& Scheduler::plan() {
 
 const std::vector<StepEntry>& Scheduler::plan_ahead() {
   plan_.clear();
-  if (!waiting_.empty() && !blocked_) return plan_;
-  int64_t full = 0, sliding = 0;
+  preempted_now_ = false;
+  // Who has to give way to whom is known when the step has ended: some leave then.
   for (const std::shared_ptr<Job>& job : running_) {
-    if (job->finished) continue;
-    const Job::Ahead ahead = job->decodes() ? job->ahead() : Job::Ahead::kNo;
-    if (ahead == Job::Ahead::kNo) {
-      plan_.clear();
+    if (job->goes_on() && !extend(*job, static_cast<int64_t>(job->tokens.size()) + job->awaited))
       return plan_;
-    }
-    if (ahead == Job::Ahead::kEnds) continue;
-    plan_.push_back({job.get(), 1});
-    const int64_t pages = pools_.pages_for(job->computed + 1);
-    full += std::max<int64_t>(0, pages - std::ssize(job->pages.full));
-    if (pools_.slides()) sliding += std::max<int64_t>(0, pages - std::ssize(job->pages.sliding));
   }
-  if (full > pools_.full.available() || sliding > pools_.sliding.available()) plan_.clear();
-  for (const StepEntry& entry : plan_) {
-    const bool fits = extend(*entry.job, entry.job->computed + 1);
-    QIAO_ASSERT(fits);
+  const bool last_turn = embedding_turn_;
+  plan_tokens();
+  if (sliding_pages_wanted() > pools_.sliding.available()) {
+    embedding_turn_ = last_turn;
+    plan_.clear();
   }
   take_sliding_pages();
   return plan_;
@@ -284,16 +290,16 @@ void Scheduler::settle(std::span<const StepEntry> step) {
   for (const StepEntry& entry : step) {
     Job& job = *entry.job;
     // What was computed of a token that has ended the answer is not of it.
-    const int64_t known = std::min(job.computed, static_cast<int64_t>(job.tokens.size()));
+    const int64_t known = std::min(job.landed(), static_cast<int64_t>(job.tokens.size()));
     const int64_t full = known / pools_.page_tokens;
     if (options_.prefix_cache && full > job.shared_pages) {
       tree_.insert(job.tenant, std::span(job.tokens).first(static_cast<size_t>(known)), job.pages,
                    job.shared_pages);
       job.shared_pages = full;
     }
-    leave_window(job);
   }
-  remove_if([](const Job& job) { return job.finished && job.under_way == 0; });
+  for (const std::shared_ptr<Job>& job : running_) leave_window(*job);
+  remove_if([](const Job& job) { return (job.finished || job.leaves) && job.under_way == 0; });
 }
 
 void Scheduler::abandon(std::span<const StepEntry> step) {

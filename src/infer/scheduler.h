@@ -4,6 +4,7 @@
 // (Kwon et al. 2023), chunked prefill as in Sarathi-Serve (Agrawal et al. 2024).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -32,13 +33,13 @@ struct Job {
   int64_t outputs_wanted = 0, outputs_had = 0;
   bool finished = false;  // set while its step runs; it leaves in settle()
 
-  // Steps that compute something of it and whose results are not there yet, and how many tokens they draw:
-  // the host does not know these, but that they follow `tokens`.
+  // So many of the `computed` tokens, the last ones, are in steps whose results are not there yet, and so
+  // many tokens these draw: the host does not know them, but that they follow `tokens`, and the chip has
+  // them.
   int64_t under_way = 0, awaited = 0;
   bool leaves = false;  // as soon as no step is under way
-  // Whether its next forward pass needs nothing of what is awaited but the token itself, which the chip has.
-  enum class Ahead { kNo, kYes, kEnds };  // kEnds: with what is awaited it has all that it may
-  virtual Ahead ahead() const { return Ahead::kNo; }
+  // Whether with what is awaited it has all tokens that it may have.
+  virtual bool ends_with_awaited() const { return false; }
 
   // Guesses of the tokens that follow, to be computed with them. They are in no page once the step is over.
   std::vector<TokenId> draft;
@@ -58,6 +59,13 @@ struct Job {
   int64_t preemptions = 0;
 
   int64_t pending() const { return static_cast<int64_t>(tokens.size()) + awaited - computed; }
+  int64_t landed() const { return computed - under_way; }
+  // Outputs that no step gives yet.
+  bool wants_outputs() const { return std::max(outputs_had, computed) < outputs_wanted; }
+  // Whether there is anything to give to a step: it may end with the one under way, or end there for certain.
+  bool goes_on() const {
+    return !finished && !leaves && pending() > 0 && !(awaited > 0 && ends_with_awaited());
+  }
   // One token a step from here on; else a prompt, tokens that a grammar forced behind it, or what is computed
   // again after a preemption.
   bool decodes() const { return pending() == 1 && computed >= prompt_tokens && !embedding; }
@@ -99,8 +107,9 @@ class Scheduler {
   static constexpr int64_t kDraftStepTokens = 32;
 
   // Required of every job: the full pages hold as many tokens as it can ever have. Of sliding pages there are
-  // PagePools::window_pages of the slots and the largest step, or as many as full ones: so a job that has
-  // full pages finds sliding ones too, and only the full ones are waited for or taken from others.
+  // PagePools::window_pages of the slots and the largest step (of two, for plan_ahead to find them always),
+  // or as many as full ones: so a job that has full pages finds sliding ones too, and only the full ones are
+  // waited for or taken from others.
   Scheduler(PagePools& pools, PrefixTree& tree, const SchedulerOptions& options);
 
   void enqueue(std::shared_ptr<Job> job);
@@ -111,16 +120,17 @@ class Scheduler {
   // any member.
   const std::vector<StepEntry>& plan();
 
-  // While a step is under way: the one after it, where that is one more token of each job, and pages are
-  // there for it. Empty where what is awaited must be known first: prompts, admissions, preemptions. Valid as
-  // plan()'s.
+  // While a step is under way: the one after it, by the same rules, but for what must wait for the results:
+  // nobody is preempted, nothing guessed, and of a prompt of which a chunk is under way no page is replaced
+  // by one that another job has filled since. Empty where nothing can be given before the step has ended, or
+  // where pages lack for what goes on. Valid as plan()'s.
   const std::vector<StepEntry>& plan_ahead();
 
   // Adds to the planned step guesses of `drafter` for the decoding jobs that have none, at most `most` each.
   void draft(Drafter& drafter, int64_t most);
 
-  // A step has run: pages that it filled are shared, finished jobs give theirs back, but for those of which
-  // another step is under way.
+  // A step has run: pages that it filled are shared, and finished jobs give theirs back. Of what another step
+  // still computes no page is shared, and no job leaves before that has ended.
   void settle(std::span<const StepEntry> step);
   // A step failed: its jobs leave; what it wrote is in no shared page.
   void abandon(std::span<const StepEntry> step);
@@ -135,6 +145,7 @@ class Scheduler {
 
  private:
   bool extend(Job& job, int64_t tokens);
+  int64_t sliding_pages_wanted() const;
   void take_sliding_pages();
   void leave_window(Job& job);
   bool is_worth_keeping(const Job& job, int64_t page) const;
@@ -144,6 +155,7 @@ class Scheduler {
   void preempt_youngest();
   void make_room_for_generated();
   void admit_waiting();
+  void plan_tokens();
   void plan_prompts(int64_t budget);
   void plan_drafts();
   int64_t draft_budget() const;
@@ -157,7 +169,6 @@ class Scheduler {
   std::vector<StepEntry> plan_;
   std::vector<DraftTask> draft_tasks_;
   bool embedding_turn_ = false, preempted_now_ = false;
-  bool blocked_ = false;  // nobody has left since the first that waits found no place
   SchedulerStats totals_;
 };
 
@@ -178,7 +189,6 @@ std::vector<std::shared_ptr<Job>> Scheduler::remove_if(Predicate gone) {
   };
   take(running_, true);
   take(waiting_, false);
-  blocked_ &= removed.empty();
   return removed;
 }
 

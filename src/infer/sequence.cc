@@ -61,12 +61,9 @@ bool Sequence::keeps_history() const {
          sampling.presence_penalty != 0.0f;
 }
 
-// Log-probabilities of forced tokens and prompts are not counted before they come.
-Job::Ahead Sequence::ahead() const {
-  if (!draft.empty() || outputs_had < outputs_wanted || !draws()) return Ahead::kNo;
+bool Sequence::ends_with_awaited() const {
   const bool full = static_cast<int64_t>(tokens.size()) + awaited >= context_;
-  const bool all = request_.max_tokens >= 0 && completion_tokens_ + awaited >= request_.max_tokens;
-  return full || all ? Ahead::kEnds : Ahead::kYes;
+  return full || (request_.max_tokens >= 0 && completion_tokens_ + awaited >= request_.max_tokens);
 }
 
 int64_t Sequence::draft_room(int64_t most) const {

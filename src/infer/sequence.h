@@ -45,7 +45,7 @@ class Sequence final : public Job {
   // the sequence with an error.
   void mask(int64_t ahead, std::span<uint32_t> words);
 
-  Ahead ahead() const override;
+  bool ends_with_awaited() const override;
   // Which row of the last step that was given draws its next token.
   int32_t drawn_row = -1;
 

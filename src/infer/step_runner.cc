@@ -141,12 +141,18 @@ void StepRunner::launch(std::span<const StepEntry> entries) {
   if (flight.entries.empty()) return;
   for (const StepEntry& entry : flight.entries) pack(entry, flight);
   const Decoder::Outputs out = forward(flight);
-  flight.hidden = out.hidden, flight.logits = out.logits;
-  if (!flight.outputs.empty() && !flight.embeds && !flight.draws_later) draw(flight);
+  flight.logits = out.logits;
+  if (flight.outputs.empty()) {
+    // Nothing comes back.
+  } else if (flight.embeds) {
+    backend_.start_download(flight.hidden, out.hidden.data, static_cast<size_t>(out.hidden.bytes()));
+  } else if (!flight.draws_later) {
+    draw(flight);
+  }
   // All of it is given: from here on nothing throws.
   for (const StepEntry& entry : flight.entries) {
     entry.job->computed += entry.count;
-    ++entry.job->under_way;
+    entry.job->under_way += entry.count;
   }
   for (size_t i = 0; i < flight.outputs.size(); ++i)
     if (flight.outputs[i].wants == Output::kDraws)
@@ -161,13 +167,14 @@ std::span<const StepEntry> StepRunner::land() {
   const bool draws = !flight.outputs.empty() && !flight.embeds;
   const SampleBatch::Draws drawn = draws ? batch_.finish(flight.draws) : SampleBatch::Draws();
   if (!flight.outputs.empty() && flight.embeds) take_hidden(flight);
-  for (const StepEntry& entry : flight.entries) --entry.job->under_way;
+  for (const StepEntry& entry : flight.entries) entry.job->under_way -= entry.count;
   for (Sequence* sequence : flight.drawing) --sequence->awaited;
   if (draws) take_draws(flight, drawn);
   for (const StepEntry& entry : flight.entries) {
     Sequence& sequence = sequence_of(entry);
     settle_draft(sequence);
-    if (!sequence.finished && !sequence.draws() && sequence.pending() == 0) sequence.finish_computed();
+    const bool all_computed = sequence.pending() == 0 && sequence.under_way == 0;
+    if (!sequence.finished && !sequence.draws() && all_computed) sequence.finish_computed();
   }
   first_ ^= 1;
   --count_;
@@ -202,7 +209,7 @@ void StepRunner::draw_at_last(Flight& flight) {
 void StepRunner::take_back(Flight& flight) {
   for (const StepEntry& entry : flight.entries) {
     entry.job->computed -= entry.count;
-    --entry.job->under_way;
+    entry.job->under_way -= entry.count;
   }
   for (Sequence* sequence : flight.drawing) --sequence->awaited;
   --count_;
@@ -217,12 +224,11 @@ std::vector<StepEntry> StepRunner::forget() {
 }
 
 void StepRunner::take_hidden(const Flight& flight) {
-  const Tensor& hidden = flight.hidden;
-  const int64_t width = hidden.shape[1];
-  hidden_.resize(static_cast<size_t>(hidden.elements()));
-  backend_.download(hidden_.data(), hidden.data, static_cast<size_t>(hidden.bytes()));
-  for (size_t i = 0; i < flight.outputs.size(); ++i) {
-    flight.outputs[i].sequence->add_hidden(hidden_.data() + static_cast<int64_t>(i) * width, width);
+  const auto* hidden = reinterpret_cast<const float*>(backend_.finish_download(*flight.hidden));
+  const int64_t width = model_.config().hidden_size;
+  for (const Output& output : flight.outputs) {
+    output.sequence->add_hidden(hidden, width);
+    hidden += width;
   }
 }
 

@@ -63,8 +63,9 @@ class StepRunner {
     std::vector<Output> outputs;
     std::vector<Sequence*> drawing;
     bool embeds = false;
-    bool draws_later = false;  // when what the draws follow from is known
-    Tensor hidden, logits;
+    bool draws_later = false;         // when what the draws follow from is known
+    std::unique_ptr<Landing> hidden;  // of a step that embeds
+    Tensor logits;
     SampleBatch::Flight draws;
   };
   void take_entries(std::span<const StepEntry> entries, Flight& flight);
@@ -94,7 +95,6 @@ class StepRunner {
   Flight flights_[2];
   int first_ = 0, count_ = 0;    // of those under way
   std::vector<uint32_t> masks_;  // [outputs, ceil(V / 32)], where one of them is constrained
-  std::vector<float> hidden_;
   SampleBatch batch_;
 };
 
