@@ -20,15 +20,17 @@ TokenId end_of(const LanguageModel& model) {
 }
 
 // Answers that end in every way: by the end token, a stop text, their length or the context's. Some have
-// penalties or a grammar, whose draws wait for the token before; some grammars force tokens.
+// penalties or a grammar, whose draws wait for the token before; some grammars force tokens. Prompts of up to
+// 80 tokens, some of which begin alike; some want log-probabilities of theirs or hidden states.
 std::vector<GenerationRequest> mixed(const LanguageModel& model, std::mt19937_64& random, size_t count) {
   std::vector<GenerationRequest> list;
   const TokenId end = end_of(model);
   for (size_t i = 0; i < count; ++i) {
     GenerationRequest request;
-    const size_t length = 1 + random() % 40;
-    for (size_t t = 0; t < length; ++t) request.prompt.push_back(static_cast<TokenId>(3 + random() % 300));
     if (random() % 3 == 0 && !list.empty()) request.prompt = list.back().prompt;
+    if (request.prompt.size() > 40) request.prompt.resize(1 + random() % 40);
+    const size_t more = 1 + random() % 40;
+    for (size_t t = 0; t < more; ++t) request.prompt.push_back(static_cast<TokenId>(3 + random() % 300));
     request.max_tokens = random() % 5 == 0 ? -1 : static_cast<int64_t>(random() % 40);
     request.sampling.temperature = random() % 3 == 0 ? 0.0f : 1.1f;
     request.sampling.seed = random();
@@ -36,6 +38,12 @@ std::vector<GenerationRequest> mixed(const LanguageModel& model, std::mt19937_64
     request.logprobs = random() % 2 == 0;
     request.top_logprobs = static_cast<int32_t>(random() % 4);
     request.prompt_logprobs = random() % 6 == 0;
+    if (random() % 2 == 0)
+      request.prompt_logprobs_from = 1 + static_cast<int64_t>(random() % request.prompt.size());
+    request.embedding = random() % 8 == 0;
+    request.tenant = random() % 5 == 0 ? "other" : "";
+    if (!model.adapters().empty() && random() % 2 == 0)
+      request.adapter = model.adapters()[random() % model.adapters().size()].name;
     if (random() % 4 == 0) request.stop = {"e", "th"};
     if (random() % 6 == 0) request.sampling.frequency_penalty = 0.5f;
     const char* const grammars[] = {"([a-z]+ )*", "(one|two|three hundred) bridges?( over the [a-z]+)*",
@@ -53,10 +61,14 @@ void expect_equal(const Answer& got, const Answer& wanted, const std::string& wh
   EXPECT_EQ(got.last.stop_text, wanted.last.stop_text) << where;
   EXPECT_EQ(got.last.completion_tokens, wanted.last.completion_tokens) << where;
   EXPECT_EQ(got.last.forced_tokens, wanted.last.forced_tokens) << where;
-  ASSERT_EQ(got.logprobs.size(), wanted.logprobs.size()) << where;
-  for (size_t i = 0; i < got.logprobs.size(); ++i) {
-    EXPECT_EQ(got.logprobs[i].logprob, wanted.logprobs[i].logprob) << where;
-    EXPECT_EQ(got.logprobs[i].top, wanted.logprobs[i].top) << where;
+  EXPECT_EQ(got.last.embedding, wanted.last.embedding) << where;
+  for (const auto list : {&Answer::logprobs, &Answer::prompt_logprobs}) {
+    const std::vector<TokenLogprobs>&a = got.*list, &b = wanted.*list;
+    ASSERT_EQ(a.size(), b.size()) << where;
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(a[i].logprob, b[i].logprob) << where;
+      EXPECT_EQ(a[i].top, b[i].top) << where;
+    }
   }
 }
 
@@ -64,10 +76,10 @@ TEST(RunAheadTest, NoAnswerChanges) {
   constexpr uint64_t kSeed = 20261126;
   std::mt19937_64 random(kSeed);
   const std::array<std::shared_ptr<LanguageModel>, 3> models = {
-      load_chat_model(), make_model({.layers = 2, .window = 21}),
+      load_chat_model(1, "cpu", chat_adapters()), make_model({.layers = 2, .window = 21}),
       make_model({.layers = 2, .window = 13, .all_slide = true})};
-  int64_t ahead = 0, steps = 0, preemptions = 0;
-  for (int round = 0; round < 30; ++round) {
+  int64_t ahead = 0, steps = 0, preemptions = 0, hits = 0;
+  for (int round = 0; round < 45; ++round) {
     const auto& model = models[static_cast<size_t>(round) % models.size()];
     const std::vector<GenerationRequest> list = mixed(*model, random, 12);
     EngineOptions options;
@@ -75,6 +87,7 @@ TEST(RunAheadTest, NoAnswerChanges) {
     options.slots = static_cast<int64_t>(1 + random() % 12);
     options.page_tokens = std::array{int64_t{1}, int64_t{7}, int64_t{16}, int64_t{32}}[random() % 4];
     options.pages = (96 + options.page_tokens - 1) / options.page_tokens * (random() % 2 == 0 ? 1 : 4);
+    options.prompt_logprob_rows = static_cast<int64_t>(1 + random() % 32);
     options.sliding_pages = random() % 2 == 0 ? 1 : 0;
     options.batch_tokens = static_cast<int64_t>(1 + random() % 64);
     options.prefix_cache = random() % 3 != 0;
@@ -95,9 +108,11 @@ TEST(RunAheadTest, NoAnswerChanges) {
     ahead += stats.ahead_steps;
     steps += stats.steps;
     preemptions += stats.preemptions;
+    hits += stats.prefix_hits;
   }
-  EXPECT_GT(ahead, steps / 10);
+  EXPECT_GT(ahead, steps / 2);
   EXPECT_GT(preemptions, 0);
+  EXPECT_GT(hits, 0);
 }
 
 // Every step of decoding but the first follows one under way; none is computed beyond a known length.
@@ -108,6 +123,36 @@ TEST(RunAheadTest, DecodingRunsAheadAndNoFurtherThanTheLength) {
   engine.drain();
   EXPECT_EQ(engine.stats().steps, 8);
   EXPECT_EQ(engine.stats().ahead_steps, 7);
+}
+
+// Requests that come as others end: while any goes on, the next step is given before the last one has ended,
+// chunks of their prompts with it. Only a first step follows none.
+TEST(RunAheadTest, StepsWithPromptsRunAhead) {
+  const auto model = load_chat_model();
+  EngineOptions options;
+  options.slots = 4;
+  options.batch_tokens = 16;
+  options.context = 160;
+  options.run_ahead = true;
+  Engine engine(model, options);
+  std::promise<void> all_there;
+  std::vector<std::unique_ptr<Pending>> pending;
+  const std::string text = "A bridge carries people over a river; this one carries words.";
+  for (size_t i = 0; i < 24; ++i) {
+    std::function<void()> hold;
+    if (i == 0) hold = [there = all_there.get_future().share()] { there.wait(); };
+    GenerationRequest request = greedy(*model, text.substr(i), 5 + static_cast<int64_t>(i * 7 % 11));
+    request.prompt_logprobs = i % 5 == 0;
+    if (i % 4 == 1) request.sampling.frequency_penalty = 0.5f;
+    if (i % 4 == 2) request.grammar = constrain::compile_regex("[a-z ]*", "regex");
+    pending.push_back(std::make_unique<Pending>(engine, std::move(request), hold));
+  }
+  all_there.set_value();
+  for (const auto& each : pending) EXPECT_EQ(each->wait().last.finish, FinishReason::kLength);
+  engine.drain();
+  const EngineStats stats = engine.stats();
+  EXPECT_EQ(stats.ahead_steps, stats.steps - 1) << "of " << stats.steps;
+  EXPECT_GT(stats.prefill_seconds, 0);
 }
 
 // Where a draw follows from the token that is awaited, the forward pass before it is given all the same.
