@@ -91,10 +91,9 @@ std::string ways_out(const LanguageModel& model, const EngineOptions& o, uint64_
 
 }  // namespace
 
-// A draft is made of tokens that are known, and so is what other ranks are told.
+// A draft is made of tokens that are known.
 bool runs_ahead(const LanguageModel& model, const EngineOptions& o) {
-  return o.run_ahead.value_or(model.backend().runs_behind()) && !o.draft && o.lookup == 0 &&
-         model.decoder().ranks() == 1;
+  return o.run_ahead.value_or(model.backend().runs_behind()) && !o.draft && o.lookup == 0;
 }
 
 uint64_t workspace_bytes(const LanguageModel& model, const EngineOptions& o) {

@@ -470,6 +470,10 @@ Decoder::Outputs Decoder::compute(const StepBatch& batch, KvCache& cache, Worksp
   const StepTensors step = place_step(batch, memory);
   memory.indices.upload(backend());
   if (step.from_drawn.present()) backend().feed_drawn({batch.drawn_ids, step.from_drawn, step.tokens});
+  if (ranks != nullptr && (step.from_drawn.present() || batch.takes_tokens)) {
+    const Tensor bits(step.tokens.data, DType::kF32, {step.tokens.shape[0]});  // copied as they are
+    ranks->broadcast(bits, 0, bits);
+  }
   const auto run_once = [&] {
     nn::Context context(backend(), memory.scratch.data(), memory.scratch.bytes());
     return run(context, parts_->weights, config(), ranks, step, cache, want_logits);

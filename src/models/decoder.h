@@ -111,6 +111,9 @@ struct StepBatch {
   // from_drawn[t] is 0 or more, token t is that one of drawn_ids. Absent and empty: there are none.
   Tensor drawn_ids;                     // I32 [R], in the chip's memory
   std::span<const int32_t> from_drawn;  // [T], each in [-1, R)
+  // Of several ranks only the first has drawn_ids: the others take all tokens from its chip, in the order of
+  // the chips' work, and no host waits for them.
+  bool takes_tokens = false;
 };
 
 // What a step costs at the least: benches take shares of the machine from it.

@@ -12,7 +12,7 @@
 namespace qiao {
 namespace {
 
-constexpr size_t kParts = 10;  // of a StepBatch
+constexpr size_t kParts = 10;  // of a StepBatch, those that other ranks are told
 
 std::array<std::span<const int32_t>, kParts> parts_of(const StepBatch& batch) {
   return {batch.tokens,       batch.positions,   batch.slots,    batch.page_table,    batch.lengths,
@@ -59,7 +59,7 @@ struct DecoderRanks::Call {
   Decoder::Limits limits;
   // kStep
   std::array<int64_t, kParts> counts{};
-  bool want_logits = false;
+  bool want_logits = false, takes_tokens = false;
   // kPageBytes, kExportPage, kImportPage
   int64_t page = 0;
   bool sliding = false;
@@ -197,6 +197,7 @@ void DecoderRanks::start_step(int64_t workspace, const StepBatch& batch, bool wa
   call.what = What::kStep;
   call.workspace = workspace;
   call.want_logits = want_logits;
+  call.takes_tokens = !batch.from_drawn.empty();
   indices_.clear();
   const auto parts = parts_of(batch);
   for (size_t i = 0; i < kParts; ++i) {
@@ -305,7 +306,9 @@ class DecoderRanks::Follower {
       first += parts[i].size();
     }
     const Made& made = workspaces_.at(call.workspace);
-    decoder_.forward(batch_of(parts), *made.cache, *made.workspace, call.want_logits);
+    StepBatch batch = batch_of(parts);
+    batch.takes_tokens = call.takes_tokens;
+    decoder_.forward(batch, *made.cache, *made.workspace, call.want_logits);
   }
 
   DecoderRanks& ranks_;

@@ -92,11 +92,15 @@ TEST(SpreadEngineTest, AnswersAreThoseOfOneRankAndTheSameBitsInAnyCompany) {
           {.context = 160, .prefix_cache = false},
           {.context = 160, .slots = 12},
           {.context = 160, .slots = 5, .page_tokens = 7, .batch_tokens = 3},
-          {.context = 160, .slots = 12, .pages = 12, .batch_tokens = 20}};
+          {.context = 160, .slots = 12, .pages = 12, .batch_tokens = 20},
+          {.context = 160, .slots = 5, .batch_tokens = 20, .run_ahead = true},
+          {.context = 160, .slots = 12, .pages = 12, .batch_tokens = 20, .run_ahead = true}};
       for (EngineOptions& setting : settings) setting.kv_dtype = DType::kF32;
       for (const EngineOptions& setting : settings) {
         Engine engine(model, setting);
         const auto got = answers(engine, list, !alone.empty());
+        engine.drain();
+        EXPECT_EQ(engine.stats().ahead_steps > 0, setting.run_ahead.value_or(false));
         if (alone.empty()) alone = got;
         for (size_t i = 0; i < list.size(); ++i) {
           EXPECT_EQ(got[i].tokens, expected[i].tokens) << i;
