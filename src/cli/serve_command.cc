@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -27,7 +28,8 @@ struct ServeFlags {
   int64_t slots = 32;
   int64_t kv_pages = 0, page_tokens = 32, max_queued = 1024;
   double memory_share = 0;
-  bool share_prefixes = false, no_prefix_cache = false, no_run_ahead = false;
+  bool share_prefixes = false, no_prefix_cache = false;
+  std::optional<bool> run_ahead;
   int64_t max_body_mib = 64;
   int64_t keep_responses_mib = 64;
   int drain_seconds = 30;
@@ -185,7 +187,7 @@ void serve_model(ServeFlags flags) {
   wished.pages = flags.kv_pages;
   wished.memory_share = flags.memory_share;
   wished.fill_memory = true;
-  if (flags.no_run_ahead) wished.run_ahead = false;
+  wished.run_ahead = flags.run_ahead;
   wished.page_tokens = flags.page_tokens;
   wished.max_queued = flags.max_queued;
   wished.prefix_cache = !flags.no_prefix_cache;
@@ -260,8 +262,8 @@ void add_serve_command(CLI::App& app) {
           "0.9, of which the cache takes all)")
       ->check(real_range(0.01, 1.0))
       ->type_name("X");
-  command->add_flag("--no-run-ahead", flags->no_run_ahead,
-                    "Give a GPU a step only once the tokens of the last one have come back");
+  command->add_flag("--run-ahead,!--no-run-ahead", flags->run_ahead,
+                    "Give the chip a step before the tokens of the last one have come back (default: a GPU)");
   command
       ->add_option("--page-tokens", flags->page_tokens, "Tokens of a page: prompts are shared by whole pages")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))

@@ -34,11 +34,12 @@ class StepRunner {
   void run(std::span<const StepEntry> entries);
 
   // The same in two parts, two steps under way at most: launch gives a step to the chip, land waits for the
-  // first one's results. In a step that is launched while another one is under way, a job's next token may be
-  // one that this one draws: it is put in its place by the chip. Where a draw follows from that token (a
-  // grammar, penalties), the later step's forward pass is given before it is known and its draws by land,
-  // while the pass runs; where memory for them runs out, that step is taken back. Where the job turns out to
-  // have finished before, or a grammar forces what comes next, what the later step drew for it is dropped.
+  // first one's results. The later one may go on with a prompt where the first one leaves it. In a step that
+  // is launched while another one is under way, a job's next token may be one that this one draws: it is put
+  // in its place by the chip. Where a draw follows from that token (a grammar, penalties), the later step's
+  // forward pass is given before it is known and its draws by land, while the pass runs; where memory for
+  // them runs out, that step is taken back. Where the job turns out to have finished before, or a grammar
+  // forces what comes next, what the later step drew for it is dropped.
   void launch(std::span<const StepEntry> entries);
   // Returns the entries of the step, valid until the next launch.
   std::span<const StepEntry> land();

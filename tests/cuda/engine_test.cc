@@ -224,5 +224,44 @@ TEST(CudaEngineTest, AStepWhoseDrawFindsNoMemoryIsTakenBack) {
   EXPECT_GT(taken_back, 5);
 }
 
+// The same with prompts in the steps, in chunks, while others decode.
+TEST(CudaEngineTest, StepsWithPromptsRunAheadAndAreTakenBack) {
+  const auto model = load_chat_model(1, "cuda");
+  const auto requests = some_requests(*model);
+  std::vector<Answer> expected;
+  int64_t ahead = 0;
+  int fewer = 0;
+  for (int64_t n = 0; n <= 12; ++n) {
+    Engine engine(model, {.slots = 3, .page_tokens = 4, .batch_tokens = 6});
+    std::promise<void> all_there;
+    std::vector<std::unique_ptr<Pending>> pending;
+    for (const GenerationRequest& request : requests) {
+      std::function<void()> hold;
+      if (pending.empty()) hold = [there = all_there.get_future().share()] { there.wait(); };
+      pending.push_back(std::make_unique<Pending>(engine, request, hold));
+    }
+    pending.front()->wait_for_tokens(1);
+    if (n > 0) stand_in::fail_call("cudaMemcpyAsync", 7 * n, cudaErrorMemoryAllocation);
+    all_there.set_value();
+    std::vector<Answer> answers;
+    for (const auto& each : pending) answers.push_back(each->wait());
+    engine.drain();
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.pages.used, 0) << n;
+    if (n == 0) {
+      expected = answers, ahead = stats.ahead_steps;
+      EXPECT_EQ(ahead, stats.steps - 1);
+    }
+    fewer += stats.ahead_steps < ahead ? 1 : 0;
+    for (size_t i = 0; i < answers.size(); ++i) {
+      EXPECT_EQ(answers[i].tokens, expected[i].tokens) << n << ", request " << i;
+      for (size_t t = 0; t < expected[i].logprobs.size(); ++t)
+        EXPECT_EQ(answers[i].logprobs.at(t).logprob, expected[i].logprobs[t].logprob)
+            << n << ", request " << i;
+    }
+  }
+  EXPECT_GT(fewer, 5);
+}
+
 }  // namespace
 }  // namespace qiao

@@ -140,6 +140,12 @@ class Served:
         choice = json.loads(text)["choices"][0]
         return choice["text"], choice["logprobs"]["token_logprobs"]
 
+    def metric(self, name):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(name + " "))
+
     def wait(self, seconds=120):
         try:
             out, errors = self.launcher.communicate(timeout=seconds)
@@ -177,8 +183,8 @@ def one_server():
     expected = [alone.ask(prompt=prompt) for prompt in prompts]
     alone.launcher.send_signal(signal.SIGTERM)
     alone.wait()
-    for processes in (2, 4):
-        server = Served(processes)
+    for processes, flags in ((2, ()), (2, ("--run-ahead", "-b", "20")), (4, ("--run-ahead",))):
+        server = Served(processes, *flags)
         ranks = processes_of(server.launcher.pid)
         expect(sorted(ranks) == list(range(processes)), ranks)
         first = [server.ask(prompt=prompt) for prompt in prompts]
@@ -188,6 +194,7 @@ def one_server():
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             together = list(pool.map(lambda prompt: server.ask(prompt=prompt), prompts))
         expect(together == first, "company changes an answer")
+        expect((server.metric("qiao:ahead_steps_total") > 0) == ("--run-ahead" in flags), flags)
         os.kill(ranks[0], signal.SIGTERM)  # as a service's end: what runs is finished
         errors = server.wait()
         expect(server.launcher.returncode == 0, server.launcher.returncode, errors)
