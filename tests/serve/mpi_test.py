@@ -143,8 +143,8 @@ class Served:
     def metric(self, name):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(name + " "))
+        said = connection.getresponse().read().decode()
+        return float(re.search(rf"^{name}(?:{{.*}})? (\S+)$", said, re.MULTILINE)[1])
 
     def wait(self, seconds=120):
         try:
