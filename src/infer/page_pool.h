@@ -66,8 +66,8 @@ struct PagePools {
   int64_t window_start(int64_t pages) const {
     return std::max<int64_t>(0, pages * page_tokens - window + 1) / page_tokens;
   }
-  // Sliding pages that `slots` sequences hold at most while steps compute at most step_tokens in all: each
-  // one's window, back from its last full page, and what the step adds behind that.
+  // Sliding pages that `slots` sequences hold at most while the steps that have not ended compute at most
+  // step_tokens in all: each one's window, back from its last full page, and what these add behind that.
   static int64_t window_pages(int64_t window, int64_t page_tokens, int64_t slots, int64_t step_tokens) {
     const auto pages = [&](int64_t tokens) { return (tokens + page_tokens - 1) / page_tokens; };
     return slots * (pages(window) + 2) + pages(step_tokens);
