@@ -80,7 +80,8 @@ struct GenerationEvent {
 // A submitted request. Dropping the handle does not cancel.
 class Generation {
  public:
-  // Stops costing compute within one step, or two where steps run ahead. The callback still gets its last event (kCancelled).
+  // Stops costing compute within one step, or two where steps run ahead. The callback still gets its last
+  // event (kCancelled).
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
