@@ -36,6 +36,12 @@ struct SpreadPolicyRun {
       rows += dump_json({{"tokens", tokens}}) + "\n";
     }
     options.init = testing::model_of_words(model, folder.path() / "init");
+    if (dtype == "fp8") {  // weights that are drawn, of heads that fill two blocks
+      Json config = parse_json(read_file(options.init / "config.json"), "config.json");
+      config.update({{"num_attention_heads", 8}, {"num_key_value_heads", 4}, {"intermediate_size", 256}});
+      write_file_atomically(options.init / "config.json", dump_json(config));
+      fs::remove(options.init / "model.safetensors");
+    }
     options.data.files = {folder.write("prompts.jsonl", rows)};
     options.data.sequence = 56;
     options.data.seed = 11;
@@ -101,8 +107,6 @@ TEST_P(SpreadPolicyTest, TeachesAsOneProcess) {
       EXPECT_EQ(b.more[figure], a.more[figure]) << figure;
     EXPECT_NEAR(b.loss, a.loss, 2e-6);
     EXPECT_NEAR(b.gradient_norm, a.gradient_norm, 2e-5 * a.gradient_norm);
-  } else {
-    EXPECT_NEAR(b.more["entropy"].get<double>(), a.more["entropy"].get<double>(), 0.1);
   }
   EXPECT_GT(b.gradient_norm, 1e-3);
   EXPECT_GT(b.more["reward_std"].get<double>(), 0);
@@ -207,31 +211,64 @@ TEST(SpreadPolicyRunTest, WhatIsMissingIsToldAtTheStart) {
   EXPECT_QIAO_ERROR(run.trained("sample", 2, 2), kInvalidInput, "--sample-tokens is 1048576");
 }
 
-// A rank that follows and ends is named by the one that leads it, whatever it was doing.
-TEST(SpreadPolicyRunTest, ALostFollowerIsNamed) {
-  class Dies final : public Recorder {
-   public:
-    bool should_stop() override {
-      if (++asked_ == 2) throw Error(ErrorKind::kIo, "dead");
-      return false;
-    }
+// A rank that dies as it is to receive for the last time.
+class Mortal final : public Communicator {
+ public:
+  Mortal(Communicator& own, int64_t receives) : own_(own), left_(receives) {}
+  int64_t left() const { return left_; }
+  int rank() const override { return own_.rank(); }
+  int size() const override { return own_.size(); }
+  std::string name(int rank) const override { return own_.name(rank); }
+  int sharing_cores() const override { return own_.sharing_cores(); }
+  int sharing_host() const override { return own_.sharing_host(); }
+  int place_on_host() const override { return own_.place_on_host(); }
+  void send(int to, std::span<const std::byte> bytes) override { own_.send(to, bytes); }
+  void receive(int from, std::span<std::byte> bytes) override {
+    if (--left_ <= 0) throw Error(ErrorKind::kIo, "dead");
+    own_.receive(from, bytes);
+  }
+  void finish() override { own_.finish(); }
+  void end_all(const std::string& why) override { own_.end_all(why); }
 
-   private:
-    int asked_ = 0;
-  };
+ private:
+  Communicator& own_;
+  int64_t left_;
+};
+
+// Wherever it was: at the start, in a step of a rollout or a sample, or in training. All end, and who leads
+// says that one is lost.
+TEST(SpreadPolicyRunTest, AFollowerThatIsLostAnywhereEndsAll) {
   SpreadPolicyRun run;
-  run.options.tensor_parallel = 2, run.options.virtual_ranks = 1, run.options.threads = 1;
-  run.options.policy.updates = 1;
-  run.options.out = run.folder.path() / "run";
-  auto communicators = make_thread_communicators(2, 60);
-  std::thread other([&] {
-    const auto own = std::move(communicators[1]);
-    Dies dies;
-    EXPECT_QIAO_ERROR(train(run.options, dies, *own), kIo, "dead");
-  });
-  Recorder first;
-  EXPECT_QIAO_ERROR(train(run.options, first, *communicators[0]), kUnavailable, "rank 1 is lost");
-  other.join();
+  run.options.virtual_ranks = 1, run.options.threads = 1, run.options.steps = 2;
+  run.options.policy.slots = 12;
+  run.options.sample = {.every = 1, .prompt = "w1", .tokens = 3};
+  int64_t runs = 0;
+  constexpr int64_t kMost = INT64_MAX;
+  const auto train_until = [&](int size, int64_t receives) {
+    run.options.tensor_parallel = size;
+    run.options.out = run.folder.path() / std::to_string(++runs);
+    int64_t received = 0;
+    in_a_group(size, [&](Communicator& communicator) {
+      Recorder recorder;
+      Mortal own(communicator, communicator.rank() == size - 1 ? receives : kMost);
+      train(run.options, recorder, own);
+      if (communicator.rank() == size - 1) received = receives - own.left();
+    });
+    return received;
+  };
+  for (const int size : {2, 4}) {
+    const int64_t all = train_until(size, kMost);
+    EXPECT_GT(all, 100);
+    for (int64_t part = 1; part < 24; ++part) {
+      try {
+        train_until(size, all * part / 24);
+        ADD_FAILURE() << part << " of 24, " << size;
+      } catch (const Error& error) {
+        EXPECT_THAT(error.what(), ::testing::ContainsRegex("rank [123] is lost"))
+            << part << " of 24, " << size;
+      }
+    }
+  }
 }
 
 TEST(SpreadSampleTest, OneProcesssTextByRankZeroAlone) {
