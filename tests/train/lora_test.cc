@@ -85,46 +85,6 @@ TEST(LoraTrainingTest, SpreadOverProcessesFollowsItAsOneDoes) {
   }
 }
 
-// An adapter's masks are those of the whole model, of which a rank has the part of its columns: of "uneven"
-// one that begins within a block of words. Each step is within the bound of single steps (step_test.cc) of
-// the exact loss, so within twice that of the other.
-TEST(LoraTrainingTest, DropoutsMasksAreOneProcesss) {
-  const testing::TemporaryDirectory folder;
-  Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
-  config.update({{"num_attention_heads", 6},
-                 {"num_key_value_heads", 3},
-                 {"head_dim", 6},
-                 {"hidden_size", 44},
-                 {"intermediate_size", 101}});
-  fs::create_directories(folder.path() / "uneven");
-  write_file_atomically(folder.path() / "uneven" / "config.json", dump_json(config, 2));
-  for (const bool uneven : {false, true}) {
-    TrainOptions options = as_peft(folder.path() / fmt::format("{} one", uneven));
-    if (uneven) options.init = folder.path() / "uneven";
-    options.lora.init.clear();
-    options.lora.rank = 4, options.lora.dropout = 0.4;
-    options.virtual_ranks = 1, options.steps = 4;
-    const Recorder one = run_in_threads(options, 1);
-    for (const int size : uneven ? std::vector{2, 3} : std::vector{2, 4}) {
-      SCOPED_TRACE(fmt::format("{} {}", uneven ? "uneven" : "even", size));
-      options.tensor_parallel = size, options.out = folder.path() / fmt::format("{} {}", uneven, size);
-      const Recorder spread = run_in_threads(options, size);
-      ASSERT_EQ(spread.steps.size(), 4u);
-      for (size_t i = 0; i < 4; ++i) {
-        EXPECT_NEAR(spread.steps[i].loss, one.steps[i].loss, 2e-6 * one.steps[i].loss) << i;
-        EXPECT_NEAR(spread.steps[i].gradient_norm, one.steps[i].gradient_norm,
-                    2e-5 * one.steps[i].gradient_norm)
-            << i;
-      }
-    }
-    // Else the comparison would say nothing.
-    options.lora.dropout = 0, options.tensor_parallel = 1,
-    options.out = folder.path() / fmt::format("{} none", uneven);
-    const Recorder none = run_in_threads(options, 1);
-    EXPECT_GT(std::abs(none.steps[3].loss - one.steps[3].loss), 1e-3 * one.steps[3].loss);
-  }
-}
-
 TEST(LoraTrainingTest, IsWrittenAsByOneProcess) {
   const testing::TemporaryDirectory folder;
   for (const int size : {1, 2, 4}) {
