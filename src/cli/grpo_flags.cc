@@ -102,7 +102,9 @@ void add_grpo_flags(CLI::App& mode, TrainFlags& flags) {
       "  qiao train grpo --init DIR --data prompts.jsonl --reward './check --strict' --loss dapo --lr 1e-6\n"
       "      --steps 200 --out RUN\n"
       "  qiao train grpo --init DIR --data prompts.jsonl --reward-python reward.py --tools tools.json\n"
-      "      --tool-command 'python3 run_tools.py' --lr 1e-6 --steps 200 --out RUN");
+      "      --tool-command 'python3 run_tools.py' --lr 1e-6 --steps 200 --out RUN\n"
+      "  mpirun -np 2 qiao train grpo --tensor-parallel 2 --init DIR --data prompts.jsonl --reward ./check\n"
+      "      --lr 1e-6 --steps 200 --out RUN");
 }
 
 }  // namespace qiao::cli

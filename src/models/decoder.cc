@@ -216,15 +216,18 @@ Tensor gather_rows(nn::Context& context, const Tensor& x, const Tensor& rows) {
   return op.out;
 }
 
-// Logits of all rows of `hidden`. Of several ranks each computes its own columns, and the first has them all.
+// Logits of all rows of `hidden`. Of several ranks each computes its own columns, and the first has them all;
+// or, where the head is whole on each, computes them all.
 void compute_logits(nn::Context& context, const DecoderWeights& weights, const DecoderConfig& config,
                     Collectives* ranks, const Tensor& hidden, const Tensor& logits) {
   const float cap = config.final_logit_softcapping;
   const Activation activation = cap > 0 ? Activation::kSoftCap : Activation::kNone;
   const bool leads = ranks == nullptr || ranks->rank() == 0;
-  const Tensor own = ranks != nullptr && leads ? logits.narrow(1, 0, weights.head_rows.front()) : logits;
+  const bool spread = ranks != nullptr && !weights.head_rows.empty();
+  if (!leads && !spread) return;
+  const Tensor own = spread && leads ? logits.narrow(1, 0, weights.head_rows.front()) : logits;
   weights.head.forward(context, hidden, own, {}, activation, cap);
-  if (ranks != nullptr && !context.measuring())
+  if (spread && !context.measuring())
     ranks->gather_columns(own, weights.head_rows, leads ? logits : Tensor());
 }
 
@@ -236,7 +239,8 @@ Decoder::Outputs run(nn::Context& context, const DecoderWeights& weights, const 
   const int64_t vocabulary = follows ? weights.head.rows() : config.vocabulary_size;
   if (step.outputs > 0) {
     outputs.hidden = context.take(DType::kF32, {step.outputs, width});
-    if (want_logits) outputs.logits = context.take(DType::kF32, {step.outputs, vocabulary});
+    if (want_logits && (!follows || !weights.head_rows.empty()))
+      outputs.logits = context.take(DType::kF32, {step.outputs, vocabulary});
   }
   context.set_collectives(ranks);
   context.set_adapter_rows(step.token_adapters);
@@ -303,6 +307,14 @@ void Decoder::follow() const {
   parts_->ranks->follow(*this);
 }
 
+void Decoder::lead() const {
+  if (parts_->ranks) parts_->ranks->lead();
+}
+
+void Decoder::let_go() const {
+  if (parts_->ranks) parts_->ranks->end();
+}
+
 uint64_t Decoder::free_bytes() const {
   return parts_->ranks && parts_->ranks->leads() ? parts_->ranks->free_bytes()
                                                  : backend().describe().free_bytes;
@@ -354,8 +366,8 @@ std::unique_ptr<Decoder> Decoder::load(const ModelFiles& files, Backend& backend
   parts->config.num_key_value_heads = attention.kv_heads;
   if (options.trainers != nullptr && options.trainers->size() > 1) parts->trainers = options.trainers;
   if (options.ranks != nullptr && options.ranks->size() > 1) {
-    parts->ranks = std::make_shared<DecoderRanks>(*options.ranks, backend);
-    parts->ranks->agree(what_runs(files, options));
+    parts->ranks = std::make_shared<DecoderRanks>(*options.ranks, backend, parts->trainers);
+    if (parts->trainers == nullptr) parts->ranks->agree(what_runs(files, options));
   }
   return std::unique_ptr<Decoder>(new Decoder(std::move(parts)));
 }
@@ -450,7 +462,7 @@ std::unique_ptr<Decoder::Workspace> Decoder::make_workspace(const Limits& wanted
 
 Decoder::Outputs Decoder::forward(const StepBatch& batch, KvCache& cache, Workspace& workspace,
                                   bool want_logits) const {
-  QIAO_ASSERT(parts_->trainers == nullptr);
+  QIAO_ASSERT(parts_->trainers == nullptr || parts_->ranks);
   auto& memory = static_cast<StepMemory&>(workspace);
   check_step(batch, cache, config(), memory.limits, want_logits);
   check_adapters(batch, adapters());

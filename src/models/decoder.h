@@ -51,8 +51,9 @@ struct DecoderOptions {
   // The processes that the model is spread over (models/shards.h), each of which loads its part: the first is
   // called as one alone is, the others follow. Outlives the decoder. Null: one process.
   Communicator* ranks = nullptr;
-  // In place of `ranks`: of the processes that are to train the model together, all of which make the same
-  // passes (models/decoder_training.h); no steps. The head is whole on each. Outlives the decoder.
+  // Of the processes that are to train the model together, all of which make the same passes
+  // (models/decoder_training.h). The head is whole on each. With `ranks` beside it, the same processes, there
+  // are steps too, between lead() and let_go(); without it none. Outlives the decoder.
   Collectives* trainers = nullptr;
   // Called for every tensor once it is laid out: training keeps a canonical copy of each.
   std::function<void(const LaidOutTensor& tensor)> laid_out;
@@ -149,8 +150,12 @@ class Decoder {
   void agree(const std::string& what) const;
   Collectives* trainers() const;  // DecoderOptions::trainers, where those are several; else null
   // Of the ranks behind the first: takes part in what the first one's callers do, until its decoder is
-  // destroyed. Throws what a step throws.
+  // destroyed, or of trainers lets them go. Throws what a step throws.
   void follow() const;
+  // Of trainers the first: the others are in follow(), and caches, workspaces and steps can be had, from one
+  // call to the other. What was made stays for the next time.
+  void lead() const;
+  void let_go() const;
   // What a cache may take on each rank.
   uint64_t free_bytes() const;
 

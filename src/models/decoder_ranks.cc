@@ -65,11 +65,6 @@ struct DecoderRanks::Call {
   bool sliding = false;
 };
 
-DecoderRanks::DecoderRanks(Communicator& communicator, Backend& backend)
-    : communicator_(communicator), backend_(backend), collectives_(backend.make_collectives(communicator)) {}
-
-DecoderRanks::~DecoderRanks() = default;
-
 template <typename T>
 void DecoderRanks::tell(std::span<const T> values) {
   for (int other = 1; other < size(); ++other) communicator_.send_values(other, values);
@@ -78,6 +73,8 @@ void DecoderRanks::tell(std::span<const T> values) {
 void DecoderRanks::agree(const std::string& model) { agree_on_model(communicator_, backend_, model); }
 
 void DecoderRanks::fail(const std::string& why) {
+  follow_ = false;
+  problem_ = why;
   communicator_.end_all(why);
   std::terminate();  // gcc 12 does not believe that a virtual function never returns
 }
@@ -129,14 +126,14 @@ int64_t DecoderRanks::make(const KvCache& cache, const Decoder::Limits& limits) 
 
 // Of a rank that is lost others hear.
 void DecoderRanks::drop(int64_t workspace) noexcept {
-  if (ended_) return;
+  if (!follow_) return;
   Call call;
   call.what = What::kDrop;
   call.workspace = workspace;
   try {
     tell(std::span<const Call>(&call, 1));
   } catch (const std::exception&) {
-    ended_ = true;
+    follow_ = false;
   }
 }
 
@@ -182,8 +179,8 @@ void DecoderRanks::import_page(const KvCache& cache, int64_t page, bool sliding,
 }
 
 void DecoderRanks::end() noexcept {
-  if (ended_) return;
-  ended_ = true;
+  if (!follow_) return;
+  follow_ = false;
   const Call call;
   try {
     tell(std::span<const Call>(&call, 1));
@@ -193,6 +190,7 @@ void DecoderRanks::end() noexcept {
 }
 
 void DecoderRanks::start_step(int64_t workspace, const StepBatch& batch, bool want_logits) {
+  if (!problem_.empty()) throw Error(ErrorKind::kUnavailable, problem_);
   Call call;
   call.what = What::kStep;
   call.workspace = workspace;
@@ -318,9 +316,18 @@ class DecoderRanks::Follower {
   std::vector<std::byte> page_;
 };
 
+DecoderRanks::DecoderRanks(Communicator& communicator, Backend& backend, Collectives* trainers)
+    : communicator_(communicator),
+      backend_(backend),
+      own_collectives_(trainers == nullptr ? backend.make_collectives(communicator) : nullptr),
+      collectives_(trainers == nullptr ? *own_collectives_ : *trainers),
+      follow_(trainers == nullptr) {}
+
+DecoderRanks::~DecoderRanks() = default;
+
 void DecoderRanks::follow(const Decoder& decoder) {
-  Follower follower(*this, decoder);
-  while (follower.hear()) {
+  if (!follower_) follower_ = std::make_unique<Follower>(*this, decoder);
+  while (follower_->hear()) {
   }
 }
 

@@ -21,13 +21,14 @@ void agree_on_model(Communicator& communicator, const Backend& backend, const st
 // One thread at a time. What it throws where a rank is lost is the communicator's.
 class DecoderRanks {
  public:
-  // Both outlive it. All ranks make it alike.
-  DecoderRanks(Communicator& communicator, Backend& backend);
+  // All that is given outlives it. All ranks make it alike. With `trainers`, by which they sum then, the
+  // others follow from lead() to end() alone, else from the beginning on.
+  DecoderRanks(Communicator& communicator, Backend& backend, Collectives* trainers = nullptr);
   ~DecoderRanks();
 
   bool leads() const { return communicator_.rank() == 0; }
   int size() const { return communicator_.size(); }
-  Collectives& collectives() { return *collectives_; }
+  Collectives& collectives() { return collectives_; }
 
   // agree_on_model, of files and options.
   void agree(const std::string& model);
@@ -46,6 +47,7 @@ class DecoderRanks {
   void export_page(const KvCache& cache, int64_t page, bool sliding, std::span<std::byte> bytes);
   void import_page(const KvCache& cache, int64_t page, bool sliding, std::span<const std::byte> bytes);
   void start_step(int64_t workspace, const StepBatch& batch, bool want_logits);
+  void lead() { follow_ = true; }
   void end() noexcept;  // of their following
 
   // Of the others: does what rank 0 tells until it says that this is the end.
@@ -68,11 +70,14 @@ class DecoderRanks {
 
   Communicator& communicator_;
   Backend& backend_;
-  std::unique_ptr<Collectives> collectives_;
-  std::vector<int32_t> indices_;                                          // of a step
+  std::unique_ptr<Collectives> own_collectives_;  // null: who trains has them
+  Collectives& collectives_;
+  std::unique_ptr<Follower> follower_;  // of the others, once they have followed
+  std::vector<int32_t> indices_;        // of a step
   std::map<std::pair<uint64_t, bool>, std::vector<int64_t>> page_bytes_;  // by cache and group, once asked
   int64_t last_workspace_ = 0;
-  bool ended_ = false;
+  bool follow_;          // the others do
+  std::string problem_;  // of the step that did not come to its end
 };
 
 }  // namespace qiao

@@ -192,6 +192,7 @@ class LoraLoader {
       rank += info.shape[0];
     }
     made.a = backend_.make_weight(a);
+    made.first_column = static_cast<uint32_t>(columns.first);
     bytes_ += made.a->bytes();
     for (size_t i = 0; laid_out_ && i < jobs.size(); ++i) {
       const nn::LowRankAdapter::Part& part = made.parts[i];

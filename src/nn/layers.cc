@@ -37,6 +37,7 @@ Tensor LowRankAdapter::dropped(Context& context, const Tensor& x) const {
   op.seed = dropout.seed;
   op.stream = number;
   op.first_row = dropout.first_row;
+  op.first_column = first_column;
   context.dropout(op);
   return op.y;
 }

@@ -34,7 +34,8 @@ struct LowRankAdapter {
   };
   std::shared_ptr<Weight> a;  // [R, K]: the parts' A, one below the other
   std::vector<Part> parts;
-  uint32_t number = 0;  // of the adapter's: its masks are its own
+  uint32_t number = 0;        // of the adapter's: its masks are its own
+  uint32_t first_column = 0;  // of the whole A's, where several ranks have a part of them each
   // x goes through the context's dropout first.
   void forward(Context& context, const Tensor& x, const Tensor& y) const;
 

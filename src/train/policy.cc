@@ -5,7 +5,9 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "parallel/gather_texts.h"
 #include "train/clock.h"
+#include "train/first_leads.h"
 
 namespace qiao::train {
 namespace {
@@ -44,7 +46,6 @@ Policy::Policy(Setup setup) : setup_(std::move(setup)), loss_(make_policy_loss(s
   turns_ = std::make_unique<ToolTurns>(*model_, o.tools.empty() ? Json::array() : read_tools_file(o.tools));
   prompts_ = std::make_unique<Prompts>(setup_.data, *model_, *turns_, setup_.data.sequence - o.max_tokens,
                                        setup_.warn);
-  rewarder_ = std::make_unique<Rewarder>(o.reward);
   RolloutOptions rollout;
   rollout.group = o.group;
   rollout.context = setup_.data.sequence;
@@ -55,7 +56,14 @@ Policy::Policy(Setup setup) : setup_(std::move(setup)), loss_(make_policy_loss(s
   rollout.max_turns = o.max_turns;
   rollout.tool_command = o.tool_command;
   rollout.tool_limit_seconds = o.reward.limit_seconds;
-  rollout_ = std::make_unique<Rollout>(model_, *turns_, rollout);
+  first_leads(setup_.ranks, *setup_.decoder, [&] {
+    rewarder_ = std::make_unique<Rewarder>(o.reward);
+    rollout_ = std::make_unique<Rollout>(model_, *turns_, rollout);
+    cache_bytes_ = rollout_->cache_bytes();
+  });
+  // The others have parts of its pages of the same size, or of fewer heads.
+  if (setup_.ranks != nullptr && setup_.ranks->group().size() > 1)
+    cache_bytes_ = std::stoull(text_of_first(setup_.ranks->group(), fmt::to_string(cache_bytes_)));
 }
 
 int64_t Policy::most_tokens() const {
@@ -66,7 +74,7 @@ int64_t Policy::most_tokens() const {
 
 int64_t Policy::most_documents() const { return most_tokens() / 2 + 1; }  // of two tokens or more
 
-uint64_t Policy::bytes() const { return rollout_->cache_bytes(); }
+uint64_t Policy::bytes() const { return cache_bytes_; }
 
 double Policy::total(Figure figure) const {
   std::vector<double> of_shares;
@@ -146,6 +154,31 @@ void Policy::gather_rewards() {
   }
 }
 
+// What the others of a group train on, too.
+void Policy::tell_group() {
+  if (setup_.ranks == nullptr || setup_.ranks->group().size() == 1) return;
+  const std::string drawn = setup_.ranks->leads_group() ? bytes_of(rollout_sequences_) : "";
+  rollout_sequences_ = taught_of(text_of_first(setup_.ranks->group(), drawn));
+}
+
+// Draws and rewards groups for this process's prompts. Those of the virtual rank s are begin[s] to
+// begin[s + 1] of a round's, whose first is the step's prompt `number`.
+void Policy::draw_own(int64_t step, std::span<const Prompt> prompts, int64_t number,
+                      std::span<const int64_t> begin) {
+  const int64_t first = begin[static_cast<size_t>(first_share_)];
+  const auto group = static_cast<size_t>(setup_.options.group);
+  const Clock::time_point before = Clock::now();
+  std::vector<Trajectory> all = rollout_->run(step, prompts, number + first);
+  rollout_seconds_ += seconds_since(before);
+  const Clock::time_point drawn = Clock::now();
+  int64_t share = first_share_;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    while (first + static_cast<int64_t>(i) >= begin[static_cast<size_t>(share + 1)]) ++share;
+    take_group(std::span(all).subspan(i * group, group), prompts[i], step, share);
+  }
+  reward_seconds_ += seconds_since(drawn);
+}
+
 void Policy::draw(int64_t step) {
   const PolicyOptions& o = setup_.options;
   rollout_sequences_.assign(static_cast<size_t>(shares_), {});
@@ -166,26 +199,17 @@ void Policy::draw(int64_t step) {
     const std::span<const Prompt> own = std::span(prompts).subspan(
         static_cast<size_t>(first),
         static_cast<size_t>(begin[static_cast<size_t>(first_share_ + own_shares_)] - first));
-    const Clock::time_point before = Clock::now();
-    std::vector<Trajectory> all = rollout_->run(step, own, asked + first);
-    rollout_seconds_ += seconds_since(before);
-    const Clock::time_point drawn = Clock::now();
+    first_leads(setup_.ranks, *setup_.decoder, [&] { draw_own(step, own, asked, begin); });
     asked += begin.back();
-    int64_t share = first_share_;
-    for (size_t i = 0; i < own.size(); ++i) {
-      while (first + static_cast<int64_t>(i) >= begin[static_cast<size_t>(share + 1)]) ++share;
-      take_group(std::span(all).subspan(i * static_cast<size_t>(o.group), static_cast<size_t>(o.group)),
-                 own[i], step, share);
-    }
     for (int64_t s = first_share_; s < first_share_ + own_shares_; ++s) {
       const auto at = static_cast<size_t>(s);
       const int64_t made = std::ssize(rollout_sequences_[at]) / o.group;
       missing[at] = static_cast<double>(wanted - made);
     }
-    reward_seconds_ += seconds_since(drawn);
     agree(missing);
   }
   gather_rewards();
+  tell_group();
   const auto misses_all = [&](double groups) { return groups == static_cast<double>(wanted); };
   if (std::ranges::all_of(missing, misses_all) && setup_.warn) {
     setup_.warn(

@@ -1,6 +1,8 @@
 // Reinforcement learning with verifiable rewards: groups of completions are drawn on the weights as they
 // stand, rewarded, and taught from by the losses of policy_loss.h. Several processes draw the prompts of
-// their own virtual ranks, reward them by programs of their own, and teach from what they have drawn.
+// their own virtual ranks, reward them by programs of their own, and teach from what they have drawn. Of a
+// group that trains one model the first does so, while the others take part in the engine's steps, and tells
+// them what it has drawn.
 #pragma once
 
 #include <array>
@@ -15,6 +17,7 @@
 #include "train/prompts.h"
 #include "train/ranks.h"
 #include "train/rollout.h"
+#include "train/taught.h"
 
 namespace qiao::train {
 
@@ -58,12 +61,6 @@ class Policy final : public Objective {
   void set_state(const Json& state) override;
 
  private:
-  // A completion that is taught.
-  struct Taught {
-    Trajectory trajectory;
-    double advantage = 0;
-    std::vector<double> reference;  // by drawn token, where there is one
-  };
   // Sequences side by side.
   struct Part {
     std::vector<int32_t> tokens, positions, labels, starts;
@@ -96,9 +93,12 @@ class Policy final : public Objective {
   void agree(std::span<double> values) const;  // as many of each virtual rank
 
   void draw(int64_t step);
+  void draw_own(int64_t step, std::span<const Prompt> prompts, int64_t number,
+                std::span<const int64_t> begin);
   void take_group(std::span<Trajectory> group, const Prompt& prompt, int64_t step, int64_t share);
   Reward reward_of(const Trajectory& trajectory, const Prompt& prompt, int64_t step, int64_t share);
   void gather_rewards();
+  void tell_group();
   std::vector<Part> pack(std::span<Taught> sequences) const;
   void lay_out(std::vector<std::vector<Part>> of_shares);
   void score_reference();
@@ -109,8 +109,9 @@ class Policy final : public Objective {
   std::shared_ptr<LanguageModel> model_;
   std::unique_ptr<ToolTurns> turns_;
   std::unique_ptr<Prompts> prompts_;
-  std::unique_ptr<Rewarder> rewarder_;
+  std::unique_ptr<Rewarder> rewarder_;  // of a group's first, and so is the next
   std::unique_ptr<Rollout> rollout_;
+  uint64_t cache_bytes_ = 0;
   ReferencePass reference_;
 
   int64_t shares_ = 1, first_share_ = 0, own_shares_ = 1;

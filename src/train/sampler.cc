@@ -3,12 +3,13 @@
 #include <future>
 
 #include "base/error.h"
+#include "train/first_leads.h"
 
 namespace qiao::train {
 
-Sampler::Sampler(const ModelFiles& files, std::shared_ptr<const Decoder> decoder,
+Sampler::Sampler(const ModelFiles& files, std::shared_ptr<const Decoder> decoder, const Ranks& ranks,
                  const SampleOptions& options, uint64_t seed)
-    : options_(options), seed_(seed) {
+    : ranks_(ranks), options_(options), seed_(seed) {
   model_ = LanguageModel::wrap(files, std::move(decoder));
   prompt_ = model_->encode_prompt(options.prompt);
   if (prompt_.empty()) {  // a text's beginning, which a document's end stands before
@@ -32,11 +33,17 @@ Sampler::Sampler(const ModelFiles& files, std::shared_ptr<const Decoder> decoder
   engine.batch_tokens = std::min<int64_t>(std::ssize(prompt_), 64);
   engine.kv_dtype = model_->decoder().packed_kv_dtype();  // as training attends
   engine.prefix_cache = false;                            // of weights that change
-  engine_ = std::make_unique<Engine>(model_, engine);
+  first_leads(&ranks_, model_->decoder(), [&] { engine_ = std::make_unique<Engine>(model_, engine); });
   sample(0);  // its memory is in use now
 }
 
 std::string Sampler::sample(int64_t step) {
+  std::string text;
+  first_leads(&ranks_, model_->decoder(), [&] { text = draw(step); });
+  return text;
+}
+
+std::string Sampler::draw(int64_t step) {
   GenerationRequest request;
   request.prompt = prompt_;
   request.max_tokens = options_.tokens;

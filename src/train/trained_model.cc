@@ -66,6 +66,7 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
   DecoderOptions load;
   load.quantize_f8 = options.dtype == "fp8";
   load.trainers = group.get();
+  load.ranks = &ranks.group();  // for rollouts and samples
   load.laid_out = [&](const LaidOutTensor& tensor) {
     count_matrix(tensor);
     if (!options.lora.on()) parameters->add(tensor);

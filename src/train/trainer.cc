@@ -60,8 +60,8 @@ class Run {
   std::unique_ptr<DecoderTraining> passes_;
   std::optional<RunObjective> made_objective_;
   Objective* objective_ = nullptr;
-  std::unique_ptr<Sampler> sampler_;
-  int64_t done_ = 0, step_ = 0;  // the last that is done as the process begins; that is computed
+  std::unique_ptr<Sampler> sampler_;  // of rank 0 and its group
+  int64_t done_ = 0, step_ = 0;       // the last that is done as the process begins; that is computed
   std::vector<float> dlogprob_;
   std::vector<double> squares_;  // of the last step's gradients, by tensor
   double flops_ = 0;             // of the step so far
@@ -87,8 +87,9 @@ Run::Run(const TrainOptions& options, TrainObserver& observer, Communicator& com
   }
   made_objective_.emplace(*model_, ranks_, passes_, [this](const std::string& text) { warn(text); });
   objective_ = &**made_objective_;
-  if (options.sample.every > 0 && ranks_.leads()) {
-    sampler_ = std::make_unique<Sampler>(*model_->files, model_->decoder, options.sample, options.data.seed);
+  if (options.sample.every > 0 && ranks_.data().rank() == 0) {
+    sampler_ =
+        std::make_unique<Sampler>(*model_->files, model_->decoder, ranks_, options.sample, options.data.seed);
   }
   take_memory();
   if (options.resume && !options.dry_run) resume();
@@ -347,6 +348,7 @@ void Run::tell(const StepRecord& record) {
 
 void Run::sample(int64_t step) {
   const std::string text = sampler_->sample(step);
+  if (!ranks_.leads()) return;
   log_->sample(step, options_.sample.prompt, text);
   observer_.on_sample(step, options_.sample.prompt, text);
 }

@@ -34,6 +34,23 @@ TEST_F(DropoutTest, ARowsMaskDoesNotDependOnTheBatch) {
   EXPECT_EQ(y_.list(), whole);
 }
 
+TEST_F(DropoutTest, APartOfTheColumnsHasThatPartOfTheMask) {
+  std::vector<float> values(2 * 150);
+  std::iota(values.begin(), values.end(), 1.0f);
+  const Floats x({2, 150}, values), whole({2, 150});
+  op_.x = x, op_.y = whole;
+  chip_->dropout(op_);
+  for (const int64_t first : {1, 2, 3, 4, 30, 66}) {
+    Floats part({2, 150 - first});
+    op_.x = x.tensor().narrow(1, first, 150 - first), op_.y = part;
+    op_.first_column = static_cast<uint32_t>(first);
+    chip_->dropout(op_);
+    for (int64_t t = 0; t < 2; ++t)
+      for (int64_t k = first; k < 150; ++k)
+        EXPECT_EQ(part.data()[t * (150 - first) + k - first], whole.data()[t * 150 + k]) << first << " " << k;
+  }
+}
+
 TEST_F(DropoutTest, AddsAndKeepsTheMean) {
   op_.add = true;
   chip_->dropout(op_);
@@ -58,6 +75,8 @@ TEST_F(DropoutTest, Refuses) {
   EXPECT_EQ(refusal(op), "");
   op = op_, op.first_row = UINT32_MAX - 1;
   EXPECT_EQ(refusal(op), "dropout: rows 4294967294 to 4294967296 of a mask, expected rows below 2^32");
+  op = op_, op.first_column = UINT32_MAX - 4;
+  EXPECT_EQ(refusal(op), "dropout: columns 4294967291 to 4294967296 of a mask, expected columns below 2^32");
 }
 
 }  // namespace

@@ -95,6 +95,7 @@ inline Recorder run_in_threads(const TrainOptions& options, int size) {
   for (size_t rank = 1; rank < recorders.size(); ++rank) {
     EXPECT_TRUE(recorders[rank].steps.empty());
     EXPECT_TRUE(recorders[rank].warnings.empty());
+    EXPECT_TRUE(recorders[rank].samples.empty());
   }
   return recorders.front();
 }

@@ -122,6 +122,49 @@ def rewards(scratch):
             expect(runs[processes][0] == runs[1][0], name, "leaves other bytes in", processes, "processes")
 
 
+def one_model_draws(scratch):
+    """GRPO where groups of two train one model: the bytes do not tell how many groups, and a program that fails or a process
+    that is killed ends all of them."""
+    prompts = scratch / "prompts.jsonl"
+    flags = ("--group", "4", "--max-tokens", "8", "--tensor-parallel", "2", "--virtual-ranks", "4", "--sample-every", "2",
+             "--sample-prompt", "one", "--sample-tokens", "6")
+    drawing = {"mode": "grpo", "init": GOLDEN.parent / "chat", "data": prompts}
+    by_length = "while read -r line; do echo ${#line}; done"
+    runs = {}
+    for processes in (2, 4):
+        out = scratch / f"drawn-{processes}"
+        result = run(processes, out, "--steps", "4", "--reward", by_length, *flags, **drawing)
+        expect(result.returncode == 0, result.stderr)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        samples = [json.loads(line)["text"] for line in (out / "samples.jsonl").read_text().splitlines()]
+        expect(len(lines) == 4 and all(line["rollout_compared"] > 0 and line["rollout_differing"] == 0 for line in lines), lines)
+        expect(len(samples) == 2, samples)
+        runs[processes] = contents(out), [(line["loss"], line["reward"]) for line in lines], samples
+    expect(runs[2] == runs[4], "two groups leave other bytes than one")
+
+    fails = "n=0; while read -r line; do n=$((n + 1)); [ $n -gt 20 ] && { echo full >&2; exit 3; }; echo $n; done"
+    for processes in (2, 4):
+        result = run(processes, scratch / f"fails-{processes}", "--steps", "4", "--reward", fails, *flags, **drawing)
+        expect(result.returncode == 1 and result.stderr.count("the last words of its stderr: full") == 1, result.stderr)
+
+    out = scratch / "follower"
+    with subprocess.Popen(command(2, out, "--steps", "100000", "--checkpoint-every", "2", "--reward", by_length, *flags, **drawing),
+                          env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
+        until = time.monotonic() + 300
+        while newest_checkpoint(out) is None:
+            expect(time.monotonic() < until and launcher.poll() is None, "no checkpoint came")
+            time.sleep(0.05)
+        ranks = [process_of(rank, launcher.pid) for rank in range(2)]
+        os.kill(ranks[1], signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=300)
+    expect(launcher.returncode in (1, 137), launcher.returncode, errors)
+    expect(f"rank 1 on {os.uname().nodename} is lost" in errors, errors)
+    until = time.monotonic() + 180
+    while any(pathlib.Path(f"/proc/{process}").exists() for process in ranks):
+        expect(time.monotonic() < until, "ranks go on")
+        time.sleep(0.05)
+
+
 def kills(scratch, whole):
     """All processes killed at random moments: the run goes on to the bytes that it would have had."""
     seed = int(os.environ.get("QIAO_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -256,6 +299,7 @@ def main():
         preferences(scratch)
         one_model(scratch)
         rewards(scratch)
+        one_model_draws(scratch)
         kills(scratch, scratch / "whole")
         refusals(scratch)
         one_that_ends(scratch, signal.SIGKILL, 2, "is lost")

@@ -128,26 +128,27 @@ struct SpreadTraining {
   const char* chip;
 };
 
+// A configuration whose widths no number of ranks divides, with weights that are drawn.
+std::filesystem::path write_uneven(const std::filesystem::path& folder) {
+  Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
+  config.update({{"num_attention_heads", 6},
+                 {"num_key_value_heads", 3},
+                 {"head_dim", 8},
+                 {"hidden_size", 44},
+                 {"intermediate_size", 101},
+                 {"vocab_size", 97}});
+  write_file_atomically(folder / "config.json", dump_json(config, 2));
+  return folder;
+}
+
 class SpreadTrainingTest : public ::testing::TestWithParam<SpreadTraining> {
  protected:
   std::filesystem::path init(const std::string& model) const {
-    if (model == "uneven") return uneven();
+    if (model == "uneven") return write_uneven(folder_.path());
     return model.starts_with("models/") ? golden().parent_path() / model : golden() / model / "init";
   }
 
  private:
-  // A configuration whose widths no number of ranks divides, with weights that are drawn.
-  std::filesystem::path uneven() const {
-    Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
-    config.update({{"num_attention_heads", 6},
-                   {"num_key_value_heads", 3},
-                   {"head_dim", 8},
-                   {"hidden_size", 44},
-                   {"intermediate_size", 101},
-                   {"vocab_size", 97}});
-    write_file_atomically(folder_.path() / "config.json", dump_json(config, 2));
-    return folder_.path();
-  }
   const testing::TemporaryDirectory folder_;
 };
 
@@ -250,6 +251,35 @@ INSTANTIATE_TEST_SUITE_P(
         if (c == '-' || c == '/') c = '_';
       return name;
     });
+
+// An adapter's masks are those of the whole model, of which a rank has the part of its columns; of "uneven"
+// the parts of down begin within a block of words. Within the bounds of LossesAndGradientsAreOneProcesss.
+TEST(SpreadDropoutTest, MasksAreOneProcesss) {
+  const testing::TemporaryDirectory folder;
+  for (const bool is_uneven : {false, true}) {
+    TrainOptions options = as_pytorch("");
+    if (is_uneven) options.init = write_uneven(folder.path());
+    options.lora.rank = 4;
+    options.optimizer.learning_rate = 1e-2;
+    options.virtual_ranks = 1, options.steps = 4;
+    const auto losses = [&](double dropout, int size) {
+      options.lora.dropout = dropout, options.tensor_parallel = size;
+      options.out = folder.path() / fmt::format("{} {} {}", is_uneven, dropout, size);
+      return run_in_threads(options, size).steps;
+    };
+    const std::vector<StepRecord> one = losses(0.4, 1), none = losses(0, 1);
+    for (const int size : is_uneven ? std::vector{2, 3} : std::vector{2, 4}) {
+      SCOPED_TRACE(fmt::format("{} {}", is_uneven ? "uneven" : "even", size));
+      const std::vector<StepRecord> spread = losses(0.4, size);
+      ASSERT_EQ(spread.size(), 4u);
+      for (size_t i = 0; i < 4; ++i) {
+        EXPECT_LE(std::abs(spread[i].loss - one[i].loss), 2e-6 * one[i].loss) << i;
+        EXPECT_LE(std::abs(spread[i].gradient_norm - one[i].gradient_norm), 2e-5 * one[i].gradient_norm) << i;
+      }
+    }
+    EXPECT_GT(std::abs(none[3].loss - one[3].loss), 100 * 2e-6 * one[3].loss);  // else this would say nothing
+  }
+}
 
 TEST(TensorPartTest, PartsAreTakenAndPutBack) {
   // Of two matrices of 4 x 3, rows 1 and 3 and the last two columns.

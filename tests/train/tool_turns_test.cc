@@ -6,6 +6,7 @@
 
 #include "support/expect_error.h"
 #include "support/temporary_directory.h"
+#include "train/golden_run.h"
 #include "train/policy_world.h"
 #include "train/trainer.h"
 
@@ -163,7 +164,20 @@ TEST_F(ToolTurnsTest, OnlyWhatTheModelDrewCarriesLossAndNothingIsTokenizedAgain)
   one.policy->begin_step(1);
   EXPECT_EQ(one.policy->report()["turns"], 1.0);
 
+  // Of two processes that train one model the first has the programs; both train on what followed.
   options.max_turns = 8;
+  TrainOptions spread;
+  spread.init = folder_.path() / "taught" / "model";
+  spread.out = folder_.path() / "spread";
+  spread.data = data;
+  spread.mode = "grpo";
+  spread.policy = options;
+  spread.batch = spread.steps = 1;
+  spread.tensor_parallel = 2, spread.virtual_ranks = 1;
+  const Json report = run_in_threads(spread, 2).steps.at(0).more;
+  EXPECT_EQ(report["rollout_differing"], 0);
+  EXPECT_GT(report["turns"].get<double>(), 1.4);
+
   options.tool_command = "while read -r line; do echo '[1, 2]'; done";
   PolicyWorld wrong(folder_.path() / "taught" / "model", options, data, 1, 0, 1);
   EXPECT_QIAO_ERROR(wrong.policy->begin_step(1), kIo, "turn 1: tools (while", "[1, 2]",

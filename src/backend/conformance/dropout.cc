@@ -1,4 +1,4 @@
-// dropout: widths around a block of words, rows far into a mask, in place and added.
+// dropout: widths around a block of words, rows and columns far into a mask, in place and added.
 #include "backend/ops/dropout.h"
 
 #include <bit>
@@ -23,6 +23,7 @@ void dropout_case(Harness& h, size_t line) {
   op.seed = static_cast<uint64_t>(h.between(0, INT64_MAX));
   op.stream = static_cast<uint32_t>(h.between(0, 1000));
   op.first_row = h.pick<uint32_t>({0, 1, 123456789, 4294960000u});
+  op.first_column = h.pick<uint32_t>({0, 1, 2, 3, 4, 63, 576, 4294960001u});
   op.add = !in_place && h.chance(0.5);
   h.chip().dropout(op);
   x.download(line, "x", in_place);

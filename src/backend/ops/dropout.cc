@@ -18,6 +18,9 @@ void Dropout::check() const {
   if (y.shape[0] > int64_t{UINT32_MAX} - first_row)
     check::refuse(op, fmt::format("rows {} to {} of a mask, expected rows below 2^32", first_row,
                                   first_row + y.shape[0]));
+  if (y.shape[1] > int64_t{UINT32_MAX} - first_column)
+    check::refuse(op, fmt::format("columns {} to {} of a mask, expected columns below 2^32", first_column,
+                                  first_column + y.shape[1]));
 }
 
 // A block of Philox is some 60 operations and serves four elements.
