@@ -98,10 +98,12 @@ std::vector<ScaleBlock> scale_blocks(const Json& config, std::string_view source
   std::vector<ScaleBlock> blocks;
   for (const Json* weights : group_weights(quantization)) {
     constexpr std::string_view kKey = "quantization_config.config_groups.weights.";
+    const Json* strategy = member(weights, "strategy");
     if (const Json* structure = member(weights, "block_structure")) {
       blocks.push_back(pair_of(source, fmt::format("{}block_structure", kKey), *structure));
     } else if (const Json* size = member(weights, "group_size");
-               size != nullptr && says(member(weights, "strategy"), "group")) {
+               size != nullptr &&
+               (strategy == nullptr ? is_size(*size) : says(strategy, "group"))) {  // ModelOpt tells none
       if (!is_size(*size))
         refuse_size(source, fmt::format("{}group_size", kKey), *size, "a whole number was");
       blocks.push_back({1, size->get<int64_t>()});
@@ -127,6 +129,13 @@ void check_quantization(const Json& config, std::string_view source) {
                 "of FP8 are not computed; {}",
                 source, kReadableWeights);
   }
+}
+
+Json without_quantization(Json config) {
+  config.erase("quantization_config");
+  if (const auto text = config.find("text_config"); text != config.end() && text->is_object())
+    text->erase("quantization_config");
+  return config;
 }
 
 std::string quantization_advice(const Json& config, std::span<const TensorInfo> tensors) {
