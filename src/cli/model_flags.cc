@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "base/units.h"
 #include "cli/model_argument.h"
 #include "cli/ranks.h"
 #include "models/weights.h"
@@ -200,6 +201,24 @@ bool has_biased_keys(const LanguageModel& model) {
   return model.decoder().weights().layers.front().attention.qkv.bias.tensor.present();
 }
 
+// FP8 that takes more memory than its file: a scale of it is for fewer than 128 columns, or rows are no whole
+// blocks.
+void tell_widened(const ModelFiles& files) {
+  int64_t count = 0;
+  uint64_t more = 0;
+  for (const TensorInfo& tensor : files.tensors()) {
+    if (!files.is_fp8(tensor) || tensor.dtype == DType::kF8_128) continue;
+    ++count;
+    more += tensor.bytes - static_cast<uint64_t>(tensor.elements());
+  }
+  if (count == 0) return;
+  const std::string text = fmt::format(
+      "note: {} FP8 matrices have no scale for each 128 columns (MXFP8's are for 32): they are computed from "
+      "floats, which take {} more than in the file\n",
+      count, format_bytes(more));
+  std::fputs(text.c_str(), stderr);
+}
+
 }  // namespace
 
 std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags) {
@@ -209,6 +228,7 @@ std::shared_ptr<LanguageModel> load_model(const ModelFlags& flags) {
     model = load_at<LanguageModel>(flags, resolve_on_ranks(flags.model, !flags.no_pull), ranks);
     if (rank.value_or(0) > 0) follow_and_end(std::move(model));
   });
+  if (!flags.quiet && flags.quantize.empty()) tell_widened(*model->files());
   if (kv_type(flags) == "fp8" && has_biased_keys(*model)) {
     std::fputs(
         "warning: --kv-type fp8: this model's keys have biases; where some of those are very large, as "

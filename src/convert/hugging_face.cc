@@ -77,7 +77,7 @@ class DirectoryWriter {
       Job job{.source = &tensor, .target = {}, .dtype = tensor.dtype};
       job.target.hugging_face = tensor.name;
       if (options_.dtype && is_dense_float(tensor.dtype)) job.dtype = *options_.dtype;
-      if (tensor.dtype == DType::kF8_128) {  // floats again
+      if (files_.is_fp8(tensor)) {  // floats again
         job.dtype = options_.dtype.value_or(DType::kBF16);
         was_f8_ = true;
       }
@@ -150,19 +150,13 @@ class DirectoryWriter {
       if (!entry.is_regular_file() || name.ends_with(".safetensors") || name.ends_with(".bin") ||
           name.ends_with(".safetensors.index.json") || name.ends_with(".gguf"))
         continue;
+      if (was_f8_ && name == kQuantizationFile) continue;
       if (name == "config.json" && was_f8_) {
         write_file_atomically(out / name, dump_json(without_quantization(files_.config()), 2) + "\n");
         continue;
       }
       write_file_atomically(out / name, read_regular_file(entry.path(), kMostFileBytes));
     }
-  }
-
-  static Json without_quantization(Json config) {
-    config.erase("quantization_config");
-    if (const auto text = config.find("text_config"); text != config.end() && text->is_object())
-      text->erase("quantization_config");
-    return config;
   }
 
   std::span<const std::byte> bytes_of(const Job& job) {

@@ -28,6 +28,7 @@ constexpr std::array<std::string_view, 10> kOfAttention = {
     ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point",   ".q_zero_point"};
 
 constexpr std::string_view kE8M0 = "F8_E8M0";  // as safetensors has it; scales alone are of it
+constexpr ScaleBlock kMicroscaling = {1, 32};
 
 bool ends_in(const TensorInfo& tensor, std::span<const std::string_view> ends) {
   return std::ranges::any_of(ends, [&](std::string_view end) { return tensor.name.ends_with(end); });
@@ -75,9 +76,14 @@ std::optional<F8Scales> grid_of(const Fp8Tensors::Source& s, std::span<const Sca
   return std::nullopt;
 }
 
-// The values of scales, as floats: of E8M0 a byte is a power of two.
+// Whether a byte is a power of two.
+bool are_exponents(const TensorInfo& tensor) {
+  return tensor.unsupported.empty() ? tensor.dtype == DType::kU8 : tensor.unsupported == kE8M0;
+}
+
+// The values of scales, as floats.
 void read_scales(const TensorInfo& scales, const std::byte* bytes, std::span<float> values) {
-  if (scales.unsupported.empty()) return to_floats(scales.dtype, bytes, values);
+  if (!are_exponents(scales)) return to_floats(scales.dtype, bytes, values);
   for (size_t i = 0; i < values.size(); ++i) {
     const int exponent = std::to_integer<int>(bytes[i]);
     values[i] = exponent == 255 ? std::numeric_limits<float>::quiet_NaN() : std::ldexp(1.0f, exponent - 127);
@@ -85,12 +91,15 @@ void read_scales(const TensorInfo& scales, const std::byte* bytes, std::span<flo
 }
 
 bool are_scales(const TensorInfo& tensor) {
-  return tensor.unsupported.empty() ? is_dense_float(tensor.dtype) : tensor.unsupported == kE8M0;
+  return are_exponents(tensor) || (tensor.unsupported.empty() && is_dense_float(tensor.dtype));
 }
 
 size_t scale_bytes(const TensorInfo& scales) {
-  return scales.unsupported.empty() ? static_cast<size_t>(traits(scales.dtype).block_bytes) : 1;
+  return are_exponents(scales) ? 1 : static_cast<size_t>(traits(scales.dtype).block_bytes);
 }
+
+// A number of E4M3 has four significant bits, times a power of two as well.
+DType floats_of(const TensorInfo& scales) { return are_exponents(scales) ? DType::kBF16 : DType::kF32; }
 
 // Whether one of them is a NaN: the largest magnitude is. Eight bits throughout, which compilers make vectors
 // of.
@@ -102,7 +111,8 @@ bool has_nan(std::span<const std::byte> numbers) {
 
 }  // namespace
 
-Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config, std::string_view source) {
+Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config, std::string_view source,
+                            As as) {
   Fp8Tensors joined;
   joined.path_ = source;
   check_quantization(config, source);
@@ -111,7 +121,7 @@ Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config
   if (std::ranges::none_of(tensors, is_fp8)) return joined;
   std::vector<ScaleBlock> blocks = scale_blocks(config, source);
   const bool told = !blocks.empty();
-  if (!told) blocks.push_back({kF8Block, kF8Block});
+  if (!told) blocks = {{kF8Block, kF8Block}, kMicroscaling};
   const ScaleBlock& block = blocks.front();
   std::map<std::string_view, const TensorInfo*> by_name;
   for (const TensorInfo& tensor : tensors) by_name[tensor.name] = &tensor;
@@ -132,7 +142,7 @@ Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config
     made.scales = inverse != by_name.end() ? *inverse->second : *plain->second;
     if (!are_scales(made.scales)) {
       throw_error(ErrorKind::kUnsupported,
-                  "{}: tensor {} is {}; scales of F32, F16, BF16 or F8_E8M0 were expected; {}", source,
+                  "{}: tensor {} is {}; scales of F32, F16, BF16, F8_E8M0 or U8 were expected; {}", source,
                   quote_text(made.scales.name), shown(made.scales), kReadableWeights);
     }
     const bool stacked = tensor.shape.size() == 3;
@@ -151,7 +161,8 @@ Fp8Tensors Fp8Tensors::join(std::vector<TensorInfo>& tensors, const Json& config
           quote_text(tensor.name), shown(tensor));
     }
     made.grid = *grid;
-    tensor.dtype = made.grid.fit_f8_128(made.columns) ? DType::kF8_128 : DType::kF32;
+    const bool in_blocks = as == As::kBlocks && made.grid.fit_f8_128(made.columns);
+    tensor.dtype = in_blocks ? DType::kF8_128 : floats_of(made.scales);
     tensor.bytes = static_cast<uint64_t>(made.experts * made.rows) *
                    static_cast<uint64_t>(row_bytes(tensor.dtype, made.columns));
     scales.insert(made.scales.name);
@@ -189,6 +200,7 @@ void Fp8Tensors::make(const Source& source, DType dtype, std::span<const std::by
                 width = row_bytes(dtype, columns);
   std::atomic<int64_t> bad_row = rows;  // the first, or one of them
   const auto make_rows = [&](int64_t begin, int64_t end, int) {
+    std::vector<float> floats(static_cast<size_t>(dtype == DType::kF8_128 ? 0 : columns));
     for (int64_t row = begin; row < end; ++row) {
       const int64_t expert = row / source.rows, of_expert = row % source.rows;
       const std::byte* from = numbers.data() + expert * source.rows * columns;
@@ -198,8 +210,8 @@ void Fp8Tensors::make(const Source& source, DType dtype, std::span<const std::by
       if (dtype == DType::kF8_128) {
         join_f8(from, grid, of_expert, 1, columns, bytes.data() + row * width);
       } else {
-        dequantize_f8(from, grid, of_expert, 1, columns,
-                      reinterpret_cast<float*>(bytes.data() + row * width));
+        dequantize_f8(from, grid, of_expert, 1, columns, floats.data());
+        from_floats(floats, dtype, bytes.data() + row * width);
       }
     }
   };

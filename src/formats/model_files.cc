@@ -126,7 +126,7 @@ struct ModelFiles::Data {
   std::span<const std::byte> in_file(const TensorInfo& tensor) const;
 
   void open_weights(const Listing& listing);
-  void join_weights();
+  void join_weights(const ModelOpenOptions& options);
   void open_directory(const ModelOpenOptions& options);
   void read_configuration();
 };
@@ -162,8 +162,9 @@ void ModelFiles::Data::open_weights(const Listing& listing) {
   }
 }
 
-void ModelFiles::Data::join_weights() {
-  fp8 = Fp8Tensors::join(safetensors.tensors, config, path.string());
+void ModelFiles::Data::join_weights(const ModelOpenOptions& options) {
+  fp8 = Fp8Tensors::join(safetensors.tensors, config, path.string(),
+                         options.fp8_as_floats ? Fp8Tensors::As::kFloats : Fp8Tensors::As::kBlocks);
   for (const TensorInfo& tensor : safetensors.tensors) {
     if (tensor.unsupported.empty()) continue;
     throw_error(ErrorKind::kUnsupported, "{}: tensor {}: element type {} is not supported; {}",
@@ -241,7 +242,7 @@ std::shared_ptr<ModelFiles> ModelFiles::open(const fs::path& path, const ModelOp
   } else {
     data->gguf = GgufFile::open(path, policy);
   }
-  if (options.need_usable) data->join_weights();
+  if (options.need_usable) data->join_weights(options);
   return std::shared_ptr<ModelFiles>(new ModelFiles(std::move(data)));
 }
 
@@ -278,6 +279,8 @@ const TensorInfo* ModelFiles::find(std::string_view name) const {
   const auto found = index_.find(name);
   return found == index_.end() ? nullptr : &tensors_[found->second];
 }
+
+bool ModelFiles::is_fp8(const TensorInfo& tensor) const { return data_->fp8.find(tensor.name) != nullptr; }
 
 const std::vector<MappedFile>& ModelFiles::files() const {
   return kind_ == Kind::kGguf ? data_->gguf->files() : data_->safetensors.files;

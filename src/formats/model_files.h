@@ -23,6 +23,8 @@ struct ModelOpenOptions {
   // false: tensors of element types that Qiao cannot compute with are listed (TensorInfo::unsupported)
   // instead of refused, and a lone .safetensors file opens; for inspection.
   bool need_usable = true;
+  // FP8 tensors come as floats (Fp8Tensors::As::kFloats).
+  bool fp8_as_floats = false;
 };
 
 // Reading is safe from any thread. Nothing here knows an architecture: names and metadata are the file's own,
@@ -47,6 +49,8 @@ class ModelFiles {
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(std::string_view name) const;  // nullptr where absent
+  // Whether the files have it as E4M3 with scales, whatever it is here.
+  bool is_fp8(const TensorInfo& tensor) const;
   // Aligned for the dtype's elements (a copy where the file has them at an odd address, until release()).
   // Throws Error(kUnsupported) for a tensor whose element type Qiao lacks.
   std::span<const std::byte> bytes(const TensorInfo& tensor) const;

@@ -34,7 +34,7 @@ constexpr std::array<std::string_view, 5> kFp8Methods = {"fp8", "fbgemm_fp8", "c
 
 [[noreturn]] void refuse_size(std::string_view source, std::string_view key, const Json& value,
                               std::string_view expected) {
-  throw_error(ErrorKind::kInvalidInput, "{}: config.json: {} is {}; {} from 1 on expected", source, key,
+  throw_error(ErrorKind::kInvalidInput, "{}: config.json: {} is {}; {} expected", source, key,
               quote_text(dump_json(value), 40), expected);
 }
 
@@ -44,7 +44,7 @@ bool is_size(const Json& number) {
 
 ScaleBlock pair_of(std::string_view source, std::string_view key, const Json& value) {
   if (!value.is_array() || value.size() != 2 || !is_size(value[0]) || !is_size(value[1]))
-    refuse_size(source, key, value, "two whole numbers were");
+    refuse_size(source, key, value, "two whole numbers from 1 on were");
   return {value[0].get<int64_t>(), value[1].get<int64_t>()};
 }
 
@@ -98,12 +98,14 @@ std::vector<ScaleBlock> scale_blocks(const Json& config, std::string_view source
   std::vector<ScaleBlock> blocks;
   for (const Json* weights : group_weights(quantization)) {
     constexpr std::string_view kKey = "quantization_config.config_groups.weights.";
+    const Json* strategy = member(weights, "strategy");
     if (const Json* structure = member(weights, "block_structure")) {
       blocks.push_back(pair_of(source, fmt::format("{}block_structure", kKey), *structure));
     } else if (const Json* size = member(weights, "group_size");
-               size != nullptr && says(member(weights, "strategy"), "group")) {
+               size != nullptr &&
+               (strategy == nullptr ? is_size(*size) : says(strategy, "group"))) {  // ModelOpt tells none
       if (!is_size(*size))
-        refuse_size(source, fmt::format("{}group_size", kKey), *size, "a whole number was");
+        refuse_size(source, fmt::format("{}group_size", kKey), *size, "a whole number from 1 on was");
       blocks.push_back({1, size->get<int64_t>()});
     }
   }
@@ -127,6 +129,13 @@ void check_quantization(const Json& config, std::string_view source) {
                 "of FP8 are not computed; {}",
                 source, kReadableWeights);
   }
+}
+
+Json without_quantization(Json config) {
+  config.erase("quantization_config");
+  if (const auto text = config.find("text_config"); text != config.end() && text->is_object())
+    text->erase("quantization_config");
+  return config;
 }
 
 std::string quantization_advice(const Json& config, std::span<const TensorInfo> tensors) {

@@ -27,6 +27,11 @@ struct ScaleBlock {
 // where none is told. Throws Error(kInvalidInput) for a size that is not of whole numbers from 1 on.
 std::vector<ScaleBlock> scale_blocks(const Json& config, std::string_view source);
 
+// config.json of the same model in floats. Required: an object.
+Json without_quantization(Json config);
+// What ModelOpt says of it beside config.json: no file of a model in floats.
+inline constexpr std::string_view kQuantizationFile = "hf_quant_config.json";
+
 // Throws Error(kUnsupported) where products need more than numbers and scales: activations that are rotated
 // first (transform_config), zero points of FP8 weights (symmetric false).
 void check_quantization(const Json& config, std::string_view source);

@@ -50,6 +50,7 @@ class LanguageModel {
   const std::string& name() const {
     return name_;
   }  // what /v1/models shows by default: the file's or folder's stem
+  const ModelFiles* files() const { return files_.get(); }  // nullptr: wrapped
   Backend& backend() const { return decoder_->backend(); }
   const Decoder& decoder() const { return *decoder_; }
   const DecoderConfig& config() const { return config_; }  // the decoder's; stays where the chip is dropped

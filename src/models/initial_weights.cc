@@ -110,12 +110,14 @@ bool has_pickles(const fs::path& folder) {
 
 }  // namespace
 
-std::shared_ptr<ModelFiles> open_or_initialize(const fs::path& path, uint64_t seed) {
+std::shared_ptr<ModelFiles> open_or_initialize(const fs::path& path, uint64_t seed,
+                                               ModelOpenOptions options) {
   std::error_code ignored;
   // Where there are weights but none that can be read, ModelFiles::open says so.
   if (!fs::is_directory(path, ignored) || !fs::exists(path / "config.json", ignored) || has_pickles(path))
-    return ModelFiles::open(path);
-  std::shared_ptr<ModelFiles> files = ModelFiles::open(path, {.need_weights = false});
+    return ModelFiles::open(path, options);
+  options.need_weights = false;
+  std::shared_ptr<ModelFiles> files = ModelFiles::open(path, options);
   if (files->kind() != ModelFiles::Kind::kHuggingFace || !files->tensors().empty()) return files;
   if (files->config().contains("text_config")) {
     throw_error(ErrorKind::kUnsupported,

@@ -36,7 +36,7 @@ void Parameters::add(const LaidOutTensor& tensor) {
   const TensorInfo& source = *tensor.source;
   if (!is_dense_float(source.dtype)) {
     throw_error(ErrorKind::kUnsupported,
-                "tensor {} is {}; all of a model is trained in F32, F16 or BF16 only: train an adapter on it "
+                "tensor {} is {}; all of a model is trained in floats only: train an adapter on it "
                 "(--lora-rank), or its floats, which `qiao export --hf` writes",
                 source.name, source.type_name());
   }

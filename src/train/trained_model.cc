@@ -41,7 +41,7 @@ std::string fingerprint(const ModelFiles& files) {
 
 TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicator& communicator, Ranks& ranks)
     : options(options_of_run) {
-  files = open_or_initialize(options.init, options.data.seed);
+  files = open_or_initialize(options.init, options.data.seed, {.fp8_as_floats = !options.lora.on()});
   const bool gguf = is_gguf(*files);
   if (gguf && !options.lora.on()) {
     throw_error(

@@ -84,6 +84,22 @@ TEST(Fp8ExportTest, ComputesAsTheCheckpoint) {
             DType::kBF16);
 }
 
+// Of none that is in blocks of 128, too.
+TEST(Fp8ExportTest, MicroscalingBecomesADirectoryOfFloats) {
+  const fs::path golden = fs::path(QIAO_TEST_DATA) / "golden" / "fp8" / "llama-mx";
+  const qiao::testing::TemporaryDirectory folder;
+  const fs::path model = folder.path() / "model", out = folder.path() / "out";
+  fs::copy(golden, model);
+  std::ofstream(model / "hf_quant_config.json") << R"({"quantization":{"quant_algo":"MXFP8"}})";
+  const auto prompt = parse_json(read_file(model / "prompt.json"), "prompt.json").get<std::vector<int32_t>>();
+  const auto files = ModelFiles::open(model);
+  write_hugging_face(*files, out, {});
+  const auto floats = ModelFiles::open(out);
+  EXPECT_FALSE(floats->config().contains("quantization_config"));
+  EXPECT_FALSE(fs::exists(out / "hf_quant_config.json"));
+  EXPECT_EQ(logits_of(*floats, prompt, 0), logits_of(*files, prompt, 0));
+}
+
 // A copy of what nothing here reads would be no directory of floats.
 TEST(ExportTest, OtherQuantizedMatricesAreRefused) {
   const qiao::testing::TemporaryDirectory folder;

@@ -34,7 +34,8 @@ class Fp8Folder {
       for (int64_t i = 0; i < count; ++i) {
         if (part.dtype == "F32") append(data, static_cast<float>(i + 1));
         if (part.dtype == "BF16") append(data, float_to_bf16(static_cast<float>(i + 1)));
-        if (part.dtype == "F8_E8M0") data += static_cast<char>(part.first + i);  // 2^(byte - 127)
+        if (part.dtype == "F8_E8M0" || part.dtype == "U8")
+          data += static_cast<char>(part.first + i);  // 2^(byte - 127)
         if (part.dtype == "F8_E4M3" || part.dtype == "F8_E5M2") data += static_cast<char>(i * 7 % 127);
       }
       header[part.name] = {
@@ -220,6 +221,47 @@ TEST(Fp8TensorsTest, ScalesOfE8M0ArePowersOfTwo) {
     ASSERT_EQ(got[static_cast<size_t>(i)], number(i) * static_cast<float>(1 << i / (128 * 128))) << i;
 }
 
+// MXFP8: one for 32 columns of a row, as compressed-tensors, ModelOpt (which tells no strategy, or nothing)
+// and Transformers say. A number times a power of two is one of BF16.
+TEST(Fp8TensorsTest, MicroscalingBecomesBF16) {
+  const std::string modelopt =
+      R"({"quantization_config":{"config_groups":{"g":{"weights":{"type":"float","group_size":32}}}}})";
+  const std::string pair = R"({"quantization_config":{"weight_block_size":[1,32],"scale_fmt":"ue8m0"}})";
+  const Kind kinds[] = {
+      {"compressed-tensors", "_scale", "U8", {5, 96}, {5, 3}, {}, groups_of(32)},
+      {"ModelOpt", "_scale", "U8", {5, 256}, {5, 8}, {}, modelopt},
+      {"not told", "_scale", "U8", {5, 256}, {5, 8}, {}},
+      {"E8M0", "_scale_inv", "F8_E8M0", {5, 96}, {5, 3}, {}, pair},
+      {"experts", "_scale", "U8", {2, 3, 64}, {2, 3, 2}, {}, groups_of(32)},
+  };
+  for (const Kind& kind : kinds) {
+    SCOPED_TRACE(kind.name);
+    const Fp8Folder folder(
+        {{"a.weight", "F8_E4M3", kind.weight}, {"a.weight" + kind.scales, kind.dtype, kind.scale, 100}},
+        kind.config);
+    const auto files = folder.open();
+    ASSERT_EQ(files->tensors().size(), 1u);
+    EXPECT_EQ(files->tensors()[0].dtype, DType::kBF16);
+    EXPECT_TRUE(files->is_fp8(files->tensors()[0]));
+    const std::vector<float> got = values(*files, "a.weight");
+    for (int64_t i = 0; i < std::ssize(got); ++i)
+      ASSERT_EQ(got[static_cast<size_t>(i)], std::ldexp(number(i), static_cast<int>(i / 32) - 27)) << i;
+  }
+}
+
+TEST(Fp8TensorsTest, FloatsAreMadeWhereTheyAreAskedFor) {
+  for (const auto& [dtype, expected] : {std::pair{"F32", DType::kF32}, {"F8_E8M0", DType::kBF16}}) {
+    const Fp8Folder folder({{"a.weight", "F8_E4M3", {130, 128}},
+                            {"a.weight_scale_inv", dtype, {2, 1}},
+                            {"b.weight", "BF16", {4}}});
+    const auto blocks = folder.open(), floats = ModelFiles::open(blocks->path(), {.fp8_as_floats = true});
+    EXPECT_EQ(blocks->find("a.weight")->dtype, DType::kF8_128);
+    EXPECT_EQ(floats->find("a.weight")->dtype, expected);
+    EXPECT_EQ(values(*floats, "a.weight"), values(*blocks, "a.weight"));
+    EXPECT_FALSE(floats->is_fp8(*floats->find("b.weight")));
+  }
+}
+
 TEST(Fp8TensorsTest, WhatIsNoNumberIsRefusedAsItIsRead) {
   const auto read = [](const std::string& dtype, int first, std::vector<std::pair<size_t, uint32_t>> damage,
                        bool scales) {
@@ -275,7 +317,7 @@ TEST(Fp8TensorsTest, WrongScalesAreRefusedByName) {
       open("_scale_inv", "F32", {1, 1}, R"({"quantization_config":{"weight_block_size":[128,128]}})"),
       kInvalidInput, "\"a.weight_scale_inv\" is F32[1, 1]", "[2, 2] for blocks of 128 x 128");
   EXPECT_QIAO_ERROR(open("_scale_inv", "F8_E4M3", {2, 2}), kUnsupported,
-                    "\"a.weight_scale_inv\" is F8_E4M3[2, 2]", "F32, F16, BF16 or F8_E8M0");
+                    "\"a.weight_scale_inv\" is F8_E4M3[2, 2]", "F32, F16, BF16, F8_E8M0 or U8");
   for (const std::string size :
        {"[128]", "[0,128]", "[-1,128]", "128", "[1.5,128]", "[\"a\",1]", "[1,99999999999]"}) {
     EXPECT_QIAO_ERROR(

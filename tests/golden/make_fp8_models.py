@@ -28,6 +28,9 @@ BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", 
 CHANNELS = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"], "config_groups": {
     "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
                 "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}}}}
+MICROSCALING = {"quant_method": "compressed-tensors", "format": "mxfp8-quantized", "ignore": ["lm_head"], "config_groups": {
+    "group_0": {"targets": ["Linear"], "weights": {
+        "num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True, "scale_dtype": "torch.uint8"}}}}
 # name -> configuration, kind of scales, quantization_config
 MODELS = {
     "llama-block": (transformers.LlamaConfig(**COMMON, intermediate_size=256), "block", BLOCKS),
@@ -38,6 +41,8 @@ MODELS = {
     "qwen3-moe-block": (transformers.Qwen3MoeConfig(
         **COMMON, intermediate_size=128, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128,
         norm_topk_prob=True), "block", {**BLOCKS, "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate"]}),
+    # MXFP8: no input is rounded to E4M3 here.
+    "llama-mx": (transformers.LlamaConfig(**COMMON, intermediate_size=192), "mx", MICROSCALING),
 }
 
 
@@ -48,16 +53,19 @@ def is_quantized(name):
 def quantize(weight, kind):
     """Numbers of float8_e4m3fn, the scales as the file has them, and both together in float32."""
     rows, columns = weight.shape
-    down, across = {"block": (128, 128), "channel": (1, columns), "tensor": (rows, columns)}[kind]
+    down, across = {"block": (128, 128), "channel": (1, columns), "tensor": (rows, columns), "mx": (1, 32)}[kind]
     scales = torch.empty(-(-rows // down), -(-columns // across))
     for i in range(scales.shape[0]):
         for j in range(scales.shape[1]):
             scales[i, j] = weight[i * down:(i + 1) * down, j * across:(j + 1) * across].abs().max() / 448
     if kind == "channel":
         scales = scales.bfloat16().float()
+    if kind == "mx":
+        scales = scales.log2().ceil().exp2()
     whole = scales.repeat_interleave(down, 0)[:rows].repeat_interleave(across, 1)[:, :columns]
     numbers = (weight / whole).clamp(-448, 448).to(torch.float8_e4m3fn)
-    written = {"block": scales, "channel": scales.bfloat16(), "tensor": scales[0, 0]}[kind]
+    written = {"block": scales, "channel": scales.bfloat16(), "tensor": scales[0, 0],
+               "mx": (scales.log2() + 127).to(torch.uint8)}[kind]
     return numbers, written, numbers.float() * whole
 
 
@@ -110,6 +118,11 @@ def main():
         write_config(folder / "config.json", {**config.to_dict(), "architectures": [type(model).__name__],
                                               "quantization_config": quantization})
         (folder / "prompt.json").write_text(json.dumps(prompt) + "\n")
+        if kind == "mx":
+            with torch.no_grad():
+                model(torch.tensor([prompt])).logits[0].numpy().astype("<f4").tofile(folder / "expected.f32")
+            print(name, flush=True)
+            continue
         plain, seen = functional.linear, set()
 
         def linear(x, weight, bias=None):

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
 
 #include "backend/backend.h"
 #include "formats/safetensors_write.h"
@@ -14,6 +15,8 @@
 #include "models/step_driver.h"
 #include "models/weights.h"
 #include "tensor/dequantize.h"
+#include "tensor/floats.h"
+#include "tensor/half.h"
 
 namespace qiao {
 namespace {
@@ -89,6 +92,22 @@ INSTANTIATE_TEST_SUITE_P(Kinds, Fp8ModelTest, ::testing::ValuesIn(fp8_cases()), 
   return name;
 });
 
+// One scale for 32 columns of a row: BF16, exactly.
+TEST(Fp8ModelTest, MicroscalingIsReadAsFloats) {
+  const auto files = ModelFiles::open(golden_fp8() / "llama-mx");
+  const TensorInfo& matrix = *files->find("model.layers.0.mlp.down_proj.weight");
+  EXPECT_EQ(matrix.dtype, DType::kBF16);
+  EXPECT_TRUE(files->is_fp8(matrix));
+  const std::vector<int32_t> prompt = prompt_of("llama-mx");
+  const std::vector<float> exact = read_floats(golden_fp8() / "llama-mx" / "expected.f32");
+  for (const std::string chip : {"reference", "cpu"}) {
+    const auto backend = make_backend(chip, {.threads = 1});
+    const std::vector<float> got = logits(*files, *backend, {.compute = Policy::kF32}, prompt, prompt.size());
+    ASSERT_EQ(got.size(), exact.size());
+    EXPECT_LE(worst_position(exact, got, kVocabulary), 1e-4) << chip;
+  }
+}
+
 // The model with its FP8 weights written as floats.
 std::shared_ptr<ModelFiles> as_floats(const std::string& model, const testing::fs::path& folder) {
   const auto files = ModelFiles::open(golden_fp8() / model);
@@ -126,6 +145,60 @@ TEST(QuantizeF8Test, FloatsBecomeWhatTheCheckpointHas) {
         logits(*floats, *backend, {.compute = Policy::kF32, .quantize_f8 = true}, prompt, 40);
     EXPECT_LE(worst_position(expected, got, kVocabulary), 1e-5) << model;
   }
+}
+
+// Numbers of BF16 in blocks of 128 x 128, quantized as DeepSeek's are, come out of floats to the bit: the
+// largest of a block is in the file. So `qiao train --dtype fp8` begins as the checkpoint serves.
+TEST(QuantizeF8Test, ACheckpointMadeOfBf16ComesOutToTheBit) {
+  const testing::TemporaryFolder folder;
+  const auto floats = as_floats("llama-block", folder.path());
+  const auto from = ModelFiles::open(golden_fp8() / "llama-block");
+  std::deque<std::vector<std::byte>> memory;
+  std::vector<TensorToWrite> tensors;
+  const auto add = [&](std::string name, DType dtype, std::vector<int64_t> shape,
+                       std::vector<std::byte> bytes) {
+    memory.push_back(std::move(bytes));
+    tensors.push_back({std::move(name), dtype, std::move(shape),
+                       [&kept = memory.back()] { return std::span<const std::byte>(kept); }});
+  };
+  for (const TensorInfo& tensor : floats->tensors()) {
+    std::vector<float> values(static_cast<size_t>(tensor.elements()));
+    to_floats(tensor.dtype, floats->bytes(tensor).data(), values);
+    std::vector<std::byte> rounded(values.size() * sizeof(uint16_t));
+    from_floats(values, DType::kBF16, rounded.data());
+    to_floats(DType::kBF16, rounded.data(), values);
+    if (!from->is_fp8(*from->find(tensor.name))) {
+      add(tensor.name, DType::kBF16, tensor.shape, std::move(rounded));
+      continue;
+    }
+    const int64_t rows = tensor.shape[0], columns = tensor.shape[1], down = (rows + 127) / 128,
+                  across = columns / 128;
+    std::vector<std::byte> numbers(static_cast<size_t>(rows * columns));
+    std::vector<float> scales(static_cast<size_t>(down * across));
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      float& scale = scales[static_cast<size_t>(at / columns / 128 * across + at % columns / 128)];
+      scale = std::max(scale, std::abs(values[i]) / kMostE4M3);
+    }
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      const float scale = scales[static_cast<size_t>(at / columns / 128 * across + at % columns / 128)];
+      numbers[i] = static_cast<std::byte>(float_to_e4m3(values[i] / scale));
+    }
+    add(tensor.name, DType::kF8_E4M3, tensor.shape, std::move(numbers));
+    const std::span<const std::byte> raw = std::as_bytes(std::span(scales));
+    add(tensor.name + "_scale_inv", DType::kF32, {down, across}, {raw.begin(), raw.end()});
+  }
+  const testing::TemporaryFolder made;
+  write_safetensors(made.path() / "model.safetensors", tensors);
+  testing::write_text(made.path() / "config.json", dump_json(from->config()));
+  const auto backend = make_backend("cpu", {.threads = 1});
+  const std::vector<int32_t> prompt = prompt_of("llama-block");
+  const std::vector<float> served = logits(*ModelFiles::open(made.path()), *backend, {}, prompt, 40);
+  const auto trained = ModelFiles::open(made.path(), {.fp8_as_floats = true});
+  EXPECT_EQ(trained->find("model.layers.0.mlp.down_proj.weight")->dtype, DType::kF32);
+  EXPECT_EQ(logits(*trained, *backend, {.float_weights = DType::kBF16, .quantize_f8 = true}, prompt, 40),
+            served);
 }
 
 // Whose way back may be in E4M3: asked for, and of squares.

@@ -2,9 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "base/file.h"
 #include "base/json.h"
+#include "formats/model_files.h"
 #include "support/expect_error.h"
 #include "train/golden_run.h"
 
@@ -93,6 +95,57 @@ TEST_F(TrainFp8Test, AdaptersLearnOnABaseInIt) {
     const Recorder ours = run(asked);
     EXPECT_GT(ours.report.f8_matrices, 6) << base;
     EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.2) << base;
+  }
+}
+
+// All of a checkpoint in FP8, from its numbers times its scales: the first loss is that of PyTorch's logits
+// of them, and what is written is BF16.
+TEST_F(TrainFp8Test, ACheckpointInItIsTrainedInFull) {
+  for (const std::string name :
+       {"llama-block", "llama-tensor", "llama-channel", "llama-mx", "qwen3-moe-block"}) {
+    const std::filesystem::path base = golden().parent_path() / "fp8" / name, init = folder_.path() / name;
+    std::filesystem::copy(base, init);
+    write_file_atomically(init / "hf_quant_config.json", "{}");
+    const std::string text = read_file(base / "prompt.json");
+    const auto prompt = parse_json(text, "prompt.json").get<std::vector<size_t>>();
+    write_file_atomically(folder_.path() / "prompt.jsonl", dump_json({{"tokens", prompt}}) + "\n");
+    TrainOptions asked = options(name + "-run", "f32");
+    asked.init = init;
+    asked.data.files = {folder_.path() / "prompt.jsonl"};
+    asked.data.sequence = static_cast<int64_t>(prompt.size());
+    asked.batch = 1;
+    asked.steps = 20;
+    asked.optimizer.learning_rate = 1e-2;
+    const Recorder ours = run(asked);
+    const std::string raw = read_file(base / "expected.f32");
+    std::vector<float> logits(raw.size() / sizeof(float));
+    std::memcpy(logits.data(), raw.data(), raw.size());
+    const size_t vocabulary = logits.size() / prompt.size();
+    double loss = 0;
+    for (size_t i = 0; i + 1 < prompt.size(); ++i) {
+      const auto row = std::span(logits).subspan(i * vocabulary, vocabulary);
+      double sum = 0;
+      for (const float logit : row) sum += std::exp(static_cast<double>(logit));
+      loss += (std::log(sum) - row[prompt[i + 1]]) / static_cast<double>(prompt.size() - 1);
+    }
+    EXPECT_NEAR(ours.steps.front().loss, loss, 1e-4) << name;
+    EXPECT_LT(ours.steps.back().loss, loss - 0.2) << name;
+    const auto files = ModelFiles::open(asked.out / "model");
+    EXPECT_FALSE(files->config().contains("quantization_config"));
+    EXPECT_FALSE(std::filesystem::exists(asked.out / "model" / "hf_quant_config.json"));
+    EXPECT_EQ(files->find("model.layers.0.self_attn.q_proj.weight")->dtype, DType::kBF16);
+    EXPECT_EQ(files->find("model.norm.weight")->dtype, DType::kF32);  // as it was
+  }
+}
+
+// And in the ways that round: it is quantized anew from BF16.
+TEST_F(TrainFp8Test, ACheckpointInItLearnsInIt) {
+  for (const char* dtype : {"bf16", "fp8"}) {
+    TrainOptions asked = options(dtype, dtype);
+    asked.init = golden().parent_path() / "fp8" / "llama-block";
+    const Recorder ours = run(asked);
+    EXPECT_EQ(ours.report.f8_matrices, asked.dtype == "fp8" ? 7 : 0);
+    EXPECT_LT(ours.steps.back().loss, ours.steps.front().loss - 0.5) << dtype;
   }
 }
 
