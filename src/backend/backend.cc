@@ -313,11 +313,11 @@ Backend::Around<Op> Backend::around(const Op& op) const {
     }
   }
   if (op.gated) {
-    // As many rows as may be gated apart, of any call with fewer.
-    const int64_t from = gates_from(op);
-    around.gates = tokens < from;
-    around.gated_bytes = up(std::min(tokens, std::max<int64_t>(from, 1) - 1) * op.weight->rows() * kRow);
-    if (around.gates) around.product.gated = false, around.product.activation = Activation::kNone;
+    around.gates = tokens > gates_to(op);
+    if (around.gates) {
+      around.gated_bytes = up(tokens * op.weight->rows() * kRow);
+      around.product.gated = false, around.product.activation = Activation::kNone;
+    }
   }
   return around;
 }
@@ -344,15 +344,15 @@ void Backend::run_around(std::string_view name, const Op& op, Run run) {
   if (around.gates) gated_activation({product.y, op.activation, op.y});
 }
 
+// Of the op's kernel as it is asked for: a call with fewer rows may gate itself.
 size_t Backend::workspace_bytes(const Linear& op) const {
   const Around<Linear> around = this->around(op);
-  return static_cast<size_t>(around.normed_bytes + around.gated_bytes) +
-         kernel_workspace_bytes(around.product);
+  return static_cast<size_t>(around.normed_bytes + around.gated_bytes) + kernel_workspace_bytes(op);
 }
 
 size_t Backend::workspace_bytes(const GroupedLinear& op) const {
   const Around<GroupedLinear> around = this->around(op);
-  return static_cast<size_t>(around.gated_bytes) + kernel_workspace_bytes(around.product);
+  return static_cast<size_t>(around.gated_bytes) + kernel_workspace_bytes(op);
 }
 
 void Backend::linear(const Linear& op) {

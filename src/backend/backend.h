@@ -248,13 +248,12 @@ class Backend {
   // Of do_linear and do_grouped_linear themselves.
   virtual size_t kernel_workspace_bytes(const Linear&) const { return 0; }
   virtual size_t kernel_workspace_bytes(const GroupedLinear&) const { return 0; }
-  // Whether do_linear takes Linear::norm; else add_rms_norm is called before it. gates_from: the least T from
+  // Whether do_linear takes Linear::norm; else add_rms_norm is called before it. gates_to: the most T with
   // which `gated` is taken; else gated_activation is called behind it. Both follow from the weight, the
   // compute kind and the activation alone.
   virtual bool norms(const Linear&) const { return false; }
-  virtual int64_t gates_from(const Linear&) const { return kNeverGates; }
-  virtual int64_t gates_from(const GroupedLinear&) const { return kNeverGates; }
-  static constexpr int64_t kNeverGates = INT64_MAX;
+  virtual int64_t gates_to(const Linear&) const { return 0; }
+  virtual int64_t gates_to(const GroupedLinear&) const { return 0; }
 
   virtual void do_gather(const Gather& op);
   virtual void do_gather_rows(const GatherRows& op);

@@ -1,5 +1,6 @@
-// Gate and up multiplied behind their product by wgmma, on the stand-in: the bits of the product and
-// gated_activation apart, for every shape of tiles and who adds segments up, and where they stay apart.
+// Gate and up multiplied behind their product by wgmma or of few tokens, on the stand-in: the bits of the
+// product and gated_activation apart, for every shape of tiles and who adds segments up, and where they stay
+// apart.
 #include <cstring>
 #include <numeric>
 #include <string>
@@ -101,7 +102,7 @@ WgmmaCase gated_case(Compute compute, int64_t tokens, int64_t width, int64_t col
 
 TEST_F(CudaGatedTest, HasTheBitsOfTheOpsApart) {
   for (const Compute compute : kGatedKinds) {
-    for (const int64_t tokens : {17, 32, 33, 64, 65, 128, 129, 200, 257}) {
+    for (const int64_t tokens : {9, 16, 17, 32, 33, 64, 65, 128, 129, 200, 257}) {
       expect_same(gated_case(compute, tokens, 80, 200));
       expect_same(gated_case(compute, tokens, 16, 600, 7));  // three segments, less than a tile's rows
     }
@@ -125,10 +126,74 @@ TEST_F(CudaGatedTest, BiasComesFirst) {
   for (const Compute compute : kGatedKinds) {
     for (const Activation activation : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
       for (const int64_t stride : {0, 49, 52}) {
-        WgmmaCase of = gated_case(compute, 70, 48, 600, 3);
-        of.y_stride = stride, of.bias = true, of.activation = activation;
-        expect_same(of);
+        for (const int64_t tokens : {3, 7, 70}) {
+          WgmmaCase of = gated_case(compute, tokens, 48, 600, 3);
+          of.y_stride = stride, of.bias = true, of.activation = activation;
+          expect_same(of);
+        }
       }
+    }
+  }
+}
+
+// Of few tokens: the kinds of products that a warp has.
+std::vector<WgmmaCase> few_cases() {
+  std::vector<WgmmaCase> cases(6);
+  cases[1].compute = Compute::kF8;
+  cases[2].major = 8;
+  cases[3].compute = Compute::kF8, cases[3].major = 8;
+  cases[4].compute = Compute::kQ8;
+  cases[5].compute = Compute::kQ8, cases[5].quants = DType::kQ4_K;
+  return cases;
+}
+
+WgmmaCase few_case(WgmmaCase kind, int64_t tokens, int64_t width, int64_t columns, int multiprocessors) {
+  kind.tokens = tokens, kind.rows = 2 * width, kind.columns = columns, kind.multiprocessors = multiprocessors;
+  return kind;
+}
+
+// A warp that has both tiles gates them, else the last of those that share them, of a block or of several:
+// with one segment and with more, of whole tiles where those come out even, in one panel of K and in two.
+TEST_F(CudaGatedTest, FewTokensAreGatedByWhoeverAddsUp) {
+  for (const WgmmaCase& kind : few_cases()) {
+    for (const int64_t tokens : {1, 4, 5, 8}) {
+      expect_same(few_case(kind, tokens, 528, 256, 1));  // some warps have two tiles of gate
+      expect_same(few_case(kind, tokens, 80, 1280, 3));
+      expect_same(few_case(kind, tokens, 16, 768, 41));  // a block for each segment
+      expect_same(few_case(kind, tokens, 192, 512, 2));  // come out even
+    }
+    expect_same(few_case(kind, 8, 80, 9216, 2));
+  }
+}
+
+TEST_F(CudaGatedTest, ExpertsOfFewTokensGateTheirOwn) {
+  for (const WgmmaCase& kind : few_cases()) {
+    for (const int multiprocessors : {1, 5}) {
+      const WgmmaCase of = few_case(kind, 0, 48, 512, multiprocessors);
+      expect_same_of_experts(of, {3, 0, 7, 1, 9, 0, 0, 2});
+      expect_same_of_experts(of, {0, 0, 4, 0});
+      expect_same_of_experts(of, {1});
+    }
+  }
+}
+
+// Before Hopper, and of 8 bits, many tokens are gated apart, in memory that fewer may be given.
+TEST_F(CudaGatedTest, ManyStayApartWithoutWgmma) {
+  for (const WgmmaCase& kind : few_cases()) {
+    const bool apart = kind.major == 8 || kind.compute == Compute::kQ8;
+    expect_same(few_case(kind, 9, 48, 512, 4), !apart);
+    expect_same_of_experts(few_case(kind, 0, 48, 512, 4), {20, 1, 2, 10}, !apart);
+    size_t before = 0;
+    Chip chip(kind.major, 4);
+    for (const int64_t tokens : {1, 8, 9, 16, 17, 130}) {
+      const WgmmaCase of = few_case(kind, tokens, 48, 256, 4);
+      const std::unique_ptr<Weight> weight = chip.weight(operands(of), of);
+      Linear op;
+      op.x = Tensor(nullptr, DType::kF32, {tokens, of.columns});
+      op.weight = weight.get(), op.compute = of.compute, op.gated = true;
+      const size_t bytes = chip.backend->workspace_bytes(op);
+      EXPECT_GE(bytes, before) << tokens;
+      before = bytes;
     }
   }
 }
@@ -148,12 +213,9 @@ TEST_F(CudaGatedTest, ExpertsGateTheirOwn) {
 
 TEST_F(CudaGatedTest, StaysApartWhereTilesCannotBeShared) {
   for (const Compute compute : kGatedKinds) {
-    expect_same(gated_case(compute, 16, 80, 200), false);
-    expect_same(gated_case(compute, 40, 72, 200), false);  // up begins inside a tile
-    WgmmaCase before = gated_case(compute, 40, 80, 200);
-    before.major = 8;
-    expect_same(before, false);
-    expect_same_of_experts(gated_case(compute, 0, 80, 200), {5, 1, 2, 8}, false);
+    for (const int64_t tokens : {3, 40}) {
+      expect_same(gated_case(compute, tokens, 72, 200), false);  // up begins inside a tile
+    }
   }
   WgmmaCase f32 = gated_case(Compute::kBF16, 40, 80, 200);
   f32.compute = Compute::kF32;

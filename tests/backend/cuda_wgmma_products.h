@@ -11,6 +11,7 @@
 #include "backend/cuda_stand_in/stand_in.h"
 #include "tensor/floats.h"
 #include "tensor/fp8.h"
+#include "tensor/quantize.h"
 
 namespace qiao::cuda {
 
@@ -22,7 +23,8 @@ struct WgmmaCase {
   Activation activation = Activation::kNone;
   std::vector<int32_t> counts;  // of experts
   Compute compute = Compute::kBF16;
-  int major = 9;  // of the compute capability
+  int major = 9;                // of the compute capability
+  DType quants = DType::kQ8_0;  // of kQ8
 };
 
 class WgmmaProducts : public ::testing::Test {
@@ -36,7 +38,9 @@ class WgmmaProducts : public ::testing::Test {
   }
 
   static DType dtype_of(const WgmmaCase& of) {
-    return of.compute == Compute::kF8 ? DType::kF8_128 : DType::kBF16;
+    return of.compute == Compute::kQ8   ? of.quants
+           : of.compute == Compute::kF8 ? DType::kF8_128
+                                        : DType::kBF16;
   }
   struct Operands {
     std::vector<float> x, bias, residual;
@@ -51,6 +55,8 @@ class WgmmaProducts : public ::testing::Test {
     o.weight.resize(static_cast<size_t>(experts * of.rows * row_bytes(dtype_of(of), of.columns)));
     if (of.compute == Compute::kF8) {
       quantize_f8(weight, experts * of.rows, of.columns, o.weight.data());
+    } else if (of.compute == Compute::kQ8) {
+      quantize(weight, of.quants, o.weight.data());
     } else {
       from_floats(weight, DType::kBF16, o.weight.data());
     }

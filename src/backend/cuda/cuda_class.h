@@ -55,8 +55,8 @@ class CudaBackend final : public Backend {
   size_t kernel_workspace_bytes(const Linear& op) const override;
   size_t kernel_workspace_bytes(const GroupedLinear& op) const override;
   bool norms(const Linear& op) const override;
-  int64_t gates_from(const Linear& op) const override;
-  int64_t gates_from(const GroupedLinear& op) const override;
+  int64_t gates_to(const Linear& op) const override;
+  int64_t gates_to(const GroupedLinear& op) const override;
   void* do_allocate(size_t bytes) override;
   void do_free(void* data, size_t bytes) override;
   void do_repeat(std::unique_ptr<Recording>& recording, const std::function<void()>& work) override;

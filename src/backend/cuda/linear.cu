@@ -41,11 +41,13 @@ int64_t few_tiles(int64_t tokens, int64_t experts) {
 }
 
 // Bytes of the partial sums of so many tokens or fewer. matmul_few.h: a place for each row tile of a launch.
-int64_t few_partial_bytes(int64_t rows, int64_t columns, int64_t tokens, int64_t experts) {
-  const int64_t segments = ceil_div(columns, segment_length(rows, columns));
+// Gated, gate's and up's with the segments of both.
+int64_t few_partial_bytes(int64_t rows, int64_t columns, int64_t tokens, int64_t experts, bool gated) {
+  const int64_t sides = gated ? 2 : 1;
+  const int64_t segments = sides * ceil_div(columns, segment_length(rows, columns));
   if (segments == 1) return 0;
   const int64_t row_tiles =
-      ceil_div(rows, kTileRows) * few_tiles(std::min(tokens, kFewTokens * experts), experts);
+      ceil_div(rows / sides, kTileRows) * few_tiles(std::min(tokens, kFewTokens * experts), experts);
   return std::min<int64_t>(row_tiles, kMostTickets) * segments * kTileRows *
          std::min<int64_t>(tokens, kFewTokens) * static_cast<int64_t>(sizeof(float));
 }
@@ -63,6 +65,16 @@ int64_t split_partial_bytes(int64_t rows, int64_t columns, int64_t tokens, int64
   const int64_t few = f32 ? of_few * kFewTokens : 0;
   const int64_t many = tokens <= kFewTokens ? 0 : of_many * kManyTokens;
   return segments * least_blocks * kManyRows * std::max(few, many) * static_cast<int64_t>(sizeof(float));
+}
+
+bool has_wgmma(const CudaBackend& chip, Compute compute) {
+  return (compute == Compute::kBF16 || compute == Compute::kF8) && chip.stream().compute_major() == 9;
+}
+
+// Experts with few rows each are a column of tiles each. One with more has two, and its weight is read twice:
+// where wgmma has tiles of more tokens they are few up to half as many on average.
+int64_t most_few(const CudaBackend& chip, Compute compute, int64_t experts) {
+  return (experts > 1 && has_wgmma(chip, compute) ? kFewTokens / 2 : kFewTokens) * experts;
 }
 
 struct Prepared {
@@ -86,30 +98,29 @@ Prepared prepared_of(const CudaWeight& weight, Compute compute, int64_t tokens) 
 
 }  // namespace
 
-size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tokens) {
+size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tokens, bool gated) {
   const auto& of_chip = static_cast<const CudaWeight&>(weight);
   const bool f32 = compute == Compute::kF32;
   int64_t partial = 0;
   for (const CudaWeight::Panel& panel : of_chip.panels()) {
     const int64_t rows = panel.rows, columns = weight.columns(), experts = weight.experts();
     partial = std::max(partial, split_partial_bytes(rows, columns, tokens, experts, f32));
-    if (!f32) partial = std::max(partial, few_partial_bytes(rows, columns, tokens, experts));
+    if (!f32) partial = std::max(partial, few_partial_bytes(rows, columns, tokens, experts, gated));
     if (compute != Compute::kBF16 && compute != Compute::kF8) continue;
     const int64_t segments = ceil_div(columns, segment_length(rows, columns));
-    partial = std::max(partial, wgmma_partial_bytes(rows, segments, tokens, experts));
+    partial = std::max(partial, wgmma_partial_bytes(rows, segments, tokens, experts, gated));
   }
   const int64_t prepared = tokens <= kFewTokens ? 0 : prepared_of(of_chip, compute, tokens).all;
   return static_cast<size_t>(prepared + partial);
 }
 
-int64_t matmul_gates_from(const CudaBackend& chip, const Weight& weight, Compute compute) {
+int64_t matmul_gates_to(const CudaBackend& chip, const Weight& weight, Compute compute) {
   const auto& of_chip = static_cast<const CudaWeight&>(weight);
-  const bool wgmma =
-      (compute == Compute::kBF16 || compute == Compute::kF8) && chip.stream().compute_major() == 9;
   // Gate's rows and up's are whole tiles, of one dtype.
-  if (!wgmma || of_chip.panels().size() != 1 || weight.rows() % (2 * kTileRows) != 0) return INT64_MAX;
-  // Tiles of two groups; experts with fewer rows are few, or have tiles of one.
-  return kFewTokens * (weight.experts() == 1 ? 2 : weight.experts()) + 1;
+  if (of_chip.panels().size() != 1 || weight.rows() % (2 * kTileRows) != 0) return 0;
+  if (has_wgmma(chip, compute)) return INT64_MAX;
+  const int64_t most = most_few(chip, compute, weight.experts());
+  return compute != Compute::kF32 && few_tiles(most, weight.experts()) <= kMostTickets ? most : 0;
 }
 
 bool matmul_norms(const CudaBackend& chip, const Weight& weight, Compute compute) {
@@ -124,12 +135,8 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
   const int64_t experts = call.counts == nullptr ? 1 : weight.experts();
   const int64_t tiles = few_tiles(call.tokens, call.counts == nullptr ? 0 : experts);
   const bool f8 = call.compute == Compute::kF8;
-  const bool hopper = (f8 || call.compute == Compute::kBF16) && stream.compute_major() == 9;
-  // Experts with few rows each are a column of tiles each. One with more has two, and its weight is read
-  // twice: where wgmma has tiles of more tokens they are few up to half as many on average.
-  const int64_t most_few = hopper && experts > 1 ? kFewTokens / 2 : kFewTokens;
-  const bool few = call.tokens <= most_few * experts && tiles <= kMostTickets;
-  const bool wgmma = hopper && !few;
+  const bool few = call.tokens <= most_few(chip, call.compute, experts) && tiles <= kMostTickets;
+  const bool wgmma = !few && has_wgmma(chip, call.compute);
   MatmulArguments a;
   a.expert_bytes = static_cast<int64_t>(weight.expert_bytes());
   a.x = call.x, a.x_stride = call.x_stride, a.tokens = call.tokens;
@@ -196,7 +203,8 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
       continue;
     }
     // As many row tiles at a time as there are tickets.
-    const int64_t last_tile = ceil_div(a.end_row, kTileRows), most_tiles = kMostTickets / a.token_tiles;
+    const int64_t last_tile = ceil_div(call.gated ? a.gated : a.end_row, kTileRows);
+    const int64_t most_tiles = kMostTickets / a.token_tiles;
     for (a.first_tile = a.first_row / kTileRows; a.first_tile < last_tile; a.first_tile += a.row_tiles) {
       a.row_tiles = std::min(last_tile - a.first_tile, most_tiles);
       launch_matmul(stream, a, true);
@@ -205,19 +213,19 @@ void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* work
 }
 
 size_t CudaBackend::kernel_workspace_bytes(const Linear& op) const {
-  return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
+  return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0], op.gated);
 }
 
 size_t CudaBackend::kernel_workspace_bytes(const GroupedLinear& op) const {
-  return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0]);
+  return matmul_workspace_bytes(*op.weight, op.compute, op.x.shape[0], op.gated);
 }
 
 bool CudaBackend::norms(const Linear& op) const { return matmul_norms(*this, *op.weight, op.compute); }
-int64_t CudaBackend::gates_from(const Linear& op) const {
-  return matmul_gates_from(*this, *op.weight, op.compute);
+int64_t CudaBackend::gates_to(const Linear& op) const {
+  return matmul_gates_to(*this, *op.weight, op.compute);
 }
-int64_t CudaBackend::gates_from(const GroupedLinear& op) const {
-  return matmul_gates_from(*this, *op.weight, op.compute);
+int64_t CudaBackend::gates_to(const GroupedLinear& op) const {
+  return matmul_gates_to(*this, *op.weight, op.compute);
 }
 
 void CudaBackend::do_linear(const Linear& op) {

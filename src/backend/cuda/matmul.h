@@ -58,13 +58,14 @@ struct MatmulArguments {
   int64_t token_tiles = 0, row_blocks = 0;
   bool line = false;  // matmul_wgmma_walk.h's: blocks have even shares of all segments
   int64_t grain = 1;  // units that are one block's, there and in matmul_few.h
-  // matmul_few.h's: row tiles from first_tile on, each with its own partials [row tile][segment][token][row]
-  // and ticket; what follows the device's numbers is for it to set.
+  // matmul_few.h's: row tiles from first_tile on (where gated of gate), each with its own partials [row
+  // tile][segment][token][row] and ticket; what follows the device's numbers is for it to set.
   int64_t first_tile = 0, row_tiles = 0;
   int multiprocessors = 1;
   int64_t block_shared_bytes = 0;
   int64_t slot_tokens = 0, panel_segments = 0;
-  int log_warps = 0, share = 0;
+  int log_warps = 0, log_sides = 0, share = 0;  // sides: gate and up, or one
+  int64_t after_even = 0, after_odd = 0;        // bytes to the row tile that is walked next
   // y[t, column + row] = activation(sum + bias[column + row]) + residual[t, column + row].
   float* y = nullptr;
   int64_t y_stride = 0, column = 0;
@@ -74,7 +75,7 @@ struct MatmulArguments {
   Activation activation = Activation::kNone;
   float soft_cap = 0;
   // F of a weight of 2F rows, a multiple of 16, without residual: with z = sum + bias, y[t, f] =
-  // activation(z[t, f]) * z[t, F + f], y [T, F]. 0: not so. Of the products by wgmma alone.
+  // activation(z[t, f]) * z[t, F + f], y [T, F]. 0: not so. Of the products by wgmma and of few tokens alone.
   int64_t gated = 0;
 };
 
@@ -94,7 +95,7 @@ void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& arguments
 void launch_matmul_wgmma_f8(const Stream& stream, MatmulArguments arguments);
 void launch_prepare_wgmma_f8(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared,
                              ActivationMeta* meta);
-int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts);
+int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts, bool gated);
 // Rows of x, normed where they are to be, to BF16, or to quants or numbers of E4M3 and meta, `columns` a row:
 // zeros from K on.
 void launch_prepare_bf16(const Stream& stream, const MatmulArguments& arguments, uint8_t* prepared);

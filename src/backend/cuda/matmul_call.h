@@ -23,15 +23,15 @@ struct MatmulCall {
   int64_t residual_stride = 0;
   Activation activation = Activation::kNone;
   float soft_cap = 0;
-  bool gated = false;  // matmul.h's; from matmul_gates_from() tokens on
+  bool gated = false;  // matmul.h's; of up to matmul_gates_to() tokens
 };
 
 // Whether run_matmul norms rows of x itself.
 bool matmul_norms(const CudaBackend& chip, const Weight& weight, Compute compute);
-// The least tokens from which run_matmul takes `gated`: INT64_MAX where it never does.
-int64_t matmul_gates_from(const CudaBackend& chip, const Weight& weight, Compute compute);
+// The most tokens with which run_matmul takes `gated`: INT64_MAX where any, 0 where it never does.
+int64_t matmul_gates_to(const CudaBackend& chip, const Weight& weight, Compute compute);
 // Of any call with as many tokens or fewer.
-size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tokens);
+size_t matmul_workspace_bytes(const Weight& weight, Compute compute, int64_t tokens, bool gated = false);
 void run_matmul(const CudaBackend& chip, const MatmulCall& call, std::byte* workspace);
 
 }  // namespace qiao::cuda

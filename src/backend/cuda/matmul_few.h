@@ -15,9 +15,13 @@
 // A row tile that one warp has alone is added up in its registers. Of another each warp leaves its segments'
 // sums in memory, and the last to arrive adds them up, ascending; where the warps are of one block, which is
 // the rule where row tiles come out even, that takes no fence of the device.
-// A stage's instructions bound what the formats with small blocks can reach (four a clock, where
-// memory gives 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the bandwidth
-// is not yet measured.
+// Of a gated product (MatmulArguments::gated) up's row tile stands in the line behind gate's with the same
+// outputs, and both are one tile with twice as many segments; whoever has all of their sums gates them.
+// Gate's wait in memory for up's, which are a whole tile later. Prediction: 2 to 3 us a layer less, what a
+// launch of its own took, but for some 0.3 us in which the last to arrive reads twice as many sums. Not yet
+// run on a device. A stage's instructions bound what the formats with small blocks can reach (four a clock,
+// where memory gives 16 to 18 bytes a clock): matmul_few_group.h has as few as it can. The share of the
+// bandwidth is not yet measured.
 #pragma once
 
 #include "backend/cuda/matmul_few_rows.h"
@@ -36,12 +40,13 @@ __device__ inline int count_token_tiles(const int32_t* counts, int experts) {
   return tiles;
 }
 
-// A warp's share of a phase; row tiles are counted in groups of those that walk together.
+// A warp's share of a phase; row tiles are counted in groups of those that walk together. Where gated even
+// ones are gate's, odd ones up's.
 struct FewWalk {
   int from, to, group, segment, stages;  // its units; where it begins; how many stages it has
   // What is brought next.
   const uint8_t* row;
-  int row_bytes, panel_bytes, at, group_to, brought = 0, slot_to = 0;
+  int panel_bytes, at, group_to, brought = 0, slot_to = 0;
 };
 
 template <class P>
@@ -83,8 +88,10 @@ struct FewBlock {
     }
   }
 
-  // This warp's row tile of the launch, in a group of those that are walked together.
-  __device__ int row_tile_of(int group) const { return group * kTogether + warp % kTogether; }
+  // This warp's row tile of the launch, in a group of those that are walked together; of up gate's.
+  __device__ int row_tile_of(int group) const {
+    return (group >> op.log_sides) * kTogether + warp % kTogether;
+  }
 
   // One step: of the tile in the stage, x and its meta as this lane takes them.
   template <class L>
@@ -102,8 +109,10 @@ struct FewBlock {
     }
   }
 
+  // Where gated `sums` are up's, and gate's lie where its first segment's do.
   template <class L>
   __device__ void finish(const FewPhase& phase, int row_tile, const float (&sums)[L::kSums]) const {
+    if (op.gated != 0) return finish_gated<L>(phase, row_tile, sums);
 #pragma unroll
     for (int i = 0; i < L::kSums; ++i) {
       const int64_t row = (op.first_tile + row_tile) * kTileRows + L::row(lane, i);
@@ -114,9 +123,33 @@ struct FewBlock {
     }
   }
 
-  // Of a row tile's partial sums, [segment][token][row]: of a segment.
+  template <class L>
+  __device__ void finish_gated(const FewPhase& phase, int row_tile, const float (&sums)[L::kSums]) const {
+    const float* of_gate = partials_of(phase, row_tile, 0);
+    const int first = (static_cast<int>(op.first_tile) + row_tile) * kTileRows;
+    float gate[4] = {}, up[4] = {};
+#pragma unroll
+    for (int i = 0; i < L::kSums; ++i) {
+      const int token = L::token(lane, i), row = L::row(lane, i);
+      if (token >= phase.tile.count) continue;
+      gate[i] = __ldcg(of_gate + token * kTileRows + row), up[i] = sums[i];
+      if (op.bias == nullptr) continue;
+      gate[i] += op.bias[first + row], up[i] += op.bias[op.gated + first + row];
+    }
+    const float4 y = gate_sums(op.activation, make_float4(gate[0], gate[1], gate[2], gate[3]),
+                               make_float4(up[0], up[1], up[2], up[3]));
+    const float four[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < L::kSums; ++i) {
+      const int token = L::token(lane, i);
+      if (token < phase.tile.count)
+        op.y[(phase.tile.first + token) * op.y_stride + first + L::row(lane, i)] = four[i];
+    }
+  }
+
+  // Of a row tile's partial sums, [segment][token][row], up's segments behind gate's: of a segment.
   __device__ float* partials_of(const FewPhase& phase, int row_tile, int segment) const {
-    const int64_t place = (phase.first_item + row_tile) * op.segments + segment;
+    const int64_t place = (((phase.first_item + row_tile) * op.segments) << op.log_sides) + segment;
     return op.partials + place * (op.slot_tokens * kTileRows);
   }
 
@@ -132,8 +165,9 @@ struct FewBlock {
   // After this warp has left `count` of the row tile's segments: whoever finds that all are there adds up.
   template <class L>
   __device__ void arrive(const FewPhase& phase, int group, int count) const {
-    const int first = group * phase.segments, last = first + phase.segments, row_tile = row_tile_of(group);
-    const bool of_block = phase.segments == op.segments && first >= phase.from && last <= phase.to;
+    const int first = first_unit_of(phase, group), last = first + (phase.segments << op.log_sides);
+    const int row_tile = row_tile_of(group), segments = static_cast<int>(op.segments);
+    const bool of_block = phase.segments == segments && first >= phase.from && last <= phase.to;
     unsigned* ticket = op.tickets + phase.first_item + row_tile;
     if (of_block) {
       const int walker = (((first - phase.from + 1) << log_walkers()) - 1) / (phase.to - phase.from);
@@ -146,7 +180,7 @@ struct FewBlock {
     unsigned before = 0;
     if (lane == 0) before = atomicAdd(ticket, static_cast<unsigned>(count));
     before = __shfl_sync(kAllLanes, before, 0);
-    if (before + static_cast<unsigned>(count) != static_cast<unsigned>(op.segments)) return;
+    if (before + static_cast<unsigned>(count) != static_cast<unsigned>(segments << op.log_sides)) return;
     if (lane == 0) *ticket = 0;  // for the next phase or launch
     if (of_block) {
       __threadfence_block();
@@ -154,18 +188,27 @@ struct FewBlock {
       __threadfence();
     }
     float sums[L::kSums] = {};
+#pragma unroll 1
+    for (int from = 0; from < segments << op.log_sides; from += segments) {
+      if (from != 0) leave<L>(phase, partials_of(phase, row_tile, 0), sums);
 #pragma unroll 8
-    for (int s = 0; s < static_cast<int>(op.segments); ++s) {
-      const float* partial = partials_of(phase, row_tile, s);
+      for (int s = 0; s < segments; ++s) {
+        const float* partial = partials_of(phase, row_tile, from + s);
 #pragma unroll
-      for (int i = 0; i < L::kSums; ++i) {
-        const int token = L::token(lane, i);
-        if (token >= phase.tile.count) continue;
-        const float next = __ldcg(partial + token * kTileRows + L::row(lane, i));
-        sums[i] = s == 0 ? next : sums[i] + next;
+        for (int i = 0; i < L::kSums; ++i) {
+          const int token = L::token(lane, i);
+          if (token >= phase.tile.count) continue;
+          const float next = __ldcg(partial + token * kTileRows + L::row(lane, i));
+          sums[i] = s == 0 ? next : sums[i] + next;
+        }
       }
     }
     finish<L>(phase, row_tile, sums);
+  }
+
+  // Where a group's row tiles, of gate and up, begin in the line.
+  __device__ int first_unit_of(const FewPhase& phase, int group) const {
+    return (group >> op.log_sides << op.log_sides) * phase.segments;
   }
 
   // The next stage on its way, if any is left: the panel's part of a row tile, from a byte of it on.
@@ -176,7 +219,7 @@ struct FewBlock {
       if (has_rows) bring(stage_at(walk.slot_to), walk.row + walk.at, walk.panel_bytes - walk.at);
       ++walk.brought, walk.at += S::kStageBytes;
       if (walk.at >= walk.panel_bytes)
-        walk.row += int64_t{kTogether} * walk.row_bytes, walk.at = 0, ++walk.group_to;
+        walk.row += walk.group_to % 2 == 0 ? op.after_even : op.after_odd, walk.at = 0, ++walk.group_to;
       walk.slot_to = walk.slot_to == S::kStages - 1 ? 0 : walk.slot_to + 1;
     }
     copy_async_commit();
@@ -195,10 +238,10 @@ struct FewBlock {
     const int last_group = walk.to / phase.segments, rest = walk.to - last_group * phase.segments;
     walk.stages = (last_group - walk.group) * row_stages + (rest - walk.segment) * (segment / S::kStage);
 
-    walk.row_bytes = static_cast<int>(op.weight.units) * P::kUnitBytes;
+    const int64_t row_tile = op.first_tile + row_tile_of(walk.group);
+    const int64_t up = (walk.group & op.log_sides) == 0 ? 0 : op.gated / kTileRows;
     walk.row = op.weight.tiles + phase.tile.expert * op.expert_bytes +
-               (op.first_tile + row_tile_of(walk.group)) * int64_t{walk.row_bytes} +
-               phase.begin / P::kUnit * P::kUnitBytes;
+               (row_tile + up) * op.weight.units * P::kUnitBytes + phase.begin / P::kUnit * P::kUnitBytes;
     walk.panel_bytes = (phase.end - phase.begin + P::kUnit - 1) / P::kUnit * P::kUnitBytes;
     walk.at = walk.segment * (segment / P::kUnit) * P::kUnitBytes;
 #pragma unroll
@@ -248,19 +291,27 @@ struct FewBlock {
       }
       k += S::kStage;
       if (k < stop) continue;
-      const int first = group * phase.segments;
-      const bool alone = phase.segments == op.segments && first >= from && first + phase.segments <= to;
-      const bool row_ends = s == phase.segments - 1;
+      const int first = first_unit_of(phase, group);
+      const bool alone =
+          phase.segments == op.segments && first >= from && first + (phase.segments << op.log_sides) <= to;
+      const bool row_ends = s == phase.segments - 1, of_gate = (~group & op.log_sides) != 0;
       bool has_rows = true;
       if constexpr (kTogether > 1) has_rows = row_tile_of(group) < op.row_tiles;
       if (alone) {
 #pragma unroll
         for (int i = 0; i < L::kSums; ++i) total[i] = s == 0 ? sums[i] : total[i] + sums[i];
-        if (row_ends && has_rows) finish<L>(phase, row_tile_of(group), total);
+        if (row_ends && has_rows) {
+          if (of_gate) {
+            leave<L>(phase, partials_of(phase, row_tile_of(group), 0), total);
+          } else {
+            finish<L>(phase, row_tile_of(group), total);
+          }
+        }
       } else if (has_rows) {
-        leave<L>(phase, partials_of(phase, row_tile_of(group), phase.segment + s), sums);
+        const int of_up = (group & op.log_sides) == 0 ? 0 : static_cast<int>(op.segments);
+        leave<L>(phase, partials_of(phase, row_tile_of(group), of_up + phase.segment + s), sums);
         ++left_behind;
-        if (row_ends || stage == walk.stages - 1) {
+        if ((row_ends && !of_gate) || stage == walk.stages - 1) {
           arrive<L>(phase, group, left_behind);
           left_behind = 0;
         }
@@ -289,11 +340,11 @@ __global__ void __launch_bounds__(32 * kMostFewWarps, 1) matmul_few(MatmulArgume
   if (threadIdx.x < static_cast<unsigned>(kMostFewWarps)) block.tickets[threadIdx.x] = 0;
   // All that is counted here is below kMostTickets * K / 256.
   const int row_tiles = static_cast<int>(op.row_tiles), all_segments = static_cast<int>(op.segments);
-  const int groups = (row_tiles + P::kTogether - 1) / P::kTogether;
+  const int groups = (row_tiles + P::kTogether - 1) / P::kTogether << op.log_sides;
   const int panel_segments = static_cast<int>(op.panel_segments), grain = static_cast<int>(op.grain);
   const int tiles =
       op.counts == nullptr ? static_cast<int>(op.token_tiles) : count_token_tiles(op.counts, op.experts);
-  const int of_tile = groups * all_segments, shares = tiles * (grain == 1 ? of_tile : groups);
+  const int of_tile = groups * all_segments, shares = tiles * (of_tile / grain);
   const int blocks = static_cast<int>(gridDim.x), index = static_cast<int>(blockIdx.x);
   const int share = op.counts == nullptr ? op.share : shares / blocks;
   const int more = shares - share * blocks;  // so many blocks have one more
@@ -347,13 +398,19 @@ void launch_few(const Stream& stream, const MatmulArguments& arguments) {
   const int64_t fit = room() < of_segment ? 1 : room() / of_segment;
   const int64_t panels = ceil_div(op.segments, fit);
   op.panel_segments = ceil_div(op.segments, panels);
-  const int64_t groups = ceil_div(op.row_tiles, P::kTogether) * op.token_tiles, units = groups * op.segments;
+  // Where gated, of gate and up.
+  const int64_t groups = ceil_div(op.row_tiles, P::kTogether) * op.token_tiles;
+  op.log_sides = op.gated == 0 ? 0 : 1;
+  const int64_t of_group = op.segments << op.log_sides, units = groups * of_group;
   const int64_t blocks = op.multiprocessors < units ? op.multiprocessors : units;
   // Whole row tiles for each block where they come out even to a twentieth: their segments meet in it.
   const bool even =
       op.counts == nullptr && panels == 1 && ceil_div(groups, blocks) * blocks * 20 <= groups * 21;
-  op.grain = even ? op.segments : 1;
+  op.grain = even ? of_group : 1;
   op.share = static_cast<int>((even ? groups : units) / blocks);
+  const int64_t row_bytes = op.weight.units * P::kUnitBytes, next = row_bytes * P::kTogether;
+  const int64_t up = row_bytes * (op.gated / kTileRows);
+  op.after_even = op.gated == 0 ? next : up, op.after_odd = next - up;
   const int64_t bytes = (int64_t{S::kWarpBytes} << op.log_warps) +
                         S::x_bytes(op.panel_segments * op.segment, op.slot_tokens) + S::kTicketBytes +
                         square_bytes;

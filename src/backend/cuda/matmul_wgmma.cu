@@ -39,10 +39,11 @@ void launch_prepare_wgmma(const Stream& stream, const MatmulArguments& op, uint8
          kPiecesThreads, 0, op.x, op.x_stride, op.tokens, op.weight.columns, stages, operand);
 }
 
-int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts) {
+int64_t wgmma_partial_bytes(int64_t rows, int64_t segments, int64_t tokens, int64_t experts, bool gated) {
   if (segments == 1 || tokens <= kFewTokens) return 0;
   int64_t floats = 0;
-  for (int size = 16; size <= kMostLineTokens && size < 2 * tokens; size *= 2) {
+  const int64_t most = std::max<int64_t>(2 * tokens, gated ? kLeastGatedTokens + 1 : 0);
+  for (int size = 16; size <= kMostLineTokens && size < most; size *= 2) {
     const int64_t row_blocks = wgmma_row_blocks(rows, size);
     int64_t tiles = row_blocks * wgmma_token_tiles(tokens, experts, size);
     // The largest ones are for one tile of tokens or for few tiles.

@@ -37,6 +37,9 @@ inline constexpr int64_t kMostLineBlocks = 144;
 // So many tiles leave a tenth of a device idle where a block has all segments of a tile.
 inline constexpr int64_t kFewWgmmaTiles = 118;
 
+// Of a gated product: both groups' sums end in a tile.
+inline constexpr int kLeastGatedTokens = 32;
+
 // Warpgroups that multiply, by the tokens of a tile: two share what a stage has of x, which the L2 cache
 // then gives once. With 16 tokens that is a fifth of it, and partial sums of half as many blocks meet in a
 // tile of one. A stage of 64 rows comes from memory in 445 cycles, with x of 16, 32, 64 and 128 tokens the L2
@@ -228,7 +231,7 @@ inline int plan_wgmma(MatmulArguments& op, int64_t multiprocessors, int most) {
   // Experts have more rows and fewer: a second tile of one reads its weight again.
   const int64_t wanted = op.experts > 1 ? std::min(each * 3 / 2, op.tokens) : op.tokens;
   const int64_t most_line = op.experts > 1 ? 64 : kMostLineTokens;
-  int size = op.gated == 0 ? 16 : 32;  // of two groups
+  int size = op.gated == 0 ? 16 : kLeastGatedTokens;
   while (size < wanted && size < most_line) size *= 2;
   op.line = size >= wanted;
   if (!op.line) size = best_wgmma_tile(op, multiprocessors, each, most);
