@@ -52,11 +52,13 @@ need_packages() {
   fi
 }
 
-# find_nvcc: prints the path of the CUDA compiler; fails where there is none.
+# find_nvcc: prints the path of the compiler of CUDA 13 or newer; fails where there is none.
 find_nvcc() {
-  local nvcc=${CUDACXX:-}
+  local nvcc=${CUDACXX:-} release
   [[ -n $nvcc ]] || nvcc=$(command -v nvcc) || nvcc=/usr/local/cuda/bin/nvcc
-  [[ -x $nvcc ]] && printf '%s\n' "$nvcc"
+  [[ -x $nvcc ]] || return
+  release=$("$nvcc" --version | sed -n 's/.*, release \([0-9]*\).*/\1/p')
+  ((${release:-0} >= 13)) && printf '%s\n' "$nvcc"
 }
 
 # show_progress LABEL LOG: reads ninja's output, keeps it in LOG, shows how far it is: one line rewritten in place on a

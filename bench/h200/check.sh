@@ -11,6 +11,9 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
 qiao=$here/../../build/bin/qiao out='' device=cuda limit=300
 while (($#)); do
   case $1 in
+    --qiao | --out | --device | --sanitizer-seconds)
+      (($# > 1)) || { echo "check.sh: $1: a value was expected after it" >&2; exit 2; }
+      ;;&
     --qiao) qiao=$2 && shift ;;
     --out) out=$2 && shift ;;
     --device) device=$2 && shift ;;
@@ -19,6 +22,8 @@ while (($#)); do
   esac
   shift
 done
+[[ $limit =~ ^[1-9][0-9]{0,5}$ ]] || { echo "check.sh: --sanitizer-seconds $limit: a number of seconds was expected" >&2; exit 2; }
+[[ $device =~ ^cuda(:[0-9]+)?$ ]] || { echo "check.sh: --device $device: cuda or cuda:N was expected" >&2; exit 2; }
 [[ -x $qiao ]] || { echo "check.sh: no program at $qiao; build it (./test --cuda) or name one with --qiao" >&2; exit 1; }
 out=${out:-$(mktemp -d)}
 mkdir -p "$out"
@@ -42,6 +47,7 @@ check() {
 }
 check devices 60 "$qiao" devices
 grep -i 'cuda' "$out/devices.log"
+grep -q '^ *not available: cuda' "$out/devices.log" && { echo "check.sh: no GPU to check" >&2; exit 1; }
 check conformance 300 "$qiao" conformance --backend "$device" --no-bench
 grep -i 'FAIL\|green' "$out/conformance.log"
 if command -v compute-sanitizer >/dev/null; then

@@ -13,6 +13,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P) || exit 1
 qiao=$here/../../build/bin/qiao out='' shapes=llama-3.1-8b quick='' training=1
 while (($#)); do
   case $1 in
+    --qiao | --out | --shapes) (($# > 1)) || { echo "run.sh: $1: a value was expected after it" >&2; exit 2; } ;;&
     --qiao) qiao=$2 && shift ;;
     --out) out=$2 && shift ;;
     --shapes) shapes=$2 && shift ;;

@@ -11,6 +11,7 @@
 #include "cli/line_editor.h"
 #include "cli/model_argument.h"
 #include "cli/model_flags.h"
+#include "parallel/communicator.h"
 
 namespace qiao::cli {
 namespace {
@@ -186,7 +187,8 @@ void chat(const ChatFlags& flags) {
   std::string text =
       flags.prompt_file.empty() ? flags.prompt : read_file(flags.prompt_file, size_t{64} << 20);
   for (const std::string& word : flags.words) text += (text.empty() ? "" : " ") + word;
-  if (::isatty(STDIN_FILENO) == 0) {
+  const bool first = launched_rank().value_or(0) == 0;  // mpirun gives standard input to no other
+  if (first && ::isatty(STDIN_FILENO) == 0) {
     const std::string piped(std::istreambuf_iterator<char>(std::cin), {});
     if (!piped.empty()) text += (text.empty() ? "" : "\n\n") + piped;
     if (text.empty())

@@ -53,7 +53,8 @@ void add_conformance_command(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand(
       "conformance", "Prove a chip: every op against the reference, within derived bounds, with its speed");
-  command->add_option("--backend", arguments->backend, "The chip: auto, cpu, cuda, cuda:N, reference")
+  command
+      ->add_option("--backend,--device", arguments->backend, "The chip: auto, cpu, cuda, cuda:N, reference")
       ->capture_default_str();
   command->add_option("--op", arguments->options.op, "Only this op");
   command->add_option("--seed", arguments->options.seed, "Of the random cases; the same seed, the same cases")

@@ -36,8 +36,9 @@ def command(processes, *arguments):
     return [*launcher, QIAO, *map(str, arguments)]
 
 
-def run(processes, *arguments):
-    return subprocess.run(command(processes, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+def run(processes, *arguments, typed=None):
+    return subprocess.run(command(processes, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+                          input=typed)
 
 
 def write_model(folder, width=256, ffn=1024, heads=8, kv_heads=4, layers=2):
@@ -113,6 +114,15 @@ def same_texts(scratch):
         whole, chunks = generated(2, model), generated(2, model, "-b", "3")
         expect(log_probabilities(whole) == log_probabilities(chunks), model, "chunks change bits")
         expect(whole["text"] == chunks["text"], model, "chunks change a text")
+
+
+def piped():
+    """mpirun gives standard input to the first process alone."""
+    for name in ("chat", "generate"):
+        flags = (name, "-m", CHAT, "--temp", "0", "-n", "8", "--ignore-eos", "--compute", "f32", "--kv-type", "f32", "-q")
+        alone, spread = run(0, *flags, typed=PROMPT), run(2, *flags, typed=PROMPT)
+        expect(spread.returncode == 0, name, spread.stderr)
+        expect(spread.stdout == alone.stdout != "", name, spread.stdout, alone.stdout)
 
 
 class Served:
@@ -244,6 +254,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         same_texts(scratch)
+        piped()
         one_server()
         interrupted()
         refusals(scratch)
