@@ -157,7 +157,7 @@ TEST_P(SchedulerAheadPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLos
                      .batch_tokens = from_to(1, 40),
                      .wanted_rows = from_to(1, 8),
                      .prefix_cache = random() % 4 != 0},
-                    from_to(least, least * 4),
+                    from_to(least, random() % 2 == 0 ? least + least / 3 : least * 4),
                     page_tokens,
                     random() % 3 == 0 ? 0 : from_to(1, 14),
                     random() % 2 == 0 ? 0 : from_to(1, 40)};
