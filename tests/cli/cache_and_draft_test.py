@@ -31,8 +31,8 @@ def add_biases(folder):
     file.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
 
 
-def widen(folder):
-    """A model of that tokenizer whose matrices can be quantized to FP8: rows of 128, all zeros."""
+def widen(folder, microscaled=False):
+    """A model of that tokenizer whose matrices can be quantized to FP8: rows of 128, all zeros; or are of MXFP8."""
     shutil.copytree(MODEL, folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
     config |= {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_hidden_layers": 1}
@@ -42,10 +42,13 @@ def widen(folder):
                         ("self_attn.k_proj", [64, 128]), ("self_attn.v_proj", [64, 128]), ("self_attn.o_proj", [128, 128]),
                         ("mlp.gate_proj", [128, 128]), ("mlp.up_proj", [128, 128]), ("mlp.down_proj", [128, 128])):
         shapes[f"model.layers.0.{name}.weight"] = shape
+    kinds = {name: ("F8_E4M3", 1) if microscaled and "proj" in name else ("F32", 4) for name in shapes}
+    for name in [name for name, (kind, _) in kinds.items() if kind == "F8_E4M3"]:
+        shapes[name + "_scale"], kinds[name + "_scale"] = [shapes[name][0], 4], ("U8", 1)
     header, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        begin, end = end, end + kinds[name][1] * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": kinds[name][0], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
 
@@ -74,6 +77,15 @@ class CacheAndDraft(unittest.TestCase):
         status, _, problem = self.generate("--quantize", "fp8")
         self.assertEqual(status, 1)
         self.assertIn("can be quantized to FP8", problem)
+
+    def test_matrices_that_take_more_than_in_the_file_are_told_of(self):
+        with tempfile.TemporaryDirectory() as folder:
+            widen(pathlib.Path(folder), microscaled=True)
+            command = [QIAO, "generate", "-m", folder, "-p", "The sky is", "-n", "4", "--json"]
+            told, quiet = (subprocess.run([*command, *more], capture_output=True, text=True, timeout=300) for more in ([], ["-q"]))
+        self.assertEqual((told.returncode, quiet.returncode, quiet.stderr), (0, 0, ""))
+        self.assertIn("note: 7 FP8 matrices have no scale for each 128 columns", told.stderr)
+        self.assertIn("98.3 kB more than in the file", told.stderr)  # a byte for each of 6 * 128 * 128
 
     def test_flags_that_mean_nothing_are_refused(self):
         encoder = str(MODEL.parent / "encoders" / "bert")
