@@ -56,6 +56,7 @@ void CudaBackend::do_attention_paged(const AttentionPaged& op) {
   a.row_bytes = layout.row_bytes, a.head_bytes = layout.head_bytes, a.page_bytes = layout.page_bytes;
   a.values_offset = layout.values_offset(), a.scales_offset = layout.scales_offset();
   a.page_tokens = layout.page_tokens;
+  a.early = pages.others_are_there(tokens, stream_.holds());
   a.table = op.page_table.as<int32_t>(), a.table_row = op.page_table.stride[0];
   a.lengths = op.lengths.as<int32_t>(), a.starts = op.query_starts.as<int32_t>();
   a.sequences = static_cast<int>(sequences), a.heads = static_cast<int>(op.q.shape[1]);

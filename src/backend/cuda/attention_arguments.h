@@ -25,6 +25,9 @@ struct AttentionArguments {
   bool vectors;  // rows are whole vectors of 16 bytes at multiples of 16
 
   const int32_t* starts;  // of queries; packed rows: of keys too
+  // Table, lengths, starts and the pages' rows, but those of the queries themselves, are there before this
+  // kernel begins (CudaKvPages::others_are_there).
+  bool early;
   int sequences, heads, kv_heads, share, dim;
   int window;  // 0: unlimited
   float scale, soft_cap;

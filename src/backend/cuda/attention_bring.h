@@ -42,23 +42,34 @@ class ChunkBringer {
         lane_(threadIdx.x % 32),
         warp_(static_cast<int>(threadIdx.x / 32) - Shape::kWarps) {}
 
+  // The first step's keys, where the queries' own are not among them, are on their way before this waits for
+  // the kernel before.
   __device__ void run() {
     KeyPlace next[kOwn];
     look_up(next);
+    bool waits = true;  // has yet to
     for (bool begins = true; walk_.there();) {
       KeyPlace places[kOwn];
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) places[i] = next[i];
       const KeySpan span = walk_.span();
       const int kv_head = walk_.tile().kv_head;
+      if (waits && min(span.end, span.key + Shape::kStep) > walk_.tile().length - walk_.tile().queries) {
+        wait_for_previous(), waits = false;
+      }
       Queries early{};
-      if (begins) take_queries(early);
+      if (begins && !waits) take_queries(early);
       bring<false>(span, kv_head, places);
+      if (waits) {
+        wait_for_previous(), waits = false;
+        take_queries(early);
+      }
       if (begins) bring_tile(early);
       begins = !walk_.advance();
       look_up(next);
       bring<true>(span, kv_head, places);
     }
+    if (waits) wait_for_previous();
     bring_tile({});
     copy_async_commit();
     copy_async_wait<0>();  // a thread does not end before its copies

@@ -14,7 +14,9 @@
 //            139 KB, are on their way at any time, and a step of 131 KB takes 4.1 us at the memory's
 //            bandwidth, by reading the code some 1.5 us of those who compute. Chunks' results go to the
 //            workspace, and the last block of a sequence's head merges them (attention_merge.h), which asks
-//            whether it is the last while it computes what comes next. Limit: the memory's bandwidth.
+//            whether it is the last while it computes what comes next. Where earlier steps wrote them, the
+//            first step's keys are on their way before the kernel before has ended: 1.5 to 2 us a layer by
+//            prediction (docs/h200.md says why they are there). Limit: the memory's bandwidth.
 //            Prediction: 22 us for 32 sequences of 2048 keys (2 heads of 128, BF16), of which 16 are the
 //            bandwidth's; before, when each warp brought its own keys, an H200 took 48. Not yet run on a
 //            device.
@@ -73,10 +75,11 @@ __global__ void __launch_bounds__(ChunkShape<Kind, kD>::kThreads, ChunkShape<Kin
   using Shape = ChunkShape<Kind, kD>;
   let_next_begin();
   open_chunks<Shape>(parts);
-  wait_for_previous();
+  if (!op.early) wait_for_previous();
   if (threadIdx.x >= 32 * Shape::kWarps) {
     ChunkBringer<Kind, kD>(op, parts).run();
   } else {
+    wait_for_previous();
     use_parts<Kind, kD>(op, parts);
   }
 }

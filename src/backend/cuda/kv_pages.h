@@ -38,8 +38,14 @@ class CudaKvPages final : public KvPages {
   size_t bytes() const override { return memory_.bytes(); }
   KvLayout layout() const { return KvLayout(spec(), memory_.data()); }
 
+  // That a kernel was given which writes so many rows, `holds` as the stream counts them.
+  void wrote(int64_t rows, int64_t holds) { rows_ = holds == holds_ ? rows_ + rows : rows, holds_ = holds; }
+  // Whether all but the `rows` that were written last are there before a kernel begins that is given now.
+  bool others_are_there(int64_t rows, int64_t holds) const { return holds != holds_ || rows_ == rows; }
+
  private:
   Buffer memory_;
+  int64_t rows_ = 0, holds_ = -1;  // written since that hold
 };
 
 }  // namespace qiao::cuda

@@ -84,8 +84,9 @@ void round_kv_rows(const char* name, const Stream& stream, const Tensor& k, cons
 }
 
 void CudaBackend::do_kv_write(const KvWrite& op) {
-  KvWriteArguments a =
-      arguments_of(op.k, op.v, op.slots.as<int32_t>(), static_cast<const CudaKvPages&>(*op.pages).layout());
+  auto& pages = static_cast<CudaKvPages&>(*op.pages);
+  KvWriteArguments a = arguments_of(op.k, op.v, op.slots.as<int32_t>(), pages.layout());
+  pages.wrote(op.slots.shape[0], stream_.holds());
   const bool warps = op.pages->spec().dtype == DType::kF8_E4M3;
   if (warps) a.items = 2 * a.pages.kv_heads;
   const int64_t wanted = warps ? int64_t{32} * a.items : a.items;

@@ -278,6 +278,7 @@ void CudaBackend::do_rope_kv_write(const RopeKvWrite& op) {
                     static_cast<const CudaKvPages&>(*op.pages).layout(),
                     0};
   if (!keeps_in_one(op, a)) return Backend::do_rope_kv_write(op);
+  static_cast<CudaKvPages&>(*op.pages).wrote(op.slots.shape[0], stream_.holds());
   while (a.lane_bits < 5 && (4 << a.lane_bits) < a.pages.dim) ++a.lane_bits;
   const int64_t tokens = op.slots.shape[0], rows = a.q.heads + a.k.heads + a.v.heads;
   const auto run = [&](auto dtype) {

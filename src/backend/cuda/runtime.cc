@@ -204,6 +204,7 @@ void Uploader::copy(void* device, const void* host, size_t bytes) {
     std::byte* staged = halves_[half_] + used_;
     std::memcpy(staged, from, part);
     QIAO_CUDA(cudaMemcpyAsync(to, staged, part, cudaMemcpyHostToDevice, stream_.handle()));
+    stream_.hold_next();  // as a copy does by itself
     used_ = std::min(kHalfBytes, (used_ + part + 63) / 64 * 64);
     to += part, from += part, bytes -= part;
   }
@@ -267,6 +268,7 @@ Graph& Graph::operator=(Graph&& other) noexcept {
 }
 void Graph::begin(const Stream& stream) {
   QIAO_CUDA(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeThreadLocal));
+  stream.hold_next();  // a graph begins when all before it has ended
 }
 Graph Graph::end(const Stream& stream) {
   cudaGraph_t graph = nullptr;
@@ -286,6 +288,7 @@ void Graph::abandon(const Stream& stream) noexcept {
 bool Graph::launch(const Stream& stream) const {
   const cudaError_t error = cudaGraphLaunch(executable_, stream.handle());
   if (error != cudaErrorMemoryAllocation) check(error, "cudaGraphLaunch");
+  stream.hold_next();
   if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
   return error == cudaSuccess;
 }

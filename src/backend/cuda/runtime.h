@@ -57,11 +57,14 @@ class Stream {
   // that the machine code was made for, 9.0. What reads weights before it waits must not follow the kernel
   // that wrote them: that one calls hold_next().
   bool next_begins_early() const { return std::exchange(next_may_, compute_major_ == 9); }
-  void hold_next() const { next_may_ = false; }
+  void hold_next() const { next_may_ = false, ++holds_; }
+  // How often that was: kernels given since the last time begin when all that was given before it has ended.
+  int64_t holds() const { return holds_; }
 
  private:
   int device_, compute_major_, multiprocessors_;
   mutable bool next_may_;
+  mutable int64_t holds_ = 0;
   cudaStream_t stream_ = nullptr;
 };
 

@@ -32,7 +32,9 @@ struct KvWrite {
 // Causal attention of new tokens over paged keys and values (prefill chunk, decode, mixed batches; GQA).
 // Sequence s owns queries [query_starts[s], query_starts[s+1]); they are its last ones: query i of n has
 // position p = lengths[s] - n + i and sees keys j in (p - window, p] (window 0: all of [0, p]). Token j of s
-// lies in page page_table[s, j / page_tokens] at offset j mod page_tokens; its key is already written.
+// lies in page page_table[s, j / page_tokens] at offset j mod page_tokens; its key is already written, the
+// queries' own last of all. page_table, lengths and query_starts are uploaded, never an op's result: a chip
+// may read them, and the other keys, while ops given since the upload still run.
 //   score_j = soft_cap(scale * q·k_j);  out = sum_j exp(score_j - max) v_j / sum_j exp(score_j - max)
 // Query head h reads key/value head h / (H / G). Accumulation is F32, in an order that depends on p, window
 // and the head alone (never on the chunk, batch or page placement): keys in ascending blocks of a fixed size
