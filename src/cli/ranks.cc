@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdlib>
 #include <thread>
 
 #include "base/error.h"
@@ -40,12 +39,7 @@ void in_all_processes(const std::function<void(std::optional<int> rank)>& body) 
   }
 }
 
-bool in_several_processes() {
-  if (!launched_rank()) return false;
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
-    if (const char* value = std::getenv(name); value != nullptr) return std::string_view(value) != "1";
-  return true;
-}
+bool in_several_processes() { return launched_rank() && launched_size() != 1; }
 
 Communicator* join_ranks(double patience_seconds) {
   Joined& all = joined();

@@ -1,6 +1,7 @@
 #include "parallel/communicator.h"
 
 #include <cstdlib>
+#include <initializer_list>
 
 #include "base/error.h"
 
@@ -20,6 +21,15 @@ class LoneCommunicator final : public Communicator {
   void finish() override {}
   void end_all(const std::string& why) override { throw_error(ErrorKind::kUnavailable, "{}", why); }
 };
+
+// By the variables of Open MPI's launcher and others'.
+std::optional<int> launcher_says(std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr) return std::atoi(value);
+  }
+  return std::nullopt;
+}
 
 }  // namespace
 
@@ -43,12 +53,7 @@ void Communicator::barrier() {
 
 std::unique_ptr<Communicator> make_lone_communicator() { return std::make_unique<LoneCommunicator>(); }
 
-std::optional<int> launched_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
-    const char* const value = std::getenv(name);
-    if (value != nullptr) return std::atoi(value);
-  }
-  return std::nullopt;
-}
+std::optional<int> launched_rank() { return launcher_says({"OMPI_COMM_WORLD_RANK", "PMI_RANK"}); }
+int launched_size() { return launcher_says({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}).value_or(0); }
 
 }  // namespace qiao

@@ -63,6 +63,8 @@ std::unique_ptr<Communicator> make_group_communicator(Communicator& whole, std::
 
 // This process's rank where mpirun has started it.
 std::optional<int> launched_rank();
+// How many processes it has started; 0: there is no mpirun, or it does not say.
+int launched_size();
 
 struct MpiOptions {
   double patience_seconds = 20;  // a rank that gives no sign of life for so long hangs

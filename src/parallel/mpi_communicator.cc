@@ -50,6 +50,11 @@ class MpiCommunicator final : public Communicator {
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    if (const int launched = launched_size(); launched > 0 && launched != size_)
+      throw_error(ErrorKind::kUnavailable,
+                  "{} processes were started, and MPI finds {}: they are to be started by the mpirun of the "
+                  "MPI that Qiao is built with (Debian: openmpi-bin)",
+                  launched, size_);
     meet();
     heartbeat_ = std::make_unique<Heartbeat>(*this, options, tell);
   }

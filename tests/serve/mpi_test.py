@@ -245,6 +245,11 @@ def refusals(scratch):
     refused("numbers of processes that it can be spread over: 1, 2, 4", 3, "generate", "-m", CHAT, "-p", "x")
     refused("an embedding model runs in one process, and 2 were started", 2, "serve", "-m", GOLDEN / "encoders" / "bert",
             "--port", "0")
+    # As the launcher of another MPI would start it.
+    for rank in "01":
+        result = subprocess.run(command(0, "generate", "-m", CHAT, "-p", "x"), capture_output=True, text=True, timeout=600,
+                                env={**ENVIRONMENT, "PMI_RANK": rank, "PMI_SIZE": "2"})
+        expect(result.returncode == 1 and "2 processes were started, and MPI finds 1" in result.stderr, result)
 
 
 def main():
