@@ -21,8 +21,6 @@ void check_tensor_parallel(const TrainOptions& o) {
   };
   refuse(o.mode != "grpo", "mode", o.mode, "pretrain, finetune or dpo (whose model draws nothing)");
   refuse(o.lora.dropout == 0, "lora-dropout", o.lora.dropout, "0");
-  refuse(o.optimizer.kind == "adamw", "optimizer", o.optimizer.kind, "adamw (a matrix is Muon's whole)");
-  refuse(o.optimizer.adam_states != "8bit", "adam-states", o.optimizer.adam_states, "f32 or bf16");
   refuse(o.sample.every == 0, "sample-every", o.sample.every, "0");
 }
 
