@@ -136,16 +136,8 @@ class SpreadTrainingTest : public ::testing::TestWithParam<SpreadTraining> {
   }
 
  private:
-  // A configuration whose widths no number of ranks divides, with weights that are drawn.
   std::filesystem::path uneven() const {
-    Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
-    config.update({{"num_attention_heads", 6},
-                   {"num_key_value_heads", 3},
-                   {"head_dim", 8},
-                   {"hidden_size", 44},
-                   {"intermediate_size", 101},
-                   {"vocab_size", 97}});
-    write_file_atomically(folder_.path() / "config.json", dump_json(config, 2));
+    write_uneven_model(folder_.path());
     return folder_.path();
   }
   const testing::TemporaryDirectory folder_;
