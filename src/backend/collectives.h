@@ -34,8 +34,8 @@ class Collectives {
   // what lies in it of rank 0 itself is there already.
   virtual void gather_columns(const Tensor& own, std::span<const int64_t> columns, const Tensor& all) = 0;
   // The first counts[rank] numbers of every rank's `own`, dense F32 (absent where that is none), one rank's
-  // behind the other's in `all`, dense F32 [>= sum of counts], on `root`; elsewhere `all` is absent. They do not
-  // overlap.
+  // behind the other's in `all`, dense F32 [>= sum of counts], on `root`; elsewhere `all` is absent. They do
+  // not overlap.
   virtual void gather(const Tensor& own, std::span<const int64_t> counts, int root, const Tensor& all) = 0;
   // The way back: of `all` on `root` to every rank's `own`.
   virtual void scatter(const Tensor& all, std::span<const int64_t> counts, int root, const Tensor& own) = 0;

@@ -115,8 +115,7 @@ void JoinedSteps::take(const Step& step) {
       gather(matrix, parameters_.master(tensor, matrix.run), master_);
     }
     for (const Matrix& matrix : round)
-      if (is_own(matrix))
-        step(matrix.tensor, matrix.run, whole(master_, matrix), whole(gradient_, matrix));
+      if (is_own(matrix)) step(matrix.tensor, matrix.run, whole(master_, matrix), whole(gradient_, matrix));
     for (const Matrix& matrix : round)
       scatter(matrix, master_, parameters_.master(parameters_.tensors()[matrix.tensor], matrix.run));
   }

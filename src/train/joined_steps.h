@@ -1,7 +1,8 @@
 // The optimizer's steps that take all of a matrix of which a group's ranks have parts each (Muon's, and those
-// whose states are codes in blocks of the whole): its keeper, which has the states, gets the parts of gradient
-// and master, takes the step as one process would, and gives each rank its part of the master. So the states,
-// which are dealt out rather than cut, and the bits of a step do not tell of how many parts there are.
+// whose states are codes in blocks of the whole): its keeper, which has the states, gets the parts of
+// gradient and master, takes the step as one process would, and gives each rank its part of the master. So
+// the states, which are dealt out rather than cut, and the bits of a step do not tell of how many parts there
+// are.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,7 @@ class JoinedSteps {
 
   // One run of a tensor that this rank keeps: `master` and `gradient`, F32 [whole_rows * whole_columns], are
   // all of it; the step changes the master.
-  using Step =
-      std::function<void(size_t tensor, int64_t run, const Tensor& master, const Tensor& gradient)>;
+  using Step = std::function<void(size_t tensor, int64_t run, const Tensor& master, const Tensor& gradient)>;
   // Called by all of a group alike. As many matrices at a time as there are ranks, each at another's: all
   // compute at once.
   void take(const Step& step);

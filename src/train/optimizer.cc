@@ -75,7 +75,10 @@ std::string optimizer_warning(const OptimizerSettings& s) {
 
 Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerSettings& settings,
                      std::span<const Weight* const> outer, const Ranks* ranks)
-    : backend_(backend), parameters_(parameters), settings_(settings), first_units_(parameters.tensors().size()) {
+    : backend_(backend),
+      parameters_(parameters),
+      settings_(settings),
+      first_units_(parameters.tensors().size()) {
   for (size_t i = 0; i < parameters.tensors().size(); ++i) {
     const Parameters::Named& named = parameters.tensors()[i];
     if (!named.is_here || named.step_count() == 0) continue;

@@ -34,8 +34,8 @@ std::string optimizer_warning(const OptimizerSettings& settings);
 // As bitsandbytes has it: what is saved with fewer would be nothing, what is lost would be most in norms.
 inline constexpr int64_t kLeastSmallStates = 4096;
 
-// Ranks::WholeStepCost: Muon orthogonalises a matrix, of which a part does not tell; the blocks of 8-bit codes
-// are those of the whole tensor. `outer` as below.
+// Ranks::WholeStepCost: Muon orthogonalises a matrix, of which a part does not tell; the blocks of 8-bit
+// codes are those of the whole tensor. `outer` as below.
 int64_t whole_step_cost(const OptimizerSettings& settings, std::span<const Weight* const> outer,
                         const Parameters::Named& tensor);
 

@@ -64,8 +64,8 @@ class Parameters final : public nn::ParameterGradients {
     bool is_summed = false;      // DecoderWeights::summed
     std::vector<Range> counted;  // numbers of a run that no rank before this one has; ascending
     bool is_here = true;         // its master, and so its states
-    // Of a group's ranks one keeps the states of a matrix that is whole on all of them, or that is joined: each
-    // has a part, and the optimizer's step takes all of it (joined_steps.h).
+    // Of a group's ranks one keeps the states of a matrix that is whole on all of them, or that is joined:
+    // each has a part, and the optimizer's step takes all of it (joined_steps.h).
     bool is_kept = true, is_joined = false;
     int64_t master = 0, master_stride = 0;
 

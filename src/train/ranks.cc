@@ -168,8 +168,9 @@ void Ranks::agree_on_parts(Parameters& parameters, const WholeStepCost& cost) {
   parameters.count_once(std::move(counted), kept, joined);
 }
 
-// Which are joined. Steps that take all of a tensor are the dear ones: those are dealt out first, by what they
-// cost, then the other matrices that are whole on all by what their states take; of each process of data().
+// Which are joined. Steps that take all of a tensor are the dear ones: those are dealt out first, by what
+// they cost, then the other matrices that are whole on all by what their states take; of each process of
+// data().
 std::vector<bool> Ranks::deal_out_in_group(const Parameters& parameters, const WholeStepCost& cost) {
   const size_t tensors = parameters.tensors().size();
   keepers_.assign(tensors, -1);

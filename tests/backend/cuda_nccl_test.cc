@@ -222,8 +222,8 @@ TEST(CudaNcclTest, SharesComeTogetherAndGoBack) {
                    back = backend.allocate(own.size() * sizeof(float)),
                    whole = backend.allocate(expected.size() * sizeof(float));
       backend.upload(part.data(), own.data(), own.size() * sizeof(float));
-      const Tensor all = ranks.rank() == root ? Tensor(whole.data(), DType::kF32, {std::ssize(expected)})
-                                              : Tensor();
+      const Tensor all =
+          ranks.rank() == root ? Tensor(whole.data(), DType::kF32, {std::ssize(expected)}) : Tensor();
       ranks.gather(Tensor(part.data(), DType::kF32, {std::ssize(own)}), counts, root, all);
       if (ranks.rank() == root) {
         std::vector<float> got(expected.size());

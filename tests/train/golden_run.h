@@ -109,7 +109,8 @@ inline std::string model_bytes(const TrainOptions& options) {
 // The files of a run, without those that tell of times and processes.
 inline std::vector<std::filesystem::path> files_of(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files;
-  for (const std::filesystem::directory_entry& entry : std::filesystem::recursive_directory_iterator(folder)) {
+  for (const std::filesystem::directory_entry& entry :
+       std::filesystem::recursive_directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
     if (entry.is_regular_file() && name != "metrics.jsonl" && name != "lock" && !name.starts_with("events."))
       files.push_back(entry.path().lexically_relative(folder));

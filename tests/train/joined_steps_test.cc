@@ -96,6 +96,13 @@ struct JoinedCase {
   std::vector<int64_t> sizes = {2, 4};
 };
 
+// Heads of a block of E4M3's each, and as many units for each of four ranks.
+void write_wide_model(const fs::path& folder) {
+  Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
+  config.update({{"head_dim", 128}, {"hidden_size", 128}, {"intermediate_size", 512}});
+  write_file_atomically(folder / "config.json", dump_json(config, 2));
+}
+
 class JoinedStepsTest : public ::testing::TestWithParam<JoinedCase> {
  protected:
   TrainOptions options(const std::string& name, int64_t size) const {
@@ -103,10 +110,10 @@ class JoinedStepsTest : public ::testing::TestWithParam<JoinedCase> {
     const std::string model = of.model;
     TrainOptions made = as_pytorch(folder_.path() / name, model);
     if (model.starts_with("models/")) made.init = golden().parent_path() / model;
-    if (model == "uneven") {
+    if (model == "uneven" || model == "fp8") {
       made.init = folder_.path() / "init";
       fs::create_directories(made.init);
-      write_uneven_model(made.init);
+      model == "uneven" ? write_uneven_model(made.init) : write_wide_model(made.init);
     }
     made.tensor_parallel = size;
     made.device = of.chip;
@@ -146,8 +153,8 @@ TEST_P(JoinedStepsTest, GoOnOverAnotherNumber) {
   whole.steps = 3;
   take_steps(whole, 1);
   const std::vector<int64_t>& sizes = GetParam().sizes;
-  for (const auto& [then, now] : {std::pair{int64_t{1}, sizes.back()}, {sizes.front(), sizes.back()},
-                                  {sizes.back(), int64_t{1}}}) {
+  for (const auto& [then, now] :
+       {std::pair{int64_t{1}, sizes.back()}, {sizes.front(), sizes.back()}, {sizes.back(), int64_t{1}}}) {
     SCOPED_TRACE(fmt::format("from {} to {}", then, now));
     const std::string name = fmt::format("{} {}", then, now);
     take_steps(options(name, then), 1);

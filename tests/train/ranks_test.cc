@@ -309,7 +309,6 @@ INSTANTIATE_TEST_SUITE_P(All, SpreadRunTest,
                                            Shape{"experts", "qwen3-moe-balanced", "bf16", "adamw", "bf16"},
                                            Shape{"tied", "gemma3", "f32", "adamw", "f32"},
                                            Shape{"codes", "llama", "bf16", "adamw", "8bit"},
-                                           Shape{"fp8", "fp8", "fp8", "muon", "8bit"},
                                            Shape{"muon", "qwen3-moe-balanced", "f32", "muon", "bf16"}),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -92,7 +92,8 @@ class NcclCollectives final : public Collectives {
     const int64_t count = counts[static_cast<size_t>(rank())];
     together([&] {
       if (rank() != root) return send(own.as<float>(), count, root);
-      each_share(all, counts, [&](int other, float* share, int64_t length) { receive(share, length, other); });
+      each_share(all, counts,
+                 [&](int other, float* share, int64_t length) { receive(share, length, other); });
     });
     if (rank() == root) copy(own_share(all, counts), own.as<float>(), count);
   }
