@@ -33,6 +33,12 @@ class Collectives {
   // all[:, columns before r…]. `all`, F32 [O, sum of columns], has rows without gaps and is absent elsewhere;
   // what lies in it of rank 0 itself is there already.
   virtual void gather_columns(const Tensor& own, std::span<const int64_t> columns, const Tensor& all) = 0;
+  // The first counts[rank] numbers of every rank's `own`, dense F32 (absent where that is none), one rank's
+  // behind the other's in `all`, dense F32 [>= sum of counts], on `root`; elsewhere `all` is absent. They do
+  // not overlap.
+  virtual void gather(const Tensor& own, std::span<const int64_t> counts, int root, const Tensor& all) = 0;
+  // The way back: of `all` on `root` to every rank's `own`.
+  virtual void scatter(const Tensor& all, std::span<const int64_t> counts, int root, const Tensor& own) = 0;
 
   // Whether calls may be part of what Backend::repeat keeps: no host has a hand in them.
   virtual bool can_be_repeated() const = 0;

@@ -92,7 +92,56 @@ class HostCollectives final : public Collectives {
     }
   }
 
+  void gather(const Tensor& own, std::span<const int64_t> counts, int root, const Tensor& all) override {
+    if (rank() != root) return send_numbers(own.as<float>(), counts[static_cast<size_t>(rank())], root);
+    each_share(all, counts, [&](int other, const Tensor& share) {
+      if (other == root) return copy(share.as<float>(), own.as<float>(), share.elements());
+      receive_numbers(share.as<float>(), share.elements(), other);
+    });
+  }
+
+  void scatter(const Tensor& all, std::span<const int64_t> counts, int root, const Tensor& own) override {
+    if (rank() != root) return receive_numbers(own.as<float>(), counts[static_cast<size_t>(rank())], root);
+    each_share(all, counts, [&](int other, const Tensor& share) {
+      if (other == root) return copy(own.as<float>(), share.as<float>(), share.elements());
+      send_numbers(share.as<float>(), share.elements(), other);
+    });
+  }
+
  private:
+  // visit(rank, its numbers in `all`) for all ranks that have some.
+  template <class Visit>
+  static void each_share(const Tensor& all, std::span<const int64_t> counts, Visit visit) {
+    for (int64_t rank = 0, first = 0; rank < std::ssize(counts); ++rank) {
+      const int64_t count = counts[static_cast<size_t>(rank)];
+      if (count > 0) visit(static_cast<int>(rank), all.slice(first, count));
+      first += count;
+    }
+  }
+
+  void send_numbers(const float* from, int64_t count, int to) {
+    each_piece(numbers(const_cast<float*>(from), count), [&](const float* piece, int64_t length) {
+      const std::span<float> host = addend(0, length);
+      backend_.download(host.data(), piece, host.size_bytes());
+      communicator_.send_values(to, std::span<const float>(host));
+    });
+  }
+  void receive_numbers(float* to, int64_t count, int from) {
+    each_piece(numbers(to, count), [&](float* piece, int64_t length) {
+      const std::span<float> host = addend(0, length);
+      communicator_.receive_values(from, host);
+      backend_.upload(piece, host.data(), host.size_bytes());
+    });
+  }
+  void copy(float* to, const float* from, int64_t count) {
+    each_piece(numbers(to, count), [&](float* piece, int64_t length) {
+      const std::span<float> host = addend(0, length);
+      backend_.download(host.data(), from + (piece - to), host.size_bytes());
+      backend_.upload(piece, host.data(), host.size_bytes());
+    });
+  }
+  static Tensor numbers(float* first, int64_t count) { return {first, DType::kF32, {count}}; }
+
   // body(begin, count) for pieces of `values`.
   template <class Body>
   static void each_piece(const Tensor& values, Body body) {

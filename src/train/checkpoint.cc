@@ -122,7 +122,7 @@ void read_tensors(CheckpointFiles& files, Parameters& parameters, Optimizer& opt
     if (state.bytes == 0) continue;
     const Parameters::Named& tensor = parameters.tensors()[state.tensor];
     std::span<const std::byte> bytes = files.bytes(state.name, state.dtype, state.shape);
-    if (!tensor.part.is_whole()) {
+    if (state.bytes < state.whole_bytes) {
       own.resize(state.bytes);
       take_part(tensor.part, tensor.runs, static_cast<size_t>(row_bytes(state.dtype, 1)), bytes, own);
       bytes = own;

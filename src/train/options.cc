@@ -10,21 +10,6 @@
 
 namespace qiao::train {
 
-namespace {
-
-// What does not go over processes that train one model together.
-void check_tensor_parallel(const TrainOptions& o) {
-  const auto refuse = [&](bool right, std::string_view option, auto value, std::string_view expected) {
-    if (right) return;
-    throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected with --tensor-parallel {}", option,
-                value, expected, o.tensor_parallel);
-  };
-  refuse(o.optimizer.kind == "adamw", "optimizer", o.optimizer.kind, "adamw (a matrix is Muon's whole)");
-  refuse(o.optimizer.adam_states != "8bit", "adam-states", o.optimizer.adam_states, "f32 or bf16");
-}
-
-}  // namespace
-
 void check_options(const TrainOptions& o) {
   const auto need = [](bool right, std::string_view option, auto value, std::string_view expected) {
     if (!right) throw_error(ErrorKind::kInvalidInput, "--{} is {}; {} was expected", option, value, expected);
@@ -56,7 +41,6 @@ void check_options(const TrainOptions& o) {
        "a multiple of 4, which are dealt out to four virtual ranks,");
   need(o.tensor_parallel > 0 && o.tensor_parallel <= 1024, "tensor-parallel", o.tensor_parallel,
        "a number from 1 to 1024");
-  if (o.tensor_parallel > 1) check_tensor_parallel(o);
   need(o.data.most_bad_rows >= 0, "max-bad-rows", o.data.most_bad_rows, "0 or more");
   need(o.data.sequence > 1, "seq", o.data.sequence, "2 or more");
   need(o.batch <= INT32_MAX / o.data.sequence, "batch", o.batch,

@@ -280,11 +280,13 @@ void Parameters::mark_summed(std::span<const void* const> memory) {
   }
 }
 
-void Parameters::count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept) {
+void Parameters::count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept,
+                            const std::vector<bool>& joined) {
   counts_once_ = true;
   for (size_t i = 0; i < named_.size(); ++i) {
     named_[i].counted = std::move(counted[i]);
     named_[i].is_kept = kept[i];
+    named_[i].is_joined = joined[i];
   }
 }
 

@@ -64,14 +64,20 @@ class Parameters final : public nn::ParameterGradients {
     bool is_summed = false;      // DecoderWeights::summed
     std::vector<Range> counted;  // numbers of a run that no rank before this one has; ascending
     bool is_here = true;         // its master, and so its states
-    bool is_kept = true;         // those, of a matrix that is whole on all ranks of a group: on one of them
+    // Of a group's ranks one keeps the states of a matrix that is whole on all of them, or that is joined:
+    // each has a part, and the optimizer's step takes all of it (joined_steps.h).
+    bool is_kept = true, is_joined = false;
     int64_t master = 0, master_stride = 0;
+
+    // Of a run, what the optimizer's step takes.
+    int64_t step_count() const { return is_joined ? part.whole_count() : count / runs; }
   };
   const std::vector<Named>& tensors() const { return named_; }  // in the file's order
   // Of several ranks: marks what DecoderWeights::summed lists, as far as it is trained.
   void mark_summed(std::span<const void* const> memory);
-  // Of several ranks, by tensor: Named::counted and is_kept.
-  void count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept);
+  // Of several ranks, by tensor: Named::counted, is_kept and is_joined.
+  void count_once(std::vector<std::vector<Range>> counted, const std::vector<bool>& kept,
+                  const std::vector<bool>& joined);
   // One run's numbers, F32 [count / runs]; a master that is here.
   Tensor master(const Named& tensor, int64_t run) const;
   Tensor gradient(const Named& tensor, int64_t run) const;

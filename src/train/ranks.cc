@@ -95,19 +95,19 @@ void Ranks::connect(Collectives* group, Collectives* data) {
   data_sums_ = data;
 }
 
-void Ranks::share(Parameters& parameters) {
+void Ranks::share(Parameters& parameters, const WholeStepCost& cost) {
   std::vector<int64_t> counts;
   for (const Parameters::Named& tensor : parameters.tensors())
     counts.push_back(tensor.runs * tensor.part.whole_count());
   owners_ = deal_out(counts, shares_);
   std::vector<bool> here;
   for (const int64_t owner : owners_) here.push_back(rank_of(owner) == data_->rank());
-  if (group_->size() > 1) agree_on_parts(parameters);
+  if (group_->size() > 1) agree_on_parts(parameters, cost);
   parameters.share(std::move(here), own_shares());
 }
 
 // Every rank of the group hears which parts the others have.
-void Ranks::agree_on_parts(Parameters& parameters) {
+void Ranks::agree_on_parts(Parameters& parameters, const WholeStepCost& cost) {
   std::vector<int64_t> own;
   for (const Parameters::Named& tensor : parameters.tensors()) {
     own.insert(own.end(),
@@ -141,7 +141,7 @@ void Ranks::agree_on_parts(Parameters& parameters) {
       for (int64_t left = *next++; left > 0; --left, next += 2) of.part.rows.push_back({next[0], next[1]});
     }
   }
-  deal_out_in_group(parameters);
+  const std::vector<bool> joined = deal_out_in_group(parameters, cost);
   std::vector<std::vector<Range>> counted;
   std::vector<bool> kept;
   for (size_t tensor = 0; tensor < tensors; ++tensor) {
@@ -159,28 +159,49 @@ void Ranks::agree_on_parts(Parameters& parameters) {
       meets = meets || count < of.part.count();
       if (rank == group_->rank()) counted.push_back(numbers);
     }
-    if (keeper) {
+    if (keeper && !joined[tensor]) {
       counted.back().clear();
       if (kept.back()) counted.back().push_back({0, until.front()->count()});
     }
     meets_.push_back(meets);
   }
-  parameters.count_once(std::move(counted), kept);
+  parameters.count_once(std::move(counted), kept, joined);
 }
 
-void Ranks::deal_out_in_group(const Parameters& parameters) {
-  std::vector<size_t> whole;
-  std::vector<int64_t> counts;
-  for (size_t i = 0; i < parameters.tensors().size(); ++i) {
-    const bool on_all =
-        std::ranges::all_of(parts_, [&](const auto& rank) { return rank[i].part.is_whole(); });
-    if (!on_all || parameters.tensors()[i].weight == nullptr) continue;
-    whole.push_back(i);
-    counts.push_back(parameters.tensors()[i].count);
+// Which are joined. Steps that take all of a tensor are the dear ones: those are dealt out first, by what
+// they cost, then the other matrices that are whole on all by what their states take; of each process of
+// data().
+std::vector<bool> Ranks::deal_out_in_group(const Parameters& parameters, const WholeStepCost& cost) {
+  const size_t tensors = parameters.tensors().size();
+  keepers_.assign(tensors, -1);
+  std::vector<bool> joined(tensors);
+  std::vector<int64_t> costs(tensors);
+  for (size_t i = 0; i < tensors; ++i) {
+    const Parameters::Named& tensor = parameters.tensors()[i];
+    const auto all = [&](auto is) {
+      return std::ranges::all_of(parts_, [&](const auto& rank) { return is(rank[i].part); });
+    };
+    const bool is_whole_on_all = all([](const TensorPart& part) { return part.is_whole(); });
+    costs[i] = cost(tensor);
+    joined[i] =
+        costs[i] > 0 && !all([](const TensorPart& part) { return part.is_whole() || part.count() == 0; });
+    if (joined[i] || (is_whole_on_all && tensor.weight != nullptr)) keepers_[i] = 0;
   }
-  keepers_.assign(parameters.tensors().size(), -1);
-  const std::vector<int64_t> dealt = deal_out(counts, group_->size());
-  for (size_t i = 0; i < whole.size(); ++i) keepers_[whole[i]] = static_cast<int>(dealt[i]);
+  for (int rank = 0; rank < data_->size(); ++rank) {
+    for (const bool is_dear : {true, false}) {
+      std::vector<size_t> dealt;
+      std::vector<int64_t> weights;
+      for (size_t i = 0; i < tensors; ++i) {
+        if (keepers_[i] < 0 || rank_of(owners_[i]) != rank || (costs[i] > 0) != is_dear) continue;
+        dealt.push_back(i);
+        const Parameters::Named& tensor = parameters.tensors()[i];
+        weights.push_back(is_dear ? costs[i] : tensor.runs * tensor.part.whole_count());
+      }
+      const std::vector<int64_t> keepers = deal_out(weights, group_->size());
+      for (size_t i = 0; i < dealt.size(); ++i) keepers_[dealt[i]] = static_cast<int>(keepers[i]);
+    }
+  }
+  return joined;
 }
 
 void Ranks::agree(std::span<double> values, std::span<const int64_t> shares) const {
@@ -283,7 +304,7 @@ std::vector<double> Ranks::gradient_squares(Parameters& parameters) const {
 void Ranks::publish(Parameters& parameters) const {
   for (size_t i = 0; i < owners_.size(); ++i) {
     const Parameters::Named& tensor = parameters.tensors()[i];
-    const std::optional<int> keeper = this->keeper(i);
+    const std::optional<int> keeper = tensor.is_joined ? std::nullopt : this->keeper(i);
     for (int64_t run = 0; keeper && tensor.is_here && run < tensor.runs; ++run) {
       const Tensor master = parameters.master(tensor, run);
       group_sums_->broadcast(master, *keeper, master);
@@ -299,15 +320,18 @@ void Ranks::publish(Parameters& parameters) const {
 
 void Ranks::gather(size_t tensor, size_t unit, std::span<const std::byte> own,
                    std::span<std::byte> whole) const {
-  const auto of = [&](int rank) -> const OfGroup& { return parts_[static_cast<size_t>(rank)][tensor]; };
   if (!leads_group()) {
-    if (of(group_->rank()).counts) group_->send(0, own);
+    if (counts(group_->rank(), tensor)) group_->send(0, own);
     return;
   }
-  if (of(0).part.count() > 0) put_part(of(0).part, of(0).runs, unit, own, whole);
+  if (part(0, tensor).is_whole()) {  // a block's scale is no number of the tensor
+    std::ranges::copy(own, whole.begin());
+    return;
+  }
+  if (part(0, tensor).count() > 0) put_part(part(0, tensor), of_group(0, tensor).runs, unit, own, whole);
   std::vector<std::byte> theirs;
   for (int rank = 1; rank < group_->size(); ++rank) {
-    const auto& [part, runs, counts] = of(rank);
+    const auto& [part, runs, counts] = of_group(rank, tensor);
     if (!counts) continue;
     theirs.resize(static_cast<size_t>(runs * part.count()) * unit);
     group_->receive(rank, theirs);

@@ -5,10 +5,12 @@
 // Or to groups of processes, each of which trains one model together (tensor parallel; DecoderOptions::
 // trainers): neighbours, P of them. Process r of every group has the same parts of all tensors, and those
 // processes are what the virtual ranks are dealt out to. Matrices that are whole on all of a group
-// (embedding, head, routers) are dealt out to it for the optimizer's step. Bytes depend on P.
+// (embedding, head, routers), and those whose step takes all of them (Muon's, or codes in blocks), are dealt
+// out to it for the optimizer's step. Bytes depend on P.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -54,8 +56,10 @@ class Ranks {
   // process is all of them.
   void connect(Collectives* group, Collectives* data);
 
+  // What a step that takes all of a tensor, and not each part by itself, costs beside others; 0: it does not.
+  using WholeStepCost = std::function<int64_t(const Parameters::Named& tensor)>;
   // Which tensors' masters are here, and who else has them; before Parameters::prepare.
-  void share(Parameters& parameters);
+  void share(Parameters& parameters, const WholeStepCost& cost);
   const std::vector<int64_t>& owners() const { return owners_; }  // of tensors: virtual ranks
   int64_t owner(size_t tensor) const { return owners_[tensor]; }
 
@@ -76,11 +80,15 @@ class Ranks {
   // Of a group, its parts of a tensor that is here, numbers of `unit` bytes: `whole` becomes all of it on the
   // first, and is empty elsewhere.
   void gather(size_t tensor, size_t unit, std::span<const std::byte> own, std::span<std::byte> whole) const;
-  // Of a matrix that is whole on all of a group, who keeps its states and takes its step; none: each a
-  // part's, or a small tensor's, all the same.
+  // Of a matrix that is whole on all of a group, or joined, who keeps its states and takes its step; none:
+  // each a part's, or a small tensor's, all the same.
   std::optional<int> keeper(size_t tensor) const {
     return keepers_.empty() || keepers_[tensor] < 0 ? std::nullopt : std::optional(keepers_[tensor]);
   }
+  // Of a group of several: what its rank has of a tensor, and whether some of that no rank before it has.
+  const TensorPart& part(int rank, size_t tensor) const { return of_group(rank, tensor).part; }
+  bool counts(int rank, size_t tensor) const { return of_group(rank, tensor).counts; }
+  Collectives& group_sums() const { return *group_sums_; }
   // What the keeper alone has, as gather() does.
   void hand_over(size_t tensor, std::span<const std::byte> own, std::span<std::byte> whole) const;
   // texts[i], of the virtual rank i, to rank 0. All of one size.
@@ -90,8 +98,8 @@ class Ranks {
  private:
   int rank_of(int64_t share) const { return static_cast<int>(share / own_shares()); }
   void agree_in_data(std::span<double> values, std::span<const int64_t> shares) const;
-  void agree_on_parts(Parameters& parameters);
-  void deal_out_in_group(const Parameters& parameters);
+  void agree_on_parts(Parameters& parameters, const WholeStepCost& cost);
+  std::vector<bool> deal_out_in_group(const Parameters& parameters, const WholeStepCost& cost);
   void sum_in_group(Backend& backend, const Parameters& parameters, size_t tensor) const;
 
   Communicator& communicator_;
@@ -106,6 +114,7 @@ class Ranks {
     int64_t runs = 1;
     bool counts = false;  // has numbers that no rank before it has
   };
+  const OfGroup& of_group(int rank, size_t tensor) const { return parts_[static_cast<size_t>(rank)][tensor]; }
   std::vector<std::vector<OfGroup>> parts_;
   std::vector<bool> meets_;   // by tensor: some numbers are on several ranks
   std::vector<int> keepers_;  // by tensor; -1: none

@@ -15,20 +15,16 @@ size_t aligned(size_t bytes) {
 // The list of what is kept, masters and then states, with the bytes of each and of this rank's part.
 template <class Visit>
 void each_kept(const Parameters& parameters, const Optimizer& optimizer, Visit visit) {
-  const auto whole = [](const Parameters::Named& tensor, DType dtype) {
-    return static_cast<size_t>(tensor.runs * row_bytes(dtype, tensor.part.whole_count()));
-  };
   for (size_t i = 0; i < parameters.tensors().size(); ++i) {
     const Parameters::Named& tensor = parameters.tensors()[i];
     if (!tensor.is_here) continue;
+    const auto whole = static_cast<size_t>(tensor.runs * tensor.part.whole_count());
     visit(Snapshot::Kept{fmt::format("parameter.{}", tensor.name), DType::kF32, tensor.shape, i, 0,
-                         whole(tensor, DType::kF32), static_cast<size_t>(tensor.count) * sizeof(float)});
+                         whole * sizeof(float), static_cast<size_t>(tensor.count) * sizeof(float)});
   }
   for (const Optimizer::State& state : optimizer.states()) {
-    const Parameters::Named& tensor = parameters.tensors()[state.tensor];
-    const bool is_all = tensor.part.is_whole() && tensor.is_kept;
-    const size_t bytes = is_all ? state.bytes : whole(tensor, state.dtype);
-    visit(Snapshot::Kept{state.name, state.dtype, state.shape, state.tensor, 0, bytes, state.bytes});
+    visit(Snapshot::Kept{state.name, state.dtype, state.shape, state.tensor, 0, state.whole_bytes,
+                         state.bytes});
   }
 }
 

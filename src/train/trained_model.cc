@@ -87,10 +87,12 @@ TrainedModel::TrainedModel(const TrainOptions& options_of_run, const Communicato
                    fmt::format("{} of weights {}", options.init.filename().string(), fingerprint(*files)));
   }
   parameters->mark_summed(decoder->weights().summed);
-  ranks.share(*parameters);
   std::vector<const Weight*> outer = {decoder->weights().embedding.table.get()};
   for (const nn::WeightPiece& piece : decoder->weights().head.pieces) outer.push_back(piece.weight.get());
-  optimizer = std::make_unique<Optimizer>(*backend, *parameters, options.optimizer, outer);
+  ranks.share(*parameters, [&](const Parameters::Named& tensor) {
+    return whole_step_cost(options.optimizer, outer, tensor);
+  });
+  optimizer = std::make_unique<Optimizer>(*backend, *parameters, options.optimizer, outer, &ranks);
   const bool has_tokenizer =
       gguf ? files->metadata().find("tokenizer.ggml.model") != nullptr : !files->tokenizer_json().is_null();
   if (has_tokenizer) tokenizer = Tokenizer::from_model(*files);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "formats/safetensors.h"
 #include "formats/safetensors_write.h"
 #include "support/temporary_directory.h"
@@ -105,6 +107,26 @@ inline std::string model_bytes(const TrainOptions& options) {
   return read_file(options.out / "model" / "model.safetensors");
 }
 
+// The files of a run, without those that tell of times and processes.
+inline std::vector<std::filesystem::path> files_of(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> files;
+  for (const std::filesystem::directory_entry& entry :
+       std::filesystem::recursive_directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && name != "metrics.jsonl" && name != "lock" && !name.starts_with("events."))
+      files.push_back(entry.path().lexically_relative(folder));
+  }
+  std::ranges::sort(files);
+  return files;
+}
+
+inline void expect_same_run(const std::filesystem::path& expected, const std::filesystem::path& actual) {
+  const std::vector<std::filesystem::path> files = files_of(expected);
+  EXPECT_EQ(files, files_of(actual));
+  for (const std::filesystem::path& file : files)
+    EXPECT_TRUE(read_file(expected / file) == read_file(actual / file)) << file;
+}
+
 struct NamedValues {
   std::string name;
   std::vector<int64_t> shape;
@@ -137,6 +159,19 @@ inline void write_model(const std::filesystem::path& folder, const std::filesyst
                       }});
   }
   write_safetensors(folder / "model.safetensors", writes, {{"format", "pt"}});
+}
+
+// A configuration whose widths no number of ranks divides, with weights that are drawn.
+inline std::filesystem::path write_uneven_model(const std::filesystem::path& folder) {
+  Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
+  config.update({{"num_attention_heads", 6},
+                 {"num_key_value_heads", 3},
+                 {"head_dim", 8},
+                 {"hidden_size", 44},
+                 {"intermediate_size", 101},
+                 {"vocab_size", 97}});
+  write_file_atomically(folder / "config.json", dump_json(config, 2));
+  return folder;
 }
 
 }  // namespace qiao::train

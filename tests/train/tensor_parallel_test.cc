@@ -128,23 +128,10 @@ struct SpreadTraining {
   const char* chip;
 };
 
-// A configuration whose widths no number of ranks divides, with weights that are drawn.
-std::filesystem::path write_uneven(const std::filesystem::path& folder) {
-  Json config = parse_json(read_file(golden() / "llama" / "init" / "config.json"), "config.json");
-  config.update({{"num_attention_heads", 6},
-                 {"num_key_value_heads", 3},
-                 {"head_dim", 8},
-                 {"hidden_size", 44},
-                 {"intermediate_size", 101},
-                 {"vocab_size", 97}});
-  write_file_atomically(folder / "config.json", dump_json(config, 2));
-  return folder;
-}
-
 class SpreadTrainingTest : public ::testing::TestWithParam<SpreadTraining> {
  protected:
   std::filesystem::path init(const std::string& model) const {
-    if (model == "uneven") return write_uneven(folder_.path());
+    if (model == "uneven") return write_uneven_model(folder_.path());
     return model.starts_with("models/") ? golden().parent_path() / model : golden() / model / "init";
   }
 
@@ -258,7 +245,7 @@ TEST(SpreadDropoutTest, MasksAreOneProcesss) {
   const testing::TemporaryDirectory folder;
   for (const bool is_uneven : {false, true}) {
     TrainOptions options = as_pytorch("");
-    if (is_uneven) options.init = write_uneven(folder.path());
+    if (is_uneven) options.init = write_uneven_model(folder.path());
     options.lora.rank = 4;
     options.optimizer.learning_rate = 1e-2;
     options.virtual_ranks = 1, options.steps = 4;

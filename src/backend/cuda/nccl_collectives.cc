@@ -5,6 +5,7 @@
 #include "backend/cuda/nccl_collectives.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -62,9 +63,7 @@ class NcclCollectives final : public Collectives {
       if (rank() != root) return receive(to.as<float>(), to.elements(), root);
       each_other([&](int other) { send(values.as<float>(), to.elements(), other); });
     });
-    if (rank() != root || values.data == to.data) return;
-    QIAO_CUDA(cudaMemcpyAsync(to.data, values.data, static_cast<size_t>(to.bytes()), cudaMemcpyDeviceToDevice,
-                              backend_.stream().handle()));
+    if (rank() == root && values.data != to.data) copy(to.as<float>(), values.as<float>(), to.elements());
   }
 
   void gather_columns(const Tensor& own, std::span<const int64_t> columns, const Tensor& all) override {
@@ -89,17 +88,58 @@ class NcclCollectives final : public Collectives {
     }
   }
 
+  void gather(const Tensor& own, std::span<const int64_t> counts, int root, const Tensor& all) override {
+    const int64_t count = counts[static_cast<size_t>(rank())];
+    together([&] {
+      if (rank() != root) return send(own.as<float>(), count, root);
+      each_share(all, counts,
+                 [&](int other, float* share, int64_t length) { receive(share, length, other); });
+    });
+    if (rank() == root) copy(own_share(all, counts), own.as<float>(), count);
+  }
+
+  void scatter(const Tensor& all, std::span<const int64_t> counts, int root, const Tensor& own) override {
+    const int64_t count = counts[static_cast<size_t>(rank())];
+    together([&] {
+      if (rank() != root) return receive(own.as<float>(), count, root);
+      each_share(all, counts, [&](int other, float* share, int64_t length) { send(share, length, other); });
+    });
+    if (rank() == root) copy(own.as<float>(), own_share(all, counts), count);
+  }
+
  private:
+  // visit(rank, its numbers in `all`, how many) for the other ranks.
+  template <class Visit>
+  void each_share(const Tensor& all, std::span<const int64_t> counts, Visit visit) const {
+    float* first = all.as<float>();
+    for (int other = 0; other < size(); ++other) {
+      const int64_t count = counts[static_cast<size_t>(other)];
+      if (other != rank()) visit(other, first, count);
+      first += count;
+    }
+  }
+  float* own_share(const Tensor& all, std::span<const int64_t> counts) const {
+    const std::span<const int64_t> before = counts.first(static_cast<size_t>(rank()));
+    return all.as<float>() + std::accumulate(before.begin(), before.end(), int64_t{0});
+  }
+  void copy(float* to, const float* from, int64_t count) {
+    if (count == 0) return;
+    QIAO_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(count) * sizeof(float), cudaMemcpyDeviceToDevice,
+                              backend_.stream().handle()));
+  }
+
   void check(int result, const char* call) const {
     if (result == kNcclSuccess) return;
     throw_error(ErrorKind::kUnavailable, "cuda: {} of {} ranks: {}", call, size(),
                 nccl_.error_string(result));
   }
   void send(const float* from, int64_t count, int to) {
+    if (count == 0) return;
     check(nccl_.send(from, static_cast<size_t>(count), kNcclFloat, to, group_, backend_.stream().handle()),
           "ncclSend");
   }
   void receive(float* to, int64_t count, int from) {
+    if (count == 0) return;
     check(nccl_.receive(to, static_cast<size_t>(count), kNcclFloat, from, group_, backend_.stream().handle()),
           "ncclRecv");
   }
@@ -128,9 +168,7 @@ class NcclCollectives final : public Collectives {
         backend_.accumulate(
             {Tensor(at(left + distance), DType::kF32, {count}), Tensor(at(left), DType::kF32, {count})});
     }
-    if (at(0) == own) return;
-    QIAO_CUDA(cudaMemcpyAsync(own, at(0), static_cast<size_t>(count) * sizeof(float),
-                              cudaMemcpyDeviceToDevice, backend_.stream().handle()));
+    if (at(0) != own) copy(own, at(0), count);
   }
 
   template <class Visit>
