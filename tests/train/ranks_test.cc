@@ -294,11 +294,16 @@ TEST_P(SpreadRunTest, TheModelIsWrittenAsByOneProcess) {
   const Json state = parse_json(read_file(one.out / "checkpoints" / "step-00000001" / "state.json"), "state");
   EXPECT_EQ(state["sha256"].size(), 4u);
   for (const auto& [file, sha256] : state["sha256"].items()) {
-    const auto expected = read_tensors(one.out / "checkpoints" / "step-00000001" / file);
-    const auto got = read_tensors(parts.out / "checkpoints" / "step-00000001" / file);
+    const auto tensors = [&](const TrainOptions& run) {
+      return open_safetensors(run.out / "checkpoints" / "step-00000001" / file,
+                              TypePolicy::kRefuseUnsupported)
+          .tensors;
+    };
+    const auto expected = tensors(one), got = tensors(parts);
     ASSERT_EQ(got.size(), expected.size());
     for (size_t i = 0; i < got.size(); ++i) {
       EXPECT_EQ(got[i].name, expected[i].name);
+      EXPECT_EQ(got[i].dtype, expected[i].dtype);
       EXPECT_EQ(got[i].shape, expected[i].shape);
     }
   }
