@@ -74,7 +74,8 @@ class Table:
 
     def row(self, row):
         if row.get("what") == "skipped":
-            print(f"| {row['model']} | skipped: its weights have {row['bytes']} bytes | | | | | |")
+            why = f"its weights have {row['bytes']} bytes" if "bytes" in row else f"no time was left for {row['no_time_for']}"
+            print(f"| {row['model']} | skipped: {why} | | | | | |")
             return
         if row.get("what") == "train":
             self.training(row)

@@ -69,13 +69,15 @@ void add_conformance_command(CLI::App& app) {
       "--fast", arguments->backend_options.fast,
       "Of a GPU that adds up in the order that is quickest for each shape: rows are not compared "
       "with themselves alone");
-  command
-      ->add_option("--products", arguments->products,
-                   "Instead of all else, time products with weights of N x K, in BF16 and FP8")
-      ->delimiter(',')
-      ->type_name("NxK,…");
+  CLI::Option* const products =
+      command
+          ->add_option("--products", arguments->products,
+                       "Instead of all else, time products with weights of N x K, in BF16 and FP8")
+          ->delimiter(',')
+          ->type_name("NxK,…");
   command->add_option("--tokens", arguments->options.tokens, "How many rows those are of")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->needs(products)
       ->delimiter(',')
       ->capture_default_str()
       ->type_name("N,…");

@@ -50,6 +50,12 @@ bool share_heads(const DecoderConfig& config, int64_t block, int rank, int size,
   return true;
 }
 
+// Of feed-forward layers; 0 where all are experts.
+int64_t dense_width(const DecoderConfig& config) {
+  const bool dense = !std::ranges::all_of(config.layer_is_moe, [](bool moe) { return moe; });
+  return dense ? config.intermediate_size : 0;
+}
+
 }  // namespace
 
 std::optional<Shards> share_out(const DecoderConfig& config, const ShardBlocks& blocks, int rank, int size) {
@@ -63,8 +69,7 @@ std::optional<Shards> share_out(const DecoderConfig& config, const ShardBlocks& 
     if (part) range = *part;
     return part.has_value();
   };
-  const bool dense = !std::ranges::all_of(config.layer_is_moe, [](bool moe) { return moe; });
-  if (!share(dense ? config.intermediate_size : 0, blocks.ffn, shards.ffn) ||
+  if (!share(dense_width(config), blocks.ffn, shards.ffn) ||
       !share(config.num_experts > 0 ? config.moe_intermediate_size : 0, blocks.expert_ffn,
              shards.expert_ffn) ||
       !share(config.num_experts > 0 ? config.shared_intermediate_size : 0, blocks.shared_ffn,
@@ -89,7 +94,7 @@ Shards need_shards(const DecoderConfig& config, const ShardBlocks& blocks, int r
   const auto add = [&](std::string_view what, int64_t width, int64_t block) {
     if (width > 0) widths += fmt::format(", {} of {} in blocks of {}", what, width, block);
   };
-  add("a feed-forward width", config.intermediate_size, blocks.ffn);
+  add("a feed-forward width", dense_width(config), blocks.ffn);
   if (config.num_experts > 0) {
     add("experts' widths", config.moe_intermediate_size, blocks.expert_ffn);
     add("a shared expert's", config.shared_intermediate_size, blocks.shared_ffn);

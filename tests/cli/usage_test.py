@@ -93,7 +93,7 @@ class UsageTest(unittest.TestCase):
                                 (["tokenizer", "nothing like it"], "`qiao tokenizer --help`"),
                                 (["conformance", "--products", "12x"], "--products: 12x: not N x K of a weight, each from 1 to 1048576, as in 28672x4096"),
                                 (["conformance", "--products", "0x4"], "0x4: not N x K"), (["conformance", "--products", "4-4"], "4-4: not N x K"),
-                                (["conformance", "--products", "4x4x4"], "4x4x4: not N x K"), (["conformance", "--products", "4x4", "--tokens", "0"], "--tokens: Value 0 not in range"),
+                                (["conformance", "--products", "4x4x4"], "4x4x4: not N x K"), (["conformance", "--tokens", "4"], "--tokens requires --products"), (["conformance", "--products", "4x4", "--tokens", "0"], "--tokens: Value 0 not in range"),
                                 (["train", "dpo", "--bogus"], "train dpo: unknown option '--bogus'; `qiao train dpo --help`")):
             run = qiao(*arguments)
             self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)

@@ -335,6 +335,12 @@ TEST(ShardsTest, RefusesNamingWhatWorks) {
                     "over: 1, 2");
   EXPECT_QIAO_ERROR(need_shards(shape(8, 8, 64, 512), {1, 256}, 0, 4, "some.gguf"), kUnsupported,
                     "over: 1, 2");
+  // Where all layers are experts a configuration's dense width is of none.
+  DecoderConfig experts = shape(9, 3, 64, 1536);
+  experts.layer_is_moe.assign(experts.layer_is_moe.size(), true);
+  experts.num_experts = 4, experts.moe_intermediate_size = 96;
+  EXPECT_QIAO_ERROR(need_shards(experts, {}, 0, 4, "some.gguf"), kUnsupported,
+                    "in blocks of 1, experts' widths of 96 in blocks of 1; numbers of processes");
 }
 
 }  // namespace

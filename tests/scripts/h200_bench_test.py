@@ -101,11 +101,15 @@ class RunScript(unittest.TestCase):
                      "| llama-3.1-8b, fp8, pages of fp8 | decode 1 x at 8000 | 200 | 80% of read (67%) | - | - | vLLM 53% of the datasheet's reads; target 75% of the measured |",
                      "| llama-3.1-8b | start to ready, 16.0 GB | 8.0 s | | 4.0 s to read them | 2.00 | target 6.8 s |",
                      "| qwen2.5-1.5b | training, 16 x 1024 | 30000 | 50% of bf16 (40%) | 30000 | 1.00 | torchtitan 33 to 39%, llm.c 44% of the datasheet's; target 50% |",
+                     "| qwen3-30b-a3b | decode 256 x at 1000 | 51200 | 80% of read (67%) | - | - |  |",
                      "| BF16 bf16 | 2048 | 28672 x 4096 | 962.1 (500) | 687.2 (700) | - | - | - |",
                      "| F8_128 f8 | 8192 | a layer of llama-3.1-8b | 3573.4 (1000) | 2552.4 (1400) | - | - | - |",
                      "| rope | f32 | T=1 | 3.0 | 50% of read | 0.25 |"):
             self.assertIn(line + "\n", table)
         self.assertEqual(list(self.base.glob("tmp.*")), [])
+        # Of the first shape alone all is measured.
+        calls = (self.base / "calls").read_text()
+        self.assertEqual([calls.count(f"--device cuda -q --json -c 16384 {which}") for which in ("-b 8192", "--fast")], [3, 1])
 
     def test_no_gpu_is_one_line(self):
         for devices, why in (([{"chip": "cuda", "unavailable": "cuda: no NVIDIA driver here"}], "cuda: no NVIDIA driver here"), ([{"chip": "cpu"}], "this program was built without cuda")):
@@ -117,6 +121,20 @@ class RunScript(unittest.TestCase):
         self.assertEqual(code, 0, said)
         self.assertIn(f"| llama-3.1-8b | skipped: its weights have {10**18} bytes |", table)
         self.assertEqual((self.base / "calls").read_text().split(), ["devices", "--json"])
+
+
+    def test_what_has_no_time_is_a_row(self):
+        code, table, said = self.run_it("--quick", "--minutes", "00", "--shapes", "llama-3.1-8b qwen3-8b")
+        self.assertEqual(code, 0, said)
+        for line in ("llama-3.1-8b | skipped: no time was left for writing 0 MB", "llama-124m | skipped: no time was left for training", "qwen3-8b | skipped: no time was left for writing 0 MB"):
+            self.assertEqual(table.count(f"| {line} |"), 1, table)
+        self.assertEqual((self.base / "calls").read_text().split(), ["devices", "--json"])
+
+    def test_wrong_arguments_are_one_line(self):
+        for arguments, why in ((["--minutes"], "--minutes: a value was expected after it"), (["--minutes", "-1"], "--minutes -1: a number of minutes was expected"), (["--minutes", "8x"], "--minutes 8x: a number")):
+            code, table, said = self.run_it(*arguments)
+            self.assertEqual((code, table), (2, ""))
+            self.assertRegex(said, f"^run.sh: {why}.*\n$")
 
 
 class Report(unittest.TestCase):
