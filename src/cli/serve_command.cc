@@ -195,6 +195,7 @@ void serve_model(ServeFlags flags) {
   wished.cache_directory = flags.cache_directory;
   wished.cache_directory_bytes = static_cast<uint64_t>(flags.cache_directory_gib * 0x1p30);
   wished.on_device_lost = device_lost_listener(signals);
+  const std::string chip = model->backend().describe().name;
   Engine engine(model, wished);
   signals.begin();  // before anybody can see it serve, and then end it
   serve::Server server(model, engine, flags.server);
@@ -214,9 +215,9 @@ void serve_model(ServeFlags flags) {
                                                 options.sliding_pages, model->config().sliding_window);
   const EngineMemory memory = engine.memory();
   say(fmt::format(
-      "Memory: weights {}, key/value cache {} ({} pages of {} tokens{}, {}), workspace {}, free {} of {}",
-      format_bytes(memory.weights), format_bytes(memory.cache), options.pages, options.page_tokens, sliding,
-      traits(options.kv_dtype).name, format_bytes(memory.workspace), format_bytes(memory.free),
+      "Runs on {}: weights {}, key/value cache {} ({} pages of {} tokens{}, {}), workspace {}, free {} of {}",
+      chip, format_bytes(memory.weights), format_bytes(memory.cache), options.pages, options.page_tokens,
+      sliding, traits(options.kv_dtype).name, format_bytes(memory.workspace), format_bytes(memory.free),
       format_bytes(memory.total)));
   say(engine.restored());
   run_server(flags, restart, signals, server, [&] { return engine.save_cache(); });
