@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "backend/backend.h"
+#include "backend/collectives_shares.h"
 #include "parallel/communicator.h"
 #include "support/expect_error.h"
 
@@ -195,28 +196,7 @@ TEST(CollectivesTest, SharesComeTogetherAndGoBack) {
   const std::vector<int64_t> counts = {3, (int64_t{1} << 18) + 5, 0, 2};
   in_ranks(4, [&](Backend& backend, Communicator& communicator) {
     const auto ranks = backend.make_collectives(communicator);
-    const auto own = addend(ranks->rank(), counts[static_cast<size_t>(ranks->rank())]);
-    std::vector<float> expected;
-    for (int rank = 0; rank < 4; ++rank)
-      for (const float value : addend(rank, counts[static_cast<size_t>(rank)])) expected.push_back(value);
-    for (const int root : {0, 1, 2}) {
-      const Buffer part = backend.allocate(own.size() * sizeof(float)),
-                   back = backend.allocate(own.size() * sizeof(float)),
-                   whole = backend.allocate(expected.size() * sizeof(float));
-      backend.upload(part.data(), own.data(), own.size() * sizeof(float));
-      const Tensor all =
-          ranks->rank() == root ? Tensor(whole.data(), DType::kF32, {std::ssize(expected)}) : Tensor();
-      ranks->gather(Tensor(part.data(), DType::kF32, {std::ssize(own)}), counts, root, all);
-      if (ranks->rank() == root) {
-        std::vector<float> got(expected.size());
-        backend.download(got.data(), whole.data(), got.size() * sizeof(float));
-        EXPECT_EQ(got, expected) << root;
-      }
-      ranks->scatter(all, counts, root, Tensor(back.data(), DType::kF32, {std::ssize(own)}));
-      std::vector<float> got(own.size());
-      backend.download(got.data(), back.data(), got.size() * sizeof(float));
-      EXPECT_EQ(got, own) << root;
-    }
+    testing::expect_shares_come_and_go(backend, *ranks, counts);
     communicator.finish();
   });
 }

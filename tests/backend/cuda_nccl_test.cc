@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "backend/collectives_shares.h"
 #include "backend/cuda/nccl_collectives.h"
 #include "backend/cuda_stand_in/stand_in.h"
 #include "base/error.h"
@@ -213,28 +214,7 @@ TEST(CudaNcclTest, SharesComeTogetherAndGoBack) {
   stand_in::reset();
   const std::vector<int64_t> counts = {3, 70'001, 0, 2};  // one rank has none
   in_gpus(4, [&](CudaBackend& backend, Collectives& ranks) {
-    const auto own = addend_of(ranks.rank(), counts[static_cast<size_t>(ranks.rank())]);
-    std::vector<float> expected;
-    for (int rank = 0; rank < 4; ++rank)
-      for (const float value : addend_of(rank, counts[static_cast<size_t>(rank)])) expected.push_back(value);
-    for (const int root : {0, 1, 2}) {
-      const Buffer part = backend.allocate(own.size() * sizeof(float)),
-                   back = backend.allocate(own.size() * sizeof(float)),
-                   whole = backend.allocate(expected.size() * sizeof(float));
-      backend.upload(part.data(), own.data(), own.size() * sizeof(float));
-      const Tensor all =
-          ranks.rank() == root ? Tensor(whole.data(), DType::kF32, {std::ssize(expected)}) : Tensor();
-      ranks.gather(Tensor(part.data(), DType::kF32, {std::ssize(own)}), counts, root, all);
-      if (ranks.rank() == root) {
-        std::vector<float> got(expected.size());
-        backend.download(got.data(), whole.data(), got.size() * sizeof(float));
-        EXPECT_EQ(got, expected) << root;
-      }
-      ranks.scatter(all, counts, root, Tensor(back.data(), DType::kF32, {std::ssize(own)}));
-      std::vector<float> got(own.size());
-      backend.download(got.data(), back.data(), got.size() * sizeof(float));
-      EXPECT_EQ(got, own) << root;
-    }
+    testing::expect_shares_come_and_go(backend, ranks, counts);
   });
   EXPECT_THAT(stand_in::faults(), ::testing::IsEmpty());
 }

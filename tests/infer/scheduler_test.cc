@@ -185,17 +185,8 @@ TEST_P(SchedulerPropertyTest, EveryRequestSaysWhatItSaysAloneAndNoPageIsLost) {
       ASSERT_LT(step, 20'000) << "no progress, seed " << seed << ", round " << round;
       while (to_come > 0 && (machine.scheduler.idle() || random() % 4 == 0)) {
         --to_come;
-        std::vector<TokenId> prompt(static_cast<size_t>(from_to(1, 30)));
-        for (TokenId& token : prompt) token = static_cast<TokenId>(random() % 8 == 0);
-        const auto job = toy_job(prompt, from_to(0, 10));
+        const auto job = random_job(random, expected);
         job->guesses = &random;
-        job->forces = random() % 2 == 0;
-        job->tenant = random() % 4 == 0 ? "other" : "";
-        job->embedding = random() % 8 == 0;
-        if (job->embedding) job->wanted = 0;
-        if (job->embedding || random() % 8 == 0)
-          job->outputs_wanted = job->prompt_tokens - (job->embedding ? 0 : 1);
-        expected.push_back(generated_alone(prompt, job->wanted));
         jobs.push_back(job);
         machine.scheduler.enqueue(job);
       }

@@ -292,4 +292,21 @@ inline std::shared_ptr<ToyJob> toy_job(std::vector<TokenId> prompt, int64_t want
   return job;
 }
 
+// A request of two tokens' alphabet, so that beginnings meet: an answer, log-probabilities of its prompt or
+// an embedding, of one of two tenants. Appends what it says alone.
+inline std::shared_ptr<ToyJob> random_job(std::mt19937_64& random,
+                                          std::vector<std::vector<TokenId>>& expected) {
+  std::vector<TokenId> prompt(1 + random() % 30);
+  for (TokenId& token : prompt) token = static_cast<TokenId>(random() % 8 == 0);
+  const auto job = toy_job(prompt, static_cast<int64_t>(random() % 11));
+  job->forces = random() % 2 == 0;
+  job->tenant = random() % 4 == 0 ? "other" : "";
+  job->embedding = random() % 8 == 0;
+  if (job->embedding) job->wanted = 0;
+  if (job->embedding || random() % 8 == 0)
+    job->outputs_wanted = job->prompt_tokens - (job->embedding ? 0 : 1);
+  expected.push_back(generated_alone(prompt, job->wanted));
+  return job;
+}
+
 }  // namespace qiao::testing

@@ -166,19 +166,12 @@ def one_model_draws(scratch):
     out = scratch / "follower"
     with subprocess.Popen(command(2, out, "--steps", "100000", "--checkpoint-every", "2", "--reward", by_length, *flags, **drawing),
                           env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
-        until = time.monotonic() + 300
-        while newest_checkpoint(out) is None:
-            expect(time.monotonic() < until and launcher.poll() is None, "no checkpoint came")
-            time.sleep(0.05)
-        ranks = [process_of(rank, launcher.pid) for rank in range(2)]
+        ranks = processes_with_a_checkpoint(out, launcher, 2)
         os.kill(ranks[1], signal.SIGKILL)
         _, errors = launcher.communicate(timeout=300)
     expect(launcher.returncode in (1, 137), launcher.returncode, errors)
     expect(f"rank 1 on {os.uname().nodename} is lost" in errors, errors)
-    until = time.monotonic() + 180
-    while any(pathlib.Path(f"/proc/{process}").exists() for process in ranks):
-        expect(time.monotonic() < until, "ranks go on")
-        time.sleep(0.05)
+    expect_ended(ranks)
 
 
 def kills(scratch, whole):
@@ -267,17 +260,29 @@ def newest_checkpoint(out):
     return found[-1] if found else None
 
 
+def processes_with_a_checkpoint(out, launcher, count):
+    until = time.monotonic() + 300
+    while newest_checkpoint(out) is None:
+        expect(time.monotonic() < until and launcher.poll() is None, "no checkpoint came")
+        time.sleep(0.05)
+    return [process_of(rank, launcher.pid) for rank in range(count)]
+
+
+def expect_ended(processes):
+    """mpirun may end before those that it ends."""
+    until = time.monotonic() + 180
+    while any(pathlib.Path(f"/proc/{process}").exists() for process in processes):
+        expect(time.monotonic() < until, "ranks go on")
+        time.sleep(0.05)
+
+
 def one_that_ends(scratch, how, rank, said):
     out = scratch / f"{how.name}-{rank}"
     # Where one ends, nobody waits for the limit; where one is stopped, the limit is what is told.
     patience = "3" if how == signal.SIGSTOP else "60"
     with subprocess.Popen(command(4, out, "--steps", "100000", "--checkpoint-every", "2", "--rank-timeout", patience),
                           env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
-        until = time.monotonic() + 300
-        while newest_checkpoint(out) is None:
-            expect(time.monotonic() < until and launcher.poll() is None, "no checkpoint came")
-            time.sleep(0.05)
-        ranks = [process_of(other, launcher.pid) for other in range(4)]
+        ranks = processes_with_a_checkpoint(out, launcher, 4)
         os.kill(ranks[rank], how)
         began = time.monotonic()
         try:
@@ -287,9 +292,7 @@ def one_that_ends(scratch, how, rank, said):
             raise
     took = time.monotonic() - began
     expect(launcher.returncode != 0, errors)
-    while any(pathlib.Path(f"/proc/{process}").exists() for process in ranks):  # mpirun may end before those that it ends
-        expect(time.monotonic() < began + 180, "ranks go on")
-        time.sleep(0.05)
+    expect_ended(ranks)
     expect(f"rank {rank} on {os.uname().nodename} {said}" in errors, errors)
     # Where mpirun itself sees first that a process was killed, it gives that one's exit code.
     expect(launcher.returncode in ((1, 137) if how == signal.SIGKILL else (1,)), launcher.returncode, errors)
